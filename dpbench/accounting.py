@@ -1,0 +1,136 @@
+"""PLD and RDP from dp-accounting behind one facade; calibrations are cached, as each costs seconds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from functools import cache
+from importlib.metadata import version
+
+from dpbench import paths
+from dpbench.errors import DpbenchError
+from dpbench.files import canonical_json, sha256_text, write_atomic
+
+ACCOUNTANTS = ("pld", "rdp")
+TOLERANCE = 0.01
+"""A calibrated epsilon lies in [(1 - TOLERANCE) x target, target]."""
+
+_INTERVAL = 1e-4  # of the privacy loss; pessimistic rounding, so a coarser grid only over-states epsilon
+
+
+class Unsupported(DpbenchError):
+    """The accountant has no answer for this relation."""
+
+
+def versions() -> dict[str, str]:
+    """Accountant -> library and version."""
+    return {name: f"dp-accounting {version('dp-accounting')}" for name in ACCOUNTANTS}
+
+
+@cache
+def epsilon(
+    *, noise_multiplier: float, sample_rate: float, steps: int, delta: float, relation: str = "add_or_remove", accountant: str = "pld"
+) -> float:
+    """Epsilon of `steps` Poisson-sampled Gaussian releases.
+
+    Args:
+        noise_multiplier: noise std / add-or-remove sensitivity, whatever the relation.
+        sample_rate: of each example; 1 means every example in every step.
+        relation: `add_or_remove` or `replace_one`; goes to the accountant only.
+        accountant: `pld` (reported) or `rdp`.
+
+    Raises:
+        Unsupported: RDP of dp-accounting refuses Poisson sampling with replace-one.
+        DpbenchError: an argument out of range.
+    """
+    import dp_accounting
+    from dp_accounting import pld, rdp
+
+    if noise_multiplier <= 0 or not 0 < sample_rate <= 1 or steps < 0 or not 0 < delta < 1:
+        raise DpbenchError(
+            f"no epsilon for noise_multiplier {noise_multiplier:g}, sample_rate {sample_rate:g}, steps {steps}, delta {delta:g}",
+            "noise_multiplier > 0, 0 < sample_rate <= 1, steps >= 0, 0 < delta < 1",
+        )
+    if steps == 0:
+        return 0.0
+    relations = {
+        "add_or_remove": dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
+        "replace_one": dp_accounting.NeighboringRelation.REPLACE_ONE,
+    }
+    if relation not in relations:
+        raise DpbenchError(f"unknown neighbouring relation {relation!r}", f"one of {', '.join(relations)}")
+    if accountant == "pld":
+        made = pld.PLDAccountant(relations[relation], value_discretization_interval=_INTERVAL)
+    elif accountant == "rdp":
+        logging.getLogger("absl").setLevel(logging.ERROR)  # it warns for every order it leaves out, which is its business
+        made = rdp.RdpAccountant(neighboring_relation=relations[relation])
+    else:
+        raise DpbenchError(f"unknown accountant {accountant!r}", f"one of {', '.join(ACCOUNTANTS)}")
+    event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise_multiplier)
+    if sample_rate < 1:
+        event = dp_accounting.PoissonSampledDpEvent(sample_rate, event)
+    try:
+        made.compose(event, steps)
+    except dp_accounting.UnsupportedEventError as error:
+        raise Unsupported(f"{accountant} has no epsilon for {relation} with Poisson sampling", "read the PLD value") from error
+    return float(made.get_epsilon(delta))
+
+
+def calibrate(target: float, *, sample_rate: float, steps: int, delta: float, relation: str = "add_or_remove") -> float:
+    """The noise multiplier whose PLD epsilon is at most `target` and within 1 % of it.
+
+    Raises:
+        DpbenchError: the target is not above 0, or no noise multiplier up to 1e4 reaches it.
+    """
+    if not (target > 0 and math.isfinite(target)):
+        raise DpbenchError(f"target epsilon {target} is not a positive number", "give one above 0")
+    key = {
+        "target": target,
+        "sample_rate": sample_rate,
+        "steps": steps,
+        "delta": delta,
+        "relation": relation,
+        "interval": _INTERVAL,
+        "tolerance": TOLERANCE,
+        "library": versions()["pld"],
+    }
+    path = paths.cache() / "calibrations" / f"{sha256_text(canonical_json(key))[:16]}.json"
+    if (known := _cached(path, key)) is not None:
+        return known
+    found = _search(target, sample_rate, steps, delta, relation)
+    write_atomic(path, json.dumps({"key": key, "noise_multiplier": found}) + "\n")
+    return found
+
+
+def _cached(path, key) -> float | None:  # type: ignore[no-untyped-def]
+    try:
+        stored = json.loads(path.read_text())
+        return float(stored["noise_multiplier"]) if stored["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # absent or damaged: calibrate again
+
+
+def _search(target: float, sample_rate: float, steps: int, delta: float, relation: str) -> float:
+    def spent(noise_multiplier: float) -> float:
+        return epsilon(noise_multiplier=noise_multiplier, sample_rate=sample_rate, steps=steps, delta=delta, relation=relation)
+
+    low, high = 0.0, 1.0
+    while spent(high) > target:
+        low, high = high, high * 2
+        if high > 1e4:
+            raise DpbenchError(
+                f"epsilon {target:g} is out of reach at sample_rate {sample_rate:g}, {steps} steps, delta {delta:g}",
+                "take fewer steps, smaller batches, or a larger epsilon",
+            )
+    while low == 0.0:  # bracket from below without trying noise so small that the accountant's grid overflows
+        if spent(high / 2) > target:
+            low = high / 2
+        else:
+            high /= 2
+            if high < 1e-2:
+                return high
+    while spent(high) < target * (1 - TOLERANCE):
+        middle = (low + high) / 2
+        low, high = (low, middle) if spent(middle) <= target else (middle, high)
+    return high

@@ -1,0 +1,160 @@
+"""The command line. Thin: it parses, calls, and turns a DpbenchError into one message and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from dpbench import __version__, paths
+from dpbench.errors import DpbenchError
+from dpbench.spec.models import TIERS
+from dpbench.tracking import MODES
+
+
+def _run(args: argparse.Namespace) -> None:
+    from dpbench.runner import execute, read_config
+
+    execute(read_config(args.config), Path(args.out), args.threads, args.tracking, args.quiet)
+
+
+def _table(args: argparse.Namespace) -> None:
+    from dpbench.report.commands import write_table
+
+    sources = json.loads(args.sources) if args.sources else {}
+    write_table(args.table, args.tier, Path(args.out), sources, args.seeds)
+
+
+def _plot(args: argparse.Namespace) -> None:
+    from dpbench.report.commands import write_plot
+
+    write_plot(args.table, args.name, Path(args.data), Path(args.out))
+
+
+def _claims(args: argparse.Namespace) -> None:
+    from dpbench.report.commands import write_claims
+
+    write_claims([Path(p) for p in args.tables], Path(args.out))
+
+
+def _long(args: argparse.Namespace) -> None:
+    from dpbench.report.commands import write_long_table
+
+    write_long_table(Path(args.out))
+
+
+def _report(args: argparse.Namespace) -> None:
+    from dpbench.report.commands import write_recorded_report, write_report
+
+    if args.recorded:
+        write_recorded_report(Path(args.out))
+    else:
+        write_report([Path(p) for p in args.tables], [Path(p) for p in args.plots], Path(args.claims), Path(args.out))
+
+
+def _record(args: argparse.Namespace) -> None:
+    from dpbench import recording
+
+    if args.merge:
+        for line in recording.merge(Path(args.merge)):
+            print(line)
+        return
+    if not args.tier:
+        raise DpbenchError("record needs --tier or --merge FILE", "say which tier to run, or which archive to file")
+    recording.record(args.tier, args.minutes, Path(args.out) if args.out else None, args.tables, args.threads)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from dpbench.checking import check
+
+    return check(args.tier, args.tables)
+
+
+def _doctor(_args: argparse.Namespace) -> None:
+    from dpbench.doctor import report
+
+    print(report())
+
+
+def _schema(args: argparse.Namespace) -> None:
+    from dpbench.spec.schemas import write_schemas
+
+    write_schemas(Path(args.out))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every verb and its options."""
+    top = argparse.ArgumentParser(prog="dpbench", description="The published tables of DP deep learning, regenerated.")
+    top.add_argument("--version", action="version", version=f"dpbench {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name, call, text):  # type: ignore[no-untyped-def]
+        made = verbs.add_parser(name, help=text, description=text)
+        made.set_defaults(call=call)
+        return made
+
+    run = verb("run", _run, "run one config into a folder")
+    run.add_argument("config", metavar="CONFIG", help="path of a run's config.json, or the JSON itself")
+    run.add_argument("--out", required=True, metavar="DIR")
+    run.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    run.add_argument("--tracking", choices=MODES, default="off", help="mirror to Weights & Biases")
+    run.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    table = verb("table", _table, "write one table as CSV, Markdown, LaTeX, HTML and JSON")
+    table.add_argument("table", metavar="PAPER/TABLE")
+    table.add_argument("--tier", default="laptop", metavar="TIER", help=", ".join(TIERS))
+    table.add_argument("--out", required=True, metavar="DIR")
+    table.add_argument("--sources", metavar="JSON", help="dataset or model -> where it must come from")
+    table.add_argument("--seeds", type=int, nargs="*", default=None)
+
+    plot = verb("plot", _plot, "draw one plot of a table")
+    plot.add_argument("table", metavar="PAPER/TABLE")
+    plot.add_argument("name", metavar="NAME")
+    plot.add_argument("--table", dest="data", required=True, metavar="JSON", help="the table's JSON")
+    plot.add_argument("--out", required=True, metavar="FILE.svg")
+
+    claims = verb("claims", _claims, "judge the claims of tables")
+    claims.add_argument("--tables", nargs="+", required=True, metavar="JSON")
+    claims.add_argument("--out", required=True, metavar="FILE.json")
+
+    long = verb("long", _long, "write all records as one long table, CSV and parquet")
+    long.add_argument("--out", required=True, metavar="FILE.csv")
+
+    report = verb("report", _report, "write the HTML report")
+    report.add_argument("--tables", nargs="*", default=[], metavar="JSON")
+    report.add_argument("--plots", nargs="*", default=[], metavar="SVG")
+    report.add_argument("--claims", metavar="JSON")
+    report.add_argument("--recorded", action="store_true", help="from the recorded results alone")
+    report.add_argument("--out", required=True, metavar="FILE.html")
+
+    record = verb("record", _record, "run what a tier is missing, without Snakemake, and pack the records")
+    record.add_argument("--tier", metavar="TIER", help=", ".join(TIERS))
+    record.add_argument("--minutes", type=float, default=60, help="stop in time")
+    record.add_argument("--out", metavar="FILE.tar.gz", help="rewritten after each run")
+    record.add_argument("--tables", nargs="*", default=None, metavar="PAPER/TABLE")
+    record.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    record.add_argument("--merge", metavar="FILE.tar.gz", help="check an archive and file it under results/recorded")
+
+    check = verb("check", _check, "prove a tier without running it")
+    check.add_argument("--tier", required=True, metavar="TIER", help=", ".join(TIERS))
+    check.add_argument("--tables", nargs="*", default=None, metavar="PAPER/TABLE")
+
+    verb("doctor", _doctor, "what is installed, found and needed")
+    schema = verb("schema", _schema, "write the JSON schemas of config, tables and records")
+    schema.add_argument("--out", default=str(paths.root() / "workflow" / "schemas"), metavar="DIR")
+    return top
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one verb; the exit code is 0, 2 for what the user can put right, 130 after an interruption."""
+    args = parser().parse_args(words)
+    try:
+        return int(args.call(args) or 0)
+    except DpbenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished records are kept", file=sys.stderr)
+        return 130

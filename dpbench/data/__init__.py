@@ -1,0 +1,1 @@
+"""Datasets: name -> source -> examples."""

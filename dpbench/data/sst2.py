@@ -1,0 +1,29 @@
+"""SST-2: sentiment of sentences and phrases from film reviews."""
+
+PLUGIN = {
+    "kind": "dataset",
+    "name": "sst2",
+    "version": 1,
+    "summary": "SST-2 (GLUE): positive or negative film review phrases",
+    "task": "classification",
+    "classes": ["negative", "positive"],
+    "folder": "glue_sst2",
+    "files": {"train": "train.parquet", "validation": "validation.parquet"},
+    "columns": {"text": "sentence", "label": "label"},
+    "hub": {
+        "repo": "nyu-mll/glue",
+        "revision": "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c",
+        "files": {
+            "train": "sst2/train-00000-of-00001.parquet",
+            "validation": "sst2/validation-00000-of-00001.parquet",
+        },
+    },
+    "embedded": "sentiment",
+    # Public words for a label-word head: none of them comes from the dataset.
+    "label_phrases": {
+        "negative": ["a terrible movie", "it was bad", "awful and boring", "a complete waste of time", "i hated it"],
+        "positive": ["a great movie", "it was good", "wonderful and moving", "an absolute delight", "i loved it"],
+    },
+    "licence": "none stated upstream (Stanford Sentiment Treebank, by way of GLUE)",
+    "citation": "Socher et al., EMNLP 2013; Wang et al., ICLR 2019 (GLUE)",
+}

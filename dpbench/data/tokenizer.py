@@ -1,0 +1,122 @@
+"""A byte-level BPE trained once on public text, and text cut into blocks of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpbench import paths, plugins
+from dpbench.data import registry
+from dpbench.errors import DpbenchError
+from dpbench.files import canonical_json, sha256_text, write_atomic
+from dpbench.spec.sources import Source
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tokenizers import Tokenizer
+
+PAD, EOS = "<pad>", "<eos>"
+SMALLEST = 256 + 2  # every byte, <pad>, <eos>
+RECIPE = 1
+
+
+def _cache_file(name: str, vocabulary: int, source: Source) -> Path:
+    import tokenizers
+
+    identity = {
+        "dataset": name,
+        "version": plugins.get("dataset", name).version,
+        "source": source.identity,
+        "vocabulary": vocabulary,
+        "tokenizers": tokenizers.__version__,
+        "recipe": RECIPE,
+    }
+    key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
+    return paths.cache() / "tokenizers" / f"{name}-{vocabulary}-{key}.json"
+
+
+def _cached(path: Path) -> str | None:
+    """The tokenizer's JSON, None where the file is absent or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        text, sha256 = str(found["tokenizer"]), found["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return text if sha256_text(text) == sha256 else None
+
+
+def _train(texts: Sequence[str], vocabulary: int) -> str:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return str(tokenizer.to_str())
+
+
+def bpe(name: str, vocabulary: int, source: Source) -> tuple[Tokenizer, str]:
+    """The BPE of a public dataset's train split, trained on first use and kept in the cache folder.
+
+    Args:
+        name: the dataset; it must be public, for its text is not protected.
+        vocabulary: number of tokens at most (a small text may give fewer), <pad> = 0 and <eos> = 1 included.
+
+    Returns:
+        The tokenizer and the sha256 of its JSON, for the record.
+
+    Raises:
+        DpbenchError: a vocabulary below 258; what `registry.load` raises.
+    """
+    from tokenizers import Tokenizer
+
+    if vocabulary < SMALLEST:
+        raise DpbenchError(f"tokenizer on {name}: vocabulary {vocabulary} is below {SMALLEST}", "every byte needs a token")
+    path = _cache_file(name, vocabulary, source)
+    text = _cached(path)
+    if text is None:
+        text = _train(registry.load(name, "train", source).columns["text"], vocabulary)
+        write_atomic(path, json.dumps({"sha256": sha256_text(text), "tokenizer": text}))
+    return Tokenizer.from_str(text), sha256_text(text)
+
+
+def token_blocks(tokenizer: Tokenizer, texts: Sequence[str], block: int, limit: int | None = None) -> np.ndarray[Any, Any]:
+    """The texts one after another, <eos> after each, cut into blocks; empty texts and the rest at the end are left out.
+
+    Args:
+        block: tokens a block, T.
+        limit: at most so many blocks; the texts after them are not even encoded.
+
+    Returns:
+        int64 [N, T].
+
+    Raises:
+        DpbenchError: the texts do not fill one block.
+    """
+    import numpy as np
+
+    eos = tokenizer.token_to_id(EOS)
+    wanted = None if limit is None else limit * block
+    tokens: list[int] = []
+    filled = [text for text in texts if text]
+    for start in range(0, len(filled), 1024):
+        for encoded in tokenizer.encode_batch(filled[start : start + 1024], add_special_tokens=False):
+            tokens += encoded.ids
+            tokens.append(eos)
+        if wanted is not None and len(tokens) >= wanted:
+            break
+    count = len(tokens) // block
+    if limit is not None:
+        count = min(count, limit)
+    if count == 0:
+        raise DpbenchError(f"{len(tokens)} tokens do not fill one block of {block}", "use more text or shorter blocks")
+    return np.asarray(tokens[: count * block], dtype=np.int64).reshape(count, block)

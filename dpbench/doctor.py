@@ -1,0 +1,70 @@
+"""What is installed, which data and models are found where, which devices there are, what each tier would take."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+
+from dpbench import environment, plugins
+from dpbench.data import registry as datasets
+from dpbench.errors import DpbenchError
+from dpbench.models import registry as models
+from dpbench.spec.config import Config
+from dpbench.spec.models import TIERS
+from dpbench.study import study
+
+
+def report() -> str:
+    """Everything, as text; nothing here fails for what is missing."""
+    return "\n".join([*_installed(), "", *_devices(), "", *_sources(), "", *_engines(), "", *_tiers()])
+
+
+def _installed() -> Iterator[str]:
+    found = environment.describe()
+    yield f"dpbench on Python {found.python}, {found.platform}"
+    for name in environment.PACKAGES:
+        yield f"  {name:14} {found.packages.get(name, 'not installed')}"
+
+
+def _devices() -> Iterator[str]:
+    import torch
+
+    found = environment.describe()
+    yield "Devices"
+    yield f"  cpu            {found.cpu}, {found.cores} cores, {found.memory_gib} GiB"
+    if not torch.cuda.is_available():
+        yield "  cuda           none (the gpu and paper tiers need one)"
+    for index in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+        yield f"  cuda:{index}         {torch.cuda.get_device_name(index)}, {memory:.0f} GiB"
+
+
+def _sources() -> Iterator[str]:
+    for kind, registry, variable in (("dataset", datasets, "DPBENCH_DATA"), ("model", models, "DPBENCH_MODELS")):
+        yield f"{kind.capitalize()}s ({variable} is {'set' if os.environ.get(variable) else 'not set'})"
+        for name in plugins.discover(kind):
+            try:
+                chosen = registry.resolve(name).says
+            except DpbenchError as error:
+                chosen = f"error: {error.what}"
+            yield f"  {name}: {chosen}"
+            for line in registry.where(name):
+                yield f"    {line}"
+
+
+def _engines() -> Iterator[str]:
+    yield "Engines"
+    for name, plugin in plugins.discover("engine").items():
+        package = plugin.extra.get("package")
+        missing = package and importlib.util.find_spec(package) is None
+        yield f"  {name:14} {plugin.summary}{f' (skipped: {package} is not installed)' if missing else ''}"
+
+
+def _tiers() -> Iterator[str]:
+    yield "Tiers (one run after another, on the tier's own machine)"
+    for tier in TIERS:
+        found = study(Config(tier=tier))
+        minutes = sum(run.resources.minutes for run in found.runs.values())
+        gpu = ", needs a GPU" if any(run.resources.gpu for run in found.runs.values()) else ""
+        yield f"  {tier:14} {len(found.plans)} tables, {len(found.runs)} runs, about {minutes:.0f} minutes{gpu}"

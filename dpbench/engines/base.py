@@ -1,0 +1,275 @@
+"""The contract every engine keeps, ours and peers'.
+
+    handle = attach("fused", model, optimizer, mechanism)
+    for physical in physical_batches:             # may be none
+        handle.backward(losses, physical)         # losses(model, batch) -> [B], each a function of that example alone
+    optimizer.step()                              # (bounded sum + noise) / expected_batch_size
+    optimizer.zero_grad()
+    handle.detach()
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpbench import plugins
+from dpbench.engines.layers import Layout, check_examples_apart, lay_out
+from dpbench.errors import DpbenchError
+from dpbench.kernels.leaf import accumulation_dtype
+from dpbench.mechanism import Mechanism, noise_stds, sensitivity
+
+Losses = Callable[[nn.Module, Any], Tensor]
+"""losses(model, batch) -> [B]."""
+
+_NOISE = 3  # stream of the mechanism's seed; sampling uses 1 and 2
+_WITNESS = 64  # elements of each tensor kept to see that it moved
+
+
+class NonFiniteStep(DpbenchError):
+    """Every example of a step had a non-finite gradient."""
+
+
+class Handle:
+    """An attached engine. Subclasses implement `_accumulate`.
+
+    groups: names of the layers in each group; bounds: C_k; sensitivity: of the sum over a batch, adding or removing
+    one example; unprotected: trainable tensors outside every group (always empty: attaching refuses them).
+    """
+
+    name = ""
+    scopes: tuple[str, ...] = ("flat", "per_layer")
+    functions: tuple[str, ...] | None = None
+    needs_layers = True
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism) -> None:
+        self.model, self.optimizer, self.mechanism = model, optimizer, mechanism
+        self.steps = 0
+        self.trainable = _trainable(model, optimizer)
+        self._sums: dict[int, Tensor] = {}
+        self._examples = self._clipped = self._non_finite = self._finite = 0
+        self.clipped_fraction: float | None = None
+        self.non_finite_examples = 0
+        self.layout: Layout | None = None
+        self.bounds: list[float] = []
+        self.sensitivity = float("inf")
+        self.noise_stds: dict[int, float] = {}
+        if mechanism.clipping is not None:
+            self._prepare_clipping()
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self._witness: dict[str, Tensor] | None = None
+        self._hooks = [
+            optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+            optimizer.register_step_post_hook(lambda *_: self._after_step()),
+        ]
+
+    def _prepare_clipping(self) -> None:
+        clipping = self.mechanism.clipping
+        assert clipping is not None
+        if clipping.scope not in self.scopes:
+            raise DpbenchError(f"engine {self.name!r} does not do {clipping.scope} clipping", f"it does {', '.join(self.scopes)}")
+        if self.functions is not None and clipping.function not in self.functions:
+            raise DpbenchError(f"engine {self.name!r} does not do {clipping.function}", f"it does {', '.join(self.functions)}")
+        self._function = plugins.get("function", clipping.function).load()
+        if not self.needs_layers and clipping.scope == "flat":  # needs no layout, so any parameter is protected
+            check_examples_apart(self.model)
+            self.bounds, self.sensitivity = [clipping.bound], clipping.bound
+            std = self.mechanism.noise_multiplier * clipping.bound
+            self.noise_stds = {id(p): std for p in self.trainable.values()}
+            return
+        self.layout = lay_out(self.model, clipping)
+        self.bounds = clipping.bounds(len(self.layout.groups))
+        self._set_noise()
+
+    def _set_noise(self) -> None:
+        """Sensitivity and the noise std of every tensor; groups that share a tensor count as one with the sum of their bounds."""
+        layout, clipping = self.layout, self.mechanism.clipping
+        assert layout is not None and clipping is not None
+        merged = {k: group for group in layout.shared for k in group}
+        sets = [[k] for k in range(len(self.bounds)) if k not in merged] + layout.shared
+        bounds = [sum(self.bounds[k] for k in group) for group in sets]
+        sizes = [max(layout.sizes[k] for k in group) for group in sets]
+        self.sensitivity = sensitivity(bounds)
+        if self.sensitivity > clipping.bound * (1 + 1e-9):  # tied per use: more than the groups' own bounds
+            self.sensitivity_note = "tied tensors: their uses' bounds add"
+        stds = noise_stds(bounds, self.mechanism.noise_multiplier, clipping.allocation, sizes)
+        group_std = {k: std for group, std in zip(sets, stds, strict=True) for k in group}
+        for cluster in layout.clusters:
+            for layer in cluster.layers:
+                for parameter in layer.parameters.values():
+                    self.noise_stds[id(parameter)] = group_std[cluster.group]
+        if missing := [name for name, p in self.trainable.items() if id(p) not in self.noise_stds]:
+            raise DpbenchError(f"parameter {missing[0]} belongs to no group: it would be unprotected", "freeze it, or put it in a leaf module")
+
+    # the contract
+
+    @property
+    def unprotected(self) -> list[str]:
+        """Names of trainable tensors that no group protects."""
+        if self.mechanism.clipping is None:
+            return []
+        return [name for name, p in self.trainable.items() if id(p) not in self.noise_stds]
+
+    def backward(self, losses: Losses, batch: Any) -> Tensor:
+        """Add the bounded gradients of one physical batch to the step's sum; returns the detached losses [B].
+
+        Guarantee: each example adds at most C_k in L2 to group k, and a non-finite one adds 0.
+
+        Raises:
+            DpbenchError: the loss is not one value an example, or a module's input does not have the batch first.
+        """
+        values = self._accumulate(losses, batch)
+        self._examples += len(values)
+        return values
+
+    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+        raise NotImplementedError
+
+    def epsilon(self) -> float | None:
+        """Spent so far (PLD); None for a non-private run."""
+        return self.mechanism.epsilon(self.steps)
+
+    def detach(self) -> None:
+        """Remove every trace from model and optimizer."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._sums = {}
+
+    # for engines
+
+    def factor(self, group: int) -> Callable[[Tensor], Tensor]:
+        """Norms -> factors of one group, with the mechanism's function, bound and gamma."""
+        clipping = self.mechanism.clipping
+        assert clipping is not None
+        bound = self.bounds[group]
+        return lambda norms: self._function.factor(norms, bound, clipping.gamma)
+
+    def sum_of(self, parameter: Tensor) -> Tensor:
+        """The running sum of a parameter's bounded gradients; zeroed here, where it is allocated."""
+        if id(parameter) not in self._sums:
+            self._sums[id(parameter)] = torch.zeros_like(parameter, dtype=accumulation_dtype(parameter))
+        return self._sums[id(parameter)]
+
+    def count(self, norms: Tensor, bounds: Tensor | float) -> None:
+        """Note norms [B] or [B, K] for `clipped_fraction` and the non-finite guard."""
+        norms = norms.reshape(len(norms), -1)
+        finite = torch.isfinite(norms)
+        self._clipped += int(((norms > bounds) & finite).any(1).sum())
+        whole = finite.all(1)
+        self._finite += int(whole.sum())
+        self._non_finite += int((~whole).sum())
+
+    def _before_step(self) -> None:
+        for name, parameter in self.trainable.items():
+            if parameter.grad is not None:
+                raise DpbenchError(
+                    f"{name} has a gradient from outside the engine: it would be released without noise",
+                    "call handle.backward instead of loss.backward, and optimizer.zero_grad after each step",
+                )
+        if self._non_finite and not self._finite:
+            raise NonFiniteStep(
+                f"step {self.steps + 1}: all {self._non_finite} examples have non-finite gradients",
+                "lower the learning rate, or use a wider dtype",
+            )
+        if self.mechanism.noise_multiplier > 0 and self.steps == 0:
+            self._witness = {name: p.detach().reshape(-1)[:_WITNESS].clone() for name, p in self.trainable.items()}
+        for parameter in self.trainable.values():
+            self._release(parameter)
+        self._sums = {}
+
+    def _release(self, parameter: nn.Parameter) -> None:
+        """parameter.grad = (sum + noise) / expected_batch_size.
+
+        Guarantee: noise of std noise_multiplier x sensitivity (as allocated) is added once a step, also to an empty sum.
+        """
+        total = self.sum_of(parameter)
+        std = self.noise_stds.get(id(parameter), 0.0)
+        if std > 0:
+            noise = torch.empty_like(total).normal_(0.0, std, generator=self._generator(total.device))
+            total.add_(noise)
+        total.div_(self.mechanism.sampling.expected_batch_size)
+        parameter.grad = total.to(parameter.dtype)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        """Noise has its own stream: independent of sampling, initialisation and directions."""
+        if device not in self._generators:
+            made = torch.Generator(device=device)
+            if self.mechanism.randomness == "secret":
+                made.manual_seed(secrets.randbits(63))
+            else:
+                made.manual_seed((self.mechanism.seed * 1_000_003 + _NOISE) & (2**63 - 1))
+            self._generators[device] = made
+        return self._generators[device]
+
+    def _after_step(self) -> None:
+        self.steps += 1
+        self.clipped_fraction = self._clipped / self._examples if self._examples else None
+        self.non_finite_examples += self._non_finite
+        self._examples = self._clipped = self._non_finite = self._finite = 0
+        if self._witness is not None:
+            self._check_moved()
+            self._witness = None
+
+    def _check_moved(self) -> None:
+        """Under noise every trained tensor moves in the first step; one that does not is not trained at all."""
+        assert self._witness is not None
+        rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
+        for name, parameter in self.trainable.items():
+            before = self._witness[name]
+            if rates[id(parameter)] > 0 and torch.equal(before, parameter.detach().reshape(-1)[:_WITNESS]):
+                raise DpbenchError(
+                    f"{name} has not moved in the first step although it is trained under noise",
+                    "see that the optimizer steps on the model's own tensors and that the dtype resolves the learning rate",
+                )
+
+
+def _trainable(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """Name -> parameter of everything that will be trained.
+
+    Raises:
+        DpbenchError: the optimizer and the model do not have the same trainable tensors.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    in_model = {id(p) for p in named.values()}
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    if stray := stepped - in_model:
+        raise DpbenchError(f"the optimizer steps on {len(stray)} tensors that are not the model's", "build it from model.parameters()")
+    if idle := [name for name, p in named.items() if id(p) not in stepped]:
+        raise DpbenchError(f"{idle[0]} is trainable but not in the optimizer", "add it, or freeze it")
+    if not named:
+        raise DpbenchError("the model has no trainable parameter", "call requires_grad_(True) on what is to be trained")
+    return named
+
+
+def check_losses(values: Tensor) -> Tensor:
+    """The losses [B], or an error that says what they must be."""
+    if values.dim() != 1:
+        raise DpbenchError(
+            f"losses have shape {list(values.shape)}, wanted [B]: one value an example, made from that example alone",
+            "reduce over tokens, never over the batch",
+        )
+    return values
+
+
+def batch_size(batch: Any) -> int:
+    """B of a batch: the first dimension of its first tensor."""
+    if isinstance(batch, Tensor):
+        return batch.shape[0]
+    for value in batch.values() if isinstance(batch, dict) else batch:
+        if isinstance(value, Tensor):
+            return value.shape[0]
+    raise DpbenchError("the batch holds no tensor", "pass a tensor, or a dict or tuple of tensors")
+
+
+def select(batch: Any, index: Tensor | slice) -> Any:
+    """The examples `index` of a batch."""
+    if isinstance(batch, dict):
+        return {name: select(value, index) for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(select(value, index) for value in batch)
+    return batch[index] if isinstance(batch, Tensor) else batch

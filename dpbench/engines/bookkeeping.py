@@ -1,0 +1,64 @@
+"""One backward pass, weight gradients afterwards: output gradients are kept until all norms are known.
+
+Book-keeping of Bu et al. (ICML 2023, "Differentially Private Optimization on Large Model at Small Cost"), section 3:
+2 units of matrix work for the sum as in plain training, plus the norms.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpbench.engines.base import Handle, Losses
+from dpbench.engines.capture import Capture
+from dpbench.engines.layers import Cluster, Layer
+from dpbench.engines.shared import sq_norms
+from dpbench.kernels.leaf import Use, weighted_factors
+
+PLUGIN = {"kind": "engine", "name": "bookkeeping", "version": 1, "summary": "one backward, sums after all norms", "private": True, "scopes": ["flat", "per_layer"]}
+
+
+class Engine(Handle):
+    """Flat and per-layer. Extra memory: the output gradients of all trained layers of one physical batch."""
+
+    name = "bookkeeping"
+
+    def _prepare_clipping(self) -> None:
+        super()._prepare_clipping()
+        assert self.layout is not None
+        self._capture = Capture(self.layout)
+
+    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+        squared: dict[int, Tensor] = {}
+        kept: list[tuple[int, Layer, Use]] = []
+
+        def ready(cluster: Cluster, uses: list[tuple[Layer, Use]]) -> None:
+            own = sq_norms(uses)
+            squared[cluster.group] = squared[cluster.group] + own if cluster.group in squared else own
+            kept.extend((cluster.group, layer, use) for layer, use in uses)
+
+        with self._capture.running():
+            values = self._capture.forward(losses, self.model, batch)
+            self._capture.backward(values, ready)
+        with torch.no_grad():
+            self._sum(squared, kept)
+        return values.detach()
+
+    def _sum(self, squared: dict[int, Tensor], kept: list[tuple[int, Layer, Use]]) -> None:
+        norms = {group: value.sqrt() for group, value in squared.items()}
+        factors = {group: weighted_factors(value, self.factor(group)) for group, value in norms.items()}
+        while kept:  # from the last kept, so that what is done with is freed
+            group, layer, use = kept.pop()
+            factor, finite = factors[group]
+            if not finite.all():
+                use, factor = use.keep(finite), factor[finite]
+            layer.leaf.add_weighted(use, factor, {n: self.sum_of(p) for n, p in layer.parameters.items()})
+        groups = sorted(norms)
+        bounds = torch.tensor([self.bounds[k] for k in groups], device=norms[groups[0]].device)
+        self.count(torch.stack([norms[k] for k in groups], 1), bounds)
+
+    def detach(self) -> None:
+        self._capture.remove()
+        super().detach()

@@ -1,0 +1,67 @@
+"""Per-layer clipping in one backward pass: each layer's gradients are clipped and summed the moment they exist.
+
+FlashDP (arXiv 2507.01154), algorithm 1: norm, factor and sum of one layer while its output gradient is at hand, so
+no per-example gradient outlives its example and no activation its layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpbench.engines.base import Handle, Losses
+from dpbench.engines.capture import Capture
+from dpbench.engines.layers import Cluster, Layer
+from dpbench.engines.shared import examples, squared_norm
+from dpbench.kernels.leaf import Use, weighted_factors
+
+PLUGIN = {"kind": "engine", "name": "fused", "version": 1, "summary": "per-layer, single pass inside backward (FlashDP)", "private": True, "scopes": ["per_layer"]}
+
+
+class Engine(Handle):
+    """One backward pass; extra memory: one layer's weight-sized buffer."""
+
+    name = "fused"
+    scopes = ("per_layer",)
+
+    def _prepare_clipping(self) -> None:
+        super()._prepare_clipping()
+        assert self.layout is not None
+        self._capture = Capture(self.layout)
+
+    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+        norms: dict[int, Tensor] = {}
+
+        def ready(cluster: Cluster, uses: list[tuple[Layer, Use]]) -> None:
+            norms[cluster.group] = self._clip(cluster, uses)
+
+        with self._capture.running():
+            values = self._capture.forward(losses, self.model, batch)
+            self._capture.backward(values, ready)
+        groups = sorted(norms)
+        bounds = torch.tensor([self.bounds[k] for k in groups], device=values.device)
+        self.count(torch.stack([norms[k] for k in groups], 1), bounds)
+        return values.detach()
+
+    def _clip(self, cluster: Cluster, uses: list[tuple[Layer, Use]]) -> Tensor:
+        factor = self.factor(cluster.group)
+        if len(uses) == 1:
+            layer, use = uses[0]
+            return layer.leaf.clip_into(use, factor, {n: self.sum_of(p) for n, p in layer.parameters.items()})
+        tensors = {id(p): p for layer, _ in uses for p in layer.parameters.values()}
+        norms = []
+        for one in examples(uses):
+            norm = squared_norm(one).sqrt()
+            norms.append(norm)
+            scale, finite = weighted_factors(norm.reshape(1), factor)
+            if finite:
+                for key, value in one.items():
+                    self.sum_of(tensors[key]).add_(value * scale)
+        return torch.stack(norms)
+
+    def detach(self) -> None:
+        self._capture.remove()
+        super().detach()
+

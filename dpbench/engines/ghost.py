@@ -1,0 +1,72 @@
+"""Flat clipping in two backward passes: norms first, then the plain gradient of the reweighted losses.
+
+Ghost clipping of Li et al. (ICLR 2022) and Bu et al. (NeurIPS 2022). The first pass forms no weight gradient, so the
+price over plain training is one unit of matrix work and the norms; nothing of the first pass is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpbench.engines.base import Handle, Losses, check_losses, select
+from dpbench.engines.capture import Capture
+from dpbench.engines.layers import Cluster, Layer
+from dpbench.engines.shared import sq_norms
+from dpbench.kernels.leaf import Use, accumulation_dtype, weighted_factors
+
+PLUGIN = {"kind": "engine", "name": "ghost", "version": 1, "summary": "flat, two backward passes", "private": True, "scopes": ["flat"]}
+
+
+class Engine(Handle):
+    """Flat clipping; no memory beyond plain training."""
+
+    name = "ghost"
+    scopes = ("flat",)
+
+    def _prepare_clipping(self) -> None:
+        super()._prepare_clipping()
+        assert self.layout is not None
+        self._capture = Capture(self.layout)
+
+    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+        squared: list[Tensor] = []
+
+        def ready(_cluster: Cluster, uses: list[tuple[Layer, Use]]) -> None:
+            squared.append(sq_norms(uses))
+
+        with self._capture.running():
+            values = self._capture.forward(losses, self.model, batch)
+            self._capture.backward(values, ready, retain_graph=True)
+        norms = torch.stack(squared).sum(0).sqrt()
+        factors, finite = weighted_factors(norms, self.factor(0))
+        self.count(norms, self.bounds[0])
+        seen = values.detach()
+        if not finite.all():  # 0 x NaN is NaN, so the others go through again without it
+            if not finite.any():
+                return seen
+            values = check_losses(losses(self.model, select(batch, finite)))
+            factors = factors[finite]
+        self._weighted_backward((values * factors.to(values.dtype)).sum())
+        return seen
+
+    def _weighted_backward(self, loss: Tensor) -> None:
+        """Autograd adds straight to the running sums where the dtypes agree."""
+        direct = [p for p in self.trainable.values() if p.dtype == accumulation_dtype(p)]
+        for parameter in direct:
+            parameter.grad = self._sums.pop(id(parameter), None)
+        loss.backward()
+        for parameter in direct:
+            if parameter.grad is not None:
+                self._sums[id(parameter)] = parameter.grad
+                parameter.grad = None
+        for parameter in self.trainable.values():
+            if parameter.grad is not None:
+                self.sum_of(parameter).add_(parameter.grad)
+                parameter.grad = None
+
+    def detach(self) -> None:
+        self._capture.remove()
+        super().detach()

@@ -1,0 +1,141 @@
+"""The leaf modules whose parameters are trained, and the groups that share a norm."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from functools import cache
+
+from torch import nn
+
+from dpbench import plugins
+from dpbench.errors import DpbenchError
+from dpbench.kernels.fallback.cpu import FallbackLeaf, is_leaf
+from dpbench.kernels.leaf import Leaf
+from dpbench.mechanism import Clipping
+from dpbench.paths import PACKAGE
+
+_MIXES_EXAMPLES = (nn.modules.batchnorm._BatchNorm,)
+_WAYS_OUT = "freeze it (requires_grad_(False)), move it into a leaf module of its own, or use the engine 'loop'"
+
+
+@cache
+def _leaf_classes() -> dict[type[nn.Module], type[Leaf]]:
+    """Module class -> its Leaf, from every `kernels/<op>/cpu.py`."""
+    found: dict[type[nn.Module], type[Leaf]] = {}
+    for path in sorted((PACKAGE / "kernels").glob("*/cpu.py")):
+        module = importlib.import_module(f"dpbench.kernels.{path.parent.name}.cpu")
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, Leaf):
+                found |= dict.fromkeys(value.modules, value)
+    return found
+
+
+@dataclass
+class Layer:
+    """One leaf module with trainable parameters. parameters: local name -> parameter."""
+
+    name: str
+    module: nn.Module
+    leaf: Leaf
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return self.leaf.parameters
+
+
+@dataclass
+class Cluster:
+    """Layers that share a tensor and, under `tied: sum`, are one gradient; most clusters are one layer."""
+
+    layers: list[Layer]
+    group: int = 0
+
+    @property
+    def name(self) -> str:
+        return "+".join(layer.name for layer in self.layers)
+
+
+@dataclass
+class Layout:
+    """All layers of a model under a clipping.
+
+    clusters: what is clipped at once inside a group; groups: names per group; sizes: parameters per group;
+    shared: groups that share a tensor (`tied: per_use`): their bounds add before the groups are combined.
+    """
+
+    clusters: list[Cluster]
+    groups: list[list[str]]
+    sizes: list[int]
+    shared: list[list[int]] = field(default_factory=list)
+
+    @property
+    def layers(self) -> list[Layer]:
+        return [layer for cluster in self.clusters for layer in cluster.layers]
+
+
+def check_examples_apart(model: nn.Module) -> None:
+    """Refuse modules that mix the examples of a batch.
+
+    Raises:
+        DpbenchError: batch norm in training mode; names it.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _MIXES_EXAMPLES) and (module.training or any(p.requires_grad for p in module.parameters())):
+            raise DpbenchError(
+                f"{name} ({type(module).__name__}) mixes the examples of a batch: no per-example gradient exists",
+                "use GroupNorm or LayerNorm, or freeze it and put it into eval mode",
+            )
+
+
+def find_layers(model: nn.Module) -> list[Layer]:
+    """Every leaf module with a trainable parameter, in the order of registration.
+
+    Raises:
+        DpbenchError: a trainable parameter that belongs to no leaf module; names it.
+    """
+    check_examples_apart(model)
+    found = []
+    for name, module in model.named_modules():
+        own = [n for n, p in module.named_parameters(recurse=False) if p.requires_grad]
+        if not own:
+            continue
+        path = name or "(model)"
+        if not is_leaf(module):
+            raise DpbenchError(f"parameter {path}.{own[0]} belongs to {type(module).__name__}, which has modules inside", _WAYS_OUT)
+        leaf = _leaf_classes().get(type(module), FallbackLeaf)
+        found.append(Layer(path, module, leaf(module)))
+    if not found:
+        raise DpbenchError("the model has no trainable parameter", "call requires_grad_(True) on what is to be trained")
+    return found
+
+
+def lay_out(model: nn.Module, clipping: Clipping) -> Layout:
+    """Layers, what is tied to what, and the groups of the clipping's scope."""
+    layers = find_layers(model)
+    families = _families(layers)
+    clusters = [Cluster(f) for f in families] if clipping.tied == "sum" else [Cluster([layer]) for layer in layers]
+    by_name = {cluster.name: cluster for cluster in clusters}
+    groups = plugins.get("scope", clipping.scope).load().groups(list(by_name))
+    sizes = []
+    for number, names in enumerate(groups):
+        tensors = {}
+        for name in names:
+            by_name[name].group = number
+            tensors |= {id(p): p.numel() for layer in by_name[name].layers for p in layer.parameters.values()}
+        sizes.append(sum(tensors.values()))
+    shared = []
+    if clipping.tied == "per_use":
+        shared = [[by_name[layer.name].group for layer in f] for f in families if len(f) > 1]
+    return Layout(clusters, groups, sizes, shared)
+
+
+def _families(layers: list[Layer]) -> list[list[Layer]]:
+    """Layers that share a parameter tensor, together."""
+    families: list[list[Layer]] = []
+    for layer in layers:
+        own = {id(p) for p in layer.parameters.values()}
+        touching = [f for f in families if any(id(p) in own for other in f for p in other.parameters.values())]
+        merged = [other for f in touching for other in f] + [layer]
+        families = [f for f in families if f not in touching] + [merged]
+    return families

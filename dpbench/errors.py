@@ -1,0 +1,35 @@
+"""The one error a user meets: what is wrong, and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DpbenchError(Exception):
+    """Something the user can put right.
+
+    Args:
+        what: names the thing that is wrong (file and key, tensor, module, dataset).
+        way_out: what to do about it, in one sentence.
+    """
+
+    def __init__(self, what: str, way_out: str = "") -> None:
+        super().__init__(what if not way_out else f"{what}\n  way out: {way_out}")
+        self.what = what
+        self.way_out = way_out
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A sentence that names the valid name nearest to `name`, or lists the valid ones."""
+    known = sorted({str(n) for n in names})
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}? known: {', '.join(known)}"
+    return f"known: {', '.join(known) or 'none'}"
+
+
+def unknown(kind: str, name: str, names: Iterable[str], where: str = "") -> DpbenchError:
+    """An error for a name that is not in a registry."""
+    prefix = f"{where}: " if where else ""
+    return DpbenchError(f"{prefix}unknown {kind} {name!r}", nearest(name, names))

@@ -1,0 +1,59 @@
+"""What a job gets and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpbench.errors import DpbenchError
+from dpbench.records.schema import Metric, Privacy
+from dpbench.spec.sources import Source
+from dpbench.tracking import StepLog
+
+
+@dataclass
+class Context:
+    """Everything a job may touch.
+
+    out: the run's folder, for artefacts; sources: `dataset:sst2` -> source; parents: role -> folder of the parent run;
+    report: called with (done, total, text) so that a person sees progress.
+    """
+
+    out: Path
+    seed: int
+    sources: dict[str, Source]
+    steps: StepLog
+    threads: int = 1
+    parents: dict[str, Path] = field(default_factory=dict)
+    report: Callable[[int, int, str], None] = lambda done, total, text: None
+
+    def artefact(self, role: str, name: str) -> Path:
+        """A file a parent run left.
+
+        Raises:
+            DpbenchError: the parent has not run, or its file is gone.
+        """
+        path = self.parents[role] / name
+        if not path.exists():
+            raise DpbenchError(f"{path}: the run before this one has not left {name}", "run the parent again")
+        return path
+
+
+@dataclass
+class Outcome:
+    """What a job measured."""
+
+    metrics: list[Metric]
+    mechanism: dict[str, Any] | None = None
+    privacy: Privacy | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    artefacts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    device: str = "cpu"
+
+
+def metric(name: str, value: float, unit: str) -> Metric:
+    """A metric of a run that is one cell."""
+    return Metric(name=name, value=float(value), unit=unit)

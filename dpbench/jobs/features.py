@@ -1,0 +1,81 @@
+"""A frozen encoder's pooled features of a classification task, computed once and shared by every run on them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dpbench.jobs.contract import Context, Outcome, metric
+from dpbench.spec.expand import Uses
+from dpbench.spec.sources import Source
+from dpbench.validation import Strict
+
+PLUGIN = {"kind": "job", "name": "features", "version": 1, "summary": "pooled features of a frozen encoder"}
+
+FILE = "features.safetensors"
+PUBLIC = "wikitext2"  # public text for centring and for tokenizers trained here
+
+
+class Settings(Strict):
+    """Which encoder on which task. Features are not private: only what is trained on them is."""
+
+    task: str
+    model: str
+    layers: int | None = Field(None, ge=1)
+    max_length: int = Field(128, ge=4)
+    token_budget: int = Field(4096, ge=16, description="Padded tokens of a physical batch.")
+    precision: Literal["float32", "bfloat16"] = "float32"
+    train_limit: int | None = Field(None, ge=1)
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+def uses(settings: Settings) -> Uses:
+    """Sources that decide the numbers."""
+    return Uses(datasets=(settings.task, PUBLIC), models=(settings.model,))
+
+
+def run(settings: Settings, context: Context) -> Outcome:
+    """Write train and validation features (fp16 [N, H]), labels [N] and the mean feature of public text [H]."""
+    import time
+
+    import torch
+    from safetensors.torch import save_file
+
+    from dpbench.jobs.text import TextData, features
+    from dpbench.jobs.throughput import require_device
+    from dpbench.models import registry as models
+
+    require_device(settings.device)
+    data = TextData(settings.task, settings.model, context.sources, settings.max_length)
+    encoder = models.encoder(settings.model, context.sources[f"model:{settings.model}"], settings.layers).to(settings.device).eval()
+    autocast = torch.autocast(settings.device, dtype=torch.bfloat16) if settings.precision == "bfloat16" else None
+    begun = time.perf_counter()
+    tensors = {"public_mean": features(encoder, data.public_lines(), settings.token_budget, autocast).mean(0)}
+    phrases = data.plugin.extra.get("label_phrases")
+    if phrases is not None:
+        means = [features(encoder, e, settings.token_budget, autocast).mean(0) for e in data.label_phrases()]
+        tensors["label_phrases"] = torch.stack(means)
+    counts = {}
+    for number, split in enumerate(("train", "validation")):
+        context.report(number, 2, f"{split} features")
+        encoded, _ = data.split(split, settings.train_limit if split == "train" else None)
+        tensors[f"{split}_x"] = features(encoder, encoded, settings.token_budget, autocast).half()
+        tensors[f"{split}_y"] = torch.as_tensor(encoded.labels)
+        counts[split] = len(encoded.ids)
+    seconds = time.perf_counter() - begun
+    save_file(tensors, context.out / FILE)
+    context.steps.write(step=0, rows=sum(counts.values()), seconds=seconds)
+    rate = metric("rows_per_second", sum(counts.values()) / seconds, "rows/s")
+    facts = {"rows": counts, "width": encoder.width, "tokenizer_sha256": data.tokenizer.sha256}
+    return Outcome([rate], facts=facts, artefacts=[FILE], device=settings.device)
+
+
+def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
+    """Prove a run without running it: data schema and the model on the meta device."""
+    from dpbench.data import registry as datasets
+    from dpbench.models import registry as models
+
+    rows = {name: datasets.check(name, sources[f"dataset:{name}"]) for name in (settings.task, PUBLIC)}
+    models.encoder(settings.model, sources[f"model:{settings.model}"], settings.layers, meta=True)
+    return [f"{settings.task}: {rows[settings.task] or 'rows not known before they are fetched'}"]

@@ -1,0 +1,113 @@
+"""Texts to padded batches and pooled features: what the text jobs share. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpbench import plugins
+from dpbench.data import registry as datasets
+from dpbench.errors import DpbenchError
+from dpbench.jobs.features import PUBLIC
+from dpbench.models import registry as models
+from dpbench.sampling import by_tokens
+from dpbench.spec.sources import Source
+
+PUBLIC_LINES = 512
+
+
+@dataclass
+class Encoded:
+    """Token ids of texts, without padding, and their labels [N]."""
+
+    ids: list[list[int]]
+    labels: np.ndarray
+    pad: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.asarray([len(i) for i in self.ids])
+
+    def batch(self, index: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
+        """input_ids and attention_mask [B, T], label [B]; T is the longest of the batch."""
+        rows = [self.ids[i] for i in index]
+        longest = max(len(row) for row in rows)
+        ids = torch.full((len(rows), longest), self.pad, dtype=torch.long)
+        mask = torch.zeros(len(rows), longest, dtype=torch.long)
+        for at, row in enumerate(rows):
+            ids[at, : len(row)] = torch.as_tensor(row)
+            mask[at, : len(row)] = 1
+        return {"input_ids": ids, "attention_mask": mask, "label": torch.as_tensor(self.labels[index])}
+
+
+class TextData:
+    """A classification task and a tokenizer."""
+
+    def __init__(self, task: str, model: str, sources: dict[str, Source], max_length: int) -> None:
+        self.task, self.max_length = task, max_length
+        self.source = sources[f"dataset:{task}"]
+        self.public = sources[f"dataset:{PUBLIC}"]
+        self.tokenizer = models.text_tokenizer(model, sources[f"model:{model}"], self.public)
+        self.plugin = plugins.get("dataset", task)
+        self.classes: list[str] = self.plugin.extra["classes"]
+
+    def split(self, name: str, limit: int | None = None) -> tuple[Encoded, list[str]]:
+        """A split's first `limit` examples, encoded, and their texts."""
+        examples = datasets.load(self.task, name, self.source)
+        texts = examples.columns["text"][:limit]
+        labels = np.asarray(examples.columns["label"][:limit], dtype=np.int64)
+        return self.encode(texts, labels), texts
+
+    def encode(self, texts: Sequence[str], labels: np.ndarray | None = None) -> Encoded:
+        """Texts as token ids."""
+        ids = self.tokenizer.encode(texts, self.max_length)
+        return Encoded(ids, np.zeros(len(ids), dtype=np.int64) if labels is None else labels, self.tokenizer.pad)
+
+    def public_lines(self) -> Encoded:
+        """Lines of public text, for centring: nothing private is in them."""
+        lines = [t for t in datasets.load(PUBLIC, "train", self.public).columns["text"] if len(t.split()) >= 8]
+        return self.encode(lines[:PUBLIC_LINES])
+
+    def label_phrases(self) -> list[Encoded]:
+        """Public phrases of each class, in the order of its classes.
+
+        Raises:
+            DpbenchError: the dataset declares none.
+        """
+        phrases = self.plugin.extra.get("label_phrases")
+        if phrases is None:
+            raise DpbenchError(f"dataset {self.task} declares no label_phrases", "take head: zero, or add phrases to its plug-in")
+        return [self.encode(phrases[name]) for name in self.classes]
+
+
+def pooled(encoder: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """[B, H] mean over real tokens, fp32 or wider."""
+    hidden = encoder(batch["input_ids"], batch["attention_mask"])
+    mask = batch["attention_mask"][..., None].to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1)
+
+
+def in_pieces(encoded: Encoded, budget: int) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+    """All examples in pieces of at most `budget` padded tokens."""
+    for index in by_tokens(np.arange(len(encoded.ids)), encoded.lengths, budget):
+        yield index, encoded.batch(index)
+
+
+def features(encoder: nn.Module, encoded: Encoded, budget: int, autocast: torch.autocast | None = None) -> Tensor:
+    """[N, H] pooled features in fp32, without gradients."""
+    out = torch.empty(len(encoded.ids), encoder.width)  # type: ignore[arg-type]
+    device = next(encoder.parameters()).device
+    with torch.inference_mode():
+        for index, batch in in_pieces(encoded, budget):
+            batch = {k: v.to(device) for k, v in batch.items()}
+            if autocast is None:
+                found = pooled(encoder, batch)
+            else:
+                with autocast:
+                    found = pooled(encoder, batch)
+            out[torch.as_tensor(index)] = found.float().cpu()
+    return out

@@ -1,0 +1,336 @@
+"""Memory and throughput of training steps, engines measured in turn inside one run."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from dpbench import plugins
+from dpbench.errors import DpbenchError
+from dpbench.jobs.contract import Context, Outcome
+from dpbench.jobs.memory import STEPS
+from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.records.schema import Metric
+from dpbench.spec.expand import Uses
+from dpbench.spec.sources import Source
+from dpbench.validation import Strict
+
+PLUGIN = {"kind": "job", "name": "throughput", "version": 1, "summary": "memory and throughput of language-model training steps"}
+
+BASELINE = "nonprivate"
+Peaks = dict[str, Any]
+"""`tensors`: peak bytes of each measured step; `process`: peak bytes of the process, 0 if unknown."""
+
+
+class Settings(Strict):
+    """One cell row: a model, a length, a batch size; every engine on the same tokens and the same weights."""
+
+    dataset: str = "wikitext2"
+    size: str = Field(description="Size of the GPT-2 family.")
+    tokens: int = Field(ge=2, description="T, tokens an example.")
+    batch_size: int = Field(ge=1, description="B, examples a step.")
+    engines: list[str] = Field(min_length=1)
+    tied: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    function: str = "abadi"
+    bound: float = 1.0
+    noise_multiplier: float = 1.0
+    learning_rate: float = 1e-4
+    rounds: int = Field(5, ge=1, description="Every engine is measured once a round, in turn.")
+    steps: int = Field(2, ge=1, description="Timed steps of an engine in a round.")
+    warmup: int = Field(1, ge=1, description="Steps before them, not timed.")
+
+
+def uses(settings: Settings) -> Uses:
+    """Versions and sources that decide the numbers."""
+    engines = tuple(("engine", name) for name in settings.engines)
+    scopes = tuple(dict.fromkeys(("scope", s) for s in (scope_of(name) for name in settings.engines) if s))
+    return Uses(plugins=(*engines, *scopes, ("function", settings.function)), datasets=(settings.dataset,), models=("gpt2",))
+
+
+def scope_of(engine: str) -> str | None:
+    """The scope an engine is measured with: the first it declares; None for the non-private one."""
+    scopes = plugins.get("engine", engine).extra["scopes"]
+    return scopes[0] if scopes else None
+
+
+def mechanism(settings: Settings, engine: str) -> Mechanism:
+    """What one engine does in a timed step. The batch is fixed: a timing says nothing about epsilon."""
+    scope = scope_of(engine)
+    sampling = Sampling("fixed", settings.batch_size, settings.batch_size)
+    steps = settings.rounds * (settings.steps + settings.warmup)
+    if scope is None:
+        return Mechanism(sampling, steps)
+    clipping = Clipping(function=settings.function, scope=scope, bound=settings.bound)
+    return Mechanism(sampling, steps, clipping, settings.noise_multiplier, caveats=("a timing, no model is released",))
+
+
+class Bench:
+    """A model, an optimizer and a batch on a device, on which engines are attached one after another."""
+
+    def __init__(self, settings: Settings, ids: np.ndarray, seed: int, meta: bool = False) -> None:
+        import torch
+
+        from dpbench.models import registry as models
+
+        self.settings = settings
+        self.device = torch.device("meta" if meta else settings.device)
+        self.losses = models.language_model_losses
+        self.model = models.language_model(
+            settings.size, seed=seed, tied=settings.tied, dtype=getattr(torch, settings.dtype), meta=meta, context=context(settings)
+        ).to(self.device)
+        self.model.train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate)
+        self.batch = {"input_ids": torch.as_tensor(ids).to(self.device)}
+
+    def attach(self, engine: str) -> Any:
+        """The engine's handle."""
+        from dpbench import engines
+
+        return engines.attach(engine, self.model, self.optimizer, mechanism(self.settings, engine))
+
+    def step(self, handle: Any) -> None:
+        """One logical step of one physical batch."""
+        handle.backward(self.losses, self.batch)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def timed(self, engine: str) -> float:
+        """Seconds a step, attaching and warm-up apart."""
+        handle = self.attach(engine)
+        try:
+            for _ in range(self.settings.warmup):
+                self.step(handle)
+            gc.collect()
+            self._wait()
+            begun = time.perf_counter()
+            for _ in range(self.settings.steps):
+                self.step(handle)
+            self._wait()
+            return (time.perf_counter() - begun) / self.settings.steps
+        finally:
+            handle.detach()
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.device)
+
+
+def context(settings: Settings) -> int | None:
+    """Positions of the model: the size's own, or T where that is longer."""
+    from dpbench.models import registry as models
+
+    own = models.language_model_size(settings.size)["context"]
+    return settings.tokens if settings.tokens > own else None
+
+
+def run(settings: Settings, context: Context) -> Outcome:
+    """Memory first, in a fresh process an engine; then timed rounds, A B C A B C ...
+
+    Raises:
+        DpbenchError: no such device, or not one engine could be measured.
+    """
+    import torch
+
+    require_device(settings.device)
+    ids, facts = batch_ids(settings, context.sources[f"dataset:{settings.dataset}"])
+    runnable, metrics = _skip_missing(settings.engines)
+    total = len(runnable) * (settings.rounds + 1)
+    done = 0
+    memory: dict[str, Peaks] = {}
+    context.report(done, total, "memory")
+    for engine, found in measure_memory(settings, list(runnable), ids, context):
+        if isinstance(found, str):
+            runnable.remove(engine)
+            metrics += _empty(engine, found)
+        else:
+            memory[engine] = found
+        done += 1
+        context.report(done, total, f"memory of {engine}")
+    if not runnable:
+        raise DpbenchError("no engine could be measured", "lower batch_size or tokens, or take a smaller model")
+    torch.set_num_threads(context.threads)
+    rounds = _rounds(settings, context, Bench(settings, ids, context.seed), runnable, done, total)
+    for engine in runnable:
+        metrics += _metrics(settings, engine, rounds, memory)
+    facts["mechanisms"] = {engine: mechanism(settings, engine).describe() for engine in runnable}
+    return Outcome(metrics, facts=facts, device=settings.device)
+
+
+def _rounds(
+    settings: Settings, context: Context, bench: Bench, engines: list[str], done: int, total: int
+) -> dict[str, list[float]]:
+    """Seconds a step of every engine in every round; the order turns, so that no engine always follows the same one."""
+    found: dict[str, list[float]] = {engine: [] for engine in engines}
+    for number in range(settings.rounds):
+        turn = number % len(engines)
+        for engine in engines[turn:] + engines[:turn]:
+            context.report(done, total, f"round {number + 1} of {engine}")
+            seconds = bench.timed(engine)
+            found[engine].append(seconds)
+            context.steps.write(round=number, engine=engine, seconds_per_step=seconds)
+            done += 1
+    return found
+
+
+def _metrics(settings: Settings, engine: str, rounds: dict[str, list[float]], memory: dict[str, Peaks]) -> list[Metric]:
+    tokens = settings.batch_size * settings.tokens
+    own = memory[engine]
+    found = [
+        _over_rounds("throughput", "tokens/s", engine, [tokens / s for s in rounds[engine]]),
+        _over_rounds("peak_memory", "MiB", engine, [b / 2**20 for b in own["tensors"]]),
+    ]
+    if own["process"]:
+        found.append(Metric(name="process_peak", value=own["process"] / 2**20, unit="MiB", labels={"engine": engine}))
+    if BASELINE in rounds:
+        ratios = [base / s for base, s in zip(rounds[BASELINE], rounds[engine], strict=True)]
+        found.append(_over_rounds("throughput_ratio", "x", engine, ratios))
+        ratios = [b / base for b, base in zip(own["tensors"], memory[BASELINE]["tensors"], strict=True)]
+        found.append(_over_rounds("memory_ratio", "x", engine, ratios))
+    return found
+
+
+def _over_rounds(name: str, unit: str, engine: str, values: list[float]) -> Metric:
+    low, high = (float(q) for q in np.quantile(values, [0.2, 0.8]))
+    return Metric(
+        name=name, value=statistics.median(values), unit=unit, labels={"engine": engine}, rounds=values, low=low, high=high
+    )
+
+
+def _empty(engine: str, why: str) -> list[Metric]:
+    units = {"throughput": "tokens/s", "throughput_ratio": "x", "peak_memory": "MiB", "memory_ratio": "x", "process_peak": "MiB"}
+    return [Metric(name=name, value=None, unit=unit, labels={"engine": engine}, note=why) for name, unit in units.items()]
+
+
+def _skip_missing(engines: list[str]) -> tuple[list[str], list[Metric]]:
+    """Engines whose package is there, and empty metrics that say why for the others."""
+    import importlib.util
+
+    runnable, metrics = [], []
+    for engine in engines:
+        package = plugins.get("engine", engine).extra.get("package")
+        if package and importlib.util.find_spec(package) is None:
+            metrics += _empty(engine, f"skipped: {package} is not installed")
+        else:
+            runnable.append(engine)
+    return runnable, metrics
+
+
+def batch_ids(settings: Settings, source: Source) -> tuple[np.ndarray, dict[str, Any]]:
+    """The step's tokens [B, T] from the public text, and what they were made with."""
+    from dpbench.data import registry as datasets
+    from dpbench.data.tokenizer import bpe, token_blocks
+    from dpbench.models import registry as models
+
+    vocabulary = models.language_model_size(settings.size)["vocabulary"]
+    tokenizer, sha256 = bpe(settings.dataset, min(vocabulary, 8192), source)
+    texts = datasets.load(settings.dataset, "train", source).columns["text"]
+    ids = token_blocks(tokenizer, texts, settings.tokens, limit=settings.batch_size)
+    if len(ids) < settings.batch_size:
+        raise DpbenchError(f"{settings.dataset} fills {len(ids)} blocks of {settings.tokens}", "use a smaller batch or shorter blocks")
+    return ids, {"tokenizer_sha256": sha256, "tokenizer_vocabulary": tokenizer.get_vocab_size()}
+
+
+def require_device(device: str) -> None:
+    """Stop before long work if the device is not there.
+
+    Raises:
+        DpbenchError: no CUDA device.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DpbenchError("this run needs a CUDA device and none is available", "choose another tier, or run on a GPU machine")
+
+
+def measure_memory(
+    settings: Settings, engines: list[str], ids: np.ndarray, context: Context
+) -> Iterator[tuple[str, Peaks | str]]:
+    """(engine, peak bytes of a step or why there are none), an engine at a time.
+
+    tensors: of live tensors; process: on the CPU, of a fresh process that does nothing else; on a GPU, reserved.
+    """
+    if settings.device == "cuda":
+        for engine in engines:
+            yield engine, _cuda_memory(settings, engine, ids, context.seed)
+        return
+    request = {
+        "settings": settings.model_dump(),
+        "engines": engines,
+        "ids": ids.tolist(),
+        "seed": context.seed,
+        "threads": context.threads,
+    }
+    words = [sys.executable, "-m", "dpbench.jobs.memory"]
+    left = list(engines)
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        worker.stdin.write(json.dumps(request))
+        worker.stdin.close()
+        for line in worker.stdout:
+            answer = json.loads(line)
+            left.remove(answer["engine"])
+            if "error" in answer:
+                raise DpbenchError(f"engine {answer['engine']}: {answer['error']}")
+            yield answer["engine"], answer["found"]
+    for engine in left:  # the worker itself was ended, by the kernel for want of memory
+        yield engine, "out of memory: its process was ended"
+
+
+def _cuda_memory(settings: Settings, engine: str, ids: np.ndarray, seed: int) -> Peaks | str:
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    bench = handle = None
+    try:
+        bench = Bench(settings, ids, seed)
+        handle = bench.attach(engine)
+        bench.step(handle)
+        peaks = []
+        for _ in range(STEPS):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            bench.step(handle)
+            torch.cuda.synchronize()
+            peaks.append(float(torch.cuda.max_memory_allocated()))
+        return {"tensors": peaks, "process": float(torch.cuda.max_memory_reserved())}
+    except torch.cuda.OutOfMemoryError as error:
+        return f"out of memory: {str(error).splitlines()[0]}"
+    finally:
+        del bench, handle
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
+    """Prove a run without running it: the model on the meta device, every engine attached; returns remarks.
+
+    Raises:
+        DpbenchError: an engine that cannot protect the model.
+    """
+    runnable, metrics = _skip_missing(settings.engines)
+    remarks = sorted({f"{m.labels['engine']}: {m.note}" for m in metrics})
+    bench = Bench(settings, np.zeros((settings.batch_size, settings.tokens), dtype=np.int64), seed=0, meta=True)
+    for engine in runnable:
+        handle = bench.attach(engine)
+        if handle.unprotected:
+            raise DpbenchError(f"engine {engine} leaves {handle.unprotected[0]} unprotected")
+        handle.detach()
+    floor = sum(p.numel() * p.element_size() for p in bench.model.parameters()) * 4  # weights, gradients, two moments
+    remarks.append(f"{sum(p.numel() for p in bench.model.parameters()) / 1e6:.1f} M parameters, at least {math.ceil(floor / 2**20)} MiB")
+    return remarks

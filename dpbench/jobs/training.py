@@ -1,0 +1,222 @@
+"""Models, data and evaluation of the classify job. Imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from dpbench import plugins
+from dpbench.errors import DpbenchError, unknown
+from dpbench.jobs import features as features_job
+from dpbench.jobs.contract import Context
+from dpbench.jobs.text import TextData, features, in_pieces, pooled
+from dpbench.models import registry as models
+from dpbench.sampling import by_tokens, physical_batches
+from dpbench.spec.sources import Source
+
+if TYPE_CHECKING:
+    from dpbench.jobs.classify import Optimizer, Settings
+
+_PHYSICAL = 4096  # rows of features in a physical batch
+
+
+class Head(nn.Module):
+    """Features [B, H] -> logits [B, classes]: tanh layers, then a linear one that starts at zero or at the label words."""
+
+    def __init__(self, width: int, hidden: list[int], classes: int) -> None:
+        super().__init__()
+        widths = [width, *hidden]
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.out = nn.Linear(widths[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.hidden:
+            x = torch.tanh(layer(x))
+        return self.out(x)
+
+
+class Classifier(nn.Module):
+    """Encoder, mean pooling, centring by public text, head."""
+
+    def __init__(self, encoder: nn.Module, head: Head, settings: Settings) -> None:
+        super().__init__()
+        self.encoder, self.head, self.settings = encoder, head, settings
+        self.register_buffer("centre", torch.zeros(encoder.width))  # type: ignore[arg-type]
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.head(prepared(pooled(self.encoder, batch).float(), self.centre, self.settings))  # type: ignore[arg-type]
+
+
+def prepared(x: Tensor, centre: Tensor, settings: Settings) -> Tensor:
+    """Features as the head sees them; each row by itself."""
+    if settings.centre:
+        x = x - centre
+    if settings.feature_norm is not None:
+        x = normalize(x, dim=-1) * settings.feature_norm
+    return x * settings.feature_scale
+
+
+def make_head(settings: Settings, width: int, classes: int, seed: int, phrases: Tensor | None) -> Head:
+    """A head with its initial weights, the same for all methods of a seed.
+
+    Args:
+        phrases: [classes, H] prepared mean features of public label phrases, for `label_words`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = Head(width, settings.hidden, classes)
+    nn.init.zeros_(head.out.weight)
+    nn.init.zeros_(head.out.bias)
+    if settings.head == "label_words":
+        if phrases is None:
+            raise DpbenchError(f"{settings.task} has no label phrases", "take head: zero, or add label_phrases to its plug-in")
+        with torch.no_grad():
+            head.out.weight.copy_(normalize(phrases - phrases.mean(0), dim=-1))
+    return head
+
+
+def optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of all trainable parameters, the head's with a learning rate of its own if it has one."""
+    head = [p for n, p in model.named_parameters() if p.requires_grad and (n.startswith("head.") or isinstance(model, Head))]
+    ids = {id(p) for p in head}
+    body = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
+    groups: list[dict[str, Any]] = [{"params": head, "lr": settings.head_learning_rate or settings.learning_rate}]
+    if body:
+        groups.append({"params": body, "lr": settings.learning_rate})
+    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.name]
+    return kind(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+def kept_rows(settings: Settings, labels: np.ndarray, keys: list[str], classes: list[str]) -> np.ndarray:
+    """Indices of the rows that `class_keep` leaves.
+
+    Guarantee: whether a row stays depends on that row and public constants alone, so adding or removing one row changes
+    one row of what is left: the mechanism's epsilon is that of the whole dataset.
+    """
+    for name in settings.class_keep:
+        if name not in classes:
+            raise unknown("class", name, classes, f"class_keep of {settings.task}")
+    share = np.asarray([settings.class_keep.get(name, 1.0) for name in classes])
+    if (share == 1).all():
+        return np.arange(len(labels))
+    draw = np.asarray([int.from_bytes(hashlib.sha256(k.encode()).digest()[:8], "big") / 2**64 for k in keys])
+    return np.flatnonzero(draw < share[labels])
+
+
+class TextTask:
+    """Full fine-tuning on token ids."""
+
+    def __init__(self, settings: Settings, context: Context) -> None:
+        self.settings, self.device = settings, torch.device(settings.device)
+        data = TextData(settings.task, settings.model, context.sources, settings.max_length)
+        self.train, texts = data.split("train", settings.train_limit)
+        self.rows = len(texts)
+        self.index = kept_rows(settings, self.train.labels, texts, data.classes)
+        self.lengths = self.train.lengths
+        self.validation, _ = data.split("validation")
+        encoder = models.encoder(settings.model, context.sources[f"model:{settings.model}"], settings.layers, seed=context.seed)
+        budget = settings.token_budget
+        centre = features(encoder, data.public_lines(), budget).mean(0)
+        phrases = None
+        if settings.head == "label_words":
+            phrases = torch.stack([prepared(features(encoder, e, budget), centre, settings).mean(0) for e in data.label_phrases()])
+        head = make_head(settings, encoder.width, len(data.classes), context.seed, phrases)
+        self.model = classifier(encoder, head, settings)
+        self.model.centre.copy_(centre)  # type: ignore[operator]
+        self.model.to(self.device)
+        self.facts = {"tokenizer_sha256": data.tokenizer.sha256}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def physical(self, drawn: np.ndarray) -> Iterator[np.ndarray]:
+        """Pieces of a logical batch, by length."""
+        return by_tokens(self.index[drawn], self.lengths, self.settings.token_budget)
+
+    def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
+        return {k: v.to(self.device) for k, v in self.train.batch(rows).items()}
+
+    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """[B] cross entropies."""
+        with self._autocast():
+            logits = model(batch)
+        return cross_entropy(logits.float(), batch["label"], reduction="none")
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16")
+
+    def accuracy(self) -> tuple[float, int]:
+        """(share of validation rows classified right, rows)."""
+        self.model.eval()
+        right = 0
+        with torch.inference_mode(), self._autocast():
+            for _, batch in in_pieces(self.validation, 2 * self.settings.token_budget):
+                batch = {k: v.to(self.device) for k, v in batch.items()}
+                right += int((self.model(batch).argmax(-1) == batch["label"]).sum())
+        return right / len(self.validation.ids), len(self.validation.ids)
+
+
+class FeatureTask:
+    """An MLP on features a parent run has left."""
+
+    def __init__(self, settings: Settings, context: Context) -> None:
+        self.settings, self.device = settings, torch.device(settings.device)
+        stored = load_file(context.artefact("features", features_job.FILE))
+        classes: list[str] = plugins.get("dataset", settings.task).extra["classes"]
+        centre = stored["public_mean"]
+        labels = stored["train_y"].numpy()
+        self.rows = len(labels)
+        index = kept_rows(settings, labels, [str(i) for i in range(len(labels))], classes)
+        self.x = prepared(stored["train_x"].float(), centre, settings)[index].to(self.device)
+        self.y = stored["train_y"][index].to(self.device)
+        self.validation = prepared(stored["validation_x"].float(), centre, settings).to(self.device), stored["validation_y"].to(self.device)
+        phrases = prepared(stored["label_phrases"], centre, settings) if "label_phrases" in stored else None
+        self.model = make_head(settings, self.x.shape[1], len(classes), context.seed, phrases).to(self.device)
+        self.facts: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def physical(self, drawn: np.ndarray) -> Iterator[np.ndarray]:
+        return physical_batches(drawn, _PHYSICAL)
+
+    def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
+        index = torch.as_tensor(rows, device=self.device)
+        return {"x": self.x[index], "label": self.y[index]}
+
+    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """[B] cross entropies."""
+        return cross_entropy(model(batch["x"]), batch["label"], reduction="none")
+
+    def accuracy(self) -> tuple[float, int]:
+        """(share of validation rows classified right, rows)."""
+        x, y = self.validation
+        self.model.eval()
+        with torch.inference_mode():
+            return float((self.model(x).argmax(-1) == y).float().mean()), len(y)
+
+
+def classifier(encoder: nn.Module, head: Head, settings: Settings) -> Classifier:
+    """The model of full fine-tuning, its embeddings frozen if the settings say so."""
+    model = Classifier(encoder, head, settings)
+    if settings.freeze_embeddings:
+        for name, parameter in model.named_parameters():
+            if ".embeddings." in name:
+                parameter.requires_grad_(False)
+    return model
+
+
+def meta_model(settings: Settings, sources: dict[str, Source]) -> nn.Module:
+    """The trained model on the meta device."""
+    source = sources[f"model:{settings.model}"]
+    encoder = models.encoder(settings.model, source, settings.layers, meta=True)
+    classes = len(plugins.get("dataset", settings.task).extra["classes"])
+    head = Head(encoder.width, settings.hidden, classes).to("meta")
+    return head if settings.training == "features" else classifier(encoder, head, settings).to("meta")

@@ -1,0 +1,1 @@
+"""Any other leaf module, by `torch.func`."""

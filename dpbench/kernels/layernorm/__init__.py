@@ -1,0 +1,1 @@
+"""Clipped gradient of `nn.LayerNorm`."""

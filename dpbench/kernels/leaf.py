@@ -1,0 +1,98 @@
+"""What an engine asks of one module: per-example norms and weighted sums of per-example gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Sums = dict[str, Tensor]
+"""Parameter name -> the running sum, fp32 or the parameter's dtype, zeroed by whoever allocated it."""
+
+Factor = Callable[[Tensor], Tensor]
+"""[B] norms -> [B] factors, 0 where the norm is not finite."""
+
+
+@dataclass
+class Use:
+    """One call of a module. x: its input [B, ...]; g: gradient of the loss sum with respect to its output [B, ...]."""
+
+    x: Tensor
+    g: Tensor
+    rest: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] | None = None
+
+    def keep(self, mask: Tensor) -> Use:
+        """Only the examples in `mask` [B]: a non-finite one is left out, as 0 x NaN is NaN."""
+        return Use(self.x[mask], self.g[mask], self.rest, self.kwargs)
+
+
+class Leaf:
+    """Per-example gradients of one module's own trainable parameters.
+
+    Subclasses give `add_example`; the rest follows from it, and is overridden where there is a cheaper way.
+    """
+
+    modules: tuple[type[nn.Module], ...] = ()
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.names = [n for n, p in module.named_parameters(recurse=False) if p.requires_grad]
+        self.parameters = {n: p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
+
+    def buffers(self, like: Tensor) -> Sums:
+        """Zeroed space for one example's gradient."""
+        return {n: torch.zeros(p.shape, dtype=accumulation_dtype(like), device=like.device) for n, p in self.parameters.items()}
+
+    def add_example(self, use: Use, index: int, into: Sums) -> None:
+        """into[name] += the gradient of example `index`."""
+        raise NotImplementedError
+
+    def sq_norms(self, use: Use) -> Tensor:
+        """[B] squared norms over all own trainable parameters, in fp32 or wider."""
+        return torch.stack([_squared(one) for one in self._examples(use)])
+
+    def add_weighted(self, use: Use, factors: Tensor, into: Sums) -> None:
+        """into[name] += sum_i factors[i] x gradient_i."""
+        for factor, one in zip(factors, self._examples(use), strict=True):
+            for name, value in one.items():
+                into[name].add_(value * factor)
+
+    def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
+        """Norms, factors and weighted sum of one group that is this module alone; returns the [B] norms."""
+        norms = []
+        for one in self._examples(use):
+            norm = _squared(one).sqrt()
+            norms.append(norm)
+            if torch.isfinite(norm):
+                scale = factor(norm.reshape(1))[0]
+                for name, value in one.items():
+                    into[name].add_(value * scale)
+        return torch.stack(norms)
+
+    def _examples(self, use: Use):  # type: ignore[no-untyped-def]
+        one = self.buffers(use.g)
+        for index in range(len(use.g)):
+            for value in one.values():
+                value.zero_()
+            self.add_example(use, index, one)
+            yield one
+
+
+def accumulation_dtype(like: Tensor) -> torch.dtype:
+    """Norms and sums of half-precision gradients are kept in fp32; fp64 stays fp64."""
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
+
+
+def _squared(one: Sums) -> Tensor:
+    return sum((value.square().sum() for value in one.values()), start=torch.zeros((), dtype=next(iter(one.values())).dtype))
+
+
+def weighted_factors(norms: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
+    """([B] factors, [B] finite mask)."""
+    finite = torch.isfinite(norms)
+    safe = torch.where(finite, norms, torch.ones_like(norms))
+    return factor(safe) * finite, finite

@@ -1,0 +1,141 @@
+"""Linear layers: one example's product at a time in one reused buffer, or Gram norms where T is very short."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from dpbench.kernels.leaf import Factor, Leaf, Sums, Use, accumulation_dtype, weighted_factors
+
+GRAM_BELOW = 0.25
+"""Gram norms where T (I + O) < GRAM_BELOW x I O; measured on two cores, where batched small products run at a quarter of the speed."""
+
+_BLOCK = 1 << 16  # elements per dot product: keeps the fp32 rounding of a norm near 1e-7
+
+
+def gram_is_cheaper(tokens: int, inputs: int, outputs: int) -> bool:
+    """Whether T^2 (I + O) multiply-adds of two Gram matrices beat T I O of the product itself."""
+    return tokens * (inputs + outputs) < GRAM_BELOW * inputs * outputs
+
+
+def squared(values: Tensor) -> Tensor:
+    """Sum of squares of a contiguous tensor, in fp32 or wider."""
+    flat = values.view(-1)
+    if flat.dtype in (torch.bfloat16, torch.float16):
+        return torch.linalg.vector_norm(flat, dtype=torch.float32).square()
+    if flat.numel() <= _BLOCK:
+        return torch.dot(flat, flat)
+    whole = flat.numel() // _BLOCK * _BLOCK
+    blocks = flat[:whole].view(-1, _BLOCK)
+    total = torch.stack([torch.dot(row, row) for row in blocks.unbind()]).sum()
+    rest = flat[whole:]
+    return total + torch.dot(rest, rest) if rest.numel() else total
+
+
+def gram_sq_norms(x: Tensor, g: Tensor) -> Tensor:
+    """x [B, T, I], g [B, T, O] -> [B] squared norms of the products: sum_tu (x_t . x_u)(g_t . g_u)."""
+    wide = accumulation_dtype(g)
+    x, g = x.to(wide), g.to(wide)
+    if x.shape[1] == 1:
+        return x.square().sum((1, 2)) * g.square().sum((1, 2))
+    return (torch.bmm(x, x.mT) * torch.bmm(g, g.mT)).sum((1, 2)).clamp_(min=0)
+
+
+class LinearLeaf(Leaf):
+    """`nn.Linear`: weight [O, I], bias [O]."""
+
+    modules = (nn.Linear,)
+    transposed = False
+
+    def _flat(self, use: Use) -> tuple[Tensor, Tensor]:
+        """x [B, T, I], g [B, T, O] in the output gradient's dtype."""
+        batch = len(use.g)
+        g = use.g.reshape(batch, -1, use.g.shape[-1])
+        return use.x.reshape(batch, -1, use.x.shape[-1]).to(g.dtype), g
+
+    def _sides(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """(left, right) with weight gradient = left^T right."""
+        return (x, g) if self.transposed else (g, x)
+
+    def add_example(self, use: Use, index: int, into: Sums) -> None:
+        x, g = self._flat(use)
+        if "weight" in into:
+            left, right = self._sides(x[index], g[index])
+            into["weight"].add_(left.T @ right)
+        if "bias" in into:
+            into["bias"].add_(g[index].sum(0, dtype=into["bias"].dtype))
+
+    def sq_norms(self, use: Use) -> Tensor:
+        x, g = self._flat(use)
+        total = torch.zeros(len(g), dtype=accumulation_dtype(g), device=g.device)
+        if "weight" in self.names:
+            total += self._weight_sq_norms(x, g)
+        if "bias" in self.names:
+            total += g.sum(1, dtype=total.dtype).square().sum(1)
+        return total
+
+    def _weight_sq_norms(self, x: Tensor, g: Tensor) -> Tensor:
+        if gram_is_cheaper(g.shape[1], x.shape[2], g.shape[2]):
+            return gram_sq_norms(x, g)
+        buffer = torch.empty(g.shape[2], x.shape[2], dtype=g.dtype, device=g.device)
+        return torch.stack([squared(torch.mm(g_i.T, x_i, out=buffer)) for x_i, g_i in zip(x, g, strict=True)])
+
+    def add_weighted(self, use: Use, factors: Tensor, into: Sums) -> None:
+        x, g = self._flat(use)
+        if "weight" in into:
+            left, right = self._sides(x, g)
+            scale = factors.to(g.dtype)[:, None, None]
+            if left.shape[2] <= right.shape[2]:  # scale the smaller side
+                left = left * scale
+            else:
+                right = right * scale
+            _add_product(into["weight"], left.flatten(0, 1), right.flatten(0, 1))
+        if "bias" in into:
+            into["bias"].add_(factors.to(into["bias"].dtype) @ g.sum(1, dtype=into["bias"].dtype))
+
+    def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
+        x, g = self._flat(use)
+        if "weight" not in into or g.device.type != "cpu" or gram_is_cheaper(g.shape[1], x.shape[2], g.shape[2]):
+            return self._two_stage(use, factor, into)
+        bias = g.sum(1, dtype=accumulation_dtype(g)) if "bias" in into else None
+        bias_squared = bias.square().sum(1).tolist() if bias is not None else [0.0] * len(g)
+        left, right = self._sides(x, g)
+        buffer = torch.empty(into["weight"].shape, dtype=g.dtype)
+        norms = torch.empty(len(g), dtype=accumulation_dtype(g))
+        for index in range(len(g)):
+            torch.mm(left[index].T, right[index], out=buffer)
+            norm = math.sqrt(squared(buffer).item() + bias_squared[index])
+            norms[index] = norm
+            if not math.isfinite(norm):
+                continue
+            scale = factor(norms[index : index + 1]).item()
+            into["weight"].add_(buffer, alpha=scale)
+            if bias is not None:
+                into["bias"].add_(bias[index], alpha=scale)
+        return norms
+
+    def _two_stage(self, use: Use, factor: Factor, into: Sums) -> Tensor:
+        norms = self.sq_norms(use).sqrt()
+        factors, finite = weighted_factors(norms, factor)
+        if not finite.all():
+            use, factors = use.keep(finite), factors[finite]
+        self.add_weighted(use, factors, into)
+        return norms
+
+
+class Conv1DLeaf(LinearLeaf):
+    """transformers' `Conv1D` (GPT-2): weight [I, O]."""
+
+    modules = (Conv1D,)
+    transposed = True
+
+
+def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
+    """into += left^T right, without a temporary where the dtypes agree."""
+    if into.dtype == left.dtype == right.dtype:
+        into.addmm_(left.T, right)
+    else:
+        into.add_(left.T @ right)

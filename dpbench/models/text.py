@@ -1,0 +1,78 @@
+"""Text to token ids, with a model's own tokenizer or one trained on public text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dpbench import plugins
+from dpbench.data.digests import digest
+from dpbench.data.tokenizer import EOS, PAD, bpe
+from dpbench.errors import DpbenchError
+from dpbench.models import sources
+from dpbench.spec.sources import Source
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PUBLIC = "wikitext2"
+LARGEST = 8192
+"""Of a tokenizer trained here: public text of a few megabytes does not give many more."""
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """Texts to ids. pad: the id to fill up with; vocabulary: ids are below it; sha256: of the tokenizer's JSON, for the record.
+
+    own: the model's own tokenizer, which marks begin and end ([CLS], [SEP]); else <eos> alone is put at the end.
+    """
+
+    tokenizer: Tokenizer
+    pad: int
+    vocabulary: int
+    sha256: str
+    own: bool
+
+    def encode(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        """Ids of each text, at most `max_length` with its marks, without padding; never empty.
+
+        Raises:
+            DpbenchError: `max_length` leaves no room for a token beside the marks.
+        """
+        marks = self.tokenizer.num_special_tokens_to_add(is_pair=False) if self.own else 1
+        if max_length <= marks:
+            raise DpbenchError(f"max_length {max_length} leaves no room for text", f"use more than {marks}")
+        if self.own:
+            self.tokenizer.enable_truncation(max_length)  # counts the marks
+            return [e.ids for e in self.tokenizer.encode_batch(list(texts))]
+        end = self.tokenizer.token_to_id(EOS)
+        return [[*e.ids[: max_length - 1], end] for e in self.tokenizer.encode_batch(list(texts))]
+
+
+def text_tokenizer(name: str, source: Source, public_source: Source) -> TextTokenizer:
+    """The tokenizer of an encoder: its own where it has real weights, else a BPE trained on public text (`wikitext2`).
+
+    Args:
+        source: the model's; public_source: that of `wikitext2`, read only for random weights.
+
+    Raises:
+        DpbenchError: the model has no text tokenizer; its file is gone or damaged.
+    """
+    plugin = plugins.get("model", name)
+    if "architecture" not in plugin.extra:
+        raise DpbenchError(f"model {name} has no text tokenizer of its own", "use dpbench.data.tokenizer.bpe")
+    size = plugin.extra["architecture"]["vocab_size"]
+    if source.kind == "scratch":
+        tokenizer, sha256 = bpe(PUBLIC, min(size, LARGEST), public_source)
+        return TextTokenizer(tokenizer, tokenizer.token_to_id(PAD), size, sha256, own=False)
+    from tokenizers import Tokenizer
+
+    path = sources.file_of(plugin, source, sources.TOKENIZER)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise DpbenchError(f"{path}: not a readable tokenizer ({error})", "fetch the model again") from error
+    tokenizer.no_padding()  # the file may carry both, for its own use
+    tokenizer.no_truncation()
+    return TextTokenizer(tokenizer, plugin.extra["architecture"]["pad_token_id"], size, digest(path), own=True)

@@ -1,0 +1,78 @@
+"""Hugging Face models with every input explicit.
+
+Position and token type ids are contiguous [B, T] (broadcast or absent ones break per-example hooks), and attention masks
+never depend on a tensor's values, so that the same model runs under vmap, on fake tensors and on the meta device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, BertModel, GPT2LMHeadModel, RobertaModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from dpbench.errors import DpbenchError
+
+CAUSAL = "dpbench_causal"
+# transformers' own sdpa under a name that has no mask function: the mask stays None, and `is_causal` does the work. Under "sdpa"
+# position ids of [B, T] are searched for packed sequences, which reads their values.
+AttentionInterface.register(CAUSAL, sdpa_attention_forward)
+
+
+class Encoder(torch.nn.Module):
+    """BERT or RoBERTa without its pooler. width: H; context: the longest input in tokens."""
+
+    def __init__(self, model: BertModel | RobertaModel) -> None:
+        super().__init__()
+        self.model = model
+        self.width: int = model.config.hidden_size
+        roberta = isinstance(model, RobertaModel)
+        self.first: int = model.config.pad_token_id + 1 if roberta else 0
+        self.respects_padding = roberta
+        self.context: int = model.config.max_position_embeddings - self.first
+
+    def positions(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """[B, T]: 0, 1, ... for BERT; for RoBERTa counted from pad + 1 over real tokens, with pad at padding."""
+        if self.respects_padding:
+            mask = attention_mask.long()
+            return mask.cumsum(1) * mask + (self.first - 1)
+        return torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape).contiguous()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """[B, T] token ids and [B, T] mask (1 real, 0 padding) -> [B, T, H].
+
+        Raises:
+            DpbenchError: T is longer than the model's positions.
+        """
+        if input_ids.shape[1] > self.context:
+            raise DpbenchError(f"input of {input_ids.shape[1]} tokens, the model takes {self.context}", "lower max_length")
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask.bool()[:, None, None, :],  # 4-D is taken as it is
+            token_type_ids=torch.zeros_like(input_ids),
+            position_ids=self.positions(input_ids, attention_mask),
+        )
+        return output.last_hidden_state
+
+
+class LanguageModel(torch.nn.Module):
+    """GPT-2 with its head. vocabulary: V; context: the longest input in tokens."""
+
+    def __init__(self, model: GPT2LMHeadModel) -> None:
+        super().__init__()
+        self.model = model
+        self.vocabulary: int = model.config.vocab_size
+        self.context: int = model.config.n_positions
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """[B, T] token ids -> [B, T, V] logits.
+
+        Raises:
+            DpbenchError: T is longer than the model's positions.
+        """
+        if input_ids.shape[1] > self.context:
+            raise DpbenchError(f"input of {input_ids.shape[1]} tokens, the model takes {self.context}", "use shorter blocks")
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape).contiguous()
+        output: Any = self.model(input_ids=input_ids, position_ids=positions, use_cache=False)
+        return output.logits

@@ -1,0 +1,205 @@
+"""Claims of a table -> verdicts, each with the evidence it stands on."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from dpbench.files import write_atomic
+from dpbench.report.data import TableData, place_text
+from dpbench.report.pairing import Pairing, Verdict, judge_pairing, pairs_of
+from dpbench.report.words import short, spell
+from dpbench.spec.expand import matches
+from dpbench.spec.models import TIERS, Claim
+from dpbench.validation import Strict
+
+_WORST: tuple[Verdict, ...] = ("not reproduced", "inconclusive", "reproduced")
+VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "inconclusive", "not run")
+
+
+class Evidence(Strict):
+    """One claim judged at one place: one tier of one machine.
+
+    reasons: why the verdict is not stronger; missing: pairs that were asked for and have no values there.
+    """
+
+    origin: Literal["recorded", "here"]
+    tier: str
+    machine: str
+    verdict: Verdict
+    synthetic: bool
+    simulated: bool
+    pairings: list[Pairing]
+    missing: list[str]
+    reasons: list[str]
+    runs: list[str]
+
+    @property
+    def place(self) -> str:
+        return place_text((self.origin, self.tier, self.machine))
+
+    @property
+    def decisive(self) -> Pairing:
+        """The pairing with the worst verdict; of equals, the one with the least favourable estimate comes first."""
+        return min(self.pairings, key=lambda p: (_WORST.index(p.verdict), -math.inf if p.shortfall is None else -p.shortfall))
+
+
+class Judgement(Strict):
+    """A claim with its verdict. evidence: None where nothing was run; others: the same claim at the other places."""
+
+    paper: str
+    table: str
+    id: str
+    says: str
+    source: str
+    scale: str
+    metric: str
+    unit: str
+    compares: Literal["difference", "ratio"]
+    side: Literal["at_least", "at_most"]
+    threshold: float
+    verdict: Verdict
+    sentence: str
+    evidence: Evidence | None = None
+    others: list[Evidence] = Field(default_factory=list)
+
+
+def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Evidence | None:
+    """The claim judged on the entries of one place, None where no pair of cells has values."""
+    entries = [e for e in table.entries if e.place == place and e.metric == claim.test.metric]
+    pairings, missing, used = [], [], []
+    for of, against, pairs in pairs_of(claim.test, entries, table.rows + table.columns):
+        valued = [(a, b) for a, b in pairs if a.value is not None and b.value is not None]
+        if not valued:
+            notes = dict.fromkeys(e.note for pair in pairs for e in pair if e.value is None and e.note)
+            missing.append(f"{spell(of)} against {spell(against)}" + (f" ({'; '.join(notes)})" if notes else ""))
+            continue
+        pairings.append(judge_pairing(claim.test, of, against, valued))
+        used += [e for pair in valued for e in pair]
+    if not pairings:
+        return None
+    verdict = min((p.verdict for p in pairings), key=_WORST.index)
+    reasons = list(dict.fromkeys(r for p in pairings if p.verdict == verdict for r in p.reasons))
+    if missing and verdict == "reproduced":
+        verdict = "inconclusive"
+        reasons.append(f"no values for {', '.join(missing)}")
+    synthetic, simulated = any(e.synthetic for e in used), any(e.simulated for e in used)
+    if verdict != "inconclusive":
+        weak = [
+            why
+            for why, holds in (
+                ("the smoke tier proves that the code runs, not what the paper says", place[1] == "smoke"),
+                ("the data or weights are synthetic", synthetic),
+                ("the values are simulated", simulated),
+            )
+            if holds
+        ]
+        if weak:
+            reasons.append(f"would be {verdict}, but {' and '.join(weak)}")
+            verdict = "inconclusive"
+    return Evidence(
+        origin=place[0],  # type: ignore[arg-type]
+        tier=place[1],
+        machine=place[2],
+        verdict=verdict,
+        synthetic=synthetic,
+        simulated=simulated,
+        pairings=pairings,
+        missing=missing,
+        reasons=reasons,
+        runs=list(dict.fromkeys(run for e in used for run in e.runs)),
+    )
+
+
+def _rank(evidence: Evidence) -> tuple[bool, bool, int, bool, int]:
+    """Measured on real data first, then all pairs present, then the highest tier, then recorded, then the most repetitions."""
+    clean = not (evidence.synthetic or evidence.simulated)
+    repetitions = min(p.n for p in evidence.pairings)
+    return clean, not evidence.missing, TIERS.index(evidence.tier), evidence.origin == "recorded", repetitions
+
+
+def _sentence(claim: Claim, unit: str, evidence: Evidence | None, never: str) -> str:
+    if evidence is None:
+        return f"Nothing to judge by: {never}."
+    compares, side, threshold = claim.test.threshold
+    worst = evidence.decisive
+    points = "percentage points" if unit == "%" else unit
+    unit_text = f" {points}" if compares == "difference" and unit else ""
+    asked = f"{side.replace('_', ' ')} {short(threshold)}{unit_text}"
+    text = f"{spell(worst.of)} against {spell(worst.against)}: {compares} {short(worst.estimate)}{unit_text}"
+    if worst.low is not None and worst.high is not None:
+        text += f", 95 % interval {short(worst.low)} to {short(worst.high)} over {worst.n} {worst.over}"
+    elif worst.n:
+        text += f" from {worst.n} {worst.over.rstrip('s') if worst.n == 1 else worst.over}"
+    text += f", where {asked} is claimed; {evidence.place}"
+    if len(evidence.pairings) > 1:
+        text += f"; the weakest of {len(evidence.pairings)} comparisons"
+    if evidence.reasons:
+        reasons = "; ".join(evidence.reasons)
+        text += f". {reasons[0].upper()}{reasons[1:]}"
+    return text + "."
+
+
+def judge(table: TableData) -> list[Judgement]:
+    """Every claim of a table with its verdict.
+
+    A claim is judged at one place only, the best there is evidence of: measured on real data before synthetic or simulated,
+    with every pair asked for before some, a higher tier before a lower, recorded before here. The verdict is that of the
+    worst pairing: `reproduced` if the paired 95 % t-interval lies wholly on the claimed side of the threshold, `not
+    reproduced` if wholly beyond, else `inconclusive`. Smoke, synthetic, simulated and single-repetition evidence is at
+    most `inconclusive`; without any, `not run`.
+    """
+    found = []
+    for claim in table.claims:
+        places = dict.fromkeys(e.place for e in table.entries if e.origin != "published")
+        evidence = [e for p in places if (e := _evidence(claim, table, p)) is not None]
+        evidence.sort(key=_rank, reverse=True)
+        best = evidence[0] if evidence else None
+        compares, side, threshold = claim.test.threshold
+        unit = table.metrics[claim.test.metric].unit
+        found.append(
+            Judgement(
+                paper=table.paper,
+                table=table.table,
+                id=claim.id,
+                says=claim.says,
+                source=claim.source,
+                scale=claim.scale,
+                metric=claim.test.metric,
+                unit=unit,
+                compares=compares,
+                side=side,
+                threshold=threshold,
+                verdict=best.verdict if best else "not run",
+                sentence=_sentence(claim, unit, best, _why_not_run(claim, table)),
+                evidence=best,
+                others=evidence[1:],
+            )
+        )
+    return found
+
+
+def _why_not_run(claim: Claim, table: TableData) -> str:
+    test = claim.test
+    notes = [
+        e.note
+        for e in table.entries
+        if e.metric == test.metric and e.value is None and e.note
+        if matches(e.labels, test.where) and (matches(e.labels, test.of) or matches(e.labels, test.against))
+    ]
+    return "; ".join(dict.fromkeys(notes)) or "no place has values for both sides of the comparison"
+
+
+def write_claims(judgements: list[Judgement], path: Path) -> None:
+    """Write claims.json: a list of judgements, whole or not at all."""
+    values = [j.model_dump(mode="json") for j in judgements]
+    write_atomic(path, json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_claims(path: Path) -> list[Judgement]:
+    """Read what `write_claims` wrote."""
+    return [Judgement.model_validate(value) for value in json.loads(path.read_text(encoding="utf-8"))]

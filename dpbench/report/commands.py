@@ -1,0 +1,100 @@
+"""What the command line's reporting verbs do: read, build, write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from dpbench.errors import DpbenchError
+from dpbench.files import write_atomic
+from dpbench.records.store import Stored, local_records, recorded_records
+from dpbench.report import claims, long, page, plots, tables
+from dpbench.report.collect import build_table
+from dpbench.report.data import TableData
+from dpbench.spec.models import TIERS, Plot
+from dpbench.spec.tables import all_tables, load_named
+
+
+def write_table(name: str, tier: str, folder: Path, sources: dict[str, str], seeds: list[int] | None) -> None:
+    """`folder`/TABLE.{csv,md,tex,html,json} of one table.
+
+    Raises:
+        DpbenchError: unknown table or tier, or a record that cannot be read.
+    """
+    from dpbench.study import config_of, resolver
+
+    spec = load_named(name)
+    config = config_of({"tier": tier, "sources": sources, "seeds": seeds})
+    data = build_table(spec, tier, resolver(config), list(local_records()), list(recorded_records()), seeds)
+    tables.write_tables(data, folder)
+    write_atomic(folder / f"{spec.table}.json", data.model_dump_json(indent=1) + "\n")
+
+
+def read_table(path: Path) -> TableData:
+    """A table's JSON.
+
+    Raises:
+        DpbenchError: missing, or not what this dpbench writes.
+    """
+    try:
+        return TableData.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DpbenchError(f"{path}: no such file", "make the table first") from error
+    except ValidationError as error:
+        raise DpbenchError(f"{path}: not a table's JSON ({error.error_count()} faults)", "delete it and make the table again") from error
+
+
+def write_plot(name: str, plot: str, data: Path, out: Path) -> None:
+    """One plot of a table as SVG.
+
+    Raises:
+        DpbenchError: the table has no such plot.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, plots.draw(read_table(data), _plot(name, plot)))
+
+
+def _plot(name: str, plot: str) -> Plot:
+    known = {p.name: p for p in load_named(name).plots}
+    if plot not in known:
+        raise DpbenchError(f"{name} has no plot {plot!r}", f"it has {', '.join(known) or 'none'}")
+    return known[plot]
+
+
+def write_claims(paths: list[Path], out: Path) -> None:
+    """The verdict of every claim of the tables at `paths`."""
+    claims.write_claims([j for path in paths for j in claims.judge(read_table(path))], out)
+
+
+def write_long_table(out: Path) -> None:
+    """All records, local and recorded, as CSV and parquet beside it."""
+    long.write_long(long.long_rows([*local_records(), *recorded_records()]), out, out.with_suffix(".parquet"))
+
+
+def write_report(data: list[Path], svgs: list[Path], judged: Path, out: Path) -> None:
+    """The page from tables, plots named `.../<paper>/<table>/<plot>.svg`, and claims."""
+    found = {(p.parent.parent.name, p.parent.name, p.stem): p.read_text(encoding="utf-8") for p in svgs}
+    write_atomic(out, page.render([read_table(p) for p in data], claims.read_claims(judged), found, "here"))
+
+
+def write_recorded_report(out: Path) -> None:
+    """The page from the committed records alone: the same on every machine."""
+    from dpbench.study import config_of, resolver
+
+    recorded = list(recorded_records())
+    resolve = resolver(config_of({"tier": "smoke"}))  # answers without looking at this machine's data
+    made = [build_table(spec, _highest(spec.paper, spec.table, recorded), resolve, [], recorded) for spec in all_tables()]
+    svgs = {
+        (table.paper, table.table, plot.name): plots.draw(table, plot).decode()
+        for table in made
+        for plot in load_named(table.name).plots
+    }
+    judged = [j for table in made for j in claims.judge(table)]
+    write_atomic(out, page.render(made, judged, svgs, "recorded"))
+
+
+def _highest(paper: str, table: str, recorded: list[Stored]) -> str:
+    """The highest tier a table has records of."""
+    tiers = {r.tier for s in recorded for r in s.record.requests if (r.paper, r.table) == (paper, table)}
+    return max(tiers, key=TIERS.index, default="laptop")

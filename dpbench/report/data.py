@@ -1,0 +1,144 @@
+"""A table with all that is known of it: what every writer of this package reads."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from dpbench.records.schema import Privacy, Request
+from dpbench.report.deviations import Deviation
+from dpbench.spec.models import Claim, MetricSpec, Plot, Source
+from dpbench.validation import Strict
+
+Origin = Literal["published", "recorded", "here"]
+ORIGINS: tuple[Origin, ...] = ("published", "recorded", "here")
+
+
+class Entry(Strict):
+    """One value of one cell from one origin.
+
+    origin: `published` (read off a document), `recorded` (committed, `machine` says where), `here` (this machine).
+    value: published, or the mean over seeds, or the median over rounds of a single run; None: not measured, `note` says why.
+    spread: half-width as `spread_kind` says; low, high: 20 and 80 % quantiles over rounds.
+    runs: the records it comes from; source: the document a published value was read in.
+    """
+
+    origin: Origin
+    tier: str = ""
+    machine: str = ""
+    labels: dict[str, str]
+    metric: str
+    value: float | None
+    unit: str
+    spread: float | None = None
+    spread_kind: str = ""
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    by_seed: dict[str, float] = Field(default_factory=dict)
+    rounds: list[float] = Field(default_factory=list)
+    runs: list[str] = Field(default_factory=list)
+    synthetic: bool = False
+    simulated: bool = False
+    privacy: Privacy | None = None
+    sources: list[str] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+    note: str = ""
+    source: str = ""
+
+    @property
+    def place(self) -> tuple[Origin, str, str]:
+        """(origin, tier, machine): what a column of a table stands for."""
+        return self.origin, self.tier, self.machine
+
+    @property
+    def place_text(self) -> str:
+        return place_text(self.place)
+
+
+def place_text(place: tuple[str, str, str]) -> str:
+    """`published`, `recorded (gpu, a100)`, `here (laptop)`."""
+    origin, tier, machine = place
+    inside = ", ".join(part for part in (tier, machine) if part)
+    return f"{origin} ({inside})" if inside else origin
+
+
+class CellState(Strict):
+    """One row and column. in_tier: whether the tier of `here` has it; state: what is known of it, in words."""
+
+    labels: dict[str, str]
+    state: str
+    in_tier: bool
+
+
+class TierInfo(Strict):
+    """What a tier runs: settings shared by its cells, what each axis value changes, and whose each setting is."""
+
+    tier: str
+    settings: dict[str, Any]
+    axes: dict[str, dict[str, dict[str, Any]]]
+    origin: dict[str, str]
+    seeds: list[int]
+    note: str = ""
+
+
+class StaleRecord(Strict):
+    """A record that asks to be in this table, but that no current settings or versions name. Never used in a value."""
+
+    run: str
+    machine: str
+    tiers: list[str]
+    created: str
+    reason: str = "settings or versions changed since"
+
+
+class RecordInfo(Strict):
+    """A record for the appendix. machine: empty for this machine's own."""
+
+    run: str
+    machine: str
+    job: str
+    seed: int | None
+    requests: list[Request]
+    environment: str
+    sources: list[str]
+    synthetic: bool
+    created: str
+    seconds: float
+    warnings: list[str]
+    record: dict[str, Any]
+
+
+class TableData(Strict):
+    """A table, its values side by side and where each came from. tier: the one that `here` was asked to run at."""
+
+    paper: str
+    table: str
+    title: str
+    source: Source
+    tier: str
+    metrics: dict[str, MetricSpec]
+    rows: list[str]
+    columns: list[str]
+    axes: dict[str, list[str]]
+    entries: list[Entry]
+    cells: list[CellState]
+    tiers: list[TierInfo]
+    notes: list[str]
+    claims: list[Claim]
+    plots: list[Plot]
+    deviations: list[Deviation] = Field(default_factory=list)
+    stale: list[StaleRecord] = Field(default_factory=list)
+    records: list[RecordInfo] = Field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"{self.paper}/{self.table}"
+
+    def find(self, labels: dict[str, str], metric: str, place: tuple[str, str, str]) -> Entry | None:
+        """The entry of a cell and metric from one place."""
+        for entry in self.entries:
+            if entry.metric == metric and entry.place == place and entry.labels == labels:
+                return entry
+        return None

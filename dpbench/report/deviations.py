@@ -1,0 +1,46 @@
+"""`benchmarks/<paper>/deviations.yaml`: known differences between a paper, its published code and this suite."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from dpbench import paths
+from dpbench.errors import DpbenchError
+from dpbench.validation import Strict, parse, read_yaml
+
+Severity = Literal["critical", "correctness", "theoretical", "performance", "trap", "note", "negligible"]
+
+
+class Deviation(Strict):
+    """One difference.
+
+    severity: `critical` voids or weakens the stated guarantee, `correctness` gives a wrong gradient or memory error, the
+        others as their words say; where: the file or section it is in; test: the test that shows it, empty if there is none.
+    """
+
+    id: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    severity: Annotated[Severity, BeforeValidator(lambda v: v.lower() if isinstance(v, str) else v)]
+    fact: str
+    where: str = ""
+    test: str = ""
+
+
+def deviations(paper: str) -> list[Deviation]:
+    """The deviations of a paper, empty if it has no such file.
+
+    Raises:
+        DpbenchError: malformed YAML, unknown or missing keys, an id that stands twice.
+    """
+    path = paths.benchmarks() / paper / "deviations.yaml"
+    if not path.exists():
+        return []
+    values = read_yaml(path) or []
+    if not isinstance(values, list):
+        raise DpbenchError(f"{path}: not a list", "write a list of {id, severity, fact, where, test}")
+    found = [parse(Deviation, value, f"{path}: entry {i + 1}") for i, value in enumerate(values)]
+    ids = [d.id for d in found]
+    if twice := {i for i in ids if ids.count(i) > 1}:
+        raise DpbenchError(f"{path}: the id {min(twice)!r} stands twice", "give each deviation its own id")
+    return found

@@ -1,0 +1,190 @@
+"""A table as it stands on paper: rows, columns, and under each column the origins that have a value there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dpbench.report.data import ORIGINS, Entry, TableData, place_text
+from dpbench.report.words import EMPTY, MARKS, label_text, number
+from dpbench.spec.models import TIERS, MetricSpec
+
+MOST_EMPTY_ROWS = 12
+
+
+@dataclass(frozen=True)
+class Column:
+    """labels: column axis -> value; place: (origin, tier, machine), None where nothing is known of the whole column."""
+
+    labels: dict[str, str]
+    place: tuple[str, str, str] | None
+
+    @property
+    def place_text(self) -> str:
+        return place_text(self.place) if self.place else EMPTY
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place in the grid. entry: None where it is empty; why: the reason, spelt out in a footnote."""
+
+    entry: Entry | None
+    text: str
+    interval: str = ""
+    marks: str = ""
+    why: str = ""
+
+    @property
+    def plain(self) -> str:
+        return f"{self.text}{self.marks}{' ' + self.interval if self.interval else ''}"
+
+
+@dataclass
+class Block:
+    """All values of one main metric."""
+
+    metric: str
+    spec: MetricSpec
+    row_axes: list[str]
+    column_axes: list[str]
+    rows: list[dict[str, str]]
+    columns: list[Column]
+    slots: list[list[Slot]]
+    legend: list[str] = field(default_factory=list)
+    footnotes: list[str] = field(default_factory=list)
+
+    def row_values(self, row: dict[str, str]) -> list[str]:
+        """Axis values alone, for tables that head each row axis with its name."""
+        return ["∞" if row[axis] == "inf" else row[axis] for axis in self.row_axes]
+
+    def row_texts(self, row: dict[str, str]) -> list[str]:
+        """Axis values that say which axis they are of."""
+        return [label_text(axis, row[axis]) for axis in self.row_axes]
+
+    def column_texts(self, column: Column) -> list[str]:
+        return [label_text(axis, column.labels[axis]) for axis in self.column_axes]
+
+    @property
+    def heading(self) -> str:
+        unit = f" ({self.spec.unit})" if self.spec.unit else ""
+        return f"{self.metric.replace('_', ' ')}{unit}"
+
+    @property
+    def better(self) -> str:
+        return "" if self.spec.better == "neither" else f"{self.spec.better} is better"
+
+
+def marks_of(entry: Entry) -> str:
+    """† synthetic, ‡ simulated, * epsilon only nominal. A published value carries none."""
+    marks = "†" if entry.synthetic else ""
+    marks += "‡" if entry.simulated else ""
+    return marks + ("*" if entry.privacy is not None and entry.privacy.validity == "nominal" else "")
+
+
+def interval_of(entry: Entry, digits: int) -> str:
+    """`± 0.4`, or `(1180–1260)` for quantiles over rounds; nothing where they are equal as printed."""
+    if entry.spread is not None:
+        return f"± {number(entry.spread, digits)}"
+    if entry.low is not None and entry.high is not None:
+        low, high = number(entry.low, digits), number(entry.high, digits)
+        return f"({low}–{high})" if low != high else ""
+    return ""
+
+
+def _projections(table: TableData, axes: list[str], keep: set[tuple[str, ...]]) -> list[dict[str, str]]:
+    """Distinct values of `axes` over the cells in `keep`, in the table's order."""
+    rank = {a: {v: i for i, v in enumerate(table.axes[a])} for a in axes}
+    found = {tuple(c.labels[a] for a in axes) for c in table.cells if tuple(c.labels.values()) in keep}
+    ordered = sorted(found, key=lambda values: [rank[a][v] for a, v in zip(axes, values, strict=True)])
+    return [dict(zip(axes, values, strict=True)) for values in ordered]
+
+
+def _places(entries: list[Entry], labels: dict[str, str]) -> list[tuple[str, str, str]]:
+    """Origins with a value in a column: published, recorded (largest tier first), here."""
+    found = {e.place for e in entries if e.value is not None and all(e.labels[a] == v for a, v in labels.items())}
+    return sorted(found, key=lambda p: (ORIGINS.index(p[0]), -TIERS.index(p[1]) if p[1] else 0, p[2]))
+
+
+def _slot(table: TableData, metric: str, labels: dict[str, str], place: tuple[str, str, str] | None) -> Slot:
+    entry = table.find(labels, metric, place) if place else None
+    if entry is not None and entry.value is not None:
+        digits = table.metrics[metric].digits
+        return Slot(entry, number(entry.value, digits), interval_of(entry, digits), marks_of(entry))
+    return Slot(None, EMPTY, why=_why_empty(table, labels, place, entry))
+
+
+def _why_empty(table: TableData, labels: dict[str, str], place: tuple[str, str, str] | None, entry: Entry | None) -> str:
+    cell = next((c for c in table.cells if c.labels == labels), None)
+    skipped = cell.state if cell is not None and cell.state.startswith("skipped:") else ""
+    if place is not None and place[0] == "published":
+        return skipped if skipped and entry is None else "not read off the paper"
+    if entry is not None:
+        return f"skipped: {entry.note.removeprefix('skipped:').strip()}"
+    if cell is None:
+        return "no such cell"
+    if skipped:
+        return skipped
+    if place is not None and place[0] == "recorded":
+        return "not recorded"
+    if place is not None and place[1] == table.tier and not cell.in_tier:
+        return f"not part of the {table.tier} tier"
+    return "not run"
+
+
+def blocks(table: TableData) -> list[Block]:
+    """One block per main metric. Rows and columns that do not exist at any tier are left out, with the reason below."""
+    return [_block(table, name, spec) for name, spec in table.metrics.items() if spec.main]
+
+
+def without_smoke(table: TableData, entries: list[Entry]) -> list[Entry]:
+    """Leaves out smoke values where another tier was asked for and has been run: they say nothing that it does not."""
+    if table.tier == "smoke" or not any(e.tier not in ("", "smoke") and e.value is not None for e in entries):
+        return entries
+    return [e for e in entries if e.tier != "smoke"]
+
+
+def _known_rows(rows: list[dict[str, str]], entries: list[Entry]) -> tuple[list[dict[str, str]], int]:
+    """Rows with an entry first. Many rows without any are counted instead of shown, unless there are no others."""
+    known = [r for r in rows if any(all(e.labels[a] == v for a, v in r.items()) for e in entries)]
+    empty = [r for r in rows if r not in known]
+    if known and len(empty) > MOST_EMPTY_ROWS:
+        return known, len(empty)
+    return known + empty, 0
+
+
+def _block(table: TableData, metric: str, spec: MetricSpec) -> Block:
+    entries = without_smoke(table, [e for e in table.entries if e.metric == metric])
+    noted = {tuple(e.labels[a] for a in table.axes) for e in entries}
+    exists = {key for c in table.cells if (key := tuple(c.labels.values())) in noted or not c.state.startswith("skipped:")}
+    rows, unknown = _known_rows(_projections(table, table.rows, exists), entries)
+    columns: list[Column] = []
+    for labels in _projections(table, table.columns, exists):
+        places = _places(entries, labels)
+        columns += [Column(labels, place) for place in places] or [Column(labels, None)]
+    slots = [[_slot(table, metric, row | column.labels, column.place) for column in columns] for row in rows]
+    block = Block(metric, spec, table.rows, table.columns, rows, columns, slots)
+    used = {mark for line in slots for slot in line for mark in slot.marks}
+    block.legend = [f"{mark} {says}" for mark, says in MARKS.items() if mark in used]
+    kinds = dict.fromkeys(e.spread_kind for e in entries if e.value is not None and e.spread_kind)
+    block.footnotes = [f"Beside a value: {', '.join(kinds)}."] if kinds else []
+    why = dict.fromkeys(slot.why for line in slots for slot in line if slot.why)
+    if why:
+        block.footnotes.append(f"{EMPTY} {'; '.join(why)}.")
+    if unknown:
+        block.footnotes.append(f"{unknown} more rows have no value yet: not read off the paper, and not run.")
+    if not any(e.origin == "published" and e.value is not None for e in entries):
+        block.footnotes.append(f"Published: no value of this metric has been read off {table.source.number} yet.")
+    return block
+
+
+def sources_used(table: TableData) -> list[str]:
+    """Data and models of recorded values and of this machine's, one line for each place that has any."""
+    lines: dict[str, dict[str, None]] = {}
+    for entry in without_smoke(table, table.entries):
+        if entry.value is not None and entry.origin != "published":
+            lines.setdefault(entry.place_text, {}).update(dict.fromkeys(entry.sources))
+    return [f"{place}: {'; '.join(sources)}" for place, sources in lines.items() if sources]
+
+
+def published_in(table: TableData) -> list[str]:
+    """The documents that published values were read in."""
+    return list(dict.fromkeys(e.source for e in table.entries if e.origin == "published"))

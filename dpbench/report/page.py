@@ -1,0 +1,158 @@
+"""The report: one self-contained page, without scripts and without network."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from markupsafe import Markup
+
+from dpbench.report.claims import VERDICTS, Judgement
+from dpbench.report.data import ORIGINS, Entry, RecordInfo, TableData, TierInfo
+from dpbench.report.html import environment, slug
+from dpbench.report.layout import Block, blocks, sources_used, without_smoke
+from dpbench.report.words import flatten, spell, whose
+from dpbench.spec.models import Plot
+
+Svgs = dict[tuple[str, str, str], str]
+"""(paper, table, plot) -> SVG text."""
+
+_WIDE = 480  # points: two panels side by side; below that a phone shows it whole
+
+
+@dataclass(frozen=True)
+class _Tier:
+    tier: str
+    rows: list[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class _View:
+    """A table with what its section shows."""
+
+    table: TableData
+    blocks: list[Block]
+    plots: list[tuple[Plot, Markup]]
+    claims: list[Judgement]
+    sources: list[str]
+    synthetic: bool
+    measured: bool
+    privacy: list[tuple[str, Entry]]
+    notes: list[str]
+    tiers: list[_Tier]
+    cells: int
+    coverage: dict[str, int]
+    states: str
+
+
+@dataclass(frozen=True)
+class _Paper:
+    key: str
+    views: list[_View]
+
+    @property
+    def deviations(self) -> list[Any]:
+        return self.views[0].table.deviations
+
+
+def inline_svg(text: str, name: str) -> Markup:
+    """An SVG for use inside a page: no prolog, no foreign addresses, its ids made its own by `name`."""
+    body = text[text.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    ids = set(re.findall(r'\bid="([^"]+)"', body))
+    body = re.sub(r'\bid="([^"]+)"', lambda m: f'id="{name}-{m[1]}"', body)
+    body = re.sub(r"url\(#([^)]+)\)", lambda m: f"url(#{name}-{m[1]})" if m[1] in ids else m[0], body)
+    body = re.sub(r'(?:xlink:)?href="#([^"]+)"', lambda m: f'href="#{name}-{m[1]}"', body)
+    width = re.search(r'<svg[^>]*\bwidth="([0-9.]+)pt"', body)
+    if width and float(width[1]) > _WIDE:
+        body = body.replace("<svg", '<svg class="wide"', 1)
+    return Markup(body)  # drawn by dpbench.report.plots, which escapes labels
+
+
+def _privacy(table: TableData) -> list[tuple[str, Entry]]:
+    """(cell, entry), one per mechanism: a cell's metrics share theirs. Axes that all of them agree on are not spelt out."""
+    found: dict[tuple[Any, ...], Entry] = {}
+    for entry in table.entries:
+        if entry.privacy is not None and entry.runs:
+            found.setdefault((entry.place, tuple(entry.runs), entry.privacy.model_dump_json()), entry)
+    differ = [a for a in table.axes if len({e.labels[a] for e in found.values()}) > 1] or table.rows
+    return [(spell({a: e.labels[a] for a in differ}), e) for e in found.values()]
+
+
+def _tier_rows(info: TierInfo) -> _Tier:
+    rows = [(key, _spell(value), whose(key, info.origin)) for key, value in flatten(info.settings)]
+    for axis, values in info.axes.items():
+        for label, over in values.items():
+            for key, value in flatten(over):
+                rows.append((f"{axis} {label}: {key}", _spell(value), whose(key, info.origin)))
+    rows.append(("seeds", ", ".join(map(str, info.seeds)), whose("seeds", info.origin)))
+    return _Tier(info.tier, rows)
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_spell, value)) or "none"
+    return "none" if value is None or value == {} else str(value)
+
+
+def _states(table: TableData) -> str:
+    """`4 recorded, 2 not run`; reasons of skipped cells stand at the table itself."""
+    words = Counter(cell.state.split(":")[0] for cell in table.cells)
+    return ", ".join(f"{count} {state}" for state, count in words.most_common())
+
+
+def _view(table: TableData, judgements: list[Judgement], svgs: Svgs) -> _View:
+    valued = [e for e in without_smoke(table, table.entries) if e.value is not None]
+    plots = []
+    for plot in table.plots:
+        if (svg := svgs.get((table.paper, table.table, plot.name))) is not None:
+            plots.append((plot, inline_svg(svg, slug("plot", table.paper, table.table, plot.name))))
+    notes = list(table.notes) + [f"Tier {t.tier}: {t.note}" for t in table.tiers if t.note]
+    notes += dict.fromkeys(f"Warning of {e.place_text}: {w}" for e in table.entries for w in e.warnings)
+    return _View(
+        table=table,
+        blocks=blocks(table),
+        plots=plots,
+        claims=[j for j in judgements if (j.paper, j.table) == (table.paper, table.table)],
+        sources=sources_used(table),
+        synthetic=any(e.synthetic for e in valued),
+        measured=any(e.origin != "published" for e in valued),
+        privacy=_privacy(table),
+        notes=notes,
+        tiers=[_tier_rows(info) for info in table.tiers],
+        cells=len(table.cells),
+        coverage={o: len({tuple(e.labels.values()) for e in valued if e.origin == o}) for o in ORIGINS},
+        states=_states(table),
+    )
+
+
+def render(tables: list[TableData], claims: list[Judgement], svgs: Svgs, scope: Literal["here", "recorded"]) -> str:
+    """The whole report as one HTML text.
+
+    Args:
+        svgs: plots by (paper, table, plot); one that is missing is left out.
+        scope: `recorded` says in the head that nothing of this machine is in it.
+    """
+    views = [_view(table, claims, svgs) for table in tables]
+    by_paper: dict[str, list[_View]] = {}
+    records: dict[str, list[RecordInfo]] = {}
+    for view in views:
+        by_paper.setdefault(view.table.paper, []).append(view)
+        for info in view.table.records:
+            same = records.setdefault(info.run, [])
+            if all(info.machine != other.machine for other in same):
+                same.append(info)
+    env = environment()
+    return env.get_template("page.html.j2").render(
+        style=Markup(env.get_template("style.css").render()),
+        scope=scope,
+        tiers=list(dict.fromkeys(t.tier for t in tables)),
+        newest=max((i.created for infos in records.values() for i in infos), default=""),
+        views=views,
+        papers=[_Paper(key, found) for key, found in by_paper.items()],
+        claims=claims,
+        verdicts=VERDICTS,
+        records=dict(sorted(records.items())),
+    )

@@ -1,0 +1,191 @@
+"""Two selections of cells, paired: estimate, 95 % t-interval and verdict."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator
+from typing import Literal
+
+from scipy import stats
+
+from dpbench.report.data import Entry
+from dpbench.spec.expand import matches
+from dpbench.spec.models import ClaimTest
+from dpbench.validation import Strict
+
+Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
+CONFIDENCE = 0.95
+
+
+class CellEstimate(Strict):
+    """One pair of cells. labels: what they share; compared: their difference or ratio."""
+
+    labels: dict[str, str]
+    of: float
+    against: float
+    compared: float
+    runs: list[str]
+
+
+class Pairing(Strict):
+    """All pairs of cells of one comparison, judged together.
+
+    estimate: mean difference or geometric mean of ratios; low, high: its 95 % t-interval over `n` seeds or rounds;
+    shortfall: how far the estimate lies beyond the threshold, negative on the claimed side, None without an estimate.
+    """
+
+    of: dict[str, str]
+    against: dict[str, str]
+    verdict: Verdict
+    estimate: float | None
+    low: float | None
+    high: float | None
+    n: int
+    over: Literal["seeds", "rounds"]
+    cells: list[CellEstimate]
+    reasons: list[str]
+    shortfall: float | None
+
+
+def pairs_of(
+    test: ClaimTest, entries: list[Entry], axes: list[str]
+) -> Iterator[tuple[dict[str, str], dict[str, str], list[tuple[Entry, Entry]]]]:
+    """Each comparison that a test asks for, with the pairs of entries that agree on every axis it does not name.
+
+    Values that are asked for but have no entry give a comparison without pairs.
+    """
+    named = [a for a in axes if a in test.of or a in test.against]
+    rest = [a for a in axes if a not in named]
+    inside = [e for e in entries if matches(e.labels, test.where)]
+    sides = []
+    for wanted in (test.of, test.against):
+        found: dict[tuple[str, ...], dict[tuple[str, ...], Entry]] = {}
+        for entry in inside:
+            if matches(entry.labels, wanted):
+                value = tuple(entry.labels[a] for a in named)
+                found.setdefault(value, {})[tuple(entry.labels[a] for a in rest)] = entry
+        sides.append((found, _absent(wanted, found, named)))
+    (of_found, of_absent), (against_found, against_absent) = sides
+    for of_value, of_cells in of_found.items():
+        of = dict(zip(named, of_value, strict=True))
+        for against_value, against_cells in against_found.items():
+            shared = [key for key in of_cells if key in against_cells]
+            against = dict(zip(named, against_value, strict=True))
+            yield of, against, [(of_cells[key], against_cells[key]) for key in shared]
+        for against in against_absent:
+            yield of, against, []
+    for of in of_absent:
+        for against in [dict(zip(named, v, strict=True)) for v in against_found] + against_absent:
+            yield of, against, []
+
+
+def _absent(
+    wanted: dict[str, str | list[str]], found: dict[tuple[str, ...], dict[tuple[str, ...], Entry]], named: list[str]
+) -> list[dict[str, str]]:
+    """Values of one axis that a test names and no entry has."""
+    absent = []
+    for axis, values in wanted.items():
+        seen = {value[named.index(axis)] for value in found}
+        absent += [{axis: v} for v in (values if isinstance(values, list) else [values]) if v not in seen]
+    return absent
+
+
+def _series(pairs: list[tuple[Entry, Entry]]) -> tuple[Literal["seeds", "rounds"], list[list[tuple[float, float]]]]:
+    """Per repetition, the (of, against) values of every pair. Seeds; rounds where there is one seed and it was repeated."""
+    seeds = set.intersection(*({*a.by_seed} & {*b.by_seed} for a, b in pairs))
+    if len(seeds) < 2 and all(len(a.rounds) >= 2 and len(b.rounds) >= 2 for a, b in pairs):
+        n = min(min(len(a.rounds), len(b.rounds)) for a, b in pairs)
+        return "rounds", [[(a.rounds[i], b.rounds[i]) for a, b in pairs] for i in range(n)]
+    return "seeds", [[(a.by_seed[s], b.by_seed[s]) for a, b in pairs] for s in sorted(seeds, key=int)]
+
+
+def t_interval(values: list[float]) -> tuple[float, float, float]:
+    """(mean, low, high): the 95 % t-interval of the mean of at least two values; a single point where they are all equal."""
+    mean = statistics.fmean(values)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * error
+    return mean, mean - reach, mean + reach
+
+
+def decide(low: float, high: float, side: str, threshold: float) -> Verdict:
+    """Where an interval lies. The threshold is on the claimed side, to within rounding (exp of log moves the last digit)."""
+    slack = 1e-12 * max(1.0, abs(threshold))
+    if side == "at_most":
+        low, high, threshold = -high, -low, -threshold
+    if low >= threshold - slack:
+        return "reproduced"
+    return "not reproduced" if high < threshold - slack else "inconclusive"
+
+
+def _compare(compares: str, of: float, against: float) -> float:
+    return of - against if compares == "difference" else of / against
+
+
+def judge_pairing(test: ClaimTest, of: dict[str, str], against: dict[str, str], pairs: list[tuple[Entry, Entry]]) -> Pairing:
+    """Judge one comparison on pairs of entries that have values.
+
+    Ratios are combined on the log scale, so that halving and doubling cancel.
+    """
+    compares, side, threshold = test.threshold
+    over, series = _series(pairs)
+    reasons: list[str] = []
+    estimate = low = high = None
+    verdict: Verdict = "inconclusive"
+    numbers = [v for step in series for pair in step for v in pair] + [e.value or 0.0 for pair in pairs for e in pair]
+    if compares == "ratio" and any(v <= 0 for v in numbers):
+        reasons.append("a ratio needs values above 0")
+        return _pairing(of, against, verdict, (None, None, None), len(series), over, [], reasons, None)
+    log = compares == "ratio"
+    steps = [statistics.fmean(math.log(a / b) if log else a - b for a, b in step) for step in series]
+    if len(steps) >= 2:
+        bounds = t_interval(steps)
+        estimate, low, high = (math.exp(v) for v in bounds) if log else bounds
+        verdict = decide(low, high, side, threshold)
+        if verdict == "inconclusive":
+            reasons.append("the interval holds the threshold")
+    elif steps:
+        estimate = math.exp(steps[0]) if log else steps[0]
+        reasons.append("a single seed gives no interval" if over == "seeds" else "a single round gives no interval")
+    else:
+        reasons.append("the two sides have no seed in common")
+    cells = [
+        CellEstimate(
+            labels={k: v for k, v in a.labels.items() if k not in test.of and k not in test.against},
+            of=a.value,
+            against=b.value,
+            compared=_compare(compares, a.value, b.value),
+            runs=list(dict.fromkeys([*a.runs, *b.runs])),
+        )
+        for a, b in pairs
+        if a.value is not None and b.value is not None
+    ]
+    beyond = None if estimate is None else (threshold - estimate if side == "at_least" else estimate - threshold)
+    return _pairing(of, against, verdict, (estimate, low, high), len(steps), over, cells, reasons, beyond)
+
+
+def _pairing(
+    of: dict[str, str],
+    against: dict[str, str],
+    verdict: Verdict,
+    interval: tuple[float | None, float | None, float | None],
+    n: int,
+    over: Literal["seeds", "rounds"],
+    cells: list[CellEstimate],
+    reasons: list[str],
+    shortfall: float | None,
+) -> Pairing:
+    estimate, low, high = interval
+    return Pairing(
+        of=of,
+        against=against,
+        verdict=verdict,
+        estimate=estimate,
+        low=low,
+        high=high,
+        n=n,
+        over=over,
+        cells=cells,
+        reasons=reasons,
+        shortfall=shortfall,
+    )

@@ -1,0 +1,70 @@
+"""Metrics of a cell's records -> one entry."""
+
+from __future__ import annotations
+
+import statistics
+
+from dpbench.records.schema import Metric
+from dpbench.records.store import Stored
+from dpbench.report.data import Entry
+from dpbench.report.lookup import Lookup, Place
+from dpbench.report.words import source_line
+
+
+def _unique(texts: list[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
+
+
+def entry_of(
+    place: Place, labels: dict[str, str], name: str, unit: str, picked: dict[int, tuple[Metric, Stored]], lookup: Lookup
+) -> Entry:
+    """One metric of one cell: the mean over seeds, or one run's own median over rounds.
+
+    Args:
+        picked: seed -> the metric and the record it is in; all made from the same data and models.
+        lookup: knows what a record builds on, so that a synthetic parent marks its children.
+    """
+    stored = [s for _, s in picked.values()]
+    records = [s.record for s in stored]
+    by_seed = {seed: metric.value for seed, (metric, _) in picked.items() if metric.value is not None}
+    missing = [f"seed {seed}: {m.note}" for seed, (m, _) in picked.items() if m.value is None]
+    metrics = [metric for metric, _ in picked.values() if metric.value is not None]
+    spread, spread_kind, low, high, rounds = None, "", None, None, []
+    n = len(by_seed)
+    if n >= 2:
+        spread, spread_kind = statistics.stdev(by_seed.values()), f"standard deviation over {n} seeds"
+    elif n == 1:
+        only = metrics[0]
+        rounds, low, high = list(only.rounds), only.low, only.high
+        if len(rounds) >= 2:
+            n = len(rounds)
+            spread_kind = f"20-80 % over {n} rounds" if low is not None and high is not None else ""
+    notes = _unique([m.note for m in metrics if m.note])
+    if not by_seed:
+        notes = _unique([metric.note for metric, _ in picked.values()])
+    else:
+        notes += missing
+    first = records[0]
+    return Entry(
+        origin=place[0],
+        tier=place[1],
+        machine=place[2],
+        labels=labels,
+        metric=name,
+        value=statistics.fmean(by_seed.values()) if by_seed else None,
+        unit=metrics[0].unit if metrics else unit,
+        spread=spread,
+        spread_kind=spread_kind,
+        low=low,
+        high=high,
+        n=n,
+        by_seed={str(seed): value for seed, value in by_seed.items()},
+        rounds=rounds,
+        runs=_unique([record.run for record in records]),
+        synthetic=any(lookup.synthetic(s) for s in stored),
+        simulated=any(metric.kind == "simulated" for metric in metrics),
+        privacy=first.privacy,
+        sources=_unique([source_line(k, s) for item in stored for k, s in sorted(lookup.sources(item).items())]),
+        warnings=_unique([w for record in records for w in record.warnings]),
+        note="; ".join(notes),
+    )

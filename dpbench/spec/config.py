@@ -1,0 +1,67 @@
+"""`config/config.yaml`: what to study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from dpbench import paths
+from dpbench.errors import DpbenchError, unknown
+from dpbench.spec.models import TIERS, TableSpec
+from dpbench.spec.tables import load_named, load_table, papers, tables_of
+from dpbench.validation import Strict, parse, read_yaml
+
+
+class Config(Strict):
+    """The keys of `config/config.yaml`."""
+
+    tier: str = Field("laptop", description="smoke, laptop, overnight, gpu or paper.")
+    papers: Literal["all"] | list[str] = Field("all", description="Which papers; `all` or a list of their keys.")
+    tables: Literal["all"] | list[str] = Field("all", description="Which tables; `all` or a list of PAPER/TABLE.")
+    seeds: list[int] | None = Field(None, description="Seeds of every training run; null keeps each table's own.")
+    data_folder: str | None = Field(None, description="Local datasets; DPBENCH_DATA says the same and wins.")
+    model_folder: str | None = Field(None, description="Local models; DPBENCH_MODELS says the same and wins.")
+    sources: dict[str, Literal["auto", "local", "hub", "package", "embedded", "scratch"]] = Field(
+        default_factory=dict, description="Dataset or model -> where it must come from; only `auto` falls back."
+    )
+    tracking: Literal["off", "offline", "online"] = Field("off", description="Mirror every run to Weights & Biases.")
+
+    def chosen(self) -> list[TableSpec]:
+        """The tables to build.
+
+        Raises:
+            DpbenchError: an unknown tier, paper or table.
+        """
+        if self.tier not in TIERS:
+            raise unknown("tier", self.tier, TIERS)
+        names = papers() if self.papers == "all" else self.papers
+        found = [load_table(paper, table) for paper in names for table in tables_of(paper)]
+        if self.tables == "all":
+            return found
+        wanted = [load_named(name) for name in self.tables]
+        chosen = [spec for spec in wanted if spec in found]
+        if not chosen:
+            raise DpbenchError("config: `papers` and `tables` have no table in common", "name tables of the chosen papers")
+        return chosen
+
+
+def config_from(values: dict[str, Any], where: str = "config/config.yaml") -> Config:
+    """Validate a config given as a mapping (Snakemake's `config`, command line included).
+
+    Raises:
+        DpbenchError: unknown keys or values.
+    """
+    config = parse(Config, values, where)
+    if config.tier not in TIERS:
+        raise unknown("tier", config.tier, TIERS, where)
+    return config
+
+
+def load_config(path: Path | None = None) -> Config:
+    """Read `config/config.yaml` (or `path`)."""
+    path = path or paths.root() / "config" / "config.yaml"
+    if not path.exists():
+        return Config()
+    return config_from(read_yaml(path) or {}, str(path))

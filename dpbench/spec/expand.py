@@ -1,0 +1,206 @@
+"""Table + tier -> cells and the runs that fill them. A run is named by a hash of all that decides its numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from dpbench import plugins
+from dpbench.errors import DpbenchError, unknown
+from dpbench.files import canonical_json
+from dpbench.spec.models import TIERS, AxisSpec, Resources, Skip, TableSpec, label
+from dpbench.spec.sources import Source
+from dpbench.validation import parse
+
+Resolve = Callable[[str, str], Source]
+"""(`dataset` or `model`, name) -> where it comes from."""
+
+
+@dataclass(frozen=True)
+class Uses:
+    """What a job's settings name: plug-ins whose versions count, datasets and models whose sources count."""
+
+    plugins: tuple[tuple[str, str], ...] = ()
+    datasets: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One job. id: hash of `config`; parents: role -> run whose artefacts it reads."""
+
+    id: str
+    config: dict[str, Any]
+    sources: dict[str, Source]
+    resources: Resources
+    parents: dict[str, Run] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row and column of a table, for one seed.
+
+    labels: axis -> value; select: the labels that pick this cell's metrics inside its run's record.
+    """
+
+    labels: dict[str, str]
+    select: dict[str, str]
+    seed: int
+    run: str
+
+
+@dataclass
+class Plan:
+    """What a table needs at a tier. `runs` holds the runs of its cells and all their parents, parents first."""
+
+    spec: TableSpec
+    tier: str
+    cells: list[Cell] = field(default_factory=list)
+    runs: dict[str, Run] = field(default_factory=dict)
+    skipped: list[tuple[dict[str, str], str]] = field(default_factory=list)
+
+
+def run_id(config: dict[str, Any]) -> str:
+    """The name of a run: twelve hex digits of the sha256 of its canonical config."""
+    return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:12]
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `over` on top, mapping by mapping; an explicit null in `over` wins."""
+    out = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(out.get(key), dict):
+            out[key] = merge(out[key], value)
+        else:
+            out[key] = value
+    return out
+
+
+def axis_values(name: str, axis: AxisSpec) -> dict[str, dict[str, Any]]:
+    """Label -> settings it changes."""
+    if isinstance(axis, dict):
+        return {label: over or {} for label, over in axis.items()}
+    return {str(label(value)): {name: value} for value in axis}
+
+
+def tier_axes(spec: TableSpec, tier: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Axis -> label -> overrides, as they stand at `tier`."""
+    over = spec.tiers[tier]  # type: ignore[index]
+    rows = {name: over.rows.get(name, axis) for name, axis in spec.rows.items()}
+    columns = {name: over.columns.get(name, axis) for name, axis in spec.columns.items()}
+    return {name: axis_values(name, axis) for name, axis in (rows | columns).items()}
+
+
+def matches(labels: dict[str, str], where: dict[str, str | list[str]]) -> bool:
+    """Whether each axis named in `where` has (one of) the value(s) given there."""
+    return all(labels.get(axis) in (value if isinstance(value, list) else [value]) for axis, value in where.items())
+
+
+def _why_skipped(labels: dict[str, str], skips: Iterable[Skip]) -> str | None:
+    for skip in skips:
+        if matches(labels, skip.where):
+            return skip.why
+    return None
+
+
+class _Builder:
+    """Makes runs, each once."""
+
+    def __init__(self, resolve: Resolve) -> None:
+        self.resolve = resolve
+        self.made: dict[str, Run] = {}
+
+    def run(self, job: str, settings: dict[str, Any], seed: int, resources: Resources, where: str) -> Run:
+        plugin = plugins.get("job", job, where)
+        module = plugin.load()
+        parsed = parse(module.Settings, settings, where)
+        uses: Uses = module.uses(parsed)
+        sources = {f"dataset:{n}": self.resolve("dataset", n) for n in uses.datasets}
+        sources |= {f"model:{n}": self.resolve("model", n) for n in uses.models}
+        versions = {f"job:{job}": plugin.version}
+        versions |= {f"{kind}:{name}": plugins.get(kind, name, where).version for kind, name in uses.plugins}
+        versions |= {key: plugins.get(*key.split(":", 1), where).version for key in sources}  # type: ignore[call-arg,arg-type]
+        parents = self._parents(module, parsed, seed, where)
+        config = {
+            "job": job,
+            "settings": parsed.model_dump(mode="json"),
+            "seed": seed,
+            "versions": dict(sorted(versions.items())),
+            "sources": {name: source.identity for name, source in sorted(sources.items())},
+            "parents": {role: parent.id for role, parent in sorted(parents.items())},
+        }
+        name = run_id(config)
+        if name not in self.made:
+            self.made[name] = Run(name, config, sources, resources, parents)
+        return self.made[name]
+
+    def _parents(self, module: ModuleType, parsed: Any, seed: int, where: str) -> dict[str, Run]:
+        """A job may define `parents(settings, seed) -> {role: (job, settings, seed, resources)}`."""
+        wanted = module.parents(parsed, seed) if hasattr(module, "parents") else {}
+        return {
+            role: self.run(job, settings, parent_seed, resources, f"{where}: parent {role}")
+            for role, (job, settings, parent_seed, resources) in wanted.items()
+        }
+
+
+def _with_parents(run: Run) -> Iterator[Run]:
+    for parent in run.parents.values():
+        yield from _with_parents(parent)
+    yield run
+
+
+def expand(spec: TableSpec, tier: str, resolve: Resolve, seeds: list[int] | None = None) -> Plan:
+    """All cells of a table at a tier, and the runs that fill them.
+
+    Args:
+        resolve: says where each dataset and model comes from.
+        seeds: instead of the table's own.
+
+    Raises:
+        DpbenchError: an unknown tier, setting, plug-in, dataset or model; names file and key.
+    """
+    if tier not in TIERS:
+        raise unknown("tier", tier, TIERS)
+    over = spec.tiers[tier]  # type: ignore[index]
+    axes = tier_axes(spec, tier)
+    base = merge(spec.settings, over.settings)
+    skips = spec.skip if over.skip is None else over.skip
+    resources = over.resources or spec.resources
+    where = f"benchmarks/{spec.paper}/{spec.table}.yaml (tier {tier})"
+    plan, builder = Plan(spec, tier), _Builder(resolve)
+    apart = [name for name in axes if name not in spec.together]
+    joint = [name for name in axes if name in spec.together]
+    for outer in itertools.product(*(axes[name] for name in apart)):
+        labels = dict(zip(apart, outer, strict=True))
+        inner = []
+        for values in itertools.product(*(axes[name] for name in joint)):
+            cell = labels | dict(zip(joint, values, strict=True))
+            if (why := _why_skipped(cell, skips)) is None:
+                inner.append({name: cell[name] for name in joint})
+            else:
+                plan.skipped.append(({name: cell[name] for name in spec.axes}, why))
+        if not inner:
+            continue
+        settings = base
+        for name, label in labels.items():
+            settings = merge(settings, axes[name][label])
+        for name in joint:
+            settings = merge(settings, {spec.together[name]: list(dict.fromkeys(i[name] for i in inner))})
+        for seed in seeds or over.seeds or spec.seeds:
+            run = builder.run(spec.job, settings, seed, resources, f"{where}: {_spell(labels)}")
+            for part in _with_parents(run):
+                plan.runs.setdefault(part.id, part)
+            for select in inner:
+                cell_labels = {name: (labels | select)[name] for name in spec.axes}
+                plan.cells.append(Cell(cell_labels, select, seed, run.id))
+    if not plan.cells:
+        raise DpbenchError(f"{where}: no cell is left", "look at its axes and at `skip`")
+    return plan
+
+
+def _spell(labels: dict[str, str]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in labels.items())

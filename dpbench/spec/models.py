@@ -1,0 +1,190 @@
+"""What a table's YAML may say."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from dpbench.validation import Strict
+
+TIERS = ("smoke", "laptop", "overnight", "gpu", "paper")
+"""From the smallest to the largest. A claim is judged on the last one there is a record of."""
+
+TierName = Literal["smoke", "laptop", "overnight", "gpu", "paper"]
+
+def label(value: Any) -> Any:
+    """A number as it is printed; anything else as it is."""
+    if isinstance(value, bool | int | float):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    return value
+
+
+Label = Annotated[str, BeforeValidator(label)]
+"""An axis value as it is printed: `3`, `inf`, `auto_s`."""
+
+
+class Source(Strict):
+    """Where the table was published."""
+
+    arxiv: str
+    number: str = Field(description="Table or figure number as printed.")
+    venue: str = ""
+
+
+class MetricSpec(Strict):
+    """One metric of every cell."""
+
+    unit: str
+    better: Literal["higher", "lower", "neither"]
+    says: str = Field("", description="What is measured, in one line.")
+    digits: int = Field(2, ge=0, le=6, description="Decimals to print.")
+    main: bool = Field(True, description="Shown in the table itself, not only in its CSV.")
+
+
+AxisSpec = list[Any] | dict[Label, dict[str, Any] | None]
+"""Values in order. A mapping gives the settings each value changes; a list `[a, b]` sets the axis' own name to the value."""
+
+
+class Skip(Strict):
+    """Cells that do not exist, with the reason. Each axis names one value or several."""
+
+    where: dict[str, Label | list[Label]]
+    why: str
+
+
+class Resources(Strict):
+    """What one run needs. Not part of a run's identity."""
+
+    threads: int | Literal["all"] = Field(1, description="`all`: nothing else runs beside it (timings).")
+    mem_mb: int = 4000
+    minutes: float = Field(5, gt=0, description="Expected time on the tier's reference machine; a plan, not a result.")
+    gpu: int = 0
+
+
+class ClaimTest(Strict):
+    """A comparison of two selections of cells, paired by every other label and by seed or round."""
+
+    metric: str
+    of: dict[str, Label | list[Label]]
+    against: dict[str, Label | list[Label]]
+    where: dict[str, Label | list[Label]] = Field(default_factory=dict)
+    difference_at_least: float | None = None
+    difference_at_most: float | None = None
+    ratio_at_least: float | None = None
+    ratio_at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> ClaimTest:
+        given = [n for n in ("difference_at_least", "difference_at_most", "ratio_at_least", "ratio_at_most") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError("exactly one threshold: difference_at_least, difference_at_most, ratio_at_least or ratio_at_most")
+        return self
+
+    @property
+    def threshold(self) -> tuple[Literal["difference", "ratio"], Literal["at_least", "at_most"], float]:
+        """(what is compared, which side is claimed, the number)."""
+        for what in ("difference", "ratio"):
+            for side in ("at_least", "at_most"):
+                value = getattr(self, f"{what}_{side}")
+                if value is not None:
+                    return what, side, value  # type: ignore[return-value]
+        raise AssertionError("validated")
+
+
+class Claim(Strict):
+    """A checkable statement of the paper."""
+
+    id: str
+    says: str
+    source: str = Field("", description="Where the paper says it.")
+    scale: str = Field("", description="How the scale here differs from the paper's.")
+    test: ClaimTest
+
+
+class Plot(Strict):
+    """One figure of a table.
+
+    kind `lines`: metric against a numeric axis `x`, a line per value of `series`, a panel per value of `panels`;
+    kind `intervals`: a point with its interval per value of `series`, grouped by `x`.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    title: str
+    kind: Literal["lines", "intervals"]
+    metric: str
+    x: str
+    series: str
+    panels: list[str] = Field(default_factory=list)
+
+
+class TierSpec(Strict):
+    """Overrides of one tier; an axis given here replaces the table's whole axis."""
+
+    settings: dict[str, Any] = Field(default_factory=dict)
+    rows: dict[str, AxisSpec] = Field(default_factory=dict)
+    columns: dict[str, AxisSpec] = Field(default_factory=dict)
+    seeds: list[int] | None = None
+    skip: list[Skip] | None = None
+    resources: Resources | None = None
+    origin: dict[str, str] = Field(default_factory=dict)
+    note: str = Field("", description="Shown under the table for this tier.")
+
+
+class TableSpec(Strict):
+    """One published table or figure with values."""
+
+    paper: str = Field(pattern=r"^[a-z0-9_]+$")
+    table: str = Field(pattern=r"^[a-z0-9_]+$", description="What results/tables/<paper>/<table>.csv is named after.")
+    title: str
+    source: Source
+    job: str
+    metrics: dict[str, MetricSpec] = Field(min_length=1)
+    rows: dict[str, AxisSpec] = Field(min_length=1)
+    columns: dict[str, AxisSpec] = Field(min_length=1)
+    together: dict[str, str] = Field(
+        default_factory=dict,
+        description="Axis -> list setting: all values of that axis are measured in turn inside one run.",
+    )
+    settings: dict[str, Any] = Field(default_factory=dict)
+    origin: dict[str, str] = Field(default_factory=dict, description="Setting -> whose it is: the paper's, its code's, ours.")
+    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    skip: list[Skip] = Field(default_factory=list)
+    resources: Resources = Resources()
+    tiers: dict[TierName, TierSpec]
+    claims: list[Claim] = Field(default_factory=list)
+    plots: list[Plot] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list, description="Shown under the table.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> TableSpec:
+        missing = [t for t in TIERS if t not in self.tiers]
+        if missing:
+            raise ValueError(f"tiers: {', '.join(missing)} missing (an empty mapping is enough)")
+        if twice := set(self.rows) & set(self.columns):
+            raise ValueError(f"axis {sorted(twice)[0]!r} is both a row and a column")
+        axes = set(self.rows) | set(self.columns)
+        for name, tier in self.tiers.items():
+            for kind, given in (("rows", tier.rows), ("columns", tier.columns)):
+                if stray := set(given) - set(getattr(self, kind)):
+                    raise ValueError(f"tiers.{name}.{kind}: {sorted(stray)[0]!r} is not one of the table's {kind}")
+        self._known("together", self.together, axes)
+        for claim in self.claims:
+            for part in (claim.test.of, claim.test.against, claim.test.where):
+                self._known(f"claims.{claim.id}", part, axes)
+            self._known(f"claims.{claim.id}.metric", [claim.test.metric], set(self.metrics))
+        for plot in self.plots:
+            self._known(f"plots.{plot.name}", [plot.x, plot.series, *plot.panels], axes)
+            self._known(f"plots.{plot.name}.metric", [plot.metric], set(self.metrics))
+        return self
+
+    @staticmethod
+    def _known(where: str, given: Any, known: set[str]) -> None:
+        for name in given:
+            if name not in known:
+                raise ValueError(f"{where}: {name!r} is not one of {', '.join(sorted(known))}")
+
+    @property
+    def axes(self) -> list[str]:
+        """Row axes, then column axes."""
+        return [*self.rows, *self.columns]

@@ -1,0 +1,30 @@
+"""Where data and models come from: resolved once, when the runs are named, and part of every run's hash."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dpbench.validation import Strict
+
+Kind = Literal["local", "hub", "package", "embedded", "scratch"]
+
+
+class Source(Strict):
+    """What a dataset or model is, without where on this machine it lies.
+
+    kind: `local` folder, `hub` at a pinned revision, `package` (installed from an index), `embedded` (generated here),
+        `scratch` (a configuration without weights); files: name -> sha256; synthetic: its numbers are marked wherever they appear.
+    """
+
+    kind: Kind
+    files: dict[str, str] = Field(default_factory=dict)
+    revision: str = ""
+    synthetic: bool = False
+    says: str = ""
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """The part that decides numbers, and so a run's hash."""
+        return {"kind": self.kind, "files": self.files, "revision": self.revision}

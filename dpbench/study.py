@@ -1,0 +1,103 @@
+"""The whole study, for the workflow: config -> tables -> runs. Imports no torch, so that `snakemake -n` stays fast."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dpbench import paths, plugins
+from dpbench.data import registry as datasets
+from dpbench.errors import unknown
+from dpbench.models import registry as models
+from dpbench.spec.config import Config, config_from
+from dpbench.spec.expand import Plan, Resolve, Run, expand
+from dpbench.spec.models import Resources
+from dpbench.spec.sources import Source
+
+LISTS = ("papers", "tables", "seeds")
+
+
+@dataclass
+class Study:
+    """What a config asks for.
+
+    plans: `paper/table` -> its cells and runs; runs: id -> run, those of all tables, parents before their children.
+    """
+
+    config: Config
+    plans: dict[str, Plan] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
+
+
+def config_of(values: dict[str, Any]) -> Config:
+    """`config_from` for a command line, where `papers=dpzero`, `papers=dpzero,flashdp` or `seeds=3` stand for lists.
+
+    Raises:
+        DpbenchError: unknown keys or values.
+    """
+    given = {key: value for key, value in values.items() if value is not None}
+    for key in LISTS:
+        value = given.get(key)
+        if isinstance(value, str) and value != "all":
+            given[key] = [part.strip() for part in value.split(",") if part.strip()]
+        elif isinstance(value, int):
+            given[key] = [value]
+    return config_from(given, "config")
+
+
+def resolver(config: Config) -> Resolve:
+    """Says, once a name, where a dataset or model comes from, as `config.sources` wants it.
+
+    Sets DPBENCH_DATA and DPBENCH_MODELS for this process and its children where the config names a folder and the
+    environment does not.
+
+    Raises:
+        DpbenchError: `sources` names something that is neither a dataset nor a model.
+    """
+    for variable, folder in (("DPBENCH_DATA", config.data_folder), ("DPBENCH_MODELS", config.model_folder)):
+        if folder and not os.environ.get(variable):
+            os.environ[variable] = str(paths.root() / Path(folder).expanduser())
+    known = [*plugins.discover("dataset"), *plugins.discover("model")]
+    for name in config.sources:
+        if name not in known:
+            raise unknown("dataset or model", name, known, "config: sources")
+
+    registries = {"dataset": datasets.resolve, "model": models.resolve}
+
+    default = {"dataset": "embedded" if config.tier == "smoke" else "auto", "model": "auto"}  # the smoke tier is the same everywhere
+
+    @cache
+    def resolve(kind: str, name: str) -> Source:
+        return registries[kind](name, config.sources.get(name, default[kind]))
+
+    return resolve
+
+
+def study(config: Config) -> Study:
+    """Every chosen table at the config's tier, and every run behind them, each once.
+
+    Raises:
+        DpbenchError: an unknown tier, paper, table, setting, plug-in, dataset or model.
+    """
+    found, resolve = Study(config), resolver(config)
+    for spec in config.chosen():
+        plan = expand(spec, config.tier, resolve, config.seeds)
+        found.plans[f"{spec.paper}/{spec.table}"] = plan
+        for name, run in plan.runs.items():
+            known = found.runs.get(name, run)
+            found.runs[name] = replace(known, resources=_largest(known.resources, run.resources))
+    return found
+
+
+def _largest(one: Resources, other: Resources) -> Resources:
+    """Enough for both: two tables may plan differently for a run they share."""
+    threads = (one.threads, other.threads)
+    return Resources(
+        threads="all" if "all" in threads else max(int(t) for t in threads),
+        mem_mb=max(one.mem_mb, other.mem_mb),
+        minutes=max(one.minutes, other.minutes),
+        gpu=max(one.gpu, other.gpu),
+    )

@@ -1,0 +1,66 @@
+"""What every test starts from: no network, no data or models of this machine, a cache of its own, few threads."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+THREADS = 2
+
+
+# Before any test module is imported: libraries read these once, when they are.
+for _variable in ("DPBENCH_DATA", "DPBENCH_MODELS", "DPBENCH_ROOT", "TRITON_INTERPRET"):
+    os.environ.pop(_variable, None)
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    patch = pytest.MonkeyPatch()
+    folder = tmp_path_factory.mktemp("cache")
+    patch.setenv("DPBENCH_CACHE", str(folder))
+    yield folder
+    patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def _environment_is_put_back() -> Iterator[None]:
+    """Naming the runs sets DPBENCH_DATA and DPBENCH_MODELS for good; a test must not leave them to the next."""
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _few_threads() -> None:
+    """Only where torch is there already: most tests do without, and importing it costs seconds."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "set_num_threads") and torch.get_num_threads() > THREADS:
+        torch.set_num_threads(THREADS)
+
+
+@pytest.fixture
+def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Freshly allocated float buffers hold NaN, so that reading one unwritten shows."""
+    import torch
+
+    def poison(allocate: Callable[..., Any]) -> Callable[..., Any]:
+        def poisoned(*args: Any, **kwargs: Any) -> Any:
+            out = allocate(*args, **kwargs)
+            real = out.is_floating_point() or out.is_complex()
+            return out.fill_(math.nan) if real and out.device.type != "meta" else out
+
+        return poisoned
+
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
+    for name in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(torch.Tensor, name, poison(getattr(torch.Tensor, name)))

@@ -1,0 +1,116 @@
+"""GPT-2 from scratch and its per-example losses."""
+
+import pytest
+import torch
+
+from dpbench.errors import DpbenchError
+from dpbench.models import registry
+
+IDS = torch.randint(0, 512, (3, 16), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_head_is_tied_only_when_asked(tied):
+    model = registry.language_model("tiny", tied=tied)
+    assert (model.model.lm_head.weight is model.model.transformer.wte.weight) == tied
+    assert model.model.config._attn_implementation == "dpbench_causal"  # sdpa with is_causal and no mask
+    assert len(list(model.parameters())) == (28 if tied else 29)
+    assert model(IDS).shape == (3, 16, 512)
+    registry.language_model_losses(model, {"input_ids": IDS}).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(("size", "millions"), [("small", 124.44), ("medium", 354.82), ("large", 774.03), ("xl", 1557.61)])
+def test_published_sizes(size, millions):
+    model = registry.language_model(size, tied=True, meta=True)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
+    assert (model.vocabulary, model.context) == (50257, 1024)
+    batch = {"input_ids": torch.zeros(2, 8, dtype=torch.long, device="meta")}
+    assert registry.language_model_losses(model, batch).shape == (2,)
+
+
+def test_equals_transformers_and_is_causal():
+    model = registry.language_model("tiny")
+    expected = registry.language_model("tiny")
+    expected.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        found = model(IDS)
+        torch.testing.assert_close(found, expected.model(IDS).logits, atol=1e-5, rtol=1e-5)
+        changed = IDS.clone()
+        changed[:, 8:] = 7
+        torch.testing.assert_close(model(changed)[:, :8], found[:, :8], atol=1e-5, rtol=1e-5)
+
+
+def test_losses_are_each_examples_own():
+    model = registry.language_model("tiny")
+    losses = registry.language_model_losses(model, {"input_ids": IDS})
+    logits = model(IDS)
+    for row in range(3):
+        own = torch.nn.functional.cross_entropy(logits[row, :-1], IDS[row, 1:])
+        torch.testing.assert_close(losses[row], own)
+    alone = registry.language_model_losses(model, {"input_ids": IDS[:1]})
+    torch.testing.assert_close(losses[:1], alone, atol=1e-6, rtol=1e-6)
+
+
+def test_a_loss_has_no_gradient_at_other_examples():
+    model = registry.language_model("tiny")
+    kept = []
+
+    def keep(_, __, output):
+        output.retain_grad()
+        kept.append(output)
+
+    model.model.transformer.wte.register_forward_hook(keep)
+    registry.language_model_losses(model, {"input_ids": IDS})[0].backward()
+    grad = kept[0].grad
+    assert grad[0].abs().sum() > 0
+    assert grad[1:].abs().sum() == 0
+
+
+def test_positions_are_whole_and_contiguous():
+    model = registry.language_model("tiny")
+    seen = []
+    model.model.transformer.wpe.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(IDS)
+    assert seen[0].shape == IDS.shape
+    assert seen[0].is_contiguous()
+    assert seen[0].stride() == (16, 1)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_runs_under_vmap_and_on_fake_tensors():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model = registry.language_model("tiny")
+    parameters = {k: v.detach() for k, v in model.named_parameters()}
+
+    def loss(parameters, ids):
+        def call(batch_ids):
+            return torch.func.functional_call(model, parameters, (batch_ids,))
+
+        return registry.language_model_losses(call, {"input_ids": ids[None]})[0]
+
+    grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, IDS)
+    registry.language_model_losses(model, {"input_ids": IDS})[1].backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(grads[name][1], parameter.grad, atol=1e-6, rtol=1e-4)
+    with FakeTensorMode():
+        fake = registry.language_model("tiny")
+        assert registry.language_model_losses(fake, {"input_ids": torch.zeros(2, 8, dtype=torch.long)}).shape == (2,)
+
+
+def test_seed_dtype_and_shape_overrides():
+    state = torch.get_rng_state()
+    first, again = (registry.language_model("tiny", seed=5, dtype=torch.bfloat16) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert {p.dtype for p in first.parameters()} == {torch.bfloat16}
+    assert registry.language_model_losses(first, {"input_ids": IDS}).dtype == torch.float32
+    model = registry.language_model("tiny", vocabulary=300, context=16)
+    assert (model.vocabulary, model.context) == (300, 16)
+    with pytest.raises(DpbenchError, match="takes 16"):
+        model(torch.zeros(1, 17, dtype=torch.long))
+    with pytest.raises(DpbenchError, match="2 tokens"):
+        registry.language_model_losses(model, {"input_ids": IDS[:, :1]})
+    with pytest.raises(DpbenchError, match="did you mean 'medium'"):
+        registry.language_model("mediun")

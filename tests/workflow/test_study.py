@@ -1,0 +1,101 @@
+"""dpbench.study and the schemas."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from dpbench import study as module
+from dpbench.errors import DpbenchError
+from dpbench.spec.config import Config
+from dpbench.spec.models import TIERS, Resources
+from dpbench.spec.schemas import schemas, write_schemas
+from dpbench.study import config_of, resolver, study
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "expected"),
+    [
+        ({"papers": "dpzero"}, "papers", ["dpzero"]),
+        ({"papers": "dpzero, flashdp"}, "papers", ["dpzero", "flashdp"]),
+        ({"papers": "all"}, "papers", "all"),
+        ({"tables": "dpzero/a,flashdp/b"}, "tables", ["dpzero/a", "flashdp/b"]),
+        ({"seeds": 3}, "seeds", [3]),
+        ({"seeds": "0,1"}, "seeds", [0, 1]),
+        ({"seeds": ["0", "1"]}, "seeds", [0, 1]),
+        ({"tier": None}, "tier", "laptop"),
+    ],
+)
+def test_a_command_line_may_give_one_name_or_several(given: dict[str, object], key: str, expected: object) -> None:
+    assert getattr(config_of(given), key) == expected
+
+
+def test_the_config_in_the_repository_is_the_default() -> None:
+    values = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
+    assert set(values) == set(Config.model_fields)
+    assert config_of(values) == Config()
+
+
+def test_a_run_of_two_tables_exists_once_and_every_parent_is_there() -> None:
+    found = study(config_of({"tier": TIERS[0]}))
+    assert found.plans
+    named = [run for plan in found.plans.values() for run in plan.runs]
+    assert set(found.runs) == set(named)
+    seen: set[str] = set()
+    for name, run in found.runs.items():
+        assert run.id == name
+        assert {parent.id for parent in run.parents.values()} <= seen
+        seen.add(name)
+
+
+def test_shared_runs_get_enough_for_both() -> None:
+    one, other = Resources(threads=4, mem_mb=100, minutes=1, gpu=1), Resources(threads="all", mem_mb=50, minutes=9)
+    assert module._largest(one, other) == module._largest(other, one) == Resources(threads="all", mem_mb=100, minutes=9, gpu=1)
+
+
+def test_folders_of_the_config_reach_the_environment_unless_it_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DPBENCH_MODELS", "theirs")
+    resolver(Config(data_folder="ours", model_folder="ours"))
+    assert os.environ["DPBENCH_MODELS"] == "theirs"
+    assert os.environ["DPBENCH_DATA"].endswith("/ours")
+
+
+def test_a_source_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, str]] = []
+    real = module.datasets.resolve
+    monkeypatch.setattr(module.datasets, "resolve", lambda name, wanted: calls.append((name, wanted)) or real(name, wanted))
+    resolve = resolver(Config(sources={"sst2": "embedded"}))
+    assert resolve("dataset", "sst2") is resolve("dataset", "sst2")
+    assert calls == [("sst2", "embedded")]
+
+
+def test_a_source_for_nothing_is_an_error() -> None:
+    with pytest.raises(DpbenchError, match=r"unknown dataset or model 'sst3'\s+way out: did you mean 'sst2'"):
+        resolver(Config(sources={"sst3": "embedded"}))
+
+
+def test_naming_all_runs_imports_no_torch() -> None:
+    code = "import sys; from dpbench.study import *; study(config_of({})); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_schemas_are_those_of_the_models(tmp_path: Path) -> None:
+    folder = ROOT / "workflow" / "schemas"
+    assert {p.name: p.read_text(encoding="utf-8") for p in folder.iterdir()} == schemas(), "write them again: dpbench schema"
+    assert [p.name for p in write_schemas(tmp_path)] == ["config.schema.json", "table.schema.json", "record.schema.json"]
+
+
+def test_schemas_hold_the_files_of_the_repository() -> None:
+    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
+    jsonschema.validate(config, json.loads(schemas()["config.schema.json"]))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(config | {"colour": 1}, json.loads(schemas()["config.schema.json"]))

@@ -1,0 +1,68 @@
+# What is made from all tables together.
+rule claims:
+    input:
+        tables=table_values,
+    output:
+        report(
+            "results/claims.json",
+            caption="../report/claims.rst",
+            category="all tables",
+            labels=labels("all", "claims"),
+        ),
+    log:
+        "logs/claims.log",
+    localrule: True
+    conda:
+        "../envs/dpbench.yaml"
+    params:
+        version=__version__,
+    shell:
+        f"{DPBENCH} claims --tables {{input.tables:q}} --out {{output:q}} > {{log:q}} 2>&1"
+
+
+rule long:
+    input:
+        records=all_records(),
+        recorded=RECORDED,
+    output:
+        csv=report(
+            "results/long.csv",
+            caption="../report/long.rst",
+            category="all tables",
+            labels=labels("all", "every record and metric"),
+        ),
+        parquet="results/long.parquet",
+    log:
+        "logs/long.log",
+    localrule: True
+    conda:
+        "../envs/dpbench.yaml"
+    params:
+        version=__version__,
+    shell:
+        f"{DPBENCH} long --out {{output.csv:q}} > {{log:q}} 2>&1"
+
+
+rule report:
+    input:
+        tables=table_values,
+        plots=all_plots(),
+        claims="results/claims.json",
+        deviations=all_deviations,
+    output:
+        report(
+            "reports/index.html",
+            caption="../report/page.rst",
+            category="all tables",
+            labels=labels("all", "the whole report"),
+        ),
+    log:
+        "logs/report.log",
+    localrule: True
+    conda:
+        "../envs/dpbench.yaml"
+    params:
+        version=__version__,
+    shell:
+        f"{DPBENCH} report --tables {{input.tables:q}} --plots {{input.plots:q}} --claims {{input.claims:q}}"
+        " --out {output:q} > {log:q} 2>&1"
