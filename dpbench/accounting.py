@@ -30,7 +30,13 @@ def versions() -> dict[str, str]:
 
 @cache
 def epsilon(
-    *, noise_multiplier: float, sample_rate: float, steps: int, delta: float, relation: str = "add_or_remove", accountant: str = "pld"
+    *,
+    noise_multiplier: float,
+    sample_rate: float,
+    steps: int,
+    delta: float,
+    relation: str = "add_or_remove",
+    accountant: str = "pld",
 ) -> float:
     """Epsilon of `steps` Poisson-sampled Gaussian releases.
 
@@ -112,25 +118,40 @@ def _cached(path, key) -> float | None:  # type: ignore[no-untyped-def]
 
 
 def _search(target: float, sample_rate: float, steps: int, delta: float, relation: str) -> float:
+    """Bisection, started near the answer: far below it the accountant's grids take minutes and gigabytes."""
+
     def spent(noise_multiplier: float) -> float:
         return epsilon(noise_multiplier=noise_multiplier, sample_rate=sample_rate, steps=steps, delta=delta, relation=relation)
 
-    low, high = 0.0, 1.0
+    high = _start(target, sample_rate, steps, delta) * (2 if relation == "replace_one" else 1)
     while spent(high) > target:
-        low, high = high, high * 2
-        if high > 1e4:
-            raise DpbenchError(
-                f"epsilon {target:g} is out of reach at sample_rate {sample_rate:g}, {steps} steps, delta {delta:g}",
-                "take fewer steps, smaller batches, or a larger epsilon",
-            )
-    while low == 0.0:  # bracket from below without trying noise so small that the accountant's grid overflows
-        if spent(high / 2) > target:
-            low = high / 2
-        else:
-            high /= 2
-            if high < 1e-2:
-                return high
+        high *= 1.2
+    low = high * 0.8
+    while spent(low) <= target:
+        low, high = low * 0.8, low
+        if high < 0.05:
+            return high
     while spent(high) < target * (1 - TOLERANCE):
         middle = (low + high) / 2
         low, high = (low, middle) if spent(middle) <= target else (middle, high)
     return high
+
+
+def _start(target: float, sample_rate: float, steps: int, delta: float) -> float:
+    """A noise multiplier that RDP, cheap and never below PLD, says is enough."""
+
+    def spent(noise_multiplier: float) -> float:
+        values = {"noise_multiplier": noise_multiplier, "sample_rate": sample_rate, "steps": steps, "delta": delta}
+        return epsilon(**values, accountant="rdp")  # type: ignore[arg-type]
+
+    enough = 1.0
+    while spent(enough) > target:
+        enough *= 2
+        if enough > 1e4:
+            raise DpbenchError(
+                f"epsilon {target:g} is out of reach at sample_rate {sample_rate:g}, {steps} steps, delta {delta:g}",
+                "take fewer steps, smaller batches, or a larger epsilon",
+            )
+    while enough > 0.1 and spent(enough / 1.2) <= target:
+        enough /= 1.2
+    return enough

@@ -49,7 +49,9 @@ def record(tier: str, minutes: float, out: Path | None, tables: list[str] | None
     for number, run in enumerate(runs, 1):
         left = end - time.monotonic()
         if left < 60 * run.resources.minutes:
-            print(f"stopped in time: {len(runs) - number + 1} runs left, the next is expected to take {run.resources.minutes:g} minutes")
+            print(
+                f"stopped in time: {len(runs) - number + 1} runs left, the next is expected to take {run.resources.minutes:g} minutes"
+            )
             return
         own = threads if run.resources.threads == "all" else min(run.resources.threads, threads)
         begun = time.monotonic()
@@ -133,7 +135,9 @@ def merge(archive: Path) -> list[str]:
                 raise DpbenchError(f"{archive}: run {run} has no {NAME}", "pack it again with dpbench record")
             found = read_record(folder / NAME)
             if found.run != run:
-                raise DpbenchError(f"{archive}: {run}/{NAME} is the record of run {found.run}", "pack it again with dpbench record")
+                raise DpbenchError(
+                    f"{archive}: {run}/{NAME} is the record of run {found.run}", "pack it again with dpbench record"
+                )
             _check_steps(archive, run, files.get(STEPS, b""))
             checked.append((found, files))
     said = []
@@ -157,12 +161,16 @@ def _read_members(archive: Path) -> dict[str, dict[str, bytes]]:
             for member in handle:
                 match = _MEMBER.match(member.name)
                 if match is None or not member.isfile() or member.size > _LARGEST:
-                    raise DpbenchError(f"{archive}: unexpected member {member.name!r}", "give an archive written by dpbench record")
+                    raise DpbenchError(
+                        f"{archive}: unexpected member {member.name!r}", "give an archive written by dpbench record"
+                    )
                 content = handle.extractfile(member)
                 assert content is not None
                 found.setdefault(match[1], {})[match[2]] = content.read()
     except (OSError, EOFError, tarfile.TarError) as error:
-        raise DpbenchError(f"{archive}: cannot be read as an archive ({error})", "give a whole .tar.gz of dpbench record") from error
+        raise DpbenchError(
+            f"{archive}: cannot be read as an archive ({error})", "give a whole .tar.gz of dpbench record"
+        ) from error
     return found
 
 
@@ -171,4 +179,6 @@ def _check_steps(archive: Path, run: str, content: bytes) -> None:
         try:
             json.loads(line)
         except json.JSONDecodeError as error:
-            raise DpbenchError(f"{archive}: {run}/{STEPS} line {number} is not JSON", "pack it again with dpbench record") from error
+            raise DpbenchError(
+                f"{archive}: {run}/{STEPS} line {number} is not JSON", "pack it again with dpbench record"
+            ) from error

@@ -53,7 +53,9 @@ def read_config(text_or_path: str) -> dict[str, Any]:
         kind, _, plugin = name.partition(":")
         present = plugins.get(kind, plugin, where).version
         if present != version:
-            raise DpbenchError(f"{where}: made for {name} version {version}, this dpbench has {present}", "name the runs again (snakemake)")
+            raise DpbenchError(
+                f"{where}: made for {name} version {version}, this dpbench has {present}", "name the runs again (snakemake)"
+            )
     return config
 
 
@@ -218,4 +220,3 @@ def _progress(title: str, quiet: bool) -> Iterator[Any]:
             bar.update(0)
 
         yield report
-

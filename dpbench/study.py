@@ -66,8 +66,8 @@ def resolver(config: Config) -> Resolve:
             raise unknown("dataset or model", name, known, "config: sources")
 
     registries = {"dataset": datasets.resolve, "model": models.resolve}
-
-    default = {"dataset": "embedded" if config.tier == "smoke" else "auto", "model": "auto"}  # the smoke tier is the same everywhere
+    # the smoke tier is the same everywhere
+    default = {"dataset": "embedded" if config.tier == "smoke" else "auto", "model": "auto"}
 
     @cache
     def resolve(kind: str, name: str) -> Source:

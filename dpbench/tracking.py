@@ -39,7 +39,13 @@ class StepLog:
             import wandb
 
             return wandb.init(
-                project="dpbench", id=run, name=run, config=config, mode=mirror, dir=str(self._path.parent), resume="never" if mirror == "offline" else None
+                project="dpbench",
+                id=run,
+                name=run,
+                config=config,
+                mode=mirror,
+                dir=str(self._path.parent),
+                resume="never" if mirror == "offline" else None,
             )
         except Exception as error:  # a mirror must not stop a run
             self._warn(error)

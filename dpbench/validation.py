@@ -20,21 +20,20 @@ class Strict(BaseModel):
 M = TypeVar("M", bound=BaseModel)
 
 
+def _model_in(annotation: Any) -> Any:
+    """The first model inside an annotation such as `list[Claim]` or `Tier | None`."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    return next((found for arg in getattr(annotation, "__args__", ()) if (found := _model_in(arg)) is not None), None)
+
+
 def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     """Names of the fields valid beside the last part of `location`, as far as the annotations tell."""
     current: Any = model
     for part in location[:-1]:
-        fields = getattr(current, "model_fields", None)
-        if fields is None or part not in fields:
-            args = getattr(current, "__args__", ())
-            models = [a for a in args if hasattr(a, "model_fields")]
-            current = models[0] if models else None
-        else:
-            current = fields[part].annotation
-        for arg in getattr(current, "__args__", ()):
-            if hasattr(arg, "model_fields"):
-                current = arg
-                break
+        fields = getattr(current, "model_fields", {})
+        if part in fields:  # else an index or a key inside what the field holds
+            current = _model_in(fields[part].annotation)
     return sorted(getattr(current, "model_fields", {}))
 
 

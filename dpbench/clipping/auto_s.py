@@ -17,7 +17,7 @@ def factor(norms: Tensor, bound: float, gamma: float) -> Tensor:
 
     Guarantee: factor x norm < bound for every finite norm.
     """
-    return bound / (norms + gamma)
+    return (bound / (norms + gamma)).masked_fill(norms + gamma == 0, 0.0)
 
 
 clipped = abadi.clipped

@@ -1,16 +1,15 @@
 """The contract every engine keeps, ours and peers'.
 
-    handle = attach("fused", model, optimizer, mechanism)
-    for physical in physical_batches:             # may be none
-        handle.backward(losses, physical)         # losses(model, batch) -> [B], each a function of that example alone
-    optimizer.step()                              # (bounded sum + noise) / expected_batch_size
-    optimizer.zero_grad()
-    handle.detach()
+handle = attach("fused", model, optimizer, mechanism)
+for physical in physical_batches:             # may be none
+    handle.backward(losses, physical)         # losses(model, batch) -> [B], each a function of that example alone
+optimizer.step()                              # (bounded sum + noise) / expected_batch_size
+optimizer.zero_grad()
+handle.detach()
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -18,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from dpbench import plugins
-from dpbench.engines.layers import Layout, check_examples_apart, lay_out
+from dpbench.engines.layers import Layer, Layout, check_examples_apart, lay_out
+from dpbench.engines.noise import Noise
 from dpbench.errors import DpbenchError
-from dpbench.kernels.leaf import accumulation_dtype
+from dpbench.kernels.leaf import Sums, accumulation_dtype
 from dpbench.mechanism import Mechanism, noise_stds, sensitivity
 
 Losses = Callable[[nn.Module, Any], Tensor]
 """losses(model, batch) -> [B]."""
 
-_NOISE = 3  # stream of the mechanism's seed; sampling uses 1 and 2
 _WITNESS = 64  # elements of each tensor kept to see that it moved
 
 
@@ -60,7 +59,7 @@ class Handle:
         self.noise_stds: dict[int, float] = {}
         if mechanism.clipping is not None:
             self._prepare_clipping()
-        self._generators: dict[torch.device, torch.Generator] = {}
+        self.noise = Noise(mechanism)
         self._witness: dict[str, Tensor] | None = None
         self._hooks = [
             optimizer.register_step_pre_hook(lambda *_: self._before_step()),
@@ -103,7 +102,9 @@ class Handle:
                 for parameter in layer.parameters.values():
                     self.noise_stds[id(parameter)] = group_std[cluster.group]
         if missing := [name for name, p in self.trainable.items() if id(p) not in self.noise_stds]:
-            raise DpbenchError(f"parameter {missing[0]} belongs to no group: it would be unprotected", "freeze it, or put it in a leaf module")
+            raise DpbenchError(
+                f"parameter {missing[0]} belongs to no group: it would be unprotected", "freeze it, or put it in a leaf module"
+            )
 
     # the contract
 
@@ -155,6 +156,14 @@ class Handle:
             self._sums[id(parameter)] = torch.zeros_like(parameter, dtype=accumulation_dtype(parameter))
         return self._sums[id(parameter)]
 
+    def sums_of(self, layer: Layer) -> Sums:
+        """The running sums of a layer's parameters; those allocated just now are fresh: not yet written."""
+        fresh = [name for name, p in layer.parameters.items() if id(p) not in self._sums]
+        for name in fresh:
+            parameter = layer.parameters[name]
+            self._sums[id(parameter)] = torch.empty_like(parameter, dtype=accumulation_dtype(parameter))
+        return Sums({name: self._sums[id(p)] for name, p in layer.parameters.items()}, fresh)
+
     def count(self, norms: Tensor, bounds: Tensor | float) -> None:
         """Note norms [B] or [B, K] for `clipped_fraction` and the non-finite guard."""
         norms = norms.reshape(len(norms), -1)
@@ -178,33 +187,19 @@ class Handle:
             )
         if self.mechanism.noise_multiplier > 0 and self.steps == 0:
             self._witness = {name: p.detach().reshape(-1)[:_WITNESS].clone() for name, p in self.trainable.items()}
-        for parameter in self.trainable.values():
-            self._release(parameter)
+        self._release()
         self._sums = {}
 
-    def _release(self, parameter: nn.Parameter) -> None:
-        """parameter.grad = (sum + noise) / expected_batch_size.
+    def _release(self) -> None:
+        """Every parameter's grad = (sum + noise) / expected_batch_size.
 
         Guarantee: noise of std noise_multiplier x sensitivity (as allocated) is added once a step, also to an empty sum.
         """
-        total = self.sum_of(parameter)
-        std = self.noise_stds.get(id(parameter), 0.0)
-        if std > 0:
-            noise = torch.empty_like(total).normal_(0.0, std, generator=self._generator(total.device))
-            total.add_(noise)
-        total.div_(self.mechanism.sampling.expected_batch_size)
-        parameter.grad = total.to(parameter.dtype)
-
-    def _generator(self, device: torch.device) -> torch.Generator:
-        """Noise has its own stream: independent of sampling, initialisation and directions."""
-        if device not in self._generators:
-            made = torch.Generator(device=device)
-            if self.mechanism.randomness == "secret":
-                made.manual_seed(secrets.randbits(63))
-            else:
-                made.manual_seed((self.mechanism.seed * 1_000_003 + _NOISE) & (2**63 - 1))
-            self._generators[device] = made
-        return self._generators[device]
+        sums = [(self.sum_of(p), self.noise_stds.get(id(p), 0.0)) for p in self.trainable.values()]
+        with torch.no_grad():
+            self.noise.release_(sums, self.mechanism.sampling.expected_batch_size)
+        for parameter, (total, _) in zip(self.trainable.values(), sums, strict=True):
+            parameter.grad = total.to(parameter.dtype)
 
     def _after_step(self) -> None:
         self.steps += 1
@@ -238,7 +233,9 @@ def _trainable(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     in_model = {id(p) for p in named.values()}
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
     if stray := stepped - in_model:
-        raise DpbenchError(f"the optimizer steps on {len(stray)} tensors that are not the model's", "build it from model.parameters()")
+        raise DpbenchError(
+            f"the optimizer steps on {len(stray)} tensors that are not the model's", "build it from model.parameters()"
+        )
     if idle := [name for name, p in named.items() if id(p) not in stepped]:
         raise DpbenchError(f"{idle[0]} is trainable but not in the optimizer", "add it, or freeze it")
     if not named:

@@ -17,7 +17,14 @@ from dpbench.engines.layers import Cluster, Layer
 from dpbench.engines.shared import sq_norms
 from dpbench.kernels.leaf import Use, weighted_factors
 
-PLUGIN = {"kind": "engine", "name": "bookkeeping", "version": 1, "summary": "one backward, sums after all norms", "private": True, "scopes": ["flat", "per_layer"]}
+PLUGIN = {
+    "kind": "engine",
+    "name": "bookkeeping",
+    "version": 1,
+    "summary": "one backward, sums after all norms",
+    "private": True,
+    "scopes": ["flat", "per_layer"],
+}
 
 
 class Engine(Handle):
@@ -52,9 +59,11 @@ class Engine(Handle):
         while kept:  # from the last kept, so that what is done with is freed
             group, layer, use = kept.pop()
             factor, finite = factors[group]
+            if not finite.any():
+                continue
             if not finite.all():
                 use, factor = use.keep(finite), factor[finite]
-            layer.leaf.add_weighted(use, factor, {n: self.sum_of(p) for n, p in layer.parameters.items()})
+            layer.leaf.add_weighted(use, factor, self.sums_of(layer).zeroed())
         groups = sorted(norms)
         bounds = torch.tensor([self.bounds[k] for k in groups], device=norms[groups[0]].device)
         self.count(torch.stack([norms[k] for k in groups], 1), bounds)

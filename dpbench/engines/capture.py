@@ -33,9 +33,8 @@ class Capture:
         self._clusters = {id(layer): cluster for cluster in layout.clusters for layer in cluster.layers}
         self._ready: Ready = lambda *_: None
         self._batch = 0
-        self._hooks = [
-            layer.module.register_forward_hook(self._forward_hook(layer), with_kwargs=True) for layer in layout.layers
-        ]
+        self._trained = {id(p) for layer in layout.layers for p in layer.parameters.values()}
+        self._hooks = [layer.module.register_forward_hook(self._forward_hook(layer), with_kwargs=True) for layer in layout.layers]
 
     def remove(self) -> None:
         for hook in self._hooks:
@@ -55,6 +54,7 @@ class Capture:
         with torch.enable_grad():
             values = check_losses(losses(model, batch))
         self._batch = len(values)
+        self._roots += _outside_leaves(values, self._trained)
         if not self._roots:
             raise DpbenchError("the losses do not depend on any trained layer", "see that the model is called inside losses")
         return values
@@ -74,7 +74,9 @@ class Capture:
             if not self._live or not torch.is_grad_enabled():
                 return
             if not isinstance(output, Tensor):
-                raise DpbenchError(f"{layer.name} returns {type(output).__name__}, wanted one tensor", "wrap it, or use the engine 'loop'")
+                raise DpbenchError(
+                    f"{layer.name} returns {type(output).__name__}, wanted one tensor", "wrap it, or use the engine 'loop'"
+                )
             if not args or not isinstance(args[0], Tensor):
                 raise DpbenchError(f"{layer.name} is called with keywords only", "pass its input first")
             head = id(cluster.layers[0])
@@ -82,7 +84,9 @@ class Capture:
             if not any(isinstance(a, Tensor) and a.requires_grad for a in args):
                 self._roots.append(output)
             x = args[0].detach()
-            noted = [(x, x._version, args[1:], kwargs)]  # popped in the backward pass, so that x is freed as early as autograd frees it
+            noted = [
+                (x, x._version, args[1:], kwargs)
+            ]  # popped in the backward pass, so that x is freed as early as autograd frees it
             output.register_hook(lambda g: self._arrive(layer, head, noted, g) if self._live else None)
 
         return hook
@@ -90,7 +94,9 @@ class Capture:
     def _arrive(self, layer: Layer, head: int, noted: list[tuple[Any, ...]], g: Tensor) -> None:
         x, version, rest, kwargs = noted[0]
         if x._version != version:
-            raise DpbenchError(f"the input of {layer.name} was changed in place after it was used", "make that operation out of place")
+            raise DpbenchError(
+                f"the input of {layer.name} was changed in place after it was used", "make that operation out of place"
+            )
         if x.shape[0] != self._batch:
             raise DpbenchError(
                 f"{layer.name}: its input is {list(x.shape)}, the batch has {self._batch} examples",
@@ -105,3 +111,19 @@ class Capture:
             with torch.no_grad():
                 self._ready(self._clusters[head], uses)
             self._live = True
+
+
+def _outside_leaves(values: Tensor, trained: set[int]) -> list[Tensor]:
+    """Tensors the losses depend on that want a gradient but are not trained, such as inputs: the pass must reach them too,
+    or layers that only depend on these would not be seen."""
+    found, seen, stack = [], set(), [values.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) not in trained:
+            found.append(variable)
+        stack += [following for following, _ in node.next_functions]
+    return found

@@ -17,7 +17,14 @@ from dpbench.engines.layers import Cluster, Layer
 from dpbench.engines.shared import examples, squared_norm
 from dpbench.kernels.leaf import Use, weighted_factors
 
-PLUGIN = {"kind": "engine", "name": "fused", "version": 1, "summary": "per-layer, single pass inside backward (FlashDP)", "private": True, "scopes": ["per_layer"]}
+PLUGIN = {
+    "kind": "engine",
+    "name": "fused",
+    "version": 1,
+    "summary": "per-layer, single pass inside backward (FlashDP)",
+    "private": True,
+    "scopes": ["per_layer"],
+}
 
 
 class Engine(Handle):
@@ -49,7 +56,7 @@ class Engine(Handle):
         factor = self.factor(cluster.group)
         if len(uses) == 1:
             layer, use = uses[0]
-            return layer.leaf.clip_into(use, factor, {n: self.sum_of(p) for n, p in layer.parameters.items()})
+            return layer.leaf.clip_into(use, factor, self.sums_of(layer))
         tensors = {id(p): p for layer, _ in uses for p in layer.parameters.values()}
         norms = []
         for one in examples(uses):
@@ -64,4 +71,3 @@ class Engine(Handle):
     def detach(self) -> None:
         self._capture.remove()
         super().detach()
-

@@ -17,7 +17,14 @@ from dpbench.engines.layers import Cluster, Layer
 from dpbench.engines.shared import sq_norms
 from dpbench.kernels.leaf import Use, accumulation_dtype, weighted_factors
 
-PLUGIN = {"kind": "engine", "name": "ghost", "version": 1, "summary": "flat, two backward passes", "private": True, "scopes": ["flat"]}
+PLUGIN = {
+    "kind": "engine",
+    "name": "ghost",
+    "version": 1,
+    "summary": "flat, two backward passes",
+    "private": True,
+    "scopes": ["flat"],
+}
 
 
 class Engine(Handle):

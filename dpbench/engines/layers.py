@@ -102,7 +102,9 @@ def find_layers(model: nn.Module) -> list[Layer]:
             continue
         path = name or "(model)"
         if not is_leaf(module):
-            raise DpbenchError(f"parameter {path}.{own[0]} belongs to {type(module).__name__}, which has modules inside", _WAYS_OUT)
+            raise DpbenchError(
+                f"parameter {path}.{own[0]} belongs to {type(module).__name__}, which has modules inside", _WAYS_OUT
+            )
         leaf = _leaf_classes().get(type(module), FallbackLeaf)
         found.append(Layer(path, module, leaf(module)))
     if not found:

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from dpbench.engines.base import Handle, Losses, batch_size, check_losses, select
 
-PLUGIN = {"kind": "engine", "name": "loop", "version": 1, "summary": "one example at a time (the oracle)", "private": True, "scopes": ["flat", "per_layer"]}
+PLUGIN = {
+    "kind": "engine",
+    "name": "loop",
+    "version": 1,
+    "summary": "one example at a time (the oracle)",
+    "private": True,
+    "scopes": ["flat", "per_layer"],
+}
 
 
 class _Stand:

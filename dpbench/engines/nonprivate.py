@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpbench.engines.base import Handle, Losses, check_losses
 from dpbench.errors import DpbenchError
 
-PLUGIN = {"kind": "engine", "name": "nonprivate", "version": 1, "summary": "plain training, no clipping and no noise", "private": False, "scopes": []}
+PLUGIN = {
+    "kind": "engine",
+    "name": "nonprivate",
+    "version": 1,
+    "summary": "plain training, no clipping and no noise",
+    "private": False,
+    "scopes": [],
+}
 
 
 class Engine(Handle):
@@ -31,6 +38,3 @@ class Engine(Handle):
                 parameter.grad = None
         self._finite += len(values)
         return values.detach()
-
-    def _release(self, parameter: nn.Parameter) -> None:
-        parameter.grad = self.sum_of(parameter).div_(self.mechanism.sampling.expected_batch_size).to(parameter.dtype)

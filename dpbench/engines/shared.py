@@ -38,4 +38,4 @@ def squared_norm(one: dict[int, Tensor]) -> Tensor:
 
 
 def _local(layer: Layer, buffers: dict[int, Tensor]) -> Sums:
-    return {name: buffers[id(p)] for name, p in layer.parameters.items()}
+    return Sums({name: buffers[id(p)] for name, p in layer.parameters.items()})

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError
-from dpbench.jobs.features import PUBLIC
 from dpbench.jobs.contract import Context, Outcome, metric
+from dpbench.jobs.features import PUBLIC
 from dpbench.mechanism import Clipping, Mechanism, Sampling, calibrated
 from dpbench.spec.expand import Uses
 from dpbench.spec.models import Resources
@@ -17,7 +17,6 @@ from dpbench.spec.sources import Source
 from dpbench.validation import Strict
 
 PLUGIN = {"kind": "job", "name": "classify", "version": 1, "summary": "train a text classifier and measure its accuracy"}
-
 
 
 class Optimizer(Strict):
@@ -167,9 +166,14 @@ def run(settings: Settings, context: Context) -> Outcome:
         clipped.append(handle.clipped_fraction)
         loss = float(total) / len(drawn) if len(drawn) else None
         context.steps.write(
-            step=step, batch_size=len(drawn), loss=loss if loss is None or loss == loss else None, clipped_fraction=handle.clipped_fraction
+            step=step,
+            batch_size=len(drawn),
+            loss=loss if loss is None or loss == loss else None,
+            clipped_fraction=handle.clipped_fraction,
         )
-        context.report(step + 1, plan.steps, f"{settings.engine}, loss {loss:.3f} (not private)" if loss is not None else "empty batch")
+        context.report(
+            step + 1, plan.steps, f"{settings.engine}, loss {loss:.3f} (not private)" if loss is not None else "empty batch"
+        )
     ignored = handle.non_finite_examples
     handle.detach()
     accuracy, rows = task.accuracy()
@@ -187,7 +191,14 @@ def run(settings: Settings, context: Context) -> Outcome:
         "clipped_fraction_not_private": [c for c in clipped if c is not None],
         **task.facts,
     }
-    return Outcome([metric("accuracy", 100 * accuracy, "%")], plan.describe(), privacy_of(plan), facts, warnings=warnings, device=settings.device)
+    return Outcome(
+        [metric("accuracy", 100 * accuracy, "%")],
+        plan.describe(),
+        privacy_of(plan),
+        facts,
+        warnings=warnings,
+        device=settings.device,
+    )
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
@@ -217,5 +228,3 @@ def _uncalibrated(settings: Settings) -> Mechanism:
     sampling = Sampling(settings.sampler, int(settings.expected_batch_size), settings.expected_batch_size)
     clipping = Clipping(**settings.clipping.model_dump()) if settings.clipping else None
     return Mechanism(sampling, settings.steps, clipping)
-
-

@@ -24,7 +24,7 @@ class Settings(Strict):
     model: str
     layers: int | None = Field(None, ge=1)
     max_length: int = Field(128, ge=4)
-    token_budget: int = Field(4096, ge=16, description="Padded tokens of a physical batch.")
+    token_budget: int = Field(2048, ge=16, description="Padded tokens of a physical batch.")
     precision: Literal["float32", "bfloat16"] = "float32"
     train_limit: int | None = Field(None, ge=1)
     device: Literal["cpu", "cuda"] = "cpu"
@@ -48,7 +48,9 @@ def run(settings: Settings, context: Context) -> Outcome:
 
     require_device(settings.device)
     data = TextData(settings.task, settings.model, context.sources, settings.max_length)
-    encoder = models.encoder(settings.model, context.sources[f"model:{settings.model}"], settings.layers).to(settings.device).eval()
+    encoder = (
+        models.encoder(settings.model, context.sources[f"model:{settings.model}"], settings.layers).to(settings.device).eval()
+    )
     autocast = torch.autocast(settings.device, dtype=torch.bfloat16) if settings.precision == "bfloat16" else None
     begun = time.perf_counter()
     tensors = {"public_mean": features(encoder, data.public_lines(), settings.token_budget, autocast).mean(0)}

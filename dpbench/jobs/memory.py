@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-STEPS = 3
+STEPS = 2
 
 
 def main() -> None:

@@ -88,7 +88,12 @@ class Bench:
         self.device = torch.device("meta" if meta else settings.device)
         self.losses = models.language_model_losses
         self.model = models.language_model(
-            settings.size, seed=seed, tied=settings.tied, dtype=getattr(torch, settings.dtype), meta=meta, context=context(settings)
+            settings.size,
+            seed=seed,
+            tied=settings.tied,
+            dtype=getattr(torch, settings.dtype),
+            meta=meta,
+            context=context(settings),
         ).to(self.device)
         self.model.train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate)
@@ -163,6 +168,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     if not runnable:
         raise DpbenchError("no engine could be measured", "lower batch_size or tokens, or take a smaller model")
     torch.set_num_threads(context.threads)
+    facts["freed_memory_is_kept"] = keep_freed_memory() if settings.device == "cpu" else True
     rounds = _rounds(settings, context, Bench(settings, ids, context.seed), runnable, done, total)
     for engine in runnable:
         metrics += _metrics(settings, engine, rounds, memory)
@@ -240,8 +246,25 @@ def batch_ids(settings: Settings, source: Source) -> tuple[np.ndarray, dict[str,
     texts = datasets.load(settings.dataset, "train", source).columns["text"]
     ids = token_blocks(tokenizer, texts, settings.tokens, limit=settings.batch_size)
     if len(ids) < settings.batch_size:
-        raise DpbenchError(f"{settings.dataset} fills {len(ids)} blocks of {settings.tokens}", "use a smaller batch or shorter blocks")
+        raise DpbenchError(
+            f"{settings.dataset} fills {len(ids)} blocks of {settings.tokens}", "use a smaller batch or shorter blocks"
+        )
     return ids, {"tokenizer_sha256": sha256, "tokenizer_vocabulary": tokenizer.get_vocab_size()}
+
+
+def keep_freed_memory() -> bool:
+    """Ask glibc to keep freed memory, as CUDA's caching allocator does: else page faults, not engines, are timed.
+
+    Returns False where there is no glibc.
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    return all(mallopt(option, value) for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28)))
 
 
 def require_device(device: str) -> None:
@@ -332,5 +355,7 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
             raise DpbenchError(f"engine {engine} leaves {handle.unprotected[0]} unprotected")
         handle.detach()
     floor = sum(p.numel() * p.element_size() for p in bench.model.parameters()) * 4  # weights, gradients, two moments
-    remarks.append(f"{sum(p.numel() for p in bench.model.parameters()) / 1e6:.1f} M parameters, at least {math.ceil(floor / 2**20)} MiB")
+    remarks.append(
+        f"{sum(p.numel() for p in bench.model.parameters()) / 1e6:.1f} M parameters, at least {math.ceil(floor / 2**20)} MiB"
+    )
     return remarks

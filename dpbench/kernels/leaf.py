@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Sums = dict[str, Tensor]
-"""Parameter name -> the running sum, fp32 or the parameter's dtype, zeroed by whoever allocated it."""
+
+class Sums(dict[str, Tensor]):
+    """Parameter name -> the running sum, in fp32 or wider.
+
+    fresh: names whose tensor has been allocated and not yet written. Whoever adds calls `zeroed` first, or writes the
+    first term in place of adding it.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor] = MappingProxyType({}), fresh: Iterable[str] = ()) -> None:
+        super().__init__(tensors)
+        self.fresh = set(fresh)
+
+    def zeroed(self) -> Sums:
+        """Itself, with nothing unwritten left."""
+        for name in self.fresh:
+            self[name].zero_()
+        self.fresh.clear()
+        return self
+
 
 Factor = Callable[[Tensor], Tensor]
 """[B] norms -> [B] factors, 0 where the norm is not finite."""
@@ -45,7 +63,8 @@ class Leaf:
 
     def buffers(self, like: Tensor) -> Sums:
         """Zeroed space for one example's gradient."""
-        return {n: torch.zeros(p.shape, dtype=accumulation_dtype(like), device=like.device) for n, p in self.parameters.items()}
+        dtype = accumulation_dtype(like)
+        return Sums({n: torch.zeros(p.shape, dtype=dtype, device=like.device) for n, p in self.parameters.items()})
 
     def add_example(self, use: Use, index: int, into: Sums) -> None:
         """into[name] += the gradient of example `index`."""
@@ -62,7 +81,8 @@ class Leaf:
                 into[name].add_(value * factor)
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
-        """Norms, factors and weighted sum of one group that is this module alone; returns the [B] norms."""
+        """Norms, factors and weighted sum of one group that is this module alone; returns the [B] norms. `into` may be fresh."""
+        into.zeroed()
         norms = []
         for one in self._examples(use):
             norm = _squared(one).sqrt()
@@ -73,7 +93,7 @@ class Leaf:
                     into[name].add_(value * scale)
         return torch.stack(norms)
 
-    def _examples(self, use: Use):  # type: ignore[no-untyped-def]
+    def _examples(self, use: Use) -> Iterator[Sums]:
         one = self.buffers(use.g)
         for index in range(len(use.g)):
             for value in one.values():
@@ -88,7 +108,7 @@ def accumulation_dtype(like: Tensor) -> torch.dtype:
 
 
 def _squared(one: Sums) -> Tensor:
-    return sum((value.square().sum() for value in one.values()), start=torch.zeros((), dtype=next(iter(one.values())).dtype))
+    return torch.stack([value.square().sum() for value in one.values()]).sum()
 
 
 def weighted_factors(norms: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,9 @@ def read_record(path: Path) -> Record:
     except FileNotFoundError as error:
         raise DpbenchError(f"{path}: no such record", "run the job that makes it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DpbenchError(f"{path}: not a whole JSON file ({error})", "delete it and run again; only that run is repeated") from error
+        raise DpbenchError(
+            f"{path}: not a whole JSON file ({error})", "delete it and run again; only that run is repeated"
+        ) from error
     return _validate(values, path)
 
 

@@ -42,7 +42,9 @@ def read_table(path: Path) -> TableData:
     except FileNotFoundError as error:
         raise DpbenchError(f"{path}: no such file", "make the table first") from error
     except ValidationError as error:
-        raise DpbenchError(f"{path}: not a table's JSON ({error.error_count()} faults)", "delete it and make the table again") from error
+        raise DpbenchError(
+            f"{path}: not a table's JSON ({error.error_count()} faults)", "delete it and make the table again"
+        ) from error
 
 
 def write_plot(name: str, plot: str, data: Path, out: Path) -> None:

@@ -13,6 +13,7 @@ TIERS = ("smoke", "laptop", "overnight", "gpu", "paper")
 
 TierName = Literal["smoke", "laptop", "overnight", "gpu", "paper"]
 
+
 def label(value: Any) -> Any:
     """A number as it is printed; anything else as it is."""
     if isinstance(value, bool | int | float):
@@ -76,7 +77,11 @@ class ClaimTest(Strict):
 
     @model_validator(mode="after")
     def _one_threshold(self) -> ClaimTest:
-        given = [n for n in ("difference_at_least", "difference_at_most", "ratio_at_least", "ratio_at_most") if getattr(self, n) is not None]
+        given = [
+            n
+            for n in ("difference_at_least", "difference_at_most", "ratio_at_least", "ratio_at_most")
+            if getattr(self, n) is not None
+        ]
         if len(given) != 1:
             raise ValueError("exactly one threshold: difference_at_least, difference_at_most, ratio_at_least or ratio_at_most")
         return self

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def test_killed_in_the_middle_a_plain_rerun_ends_the_same(built: Tree, tmp_path:
         shutil.rmtree(tree.records()[name].parent)
 
     process = subprocess.Popen(
-        tree.command(*SMOKE),
+        tree.command(*SMOKE, "--cores", "1"),  # one after the other, so that one is done and the next under way
         cwd=tree.folder,
         env=tree.environment,
         stdin=subprocess.DEVNULL,
@@ -137,8 +138,13 @@ def test_killed_in_the_middle_a_plain_rerun_ends_the_same(built: Tree, tmp_path:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    wait_until(lambda: bool(trained & set(tree.records())), process)
-    time.sleep(2)  # into the next run
+
+    def in_the_middle() -> bool:
+        started = {name for name in trained if (tree.folder / "results" / "runs" / name / "config.json").exists()}
+        done = trained & set(tree.records())
+        return bool(done) and bool(started - done)
+
+    wait_until(in_the_middle, process)
     kill_all(process)
     assert not trained <= set(tree.records()), "it had ended before it was killed"
 
@@ -150,7 +156,7 @@ def test_killed_in_the_middle_a_plain_rerun_ends_the_same(built: Tree, tmp_path:
     assert ready(tree)
 
 
-def wait_until(condition: Any, process: subprocess.Popen[bytes], seconds: float = 600) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, f"it ended by itself with {process.returncode}"

@@ -78,6 +78,15 @@ def test_a_source_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [("sst2", "embedded")]
 
 
+@pytest.mark.parametrize(("tier", "wanted"), [("smoke", "embedded"), ("laptop", "auto")])
+def test_the_smoke_tier_is_the_same_everywhere(tier: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    real = module.datasets.resolve
+    monkeypatch.setattr(module.datasets, "resolve", lambda name, wanted: calls.append(wanted) or real(name, wanted))
+    resolver(Config(tier=tier))("dataset", "sst2")
+    assert calls == [wanted]
+
+
 def test_a_source_for_nothing_is_an_error() -> None:
     with pytest.raises(DpbenchError, match=r"unknown dataset or model 'sst3'\s+way out: did you mean 'sst2'"):
         resolver(Config(sources={"sst3": "embedded"}))

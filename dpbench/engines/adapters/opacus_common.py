@@ -79,24 +79,23 @@ class OpacusHandle(Handle):
             "noise_multiplier": self.mechanism.noise_multiplier,
             "max_grad_norm": self.mechanism.clipping.bound,
             "expected_batch_size": self.mechanism.sampling.expected_batch_size,
-            "loss_reduction": "sum",  # divided in _release: Opacus' own division needs per-example gradients that are gone by then
+            "loss_reduction": "sum",  # divided in _release: Opacus' own division needs per-example gradients, which are gone by then
             "generator": None,
         }
 
     def _before_step(self) -> None:
         device = next(iter(self.trainable.values())).device
-        self._dp.generator = self._generator(device)
+        self._dp.generator = self.noise.generators(device)[0]
         super()._before_step()
 
-    def _release(self, parameter: nn.Parameter) -> None:
-        """Opacus releases all parameters at once, on the first call of a step."""
-        if parameter is next(iter(self.trainable.values())):
-            for each in self.trainable.values():
-                if each.summed_grad is None:  # an empty batch: noise alone
-                    each.summed_grad = torch.zeros_like(each)
-            self._dp.add_noise()
-            for each in self.trainable.values():
-                each.grad.div_(self.mechanism.sampling.expected_batch_size)
+    def _release(self) -> None:
+        """Opacus adds the noise; the division is ours."""
+        for parameter in self.trainable.values():
+            if parameter.summed_grad is None:  # an empty batch: noise alone
+                parameter.summed_grad = torch.zeros_like(parameter)
+        self._dp.add_noise()
+        for parameter in self.trainable.values():
+            parameter.grad.div_(self.mechanism.sampling.expected_batch_size)
 
     def _after_step(self) -> None:
         for parameter in self.trainable.values():

@@ -1,4 +1,4 @@
-"""Embeddings: one example touches at most T rows, so its gradient is gathered on those rows only."""
+"""Embeddings: repeated tokens add before the norm is taken, without forming one example's V x D gradient."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Factor, Leaf, Sums, Use, accumulation_dtype, weighted_factors
+
+_GRAM_TOKENS = 1024  # up to here T x T products are cheaper than sorting T ids
 
 
 class EmbeddingLeaf(Leaf):
@@ -35,29 +37,28 @@ class EmbeddingLeaf(Leaf):
 
     def sq_norms(self, use: Use) -> Tensor:
         ids, g = self._flat(use)
-        return torch.stack([_rows(ids_i, g_i)[1].square().sum() for ids_i, g_i in zip(ids, g, strict=True)])
+        return torch.stack([_squared(ids_i, g_i) for ids_i, g_i in zip(ids, g, strict=True)])
 
     def add_weighted(self, use: Use, factors: Tensor, into: Sums) -> None:
         ids, g = self._flat(use)
-        for factor, ids_i, g_i in zip(factors, ids, g, strict=True):
-            into["weight"].index_add_(0, ids_i, (g_i * factor.to(g.dtype)).to(into["weight"].dtype))
+        wide = into["weight"].dtype
+        scaled = g.to(wide) * factors.to(wide)[:, None, None]
+        into["weight"].index_add_(0, ids.reshape(-1), scaled.flatten(0, 1))
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
-        """One gather an example serves its norm and its scaled add."""
-        ids, g = self._flat(use)
-        norms = []
-        for ids_i, g_i in zip(ids, g, strict=True):
-            rows, values = _rows(ids_i, g_i)
-            norm = torch.linalg.vector_norm(values)
-            norms.append(norm)
-            scale, finite = weighted_factors(norm.reshape(1), factor)
-            if finite:
-                into["weight"].index_add_(0, rows, values.mul_(scale).to(into["weight"].dtype))
-        return torch.stack(norms)
+        norms = self.sq_norms(use).sqrt()
+        factors, finite = weighted_factors(norms, factor)
+        into.zeroed()
+        if finite.any():
+            kept = use if finite.all() else use.keep(finite)
+            self.add_weighted(kept, factors[finite], into)
+        return norms
 
 
-def _rows(ids: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """ids [T], g [T, D] -> the U different rows [U] and their gradients [U, D], fp32 or wider."""
+def _squared(ids: Tensor, g: Tensor) -> Tensor:
+    """ids [T], g [T, D] -> squared norm of the gathered gradient, in fp32 or wider."""
+    g = g.to(accumulation_dtype(g))
+    if len(ids) <= _GRAM_TOKENS:
+        return ((g @ g.T) * (ids[:, None] == ids)).sum().clamp_(min=0)
     rows, place = torch.unique(ids, return_inverse=True)
-    values = torch.zeros(len(rows), g.shape[-1], dtype=accumulation_dtype(g), device=g.device)
-    return rows, values.index_add_(0, place, g.to(values.dtype))
+    return torch.zeros(len(rows), g.shape[-1], dtype=g.dtype, device=g.device).index_add_(0, place, g).square().sum()

@@ -31,7 +31,7 @@ class LayerNormLeaf(Leaf):
         for start in range(0, batch, step):
             piece = slice(start, min(start + step, batch))
             g_piece = g[piece].to(wide)
-            found: Sums = {}
+            found = Sums()
             if "weight" in self.names:
                 normal = nn.functional.layer_norm(x[piece].to(wide), (size,), eps=self.eps)
                 found["weight"] = normal.mul_(g_piece).sum(1)
@@ -54,12 +54,13 @@ class LayerNormLeaf(Leaf):
             self._add(found, factors[piece], into)
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
+        into.zeroed()
         norms = []
         for _, found in self._gradients(use):
             norm = torch.stack([v.square().sum(1) for v in found.values()]).sum(0).sqrt()
             factors, finite = weighted_factors(norm, factor)
             if not finite.all():
-                found, factors = {n: v[finite] for n, v in found.items()}, factors[finite]
+                found, factors = Sums({n: v[finite] for n, v in found.items()}), factors[finite]
             self._add(found, factors, into)
             norms.append(norm)
         return torch.cat(norms)

@@ -10,22 +10,24 @@ from transformers.pytorch_utils import Conv1D
 
 from dpbench.kernels.leaf import Factor, Leaf, Sums, Use, accumulation_dtype, weighted_factors
 
-GRAM_BELOW = 0.25
-"""Gram norms where T (I + O) < GRAM_BELOW x I O; measured on two cores, where batched small products run at a quarter of the speed."""
+GRAM_BELOW = 50.0
+"""Gram norms where T^2 (I + O) < GRAM_BELOW x I O: below it, the arithmetic of two Gram matrices takes less time than writing one
+example's product and reading it twice. From measurements on two cores at about 150 GFLOP/s and 20 GB/s."""
 
-_BLOCK = 1 << 16  # elements per dot product: keeps the fp32 rounding of a norm near 1e-7
+_BLOCK = 1 << 20  # elements per dot product: keeps the fp32 rounding of a norm near 1e-6
+_PAIR = 1 << 20  # elements of a product below which two examples go through one batched product, a core each
 
 
 def gram_is_cheaper(tokens: int, inputs: int, outputs: int) -> bool:
-    """Whether T^2 (I + O) multiply-adds of two Gram matrices beat T I O of the product itself."""
-    return tokens * (inputs + outputs) < GRAM_BELOW * inputs * outputs
+    """Whether T^2 (I + O) multiply-adds of two Gram matrices beat passing over an I x O product in memory."""
+    return tokens * tokens * (inputs + outputs) < GRAM_BELOW * inputs * outputs
 
 
 def squared(values: Tensor) -> Tensor:
     """Sum of squares of a contiguous tensor, in fp32 or wider."""
     flat = values.view(-1)
     if flat.dtype in (torch.bfloat16, torch.float16):
-        return torch.linalg.vector_norm(flat, dtype=torch.float32).square()
+        flat = flat.float()
     if flat.numel() <= _BLOCK:
         return torch.dot(flat, flat)
     whole = flat.numel() // _BLOCK * _BLOCK
@@ -99,27 +101,38 @@ class LinearLeaf(Leaf):
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
         x, g = self._flat(use)
         if "weight" not in into or g.device.type != "cpu" or gram_is_cheaper(g.shape[1], x.shape[2], g.shape[2]):
-            return self._two_stage(use, factor, into)
+            return self._two_stage(use, factor, into.zeroed())
+        weight, written = into["weight"], "weight" not in into.fresh
+        into.fresh.discard("weight")
+        into.zeroed()
         bias = g.sum(1, dtype=accumulation_dtype(g)) if "bias" in into else None
         bias_squared = bias.square().sum(1).tolist() if bias is not None else [0.0] * len(g)
         left, right = self._sides(x, g)
-        buffer = torch.empty(into["weight"].shape, dtype=g.dtype)
-        norms = torch.empty(len(g), dtype=accumulation_dtype(g))
-        for index in range(len(g)):
-            torch.mm(left[index].T, right[index], out=buffer)
-            norm = math.sqrt(squared(buffer).item() + bias_squared[index])
-            norms[index] = norm
-            if not math.isfinite(norm):
-                continue
-            scale = factor(norms[index : index + 1]).item()
-            into["weight"].add_(buffer, alpha=scale)
+        step = min(len(g), 2 if weight.numel() <= _PAIR else 1)
+        buffer = torch.empty(step, *weight.shape, dtype=g.dtype)
+        norms: list[float] = []
+        for start in range(0, len(g), step):
+            piece = slice(start, min(start + step, len(g)))
+            products = buffer[: piece.stop - start]
+            torch.bmm(left[piece].mT, right[piece], out=products)
+            own = [math.sqrt(squared(p).item() + b) for p, b in zip(products, bias_squared[piece], strict=True)]
+            norms += own
+            scales = factor(torch.tensor(own, dtype=accumulation_dtype(g)))
+            if not all(map(math.isfinite, own)):  # 0 x NaN is NaN
+                scales, products, bias = _without_non_finite(own, scales, products, bias, start)
+            _add_columns(weight.view(-1), products.view(len(own), -1).T, scales, written)
+            written = True
             if bias is not None:
-                into["bias"].add_(bias[index], alpha=scale)
-        return norms
+                into["bias"].add_(scales @ bias[piece])
+        if not written:
+            weight.zero_()
+        return torch.tensor(norms, dtype=accumulation_dtype(g))
 
     def _two_stage(self, use: Use, factor: Factor, into: Sums) -> Tensor:
         norms = self.sq_norms(use).sqrt()
         factors, finite = weighted_factors(norms, factor)
+        if not finite.any():
+            return norms
         if not finite.all():
             use, factors = use.keep(finite), factors[finite]
         self.add_weighted(use, factors, into)
@@ -131,6 +144,33 @@ class Conv1DLeaf(LinearLeaf):
 
     modules = (Conv1D,)
     transposed = True
+
+
+def _add_columns(into: Tensor, columns: Tensor, scales: Tensor, written: bool) -> None:
+    """into [N] (+)= columns [N, K] scales [K], in one pass where the dtypes agree; what is not written yet is set."""
+    if into.dtype == columns.dtype:
+        if written:
+            into.addmv_(columns, scales)
+        else:
+            torch.mv(columns, scales, out=into)
+        return
+    if not written:
+        into.zero_()
+    for column, scale in zip(columns.unbind(1), scales.tolist(), strict=True):
+        into.add_(column, alpha=scale)
+
+
+def _without_non_finite(
+    norms: list[float], scales: Tensor, products: Tensor, bias: Tensor | None, start: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same with zeros in place of every example whose norm is not finite."""
+    for index, norm in enumerate(norms):
+        if not math.isfinite(norm):
+            scales[index] = 0.0
+            products[index].zero_()
+            if bias is not None:
+                bias[start + index] = 0.0
+    return scales, products, bias
 
 
 def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:

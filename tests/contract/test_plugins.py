@@ -1,0 +1,139 @@
+"""Every plug-in, by discovery: whoever adds one gets these tests without writing any."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dpbench import engines, plugins
+from dpbench.engines.base import Handle
+from dpbench.errors import DpbenchError
+from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.spec.expand import Uses
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EVERY = [pytest.param(kind, name, id=f"{kind}-{name}") for kind in plugins.FOLDERS for name in plugins.discover(kind)]
+NORMS = torch.tensor([0.0, 1e-8, 0.3, 1.0, 7.0, 1e6])
+
+
+def names(kind):
+    return list(plugins.discover(kind))
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_declarations(kind, name):
+    plugin = plugins.get(kind, name)
+    assert plugin.version >= 1
+    assert plugin.summary
+    assert plugin.summary[-1] != "."
+    module = plugin.load()
+    assert module.__doc__
+    assert module.PLUGIN["name"] == name
+
+
+def test_jobs_do_not_import_torch():
+    code = (
+        "import sys; from dpbench import plugins; [plugins.get('job', n).load() for n in plugins.discover('job')];"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", names("job"))
+def test_jobs_keep_their_contract(name):
+    job = plugins.get("job", name).load()
+    assert job.Settings.model_config["extra"] == "forbid"
+    assert list(inspect.signature(job.run).parameters) == ["settings", "context"]
+    assert list(inspect.signature(job.check).parameters) == ["settings", "sources"]
+    assert inspect.signature(job.uses).return_annotation in (Uses, "Uses")
+
+
+@pytest.mark.parametrize("name", names("function"))
+@pytest.mark.parametrize("bound", [0.1, 1.0, 50.0])
+@pytest.mark.parametrize("gamma", [0.0, 0.01])
+def test_functions_bound_every_norm(name, bound, gamma):
+    factors = plugins.get("function", name).load().factor(NORMS, bound, gamma)
+    assert torch.isfinite(factors).all()
+    assert (factors >= 0).all()
+    assert (factors * NORMS <= bound * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("name", names("scope"))
+def test_scopes_put_every_layer_in_one_group(name):
+    layers = [f"layer{i}" for i in range(5)]
+    groups = plugins.get("scope", name).load().groups(layers)
+    assert sorted(x for group in groups for x in group) == layers
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).train()
+
+
+def losses(net, batch):
+    return nn.functional.cross_entropy(net(batch["x"]), batch["y"], reduction="none")
+
+
+BATCH = {"x": torch.randn(5, 4), "y": torch.randint(0, 3, (5,))}
+
+
+@pytest.mark.parametrize("name", names("engine"))
+def test_engines_keep_their_contract(name):
+    plugin = plugins.get("engine", name)
+    for scope in plugin.extra["scopes"] or [None]:
+        clipping = Clipping(scope=scope, bound=0.2) if scope else None
+        net = model()
+        before = {k: v.clone() for k, v in net.state_dict().items()}
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        plan = Mechanism(Sampling("poisson", 50, 5.0), 3, clipping, 1.0 if scope else 0.0)
+        handle = engines.attach(name, net, optimizer, plan)
+        assert isinstance(handle, Handle)
+        assert handle.unprotected == []
+        assert handle.name == name
+        for _ in range(2):
+            found = handle.backward(losses, BATCH)
+            assert found.shape == (5,)
+            assert not found.requires_grad
+            optimizer.step()
+            optimizer.zero_grad()
+        assert handle.steps == 2
+        assert any(not torch.equal(before[k], v) for k, v in net.state_dict().items())
+        spent = handle.epsilon()
+        assert (spent is None) == (scope is None)
+        assert handle.clipped_fraction is not None
+        handle.detach()
+
+
+@pytest.mark.parametrize("name", names("engine"))
+def test_engines_train(name):
+    """Without noise and with a bound that never bites, ten steps lower the loss of a fixed batch."""
+    scopes = plugins.get("engine", name).extra["scopes"]
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    clipping = Clipping(scope=scopes[0], bound=1e3) if scopes else None
+    handle = engines.attach(name, net, optimizer, Mechanism(Sampling("poisson", 50, 5.0), 20, clipping))
+    first = float(losses(net, BATCH).mean())
+    for _ in range(10):
+        handle.backward(losses, BATCH)
+        optimizer.step()
+        optimizer.zero_grad()
+    handle.detach()
+    assert float(losses(net, BATCH).mean()) < first - 0.1
+
+
+def test_a_file_without_a_literal_declaration_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "bad.py"
+    path.write_text("PLUGIN = dict(kind='engine', name=compute())\n")
+    with pytest.raises(DpbenchError, match="not a literal"):
+        plugins._declaration(path)
+
+
+def test_files_stay_short():
+    counts = {p: len(p.read_text().splitlines()) for p in (REPOSITORY / "dpbench").rglob("*.py")}
+    assert {p.name: n for p, n in counts.items() if n > 400} == {}

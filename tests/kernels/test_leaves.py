@@ -1,0 +1,215 @@
+"""Every kernel against its fp64 oracle: norms, weighted sums and the single pass, at odd sizes and on poisoned memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from dpbench import errors
+from dpbench.clipping import abadi, auto_s, auto_v
+from dpbench.kernels.embedding import reference as embedding_reference
+from dpbench.kernels.embedding.cpu import EmbeddingLeaf
+from dpbench.kernels.fallback.cpu import FallbackLeaf
+from dpbench.kernels.layernorm import reference as layernorm_reference
+from dpbench.kernels.layernorm.cpu import LayerNormLeaf
+from dpbench.kernels.leaf import Sums, Use
+from dpbench.kernels.linear import cpu as linear_cpu
+from dpbench.kernels.linear import reference as linear_reference
+from dpbench.kernels.linear.cpu import Conv1DLeaf, LinearLeaf
+
+FUNCTIONS = {"abadi": abadi, "auto_v": auto_v, "auto_s": auto_s}
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-12))
+
+
+def sums(leaf):
+    return Sums({n: torch.zeros_like(p, dtype=torch.float32) for n, p in leaf.parameters.items()})
+
+
+def fresh(leaf):
+    """Sums that nobody has written yet: full of NaN."""
+    tensors = {n: torch.full_like(p, float("nan"), dtype=torch.float32) for n, p in leaf.parameters.items()}
+    return Sums(tensors, tensors)
+
+
+def oracle_linear(leaf, use):
+    """name -> [B, ...] fp64 per-example gradients."""
+    x = use.x.reshape(len(use.x), -1, use.x.shape[-1])
+    g = use.g.reshape(len(use.g), -1, use.g.shape[-1])
+    weight, bias = linear_reference.per_example(x, g)
+    if leaf.transposed:
+        weight = weight.mT
+    return {"weight": weight, "bias": bias}
+
+
+def oracle_layernorm(leaf, use):
+    size = leaf.module.weight.numel()
+    x, g = use.x.reshape(len(use.x), -1, size), use.g.reshape(len(use.g), -1, size)
+    weight, bias = layernorm_reference.per_example(x, g, leaf.module.eps)
+    return {"weight": weight, "bias": bias}
+
+
+def oracle_embedding(leaf, use):
+    batch = len(use.g)
+    ids, g = use.x.reshape(batch, -1), use.g.reshape(batch, -1, use.g.shape[-1])
+    return {"weight": embedding_reference.per_example(ids, g, leaf.module.num_embeddings, leaf.module.padding_idx)}
+
+
+def linear(shape, dtype=torch.float32, inputs=13, outputs=7, bias=True):
+    torch.manual_seed(sum(shape))
+    leaf = LinearLeaf(nn.Linear(inputs, outputs, bias=bias).to(dtype))
+    return leaf, Use(torch.randn(*shape, inputs).to(dtype), torch.randn(*shape, outputs).to(dtype)), oracle_linear
+
+
+def conv1d(shape, dtype=torch.float32):
+    torch.manual_seed(sum(shape))
+    leaf = Conv1DLeaf(Conv1D(7, 13).to(dtype))
+    return leaf, Use(torch.randn(*shape, 13).to(dtype), torch.randn(*shape, 7).to(dtype)), oracle_linear
+
+
+def layernorm(shape, dtype=torch.float32):
+    torch.manual_seed(sum(shape))
+    leaf = LayerNormLeaf(nn.LayerNorm(11).to(dtype))
+    return leaf, Use(torch.randn(*shape, 11).to(dtype), torch.randn(*shape, 11).to(dtype)), oracle_layernorm
+
+
+def embedding(shape, dtype=torch.float32):
+    torch.manual_seed(sum(shape))
+    leaf = EmbeddingLeaf(nn.Embedding(5, 9, padding_idx=2).to(dtype))
+    return leaf, Use(torch.randint(0, 5, shape), torch.randn(*shape, 9).to(dtype)), oracle_embedding
+
+
+MAKERS = {"linear": linear, "conv1d": conv1d, "layernorm": layernorm, "embedding": embedding}
+SHAPES = [(1, 1), (3, 1), (4, 5), (2, 37), (5, 3, 4)]
+
+
+def norms_of(gradients):
+    return torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0).sqrt()
+
+
+def hold(leaf, use, oracle, tolerance=1e-5):
+    """The three ways a leaf can be asked, against its oracle."""
+    wanted = {n: g for n, g in oracle(leaf, use).items() if n in leaf.names}
+    norms = norms_of(wanted)
+    assert relative(leaf.sq_norms(use).sqrt(), norms) < tolerance
+    factors = torch.rand(len(use.g))
+    into = sums(leaf)
+    leaf.add_weighted(use, factors, into)
+    for name, gradient in wanted.items():
+        assert relative(into[name], torch.einsum("b,b...->...", factors.double(), gradient)) < tolerance, name
+    bound = max(float(norms.median()), 0.1)  # half the examples are above it
+    for name, function in FUNCTIONS.items():
+        scale = function.factor(norms, bound, 0.01)
+        for into in (sums(leaf), fresh(leaf)):
+            found = leaf.clip_into(use, lambda n, f=function: f.factor(n, bound, 0.01), into)
+            assert relative(found, norms) < tolerance, name
+            for tensor, gradient in wanted.items():
+                assert relative(into[tensor], torch.einsum("b,b...->...", scale, gradient)) < tolerance, (name, tensor)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", MAKERS)
+def test_fp32_parity(kind, shape, poisoned_empty):
+    hold(*MAKERS[kind](shape))
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_bf16_parity_on_the_same_rounded_inputs(kind):
+    hold(*MAKERS[kind]((4, 6), torch.bfloat16), tolerance=2e-2)
+
+
+@pytest.mark.parametrize("way", [0.0, float("inf")], ids=["direct", "gram"])
+def test_both_ways_of_a_linear_norm(way, monkeypatch):
+    monkeypatch.setattr(linear_cpu, "GRAM_BELOW", way)
+    for shape in SHAPES:
+        hold(*linear(shape))
+
+
+def test_gram_is_chosen_by_cost():
+    assert linear_cpu.gram_is_cheaper(16, 384, 384)
+    assert not linear_cpu.gram_is_cheaper(512, 384, 1536)
+
+
+@given(batch=st.integers(1, 5), tokens=st.integers(1, 9), inputs=st.integers(1, 8), outputs=st.integers(1, 8), bias=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_linear_at_any_size(batch, tokens, inputs, outputs, bias):
+    hold(*linear((batch, tokens), inputs=inputs, outputs=outputs, bias=bias), tolerance=2e-5)
+
+
+def test_norms_of_large_tensors_do_not_drift():
+    values = torch.rand(3_000_017)
+    wanted = values.double().square().sum()
+    assert abs(float(linear_cpu.squared(values)) / float(wanted) - 1) < 4e-6  # of the square: half of it in the norm
+
+
+@pytest.mark.parametrize(
+    ("module", "x"),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1), torch.randn(4, 3, 5, 5)),
+        (nn.GroupNorm(2, 4), torch.randn(4, 4, 3, 3)),
+        (nn.RMSNorm(6), torch.randn(4, 5, 6)),
+    ],
+    ids=["conv2d", "groupnorm", "rmsnorm"],
+)
+def test_fallback_equals_autograd_one_example_at_a_time(module, x):
+    leaf = FallbackLeaf(module)
+    g = torch.randn_like(module(x))
+    wanted = []
+    for i in range(len(x)):
+        out = module(x[i : i + 1])
+        wanted.append(torch.autograd.grad((out * g[i : i + 1]).sum(), list(module.parameters())))
+    oracle = {n: torch.stack([w[k] for w in wanted]).double() for k, n in enumerate(leaf.names)}
+    hold(leaf, Use(x, g), lambda *_: oracle)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_non_finite_example_adds_nothing(kind):
+    leaf, use, oracle = MAKERS[kind]((4, 5))
+    use.g[1, 0, 0] = float("nan")
+    use.g[2] = float("inf")
+    into = fresh(leaf)
+    norms = leaf.clip_into(use, lambda n: abadi.factor(n, 0.5, 0.0), into)
+    if kind == "embedding":  # the padding id hides whatever is in its row
+        use.x[1, 0], use.x[2] = 0, torch.tensor([0, 1, 0, 1, 0])
+        into = sums(leaf)
+        norms = leaf.clip_into(use, lambda n: abadi.factor(n, 0.5, 0.0), into)
+    assert torch.isfinite(norms).tolist() == [True, False, False, True]
+    good = Use(use.x[[0, 3]], use.g[[0, 3]])
+    wanted = oracle(leaf, good)
+    scale = abadi.factor(norms_of({n: g for n, g in wanted.items() if n in leaf.names}), 0.5, 0.0)
+    for name in leaf.names:
+        assert relative(into[name], torch.einsum("b,b...->...", scale, wanted[name])) < 1e-5
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_incoming_tensors_are_left_as_they_were(kind):
+    leaf, use, _ = MAKERS[kind]((4, 5))
+    x, g = use.x.clone(), use.g.clone()
+    into = sums(leaf)
+    leaf.sq_norms(use)
+    leaf.add_weighted(use, torch.rand(4), into)
+    leaf.clip_into(use, lambda n: abadi.factor(n, 0.1, 0.0), into)
+    assert torch.equal(use.x, x)
+    assert torch.equal(use.g, g)
+
+
+def test_embedding_options_without_per_example_gradients_are_refused():
+    with pytest.raises(errors.DpbenchError, match="max_norm"):
+        EmbeddingLeaf(nn.Embedding(5, 3, max_norm=1.0))
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_nothing_finite_leaves_a_fresh_sum_at_zero(kind):
+    leaf, use, _ = MAKERS[kind]((3, 5))
+    use.g[:] = float("nan")
+    if kind == "embedding":
+        use.x[:] = 0
+    into = fresh(leaf)
+    leaf.clip_into(use, lambda n: abadi.factor(n, 0.5, 0.0), into)
+    assert all(not value.any() for value in into.values())

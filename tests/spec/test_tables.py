@@ -1,0 +1,240 @@
+"""Table YAML -> runs: what is refused and how, hashing, sharing, axes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpbench import paths
+from dpbench.errors import DpbenchError
+from dpbench.spec import tables
+from dpbench.spec.expand import expand, merge, run_id
+from dpbench.spec.models import TIERS, Skip, TableSpec
+from dpbench.spec.sources import Source
+from dpbench.validation import parse, read_yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def local(kind, name):
+    return Source(kind="local", files={"train": name * 4}, says=f"{name} from a folder")
+
+
+def embedded(kind, name):
+    return Source(kind="embedded", revision="v1", synthetic=True)
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A copy of benchmarks/ that a test may spoil."""
+    shutil.copytree(REPOSITORY / "benchmarks", tmp_path / "benchmarks")
+    monkeypatch.setenv("DPBENCH_ROOT", str(tmp_path))
+    tables._index.cache_clear()
+    tables._load.cache_clear()
+    yield tmp_path / "benchmarks"
+    tables._index.cache_clear()
+    tables._load.cache_clear()
+
+
+def spoil(tree, change):
+    path = tree / "flashdp" / "batch_size.yaml"
+    values = yaml.safe_load(path.read_text())
+    change(values)
+    path.write_text(yaml.safe_dump(values))
+    return lambda: tables.load_table("flashdp", "batch_size")
+
+
+def test_every_table_expands_at_every_tier():
+    for spec in tables.all_tables():
+        for tier in TIERS:
+            plan = expand(spec, tier, local)
+            assert plan.cells
+            assert {cell.run for cell in plan.cells} <= set(plan.runs)
+            assert len({(tuple(c.labels.items()), c.seed) for c in plan.cells}) == len(plan.cells)
+
+
+def test_smoke_has_at_most_three_runs_a_table():
+    assert all(len(expand(spec, "smoke", embedded).runs) <= 3 for spec in tables.all_tables())
+
+
+@pytest.mark.parametrize(
+    ("change", "says", "way"),
+    [
+        (lambda v: v.update(titel="x"), r"batch_size\.yaml: unknown key 'titel'", "did you mean 'title'"),
+        (
+            lambda v: v["claims"][0]["test"].update(ratio_at_lest=1),
+            r"unknown key 'claims\.0\.test\.ratio_at_lest'",
+            "ratio_at_least",
+        ),
+        (lambda v: v["claims"][0]["test"].update(ratio_at_most=1), "exactly one threshold", ""),
+        (lambda v: v["tiers"].pop("gpu"), "gpu missing", ""),
+        (lambda v: v["tiers"].update(nightly={}), "nightly", ""),
+        (lambda v: v["metrics"]["throughput"].update(better="more"), "metrics.throughput.better", ""),
+        (lambda v: v["claims"][0]["test"].update(metric="speed"), "speed", ""),
+        (lambda v: v["claims"][0]["test"].update(of={"machine": "x"}), "machine", ""),
+        (lambda v: v["plots"][0].update(x="batch"), "batch", ""),
+        (lambda v: v["tiers"]["laptop"].update(rows={"modell": [1]}), "modell", ""),
+        (lambda v: v.update(paper="other"), "name folder and file", ""),
+        (lambda v: v["columns"].update(tokens=[1]), "both a row and a column", ""),
+    ],
+)
+def test_faults_name_file_key_and_the_nearest(tree, change, says, way):
+    load = spoil(tree, change)
+    with pytest.raises(DpbenchError, match=says) as caught:
+        load()
+    assert way in str(caught.value)
+
+
+def test_malformed_yaml_names_the_line(tree):
+    path = tree / "flashdp" / "batch_size.yaml"
+    path.write_text("paper: flashdp\ntable: [unclosed\n")
+    with pytest.raises(DpbenchError, match=r"batch_size\.yaml: malformed YAML at line"):
+        tables.load_table("flashdp", "batch_size")
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: 1\nb: 2\na: 3\n")
+    with pytest.raises(DpbenchError, match="'a' stands twice"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: tables.load_table("flashdpp", "batch_size"), "did you mean 'flashdp'"),
+        (lambda: tables.load_table("flashdp", "batchsize"), "did you mean 'flashdp/batch_size'"),
+        (lambda: tables.load_named("batch_size"), "PAPER/TABLE"),
+        (lambda: expand(tables.load_table("flashdp", "batch_size"), "latop", local), "did you mean 'laptop'"),
+    ],
+)
+def test_unknown_names_name_the_nearest(call, says):
+    with pytest.raises(DpbenchError, match=says):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda v: v["columns"].update(engine=["nonprivate", "fusd"]), "unknown engine 'fusd'\n.*did you mean 'fused'"),
+        (lambda v: v["settings"].update(dataset="wikitext3"), "wikitext3"),
+        (lambda v: v["settings"].update(tokns=1), "unknown key 'tokns'"),
+        (lambda v: v.update(job="thruput"), "unknown job 'thruput'"),
+    ],
+)
+def test_unknown_plugins_and_settings_stop_the_expansion(tree, change, says):
+    spec = spoil(tree, change)()
+
+    def resolve(kind, name):
+        from dpbench.data import registry as datasets
+
+        return datasets.resolve(name) if kind == "dataset" else local(kind, name)
+
+    with pytest.raises(DpbenchError, match=says):
+        expand(spec, "laptop", resolve)
+
+
+def names(spec, tier="laptop", resolve=local, **rest):
+    return set(expand(spec, tier, resolve, **rest).runs)
+
+
+def test_a_run_is_named_by_what_decides_its_numbers(tree, monkeypatch):
+    spec = tables.load_table("automatic", "glue_base")
+    assert names(spec) == names(spec)
+    assert not names(spec) & names(spec, resolve=embedded), "real and synthetic runs must never share a record"
+    assert not names(spec) & names(spec, seeds=[5]) - _parents(spec)
+    laptop = {run.id for run in expand(spec, "laptop", local).runs.values() if run.config["job"] == "features"}
+    assert laptop <= names(spec, "overnight"), "the same features serve both tiers"
+
+
+def _parents(spec):
+    return {p.id for run in expand(spec, "laptop", local).runs.values() for p in run.parents.values()}
+
+
+def test_a_raised_version_renames_the_run(monkeypatch):
+    from dpbench import plugins
+
+    spec = tables.load_table("flashdp", "batch_size")
+    before = names(spec)
+    found = dict(plugins.discover("engine"))
+    old = found["fused"]
+    found["fused"] = type(old)(old.kind, old.name, old.version + 1, old.summary, old.module, old.extra)
+    real = plugins.discover
+    monkeypatch.setattr(plugins, "discover", lambda kind: found if kind == "engine" else real(kind))
+    assert not before & names(spec)
+
+
+def test_resources_and_titles_do_not_rename_a_run(tree):
+    before = names(tables.load_table("flashdp", "batch_size"))
+
+    def change(values):
+        values["title"] = "another title"
+        values["tiers"]["laptop"]["resources"]["minutes"] = 99
+
+    assert names(spoil(tree, change)()) == before
+
+
+def test_engines_of_a_row_are_measured_in_one_run():
+    plan = expand(tables.load_table("flashdp", "batch_size"), "laptop", local)
+    by_run = {}
+    for cell in plan.cells:
+        by_run.setdefault(cell.run, []).append(cell.select["engine"])
+    assert all(engines == ["nonprivate", "opacus", "opacus_ghost", "ghost", "fused"] for engines in by_run.values())
+
+
+def test_methods_of_a_seed_share_it():
+    plan = expand(tables.load_table("automatic", "glue_base"), "overnight", local)
+    seeds = {}
+    for cell in plan.cells:
+        seeds.setdefault((cell.labels["method"], cell.labels["epsilon"], cell.labels["model"]), set()).add(cell.seed)
+    assert set(map(frozenset, seeds.values())) == {frozenset({0, 1, 2})}
+
+
+def test_several_values_in_a_skip_are_several_values():
+    skip = parse(Skip, {"where": {"epsilon": [3, "8"], "method": "abadi"}, "why": "because"}, "here")
+    assert skip.where == {"epsilon": ["3", "8"], "method": "abadi"}
+
+
+def test_merge_is_deep_and_null_wins():
+    assert merge({"a": {"b": 1, "c": 2}, "d": {"e": 1}}, {"a": {"b": 3}, "d": None}) == {"a": {"b": 3, "c": 2}, "d": None}
+
+
+def test_the_name_does_not_depend_on_the_order_of_keys():
+    assert run_id({"a": 1, "b": [1, 2]}) == run_id({"b": [1, 2], "a": 1})
+
+
+def test_naming_runs_does_not_import_torch():
+    code = (
+        "import sys; from dpbench.study import study; from dpbench.spec.config import Config;"
+        "[study(Config(tier=t)) for t in ('smoke', 'laptop', 'paper')]; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+def test_published_values_need_a_source(tree):
+    path = tree / "automatic" / "published" / "glue_base.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1].rsplit(",", 1)[0] + ","]) + "\n")
+    with pytest.raises(DpbenchError, match="without a source"):
+        tables.published(tables.load_table("automatic", "glue_base"))
+    path.write_text(lines[0].replace("source", "sauce") + "\n")
+    with pytest.raises(DpbenchError, match="column 'source' is missing"):
+        tables.published(tables.load_table("automatic", "glue_base"))
+
+
+def test_the_two_read_values_are_there():
+    found = {
+        (p.labels["method"], p.labels["epsilon"]): p.value for p in tables.published(tables.load_table("automatic", "glue_base"))
+    }
+    assert found == {("abadi", "3"): 91.86, ("auto_s", "3"): 92.32}
+    assert tables.published(tables.load_table("flashdp", "batch_size")) == []
+
+
+def test_every_plan_comes_from_this_tree():
+    assert paths.benchmarks() == REPOSITORY / "benchmarks"
+    assert all(isinstance(spec, TableSpec) for spec in tables.all_tables())

@@ -1,0 +1,95 @@
+"""Two accountants, one facade; calibration from below."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpbench import accounting
+from dpbench.errors import DpbenchError
+
+SETTING = {"sample_rate": 0.02, "steps": 30, "delta": 1e-5}
+
+
+@pytest.mark.parametrize("target", [0.5, 3.0, 8.0])
+@pytest.mark.parametrize("relation", ["add_or_remove", "replace_one"])
+def test_calibration_is_within_one_percent_from_below(target, relation):
+    found = accounting.calibrate(target, relation=relation, **SETTING)
+    spent = accounting.epsilon(noise_multiplier=found, relation=relation, **SETTING)
+    assert 0.99 * target <= spent <= target
+
+
+def test_a_calibration_is_kept_and_a_damaged_one_made_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("DPBENCH_CACHE", str(tmp_path))
+    first = accounting.calibrate(4.0, **SETTING)
+    (file,) = (tmp_path / "calibrations").iterdir()
+    kept = json.loads(file.read_text())
+    monkeypatch.setattr(accounting, "_search", lambda *_: pytest.fail("calibrated twice"))
+    assert accounting.calibrate(4.0, **SETTING) == first == kept["noise_multiplier"]
+    file.write_text("{")
+    monkeypatch.setattr(accounting, "_search", lambda *_: 7.0)
+    assert accounting.calibrate(4.0, **SETTING) == 7.0
+
+
+@given(st.floats(0.6, 5), st.floats(0.001, 0.3), st.integers(1, 50))
+@settings(max_examples=10, deadline=None)
+def test_more_noise_costs_less_and_more_steps_more(noise_multiplier, sample_rate, steps):
+    def spent(z, t):
+        return accounting.epsilon(noise_multiplier=z, sample_rate=sample_rate, steps=t, delta=1e-5)
+
+    assert spent(noise_multiplier * 1.2, steps) <= spent(noise_multiplier, steps) + 1e-9
+    assert spent(noise_multiplier, steps + 5) >= spent(noise_multiplier, steps) - 1e-9
+
+
+def test_pld_is_at_most_rdp():
+    for z in (0.6, 1.0, 4.0):
+        pld = accounting.epsilon(noise_multiplier=z, **SETTING)
+        assert pld <= accounting.epsilon(noise_multiplier=z, accountant="rdp", **SETTING)
+
+
+def test_the_whole_batch_is_the_plain_gaussian():
+    """sigma 1, one step, delta 1e-5: the analytic Gaussian mechanism's epsilon is 4.377."""
+    assert accounting.epsilon(noise_multiplier=1.0, sample_rate=1.0, steps=1, delta=1e-5) == pytest.approx(4.377, abs=5e-3)
+
+
+def test_published_multipliers_come_out():
+    """Derived independently for the GLUE recipe: SST-2, 202 steps of 1000 of 67,349, delta n^-1.1, epsilon 3."""
+    found = accounting.calibrate(3.0, sample_rate=1000 / 67349, steps=202, delta=67349**-1.1)
+    assert found == pytest.approx(0.77, abs=0.01)
+
+
+def test_replace_one_doubles_in_pld_and_is_unsupported_in_rdp():
+    add = accounting.epsilon(noise_multiplier=2.0, **SETTING)
+    replace = accounting.epsilon(noise_multiplier=2.0, relation="replace_one", **SETTING)
+    assert replace > 1.5 * add
+    with pytest.raises(accounting.Unsupported):
+        accounting.epsilon(noise_multiplier=2.0, relation="replace_one", accountant="rdp", **SETTING)
+
+
+def test_nothing_spent_before_the_first_step():
+    assert accounting.epsilon(noise_multiplier=1.0, sample_rate=0.1, steps=0, delta=1e-5) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"noise_multiplier": 0.0}, "noise_multiplier"),
+        ({"sample_rate": 1.5}, "sample_rate"),
+        ({"delta": 0.0}, "delta"),
+        ({"relation": "swap"}, "relation"),
+        ({"accountant": "prv"}, "unknown accountant"),
+    ],
+)
+def test_arguments_out_of_range_are_named(change, says):
+    with pytest.raises(DpbenchError, match=says):
+        accounting.epsilon(**({"noise_multiplier": 1.0, **SETTING} | change))
+
+
+def test_targets_out_of_reach_are_named():
+    with pytest.raises(DpbenchError, match="not a positive number"):
+        accounting.calibrate(-1.0, **SETTING)
+    with pytest.raises(DpbenchError, match="out of reach"):
+        accounting.calibrate(1e-6, sample_rate=1.0, steps=100_000, delta=1e-12)

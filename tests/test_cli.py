@@ -1,0 +1,76 @@
+"""The command line: every verb, and one message with exit code 2 for what a user can put right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dpbench.cli import main, parser
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def test_the_verbs_are_these():
+    """Adding one is a decision."""
+    (verbs,) = [a for a in parser()._actions if a.dest == "verb"]
+    assert sorted(verbs.choices) == ["check", "claims", "doctor", "long", "plot", "record", "report", "run", "schema", "table"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run", "/no/such.json", "--out", "x"], "cannot be read"),
+        (["check", "--tier", "huge"], "unknown tier 'huge'"),
+        (["check", "--tier", "smoke", "--tables", "flashdp/batch"], "did you mean 'flashdp/batch_size'"),
+        (["record"], "needs --tier or --merge"),
+        (["record", "--merge", "/no/such.tar.gz"], "cannot be read as an archive"),
+        (["table", "flashdp/x", "--tier", "smoke", "--out", "x"], "unknown table"),
+        (["claims", "--tables", "/no/such.json", "--out", "x"], "no such file"),
+    ],
+)
+def test_one_clear_message_and_exit_code_two(words, says, capsys):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert says in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("tier", ["smoke", "laptop", "overnight", "gpu", "paper"])
+def test_every_tier_stands(tier, capsys):
+    """Models on the meta device, engines attached, schemas and budgets read: no tier exists in YAML only."""
+    code = main(["check", "--tier", tier])
+    out = capsys.readouterr().out
+    assert code == 0, out
+    assert "0 do not" in out
+
+
+def test_a_run_that_cannot_stand_is_found(capsys, monkeypatch):
+    from dpbench.errors import DpbenchError
+    from dpbench.jobs import throughput
+
+    def broken(*_):
+        raise DpbenchError("engine x leaves y unprotected")
+
+    monkeypatch.setattr(throughput, "check", broken)
+    assert main(["check", "--tier", "smoke", "--tables", "flashdp/batch_size"]) == 1
+    assert "FAILED: engine x leaves y unprotected" in capsys.readouterr().out
+
+
+def test_doctor_tells_what_is_there(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for word in ("torch", "sst2", "minilm", "fused", "laptop"):
+        assert word in out
+
+
+def test_interruption_is_said(monkeypatch, capsys):
+    from dpbench import checking
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checking, "check", interrupt)
+    assert main(["check", "--tier", "smoke"]) == 130
+    assert "finished records are kept" in capsys.readouterr().err

@@ -1,0 +1,163 @@
+"""`dpbench record`: runs what is missing, packs after each run, stops in time; merging checks everything first."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from dpbench import paths, recording, runner
+from dpbench.errors import DpbenchError
+from dpbench.records.store import read_record, recorded_records
+from dpbench.spec import tables
+from dpbench.spec.config import Config
+from dpbench.study import study
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A working tree of its own, with the tables and no results."""
+    shutil.copytree(REPOSITORY / "benchmarks", tmp_path / "benchmarks")
+    monkeypatch.setenv("DPBENCH_ROOT", str(tmp_path))
+    tables._index.cache_clear()
+    yield tmp_path
+    tables._index.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One finished smoke run: (id, folder)."""
+    found = study(Config(tier="smoke", tables=["automatic/glue_base"]))
+    run = next(r for r in found.runs.values() if r.config["settings"]["epsilon"] is None)
+    folder = tmp_path_factory.mktemp("finished") / run.id
+    runner.execute(run.config, folder, quiet=True)
+    return run.id, folder
+
+
+def place(finished, tree):
+    shutil.copytree(finished[1], paths.runs() / finished[0])
+
+
+def archive_of(tree):
+    path = tree / "x.tar.gz"
+    return recording.pack(study(Config(tier="smoke", tables=["automatic/glue_base"])), path), path
+
+
+def test_packing_and_merging_files_the_record_under_its_machine(tree, finished):
+    place(finished, tree)
+    count, path = archive_of(tree)
+    assert count == 1
+    (said,) = recording.merge(path)
+    (stored,) = recorded_records()
+    assert stored.record == read_record(finished[1] / "record.json")
+    assert stored.machine in said
+    assert (stored.path.parent / "steps.jsonl").exists()
+    assert "there already" in recording.merge(path)[0]
+
+
+def test_only_what_is_missing_is_run_and_the_archive_is_there_after_each(tree, finished, monkeypatch, capsys):
+    place(finished, tree)
+    ran = []
+
+    def fake(run, threads, seconds):
+        ran.append(run.id)
+        return "done"
+
+    monkeypatch.setattr(recording, "_run", fake)
+    recording.record("smoke", 60, tree / "out.tar.gz", ["automatic/glue_base"])
+    assert len(ran) == 1
+    assert finished[0] not in ran
+    with tarfile.open(tree / "out.tar.gz") as archive:
+        assert f"{finished[0]}/record.json" in archive.getnames()
+    assert "1 runs to make, 1 there already" in capsys.readouterr().out
+
+
+def test_recorded_runs_are_not_made_again(tree, finished, monkeypatch):
+    place(finished, tree)
+    recording.merge(archive_of(tree)[1])
+    shutil.rmtree(paths.runs())
+    ran = []
+    monkeypatch.setattr(recording, "_run", lambda run, *_: ran.append(run.id) or "done")
+    recording.record("smoke", 60, tree / "out.tar.gz", ["automatic/glue_base"])
+    assert finished[0] not in ran
+
+
+def test_it_stops_in_time(tree, monkeypatch, capsys):
+    monkeypatch.setattr(recording, "_run", lambda *_: pytest.fail("started a run that cannot end in time"))
+    recording.record("overnight", 0.1, tree / "out.tar.gz", ["flashdp/batch_size"])
+    assert "stopped in time" in capsys.readouterr().out
+    assert (tree / "out.tar.gz").exists()
+
+
+def test_tables_without_records_come_first(tree, finished, monkeypatch):
+    place(finished, tree)
+    recording.merge(archive_of(tree)[1])
+    ran = []
+    monkeypatch.setattr(recording, "_run", lambda run, *_: ran.append(run.config["job"]) or "done")
+    recording.record("smoke", 60, tree / "out.tar.gz")
+    assert ran == ["throughput", "throughput", "classify"]
+
+
+def test_a_parent_is_made_again_only_where_a_child_needs_it(tree, monkeypatch):
+    found = study(Config(tier="laptop", tables=["automatic/glue_base"]))
+    parent = next(r for r in found.runs.values() if r.config["job"] == "features")
+    children = {r.id for r in found.runs.values()} - {parent.id}
+    assert next(r.id for r in recording._in_order(found, set())) == parent.id
+    assert list(recording._in_order(found, children)) == []
+    assert [r.id for r in recording._in_order(found, children - {min(children)})] == [parent.id, min(children)]
+
+
+def rewrite(path, change):
+    """The archive with its members changed."""
+    with tarfile.open(path) as archive:
+        members = {m.name: archive.extractfile(m).read() for m in archive}
+    change(members)
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m.update({"../evil": b"x"}), "unexpected member"),
+        (lambda m: m.update({k: v[:100] for k, v in m.items() if k.endswith("record.json")}), "not a whole JSON"),
+        (lambda m: m.update({k: v + b"{" for k, v in m.items() if k.endswith("steps.jsonl")}), "is not JSON"),
+        (
+            lambda m: m.update({"0" * 12 + "/record.json": next(v for k, v in m.items() if k.endswith("record.json"))}),
+            "is the record of run",
+        ),
+        (lambda m: m.update({"0" * 12 + "/steps.jsonl": b""}), "has no record.json"),
+    ],
+)
+def test_a_spoiled_archive_files_nothing(tree, finished, change, says):
+    place(finished, tree)
+    _, path = archive_of(tree)
+    rewrite(path, change)
+    with pytest.raises(DpbenchError, match=says):
+        recording.merge(path)
+    assert list(recorded_records()) == []
+
+
+def test_what_is_no_archive_is_named(tree):
+    (tree / "x.tar.gz").write_text("hello")
+    with pytest.raises(DpbenchError, match="cannot be read as an archive"):
+        recording.merge(tree / "x.tar.gz")
+    with pytest.raises(DpbenchError, match="cannot be read as an archive"):
+        recording.merge(tree / "missing.tar.gz")
+
+
+def test_records_hold_no_text_of_the_dataset(finished):
+    from dpbench.data.embedded import sentiment
+
+    text = (finished[1] / "record.json").read_text() + (finished[1] / "steps.jsonl").read_text()
+    json.loads((finished[1] / "record.json").read_text())
+    assert not any(sentence in text for sentence in sentiment.generate("train")["text"][:200])
