@@ -15,7 +15,6 @@ GRAM_BELOW = 50.0
 example's product and reading it twice. From measurements on two cores at about 150 GFLOP/s and 20 GB/s."""
 
 _BLOCK = 1 << 20  # elements per dot product: keeps the fp32 rounding of a norm near 1e-6
-_PAIR = 1 << 20  # elements of a product below which two examples go through one batched product, a core each
 
 
 def gram_is_cheaper(tokens: int, inputs: int, outputs: int) -> bool:
@@ -106,27 +105,16 @@ class LinearLeaf(Leaf):
         into.fresh.discard("weight")
         into.zeroed()
         bias = g.sum(1, dtype=accumulation_dtype(g)) if "bias" in into else None
-        bias_squared = bias.square().sum(1).tolist() if bias is not None else [0.0] * len(g)
         left, right = self._sides(x, g)
-        step = min(len(g), 2 if weight.numel() <= _PAIR else 1)
-        buffer = torch.empty(step, *weight.shape, dtype=g.dtype)
-        norms: list[float] = []
-        for start in range(0, len(g), step):
-            piece = slice(start, min(start + step, len(g)))
-            products = buffer[: piece.stop - start]
-            torch.bmm(left[piece].mT, right[piece], out=products)
-            own = [math.sqrt(squared(p).item() + b) for p, b in zip(products, bias_squared[piece], strict=True)]
-            norms += own
-            scales = factor(torch.tensor(own, dtype=accumulation_dtype(g)))
-            if not all(map(math.isfinite, own)):  # 0 x NaN is NaN
-                scales, products, bias = _without_non_finite(own, scales, products, bias, start)
-            _add_columns(weight.view(-1), products.view(len(own), -1).T, scales, written)
-            written = True
-            if bias is not None:
-                into["bias"].add_(scales @ bias[piece])
-        if not written:
-            weight.zero_()
-        return torch.tensor(norms, dtype=accumulation_dtype(g))
+        if left.shape[2] >= right.shape[2]:
+            return _single_pass(left, right, bias, factor, weight, into.get("bias"), written)
+        turned = torch.empty(weight.shape[::-1], dtype=weight.dtype)
+        norms = _single_pass(right, left, bias, factor, turned, into.get("bias"), written=False)
+        if written:
+            weight.add_(turned.T)
+        else:
+            weight.copy_(turned.T)
+        return norms
 
     def _two_stage(self, use: Use, factor: Factor, into: Sums) -> Tensor:
         norms = self.sq_norms(use).sqrt()
@@ -146,31 +134,35 @@ class Conv1DLeaf(LinearLeaf):
     transposed = True
 
 
-def _add_columns(into: Tensor, columns: Tensor, scales: Tensor, written: bool) -> None:
-    """into [N] (+)= columns [N, K] scales [K], in one pass where the dtypes agree; what is not written yet is set."""
-    if into.dtype == columns.dtype:
-        if written:
-            into.addmv_(columns, scales)
-        else:
-            torch.mv(columns, scales, out=into)
-        return
-    if not written:
-        into.zero_()
-    for column, scale in zip(columns.unbind(1), scales.tolist(), strict=True):
-        into.add_(column, alpha=scale)
+def _single_pass(
+    left: Tensor, right: Tensor, bias: Tensor | None, factor: Factor, weight: Tensor, bias_sum: Tensor | None, written: bool
+) -> Tensor:
+    """weight (+)= sum_i factor_i left_i^T right_i, one product at a time in one buffer; returns the [B] norms.
 
-
-def _without_non_finite(
-    norms: list[float], scales: Tensor, products: Tensor, bias: Tensor | None, start: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same with zeros in place of every example whose norm is not finite."""
-    for index, norm in enumerate(norms):
+    Args:
+        left: [B, T, L] with L the longer side: products of many short rows run at the speed of the whole batch's.
+        bias: [B, O] bias gradients; written: whether `weight` holds a sum to add to.
+    """
+    dtype = accumulation_dtype(left)
+    bias_squared = bias.square().sum(1).tolist() if bias is not None else [0.0] * len(left)
+    buffer = torch.empty(weight.shape, dtype=left.dtype)
+    norms = torch.empty(len(left), dtype=dtype)
+    for index in range(len(left)):
+        torch.mm(left[index].T, right[index], out=buffer)
+        norms[index] = norm = math.sqrt(squared(buffer).item() + bias_squared[index])
         if not math.isfinite(norm):
-            scales[index] = 0.0
-            products[index].zero_()
-            if bias is not None:
-                bias[start + index] = 0.0
-    return scales, products, bias
+            continue
+        scale = factor(norms[index : index + 1]).item()
+        if written:
+            weight.add_(buffer, alpha=scale)
+        else:
+            torch.mul(buffer, scale, out=weight)
+            written = True
+        if bias is not None and bias_sum is not None:
+            bias_sum.add_(bias[index], alpha=scale)
+    if not written:  # nothing finite, or nothing at all
+        weight.zero_()
+    return norms
 
 
 def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
