@@ -142,7 +142,7 @@ def _start(target: float, sample_rate: float, steps: int, delta: float) -> float
 
     def spent(noise_multiplier: float) -> float:
         values = {"noise_multiplier": noise_multiplier, "sample_rate": sample_rate, "steps": steps, "delta": delta}
-        return epsilon(**values, accountant="rdp")  # type: ignore[arg-type]
+        return epsilon(**values, accountant="rdp")
 
     enough = 1.0
     while spent(enough) > target:

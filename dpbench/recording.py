@@ -49,9 +49,7 @@ def record(tier: str, minutes: float, out: Path | None, tables: list[str] | None
     for number, run in enumerate(runs, 1):
         left = end - time.monotonic()
         if left < 60 * run.resources.minutes:
-            print(
-                f"stopped in time: {len(runs) - number + 1} runs left, the next is expected to take {run.resources.minutes:g} minutes"
-            )
+            print(f"stopped in time: {len(runs) - number + 1} runs left, the next may take {run.resources.minutes:g} minutes")
             return
         own = threads if run.resources.threads == "all" else min(run.resources.threads, threads)
         begun = time.monotonic()

@@ -87,7 +87,8 @@ class Handle:
     def _set_noise(self) -> None:
         """Sensitivity and the noise std of every tensor; groups that share a tensor count as one with the sum of their bounds."""
         layout, clipping = self.layout, self.mechanism.clipping
-        assert layout is not None and clipping is not None
+        assert layout is not None
+        assert clipping is not None
         merged = {k: group for group in layout.shared for k in group}
         sets = [[k] for k in range(len(self.bounds)) if k not in merged] + layout.shared
         bounds = [sum(self.bounds[k] for k in group) for group in sets]

@@ -58,7 +58,7 @@ def _answer(settings: Any, engine: str, ids: np.ndarray, seed: int, threads: int
 
 
 def measure(settings: Any, engine: str, ids: np.ndarray, seed: int, threads: int) -> dict[str, Any]:
-    """Peak bytes of live tensors in each of a few steps (after a first one that makes the optimizer's state), and of the process."""
+    """Peak bytes of live tensors in each of a few steps, after one that makes the optimizer's state, and of the process."""
     import torch
 
     from dpbench.jobs.throughput import Bench

@@ -17,7 +17,8 @@ class Metric(Strict):
     """One measured value.
 
     labels: which of the run's inner cells it belongs to (`{"engine": "fused"}`), empty where the run is one cell;
-    rounds: the repetitions it is the median of; low, high: their 20 and 80 % quantiles; value None: not measured, `note` says why.
+    rounds: the repetitions it is the median of; low, high: their 20 and 80 % quantiles; value None: not measured, for the
+    reason in `note`.
     """
 
     name: str
@@ -90,7 +91,7 @@ class Request(Strict):
 class Record(Strict):
     """The result of one run. `run` is the hash of `config`."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     run: str = Field(pattern=r"^[0-9a-f]{12}$")
     config: dict[str, Any]
     requests: list[Request] = Field(default_factory=list)

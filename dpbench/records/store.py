@@ -44,7 +44,8 @@ def read_record(path: Path) -> Record:
     """Read and validate a record.
 
     Raises:
-        DpbenchError: missing, truncated, another schema version, unknown or wrong fields, or a name that is not the hash of its config.
+        DpbenchError: missing, truncated, another schema version, unknown or wrong fields, or a name that is not the hash of
+            its config.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -102,7 +102,7 @@ def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Ev
             reasons.append(f"would be {verdict}, but {' and '.join(weak)}")
             verdict = "inconclusive"
     return Evidence(
-        origin=place[0],  # type: ignore[arg-type]
+        origin=place[0],
         tier=place[1],
         machine=place[2],
         verdict=verdict,

@@ -123,7 +123,7 @@ class _Builder:
         sources |= {f"model:{n}": self.resolve("model", n) for n in uses.models}
         versions = {f"job:{job}": plugin.version}
         versions |= {f"{kind}:{name}": plugins.get(kind, name, where).version for kind, name in uses.plugins}
-        versions |= {key: plugins.get(*key.split(":", 1), where).version for key in sources}  # type: ignore[call-arg,arg-type]
+        versions |= {key: plugins.get(*key.split(":", 1), where).version for key in sources}  # type: ignore[call-arg]
         parents = self._parents(module, parsed, seed, where)
         config = {
             "job": job,
@@ -186,8 +186,8 @@ def expand(spec: TableSpec, tier: str, resolve: Resolve, seeds: list[int] | None
         if not inner:
             continue
         settings = base
-        for name, label in labels.items():
-            settings = merge(settings, axes[name][label])
+        for name, value in labels.items():
+            settings = merge(settings, axes[name][value])
         for name in joint:
             settings = merge(settings, {spec.together[name]: list(dict.fromkeys(i[name] for i in inner))})
         for seed in seeds or over.seeds or spec.seeds:

@@ -93,7 +93,7 @@ class ClaimTest(Strict):
             for side in ("at_least", "at_most"):
                 value = getattr(self, f"{what}_{side}")
                 if value is not None:
-                    return what, side, value  # type: ignore[return-value]
+                    return what, side, value
         raise AssertionError("validated")
 
 

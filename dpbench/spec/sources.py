@@ -15,7 +15,7 @@ class Source(Strict):
     """What a dataset or model is, without where on this machine it lies.
 
     kind: `local` folder, `hub` at a pinned revision, `package` (installed from an index), `embedded` (generated here),
-        `scratch` (a configuration without weights); files: name -> sha256; synthetic: its numbers are marked wherever they appear.
+        `scratch` (a configuration without weights); files: name -> sha256; synthetic: its numbers are marked everywhere.
     """
 
     kind: Kind

@@ -52,7 +52,7 @@ def test_learning_rate_zero_is_not_a_fault():
 
 def test_a_gradient_from_outside_is_unprotected_and_stops():
     model = Language()
-    handle, optimizer = attach(model)
+    _, optimizer = attach(model)
     losses(model, data(3)).sum().backward()
     with pytest.raises(DpbenchError, match="from outside the engine"):
         optimizer.step()

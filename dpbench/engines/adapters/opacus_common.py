@@ -79,7 +79,7 @@ class OpacusHandle(Handle):
             "noise_multiplier": self.mechanism.noise_multiplier,
             "max_grad_norm": self.mechanism.clipping.bound,
             "expected_batch_size": self.mechanism.sampling.expected_batch_size,
-            "loss_reduction": "sum",  # divided in _release: Opacus' own division needs per-example gradients, which are gone by then
+            "loss_reduction": "sum",  # divided in _release: Opacus would ask the per-example gradients, which are gone by then
             "generator": None,
         }
 
