@@ -15,6 +15,7 @@ from dpbench.mechanism import Mechanism
 _NOISE = 3  # stream of the mechanism's seed; sampling uses 1 and 2
 _STREAMS = 4
 _CHUNK = 1 << 18  # elements of noise made at once, so that no second copy of the model is needed for it
+_SERIAL = 1 << 15  # elements up to which torch does not divide an operation between threads
 
 
 @cache
@@ -30,22 +31,22 @@ class Noise:
         self._generators: dict[torch.device, list[torch.Generator]] = {}
 
     def release_(self, sums: list[tuple[Tensor, float]], divisor: float) -> None:
-        """Each (sum, std) becomes (sum + N(0, std^2)) / divisor, in place, with independent noise in every element."""
-        by_device: dict[torch.device, list[tuple[Tensor, float]]] = {}
+        """Each (sum, std) becomes (sum + N(0, std^2)) / divisor, in place, with independent noise in every element.
+
+        On the CPU threads share the pieces, the same pieces for any number of threads.
+        """
+        pieces: dict[torch.device, list[tuple[Tensor, float]]] = {}
         for total, std in sums:
-            by_device.setdefault(total.device, []).append((total, std))
-        for device, group in by_device.items():
+            chunks = total.view(-1).split(_CHUNK) if total.device.type == "cpu" else (total,)
+            pieces.setdefault(total.device, []).extend((chunk, std) for chunk in chunks)
+        for device, own in pieces.items():
             generators = self.generators(device)
+            shares = [own[number :: len(generators)] for number in range(len(generators))]
             if device.type != "cpu":
-                for total, std in group:
-                    _release_(total, std, divisor, generators[0])
+                _release(shares[0], divisor, generators[0])
                 continue
-            pieces = [(piece, std) for total, std in group for piece in total.view(-1).split(_CHUNK)]
-            shares = [pieces[number :: len(generators)] for number in range(len(generators))]
-            jobs = [
-                _pool(min(torch.get_num_threads(), _STREAMS)).submit(_release_share, share, divisor, generator)
-                for share, generator in zip(shares, generators, strict=True)
-            ]
+            pool = _pool(min(torch.get_num_threads(), _STREAMS))
+            jobs = [pool.submit(_release, share, divisor, generator) for share, generator in zip(shares, generators, strict=True)]
             for job in jobs:
                 job.result()
 
@@ -66,13 +67,16 @@ class Noise:
 
 
 @torch.no_grad()
-def _release_share(share: list[tuple[Tensor, float]], divisor: float, generator: torch.Generator) -> None:
-    for piece, std in share:
-        _release_(piece, std, divisor, generator)
-
-
-def _release_(total: Tensor, std: float, divisor: float, generator: torch.Generator) -> None:
-    if std > 0:
-        noise = torch.empty_like(total).normal_(0.0, std, generator=generator)
-        total.add_(noise)
-    total.div_(divisor)
+def _release(share: list[tuple[Tensor, float]], divisor: float, generator: torch.Generator) -> None:
+    """Runs in a thread, where it must not enter an OpenMP region: the thread would get a team of its own, and from then on
+    every parallel operation of the process would wait for sleeping workers. Filling is serial by itself; the rest is cut small.
+    """
+    for total, std in share:
+        parts = total.split(_SERIAL) if total.device.type == "cpu" else (total,)
+        if std > 0:
+            noise = torch.empty_like(total).normal_(0.0, std / divisor, generator=generator)
+            for part, own in zip(parts, noise.split(_SERIAL) if len(parts) > 1 else (noise,), strict=True):
+                part.mul_(1 / divisor).add_(own)
+        else:
+            for part in parts:
+                part.mul_(1 / divisor)

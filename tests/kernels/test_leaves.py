@@ -213,3 +213,12 @@ def test_nothing_finite_leaves_a_fresh_sum_at_zero(kind):
     into = fresh(leaf)
     leaf.clip_into(use, lambda n: abadi.factor(n, 0.5, 0.0), into)
     assert all(not value.any() for value in into.values())
+
+
+def test_both_ways_of_an_embedding_norm(monkeypatch):
+    from dpbench.kernels.embedding import cpu as embedding_cpu
+
+    for limit in (0, 1024):
+        monkeypatch.setattr(embedding_cpu, "_GRAM_TOKENS", limit)
+        for shape in SHAPES:
+            hold(*embedding(shape))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Factor, Leaf, Sums, Use, accumulation_dtype, weighted_factors
 
-_GRAM_TOKENS = 1024  # up to here T x T products are cheaper than sorting T ids
+_GRAM_TOKENS = 1024  # repeated tokens up to which their Gram matrix is cheaper than gathering rows
 
 
 class EmbeddingLeaf(Leaf):
@@ -58,7 +58,13 @@ class EmbeddingLeaf(Leaf):
 def _squared(ids: Tensor, g: Tensor) -> Tensor:
     """ids [T], g [T, D] -> squared norm of the gathered gradient, in fp32 or wider."""
     g = g.to(accumulation_dtype(g))
-    if len(ids) <= _GRAM_TOKENS:
-        return ((g @ g.T) * (ids[:, None] == ids)).sum().clamp_(min=0)
-    rows, place = torch.unique(ids, return_inverse=True)
-    return torch.zeros(len(rows), g.shape[-1], dtype=g.dtype, device=g.device).index_add_(0, place, g).square().sum()
+    rows, place, counts = torch.unique(ids, return_inverse=True, return_counts=True)
+    if len(rows) == len(ids):  # position ids, for one
+        return g.square().sum()
+    repeated = counts[place] > 1
+    place, twice = place[repeated], g[repeated]
+    if len(place) <= _GRAM_TOKENS:
+        together = ((twice @ twice.T) * (place[:, None] == place)).sum()
+    else:
+        together = torch.zeros(len(rows), g.shape[-1], dtype=g.dtype, device=g.device).index_add_(0, place, twice).square().sum()
+    return (g[~repeated].square().sum() + together).clamp_(min=0)
