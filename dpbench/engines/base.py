@@ -94,8 +94,6 @@ class Handle:
         bounds = [sum(self.bounds[k] for k in group) for group in sets]
         sizes = [max(layout.sizes[k] for k in group) for group in sets]
         self.sensitivity = sensitivity(bounds)
-        if self.sensitivity > clipping.bound * (1 + 1e-9):  # tied per use: more than the groups' own bounds
-            self.sensitivity_note = "tied tensors: their uses' bounds add"
         stds = noise_stds(bounds, self.mechanism.noise_multiplier, clipping.allocation, sizes)
         group_std = {k: std for group, std in zip(sets, stds, strict=True) for k in group}
         for cluster in layout.clusters:

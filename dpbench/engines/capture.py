@@ -84,9 +84,8 @@ class Capture:
             if not any(isinstance(a, Tensor) and a.requires_grad for a in args):
                 self._roots.append(output)
             x = args[0].detach()
-            noted = [
-                (x, x._version, args[1:], kwargs)
-            ]  # popped in the backward pass, so that x is freed as early as autograd frees it
+            # Emptied in the backward pass, so that x is freed as early as autograd frees it.
+            noted = [(x, x._version, args[1:], kwargs)]
             output.register_hook(lambda g: self._arrive(layer, head, noted, g) if self._live else None)
 
         return hook

@@ -37,7 +37,8 @@ class Noise:
         """
         pieces: dict[torch.device, list[tuple[Tensor, float]]] = {}
         for total, std in sums:
-            chunks = total.view(-1).split(_CHUNK) if total.device.type == "cpu" else (total,)
+            flat = total.view(-1) if total.is_contiguous() else total  # a sum made by autograd has its parameter's layout
+            chunks = flat.split(_CHUNK) if total.device.type == "cpu" else (total,)
             pieces.setdefault(total.device, []).extend((chunk, std) for chunk in chunks)
         for device, own in pieces.items():
             generators = self.generators(device)
