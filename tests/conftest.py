@@ -40,11 +40,13 @@ def _environment_is_put_back() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _few_threads() -> None:
-    """Only where torch is there already: most tests do without, and importing it costs seconds."""
+def _few_threads_and_one_seed() -> None:
+    """A test draws the same numbers whatever ran before it. Only where torch is there already: importing it costs seconds."""
     torch = sys.modules.get("torch")
-    if torch is not None and hasattr(torch, "set_num_threads") and torch.get_num_threads() > THREADS:
-        torch.set_num_threads(THREADS)
+    if torch is not None and hasattr(torch, "set_num_threads"):
+        torch.manual_seed(0)
+        if torch.get_num_threads() > THREADS:
+            torch.set_num_threads(THREADS)
 
 
 @pytest.fixture

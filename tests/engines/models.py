@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -29,11 +30,11 @@ class Block(nn.Module):
 class Language(nn.Module):
     """Embedding, residual block, head; `tied` shares head and embedding."""
 
-    def __init__(self, tied: bool = False, middle: nn.Module | None = None) -> None:
+    def __init__(self, tied: bool = False, middle: Callable[[], nn.Module] | None = None) -> None:
         super().__init__()
         torch.manual_seed(3)
         self.embed, self.block = nn.Embedding(VOCABULARY, WIDTH), Block()
-        self.middle = middle
+        self.middle = middle() if middle is not None else None  # made here: an argument would draw before the seed
         self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
         if tied:
             self.head.weight = self.embed.weight
@@ -60,8 +61,8 @@ class Twice(nn.Module):
 MODELS = {
     "plain": Language,
     "tied": lambda: Language(tied=True),
-    "conv": lambda: Language(middle=nn.Conv1d(WIDTH, WIDTH, 3, padding=1)),
-    "groupnorm": lambda: Language(middle=nn.GroupNorm(2, WIDTH)),
+    "conv": lambda: Language(middle=lambda: nn.Conv1d(WIDTH, WIDTH, 3, padding=1)),
+    "groupnorm": lambda: Language(middle=lambda: nn.GroupNorm(2, WIDTH)),
     "twice": Twice,
 }
 
