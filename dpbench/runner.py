@@ -176,14 +176,24 @@ def _sources(config: dict[str, Any]) -> dict[str, Source]:
     from dpbench.data import registry as datasets
     from dpbench.models import registry as models
 
-    registries = {"dataset": datasets.resolve, "model": models.resolve}
+    registries = {"dataset": datasets, "model": models}
     found = {}
     for key, identity in config["sources"].items():
-        kind, _, name = key.partition(":")
-        source = registries[kind](name, identity["kind"])
-        if source.identity != identity:
-            raise DpbenchError(f"{key} is no longer what this run was named after", "name the runs again (start snakemake anew)")
-        found[key] = source
+        what, _, name = key.partition(":")
+        registry = registries[what]
+        reason = ""
+        for kind in [identity["kind"]] if "kind" in identity else registry.KINDS:  # files of the same content may lie anywhere
+            try:
+                source = registry.resolve(name, kind)
+            except DpbenchError as error:
+                reason = reason or f" ({error.what})"
+                continue
+            if source.identity == identity:
+                found[key] = source
+                break
+        if key not in found:
+            again = "name the runs again (start snakemake anew)"
+            raise DpbenchError(f"{key} is no longer what this run was named after{reason}", again)
     return found
 
 

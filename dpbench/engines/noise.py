@@ -14,8 +14,7 @@ from dpbench.mechanism import Mechanism
 
 _NOISE = 3  # stream of the mechanism's seed; sampling uses 1 and 2
 _STREAMS = 4
-_CHUNK = 1 << 18  # elements of noise made at once, so that no second copy of the model is needed for it
-_SERIAL = 1 << 15  # elements up to which torch does not divide an operation between threads
+_PIECE = 1 << 15  # elements up to which torch does not divide an operation between threads; they stay in a core's cache, too
 
 
 @cache
@@ -38,7 +37,7 @@ class Noise:
         pieces: dict[torch.device, list[tuple[Tensor, float]]] = {}
         for total, std in sums:
             flat = total.view(-1) if total.is_contiguous() else total  # a sum made by autograd has its parameter's layout
-            chunks = flat.split(_CHUNK) if total.device.type == "cpu" else (total,)
+            chunks = flat.split(_PIECE) if total.device.type == "cpu" else (total,)
             pieces.setdefault(total.device, []).extend((chunk, std) for chunk in chunks)
         for device, own in pieces.items():
             generators = self.generators(device)
@@ -70,14 +69,11 @@ class Noise:
 @torch.no_grad()
 def _release(share: list[tuple[Tensor, float]], divisor: float, generator: torch.Generator) -> None:
     """Runs in a thread, where it must not enter an OpenMP region: the thread would get a team of its own, and from then on
-    every parallel operation of the process would wait for sleeping workers. Filling is serial by itself; the rest is cut small.
+    every parallel operation of the process would wait for sleeping workers. So no piece is larger than what torch does serially.
     """
-    for total, std in share:
-        parts = total.split(_SERIAL) if total.device.type == "cpu" else (total,)
+    for part, std in share:
         if std > 0:
-            noise = torch.empty_like(total).normal_(0.0, std / divisor, generator=generator)
-            for part, own in zip(parts, noise.split(_SERIAL) if len(parts) > 1 else (noise,), strict=True):
-                part.mul_(1 / divisor).add_(own)
+            noise = torch.empty_like(part).normal_(0.0, std / divisor, generator=generator)
+            torch.add(noise, part, alpha=1 / divisor, out=part)
         else:
-            for part in parts:
-                part.mul_(1 / divisor)
+            part.mul_(1 / divisor)

@@ -2,10 +2,11 @@
 
 from dpbench.models.encoders import encoder
 from dpbench.models.language import language_model, language_model_losses, language_model_size
-from dpbench.models.sources import resolve, where
+from dpbench.models.sources import KINDS, resolve, where
 from dpbench.models.text import TextTokenizer, text_tokenizer
 
 __all__ = [
+    "KINDS",
     "TextTokenizer",
     "encoder",
     "language_model",

@@ -1,9 +1,10 @@
 """Where a model's weights come from. Never imports torch.
 
 A model is one file in this folder with a literal `PLUGIN`: `family`, `pretrained`, `architecture` (the keys of the Hugging Face
-config) or `sizes`, and where it has weights `folder` (in `DPBENCH_MODELS`), `hub` (repo, revision), `package` (distribution,
-module, folder, sha256). `synthetic` says whether numbers made with random weights are marked; without it, they are where
-the model is meant to be pre-trained.
+config) or `sizes`, and where it has weights `folder` (in `DPBENCH_MODELS`), `hub` (repo, revision, and sha256 of the weights
+where it is known, so that they have one identity wherever they come from), `package` (distribution, module, folder, sha256).
+`synthetic` says whether numbers made with random weights are marked; without it, they are where the model is meant to be
+pre-trained.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def _source(plugin: Plugin, kind: str) -> Source:
     if kind == "hub":
         spec = plugin.extra["hub"]
         says = f"{title}, from the hub: {spec['repo']} at {spec['revision'][:12]}"
-        return Source(kind="hub", revision=spec["revision"], says=says)
+        files = {WEIGHTS: spec["sha256"]} if "sha256" in spec else {}
+        return Source(kind="hub", revision=spec["revision"], files=files, says=says)
     folder = _found(plugin, kind)
     sha256 = digest(folder / WEIGHTS, persist=True)
     if kind == "local":
@@ -154,11 +156,17 @@ def file_of(plugin: Plugin, source: Source, file: str) -> Path:
         if source.revision != spec["revision"]:
             what = f"model {plugin.name}: named at hub revision {source.revision}, now {spec['revision']} is pinned"
             raise DpbenchError(what, again)
-        return hub.fetch(spec, file, "model")
+        path = hub.fetch(spec, file, "model")
+        return _unchanged(path, source) if file == WEIGHTS and source.files else path
     if reason := _why_not(plugin, source.kind):
         raise DpbenchError(f"model {plugin.name}: its runs were named with kind {source.kind}, but {reason}", again)
     path = _found(plugin, source.kind) / file
-    if file == WEIGHTS and (got := digest(path, persist=True)) != source.files.get(WEIGHTS):
-        expected = source.files.get(WEIGHTS)
-        raise DpbenchError(f"{path}: changed since the runs were named: expected sha256 {expected}, got {got}", again)
+    return _unchanged(path, source) if file == WEIGHTS else path
+
+
+def _unchanged(path: Path, source: Source) -> Path:
+    expected, got = source.files.get(WEIGHTS), digest(path, persist=True)
+    if got != expected:
+        what = f"{path}: changed since the runs were named: expected sha256 {expected}, got {got}"
+        raise DpbenchError(what, "name the runs again (start the command once more)")
     return path

@@ -26,5 +26,5 @@ class Source(Strict):
 
     @property
     def identity(self) -> dict[str, object]:
-        """The part that decides numbers, and so a run's hash."""
-        return {"kind": self.kind, "files": self.files, "revision": self.revision}
+        """The part that decides numbers, and so a run's hash: what the files hold, where that is known before they are here."""
+        return {"files": self.files} if self.files else {"kind": self.kind, "revision": self.revision}

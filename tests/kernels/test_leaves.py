@@ -215,10 +215,10 @@ def test_nothing_finite_leaves_a_fresh_sum_at_zero(kind):
     assert all(not value.any() for value in into.values())
 
 
-def test_both_ways_of_an_embedding_norm(monkeypatch):
+def test_embedding_norms_in_pieces_of_the_batch(monkeypatch):
     from dpbench.kernels.embedding import cpu as embedding_cpu
 
-    for limit in (0, 1024):
-        monkeypatch.setattr(embedding_cpu, "_GRAM_TOKENS", limit)
+    for elements in (1, 100):
+        monkeypatch.setattr(embedding_cpu, "_CHUNK", elements)
         for shape in SHAPES:
             hold(*embedding(shape))

@@ -121,6 +121,23 @@ def test_changed_weights_are_refused(local):
         registry.encoder("minilm", source)
 
 
+def test_the_same_weights_are_one_identity_and_hub_weights_are_proven(local, monkeypatch, tmp_path):
+    plugin = plugins.get("model", "minilm")
+    here = registry.resolve("minilm")
+    pinned = plugin.extra["hub"] | {"sha256": here.files["model.safetensors"]}
+    monkeypatch.setitem(plugin.extra, "hub", pinned)
+    folder = folder_of_files(
+        tmp_path / "hub" / "models--sentence-transformers--all-MiniLM-L6-v2" / "snapshots" / pinned["revision"]
+    )
+    (folder / "model.safetensors").write_bytes((local / "model.safetensors").read_bytes())
+    there = registry.resolve("minilm", "hub")
+    assert (there.kind, there.identity) == ("hub", here.identity)
+    assert sources.file_of(plugin, there, "model.safetensors") == folder / "model.safetensors"
+    (folder / "model.safetensors").write_text("{ }")
+    with pytest.raises(DpbenchError, match="changed since the runs were named"):
+        sources.file_of(plugin, there, "model.safetensors")
+
+
 def test_where_has_a_line_a_kind(local):
     assert [line.split(":")[0] for line in registry.where("minilm")] == ["local", "hub", "package", "scratch"]
 

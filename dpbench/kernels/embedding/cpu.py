@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
 
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Factor, Leaf, Sums, Use, accumulation_dtype, weighted_factors
 
-_GRAM_TOKENS = 1024  # repeated tokens up to which their Gram matrix is cheaper than gathering rows
+_CHUNK = 1 << 20  # elements of g gathered at once: far below the activations themselves
 
 
 class EmbeddingLeaf(Leaf):
@@ -21,7 +22,7 @@ class EmbeddingLeaf(Leaf):
         for option in ("max_norm", "scale_grad_by_freq", "sparse"):
             if getattr(module, option):
                 raise DpbenchError(f"nn.Embedding with {option} has no per-example gradient here", f"build it without {option}")
-        self.padding = module.padding_idx
+        self.padding, self.rows = module.padding_idx, module.num_embeddings
 
     def _flat(self, use: Use) -> tuple[Tensor, Tensor]:
         """ids [B, T], g [B, T, D]; the padding id's gradient set to 0."""
@@ -37,7 +38,9 @@ class EmbeddingLeaf(Leaf):
 
     def sq_norms(self, use: Use) -> Tensor:
         ids, g = self._flat(use)
-        return torch.stack([_squared(ids_i, g_i) for ids_i, g_i in zip(ids, g, strict=True)])
+        step = max(1, _CHUNK // max(1, g[:1].numel()))
+        pieces = zip(ids.split(step), g.split(step), strict=True)
+        return torch.cat([_squared(ids_i, g_i, self.rows) for ids_i, g_i in pieces])
 
     def add_weighted(self, use: Use, factors: Tensor, into: Sums) -> None:
         ids, g = self._flat(use)
@@ -55,16 +58,15 @@ class EmbeddingLeaf(Leaf):
         return norms
 
 
-def _squared(ids: Tensor, g: Tensor) -> Tensor:
-    """ids [T], g [T, D] -> squared norm of the gathered gradient, in fp32 or wider."""
-    g = g.to(accumulation_dtype(g))
-    rows, place, counts = torch.unique(ids, return_inverse=True, return_counts=True)
-    if len(rows) == len(ids):  # position ids, for one
-        return g.square().sum()
-    repeated = counts[place] > 1
-    place, twice = place[repeated], g[repeated]
-    if len(place) <= _GRAM_TOKENS:
-        together = ((twice @ twice.T) * (place[:, None] == place)).sum()
-    else:
-        together = torch.zeros(len(rows), g.shape[-1], dtype=g.dtype, device=g.device).index_add_(0, place, twice).square().sum()
-    return (g[~repeated].square().sum() + together).clamp_(min=0)
+def _squared(ids: Tensor, g: Tensor, rows: int) -> Tensor:
+    """ids [b, T] below `rows`, g [b, T, D] -> [b] squared norms of the gathered gradients, in fp32 or wider."""
+    batch = len(ids)
+    if ids.numel() == 0:
+        return torch.zeros(batch, dtype=accumulation_dtype(g), device=g.device)
+    own, order = (ids + torch.arange(batch, device=ids.device)[:, None] * rows).flatten().sort()
+    first = torch.ones_like(own, dtype=torch.bool)
+    torch.ne(own[1:], own[:-1], out=first[1:])
+    starts = first.nonzero().squeeze(1)
+    gathered = embedding_bag(order, g.flatten(0, 1).to(accumulation_dtype(g)), starts, mode="sum")
+    squares = torch.linalg.vector_norm(gathered, dim=1).square()
+    return squares.new_zeros(batch).index_add_(0, own[starts] // rows, squares)
