@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpbench.engines.gaussian import KEY_BYTES, PIECE, Array, Gaussian, Scratch
 from dpbench.mechanism import Mechanism
 
 _NOISE = 3  # stream of the mechanism's seed; sampling uses 1 and 2
-_STREAMS = 4
-_PIECE = 1 << 15  # elements up to which torch does not divide an operation between threads; they stay in a core's cache, too
+_STREAMS = 4  # on the CPU; each perturbs its share of the pieces
+
+Piece = tuple[Array, float]
+"""Elements [n] of a sum, and their noise's standard deviation."""
 
 
 @cache
@@ -23,57 +26,73 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 class Noise:
-    """Independent of sampling, initialisation and directions: generators of its own, drawn on from step to step."""
+    """Independent of sampling, initialisation and directions; drawn on from step to step."""
 
     def __init__(self, mechanism: Mechanism) -> None:
         self._mechanism = mechanism
-        self._generators: dict[torch.device, list[torch.Generator]] = {}
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self._streams: list[Gaussian] = []
 
     def release_(self, sums: list[tuple[Tensor, float]], divisor: float) -> None:
         """Each (sum, std) becomes (sum + N(0, std^2)) / divisor, in place, with independent noise in every element.
 
         On the CPU threads share the pieces, the same pieces for any number of threads.
-        """
-        pieces: dict[torch.device, list[tuple[Tensor, float]]] = {}
-        for total, std in sums:
-            flat = total.view(-1) if total.is_contiguous() else total  # a sum made by autograd has its parameter's layout
-            chunks = flat.split(_PIECE) if total.device.type == "cpu" else (total,)
-            pieces.setdefault(total.device, []).extend((chunk, std) for chunk in chunks)
-        for device, own in pieces.items():
-            generators = self.generators(device)
-            shares = [own[number :: len(generators)] for number in range(len(generators))]
-            if device.type != "cpu":
-                _release(shares[0], divisor, generators[0])
-                continue
-            pool = _pool(min(torch.get_num_threads(), _STREAMS))
-            jobs = [pool.submit(_release, share, divisor, generator) for share, generator in zip(shares, generators, strict=True)]
-            for job in jobs:
-                job.result()
 
-    def generators(self, device: torch.device) -> list[torch.Generator]:
-        """This mechanism's generators on a device; several on the CPU, where each fills its share of the pieces."""
+        Args:
+            sums: float32 or float64 tensors of any layout.
+        """
+        on_cpu: list[tuple[Tensor, float]] = []
+        for total, std in sums:
+            if std <= 0:
+                total.mul_(1 / divisor)
+            elif total.device.type == "cpu":
+                on_cpu.append((total, std / divisor))
+            else:
+                noise = torch.empty_like(total).normal_(0.0, std / divisor, generator=self.generator(total.device))
+                torch.add(noise, total, alpha=1 / divisor, out=total)
+        for dtype in {total.dtype for total, _ in on_cpu}:
+            self._perturb_([(total, std) for total, std in on_cpu if total.dtype == dtype], 1 / divisor)
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """This mechanism's torch generator, for noise that is not made here: on other devices, or by a peer."""
         if device not in self._generators:
-            made = [torch.Generator(device=device) for _ in range(_STREAMS if device.type == "cpu" else 1)]
-            for number, generator in enumerate(made):
-                generator.manual_seed(self._seed(number))
-            self._generators[device] = made
+            self._generators[device] = made = torch.Generator(device=device)
+            made.manual_seed(int.from_bytes(self._key(_STREAMS)[:8], "little") >> 1)
         return self._generators[device]
 
-    def _seed(self, number: int) -> int:
+    def _perturb_(self, sums: list[tuple[Tensor, float]], scale: float) -> None:
+        """sum = scale x sum + N(0, std^2) for CPU tensors of one dtype."""
+        if not self._streams:
+            self._streams = [Gaussian(self._key(number)) for number in range(_STREAMS)]
+        flat = [(_in_memory_order(total).reshape(-1), std) for total, std in sums]
+        pieces = [(piece.numpy(), std) for values, std in flat for piece in values.split(PIECE)]
+        shares = [(stream, pieces[number::_STREAMS]) for number, stream in enumerate(self._streams)]
+        workers = min(torch.get_num_threads(), _STREAMS)
+        dtype = pieces[0][0].dtype
+        rooms = torch.empty(workers, Scratch.room_for(max(len(piece) for piece, _ in pieces), dtype), dtype=torch.uint8)
+        scratches = [Scratch.inside(room.numpy(), dtype) for room in rooms]
+        jobs = [_pool(workers).submit(_work, shares[k::workers], scale, scratches[k]) for k in range(workers)]
+        for job in jobs:
+            job.result()
+        for (values, _), (total, _) in zip(flat, sums, strict=True):
+            if values.data_ptr() != total.data_ptr():  # its elements do not lie together: `values` is a copy
+                ordered = _in_memory_order(total)
+                ordered.copy_(values.view(ordered.shape))
+
+    def _key(self, number: int) -> bytes:
         if self._mechanism.randomness == "secret":
-            return secrets.randbits(63)
-        state = np.random.SeedSequence([self._mechanism.seed, _NOISE, number]).generate_state(1, np.uint64)
-        return int(state[0] >> 1)
+            return secrets.token_bytes(KEY_BYTES)
+        state = np.random.SeedSequence([self._mechanism.seed, _NOISE, number]).generate_state(KEY_BYTES // 4, np.uint32)
+        return state.astype("<u4").tobytes()
 
 
-@torch.no_grad()
-def _release(share: list[tuple[Tensor, float]], divisor: float, generator: torch.Generator) -> None:
-    """Runs in a thread, where it must not enter an OpenMP region: the thread would get a team of its own, and from then on
-    every parallel operation of the process would wait for sleeping workers. So no piece is larger than what torch does serially.
-    """
-    for part, std in share:
-        if std > 0:
-            noise = torch.empty_like(part).normal_(0.0, std / divisor, generator=generator)
-            torch.add(noise, part, alpha=1 / divisor, out=part)
-        else:
-            part.mul_(1 / divisor)
+def _in_memory_order(total: Tensor) -> Tensor:
+    return total.detach().permute(sorted(range(total.dim()), key=total.stride, reverse=True))
+
+
+def _work(shares: list[tuple[Gaussian, list[Piece]]], scale: float, scratch: Scratch) -> None:
+    """Runs in a thread, with numpy alone: a torch operation there may enter an OpenMP region, which gives the thread a team of
+    its own, and from then on every parallel operation of the process waits for sleeping workers."""
+    for stream, pieces in shares:
+        for values, std in pieces:
+            stream.perturb_(values, scale, std, scratch)

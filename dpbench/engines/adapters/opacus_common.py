@@ -85,7 +85,7 @@ class OpacusHandle(Handle):
 
     def _before_step(self) -> None:
         device = next(iter(self.trainable.values())).device
-        self._dp.generator = self.noise.generators(device)[0]
+        self._dp.generator = self.noise.generator(device)
         super()._before_step()
 
     def _release(self) -> None:
