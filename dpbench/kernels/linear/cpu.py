@@ -149,25 +149,26 @@ def _single_pass(
         left: [B, T, L] with L the longer side: products of many short rows run at the speed of the whole batch's.
         bias: [B, O] bias gradients; written: whether `weight` holds a sum to add to.
     """
-    dtype = accumulation_dtype(left)
     bias_squared = bias.square().sum(1).tolist() if bias is not None else [0.0] * len(left)
     buffer = torch.empty(weight.shape, dtype=left.dtype)
-    norms = torch.empty(len(left), dtype=dtype)
+    norms = torch.empty(len(left), dtype=accumulation_dtype(left))
+    factors = torch.zeros_like(norms)
     for index in range(len(left)):
         torch.mm(left[index].T, right[index], out=buffer)
         norms[index] = norm = math.sqrt(squared(buffer).item() + bias_squared[index])
         if not math.isfinite(norm):
             continue
-        scale = factor(norms[index : index + 1]).item()
+        factors[index] = scale = factor(norms[index : index + 1]).item()
         if written:
             weight.add_(buffer, alpha=scale)
         else:
             torch.mul(buffer, scale, out=weight)
             written = True
-        if bias is not None and bias_sum is not None:
-            bias_sum.add_(bias[index], alpha=scale)
     if not written:  # nothing finite, or nothing at all
         weight.zero_()
+    if bias is not None and bias_sum is not None:
+        finite = torch.isfinite(norms)
+        bias_sum.add_(factors[finite] @ bias[finite])
     return norms
 
 
