@@ -26,15 +26,15 @@ class LayerNormLeaf(Leaf):
         mask = [False, "weight" in self.names, "bias" in self.names]
         unit = torch.ones(size, dtype=wide, device=use.g.device)  # neither gradient depends on weight or bias
         rows = []
-        for x, g in zip(use.x.unbind(), use.g.unbind(), strict=True):
-            x, g = x.reshape(-1, size).to(wide), g.reshape(-1, size).to(wide)
+        for x, g in zip(*(v.reshape(len(use.g), -1, size).unbind() for v in (use.x, use.g)), strict=True):
+            if not x.dtype == g.dtype == wide:
+                x, g = x.to(wide), g.to(wide)
             _, mean, reciprocal = _forward(x, [size], unit, unit, self.eps)
-            rows.append(_backward(g, x, [size], mean, reciprocal, unit, unit, mask)[1:])
+            rows.append(_backward(g, x, [size], mean, reciprocal, unit, unit, mask))
         if not rows:
             return Sums({name: unit.new_empty(0, size) for name in self.names})
-        weight, bias = zip(*rows, strict=True)
-        found = {"weight": weight, "bias": bias}
-        return Sums({name: torch.stack(found[name]) for name in self.names})
+        place = {"weight": 1, "bias": 2}
+        return Sums({name: torch.stack([row[place[name]] for row in rows]) for name in self.names})
 
     def add_example(self, use: Use, index: int, into: Sums) -> None:
         one = Use(use.x[index : index + 1], use.g[index : index + 1])

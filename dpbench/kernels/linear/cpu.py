@@ -119,7 +119,7 @@ class LinearLeaf(Leaf):
         if written:
             weight.add_(turned.T)
         else:
-            weight.copy_(turned.T)
+            torch.mul(turned.T, 1, out=weight)  # half the time of copy_, which transposes on one core
         return norms
 
     def _two_stage(self, use: Use, factor: Factor, into: Sums) -> Tensor:
@@ -151,14 +151,17 @@ def _single_pass(
     """
     bias_squared = bias.square().sum(1).tolist() if bias is not None else [0.0] * len(left)
     buffer = torch.empty(weight.shape, dtype=left.dtype)
-    norms = torch.empty(len(left), dtype=accumulation_dtype(left))
-    factors = torch.zeros_like(norms)
-    for index in range(len(left)):
-        torch.mm(left[index].T, right[index], out=buffer)
-        norms[index] = norm = math.sqrt(squared(buffer).item() + bias_squared[index])
+    dtype = accumulation_dtype(left)
+    norms, factors = [], []
+    for left_i, right_i, bias_i in zip(left.unbind(), right.unbind(), bias_squared, strict=True):
+        torch.mm(left_i.T, right_i, out=buffer)
+        norm = math.sqrt(squared(buffer).item() + bias_i)
+        norms.append(norm)
         if not math.isfinite(norm):
+            factors.append(0.0)
             continue
-        factors[index] = scale = factor(norms[index : index + 1]).item()
+        scale = factor(torch.tensor([norm], dtype=dtype)).item()
+        factors.append(scale)
         if written:
             weight.add_(buffer, alpha=scale)
         else:
@@ -166,10 +169,11 @@ def _single_pass(
             written = True
     if not written:  # nothing finite, or nothing at all
         weight.zero_()
+    found = torch.tensor(norms, dtype=dtype)
     if bias is not None and bias_sum is not None:
-        finite = torch.isfinite(norms)
-        bias_sum.add_(factors[finite] @ bias[finite])
-    return norms
+        finite = torch.isfinite(found)
+        bias_sum.add_(torch.tensor(factors, dtype=dtype)[finite] @ bias[finite])
+    return found
 
 
 def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
