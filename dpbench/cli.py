@@ -78,6 +78,14 @@ def _doctor(_args: argparse.Namespace) -> None:
     print(report())
 
 
+def _bundle(args: argparse.Namespace) -> None:
+    from dpbench.bundle import bundle
+
+    out = Path(args.out)
+    for line in bundle(args.tier, out, args.tables, args.have, args.python, args.machine, args.half):
+        print(line)
+
+
 def _schema(args: argparse.Namespace) -> None:
     from dpbench.spec.schemas import write_schemas
 
@@ -140,6 +148,16 @@ def parser() -> argparse.ArgumentParser:
     check = verb("check", _check, "prove a tier without running it")
     check.add_argument("--tier", required=True, metavar="TIER", help=", ".join(TIERS))
     check.add_argument("--tables", nargs="*", default=None, metavar="PAPER/TABLE")
+
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    bundle = verb("bundle", _bundle, "collect wheels, data and weights of a tier for a machine without a network")
+    bundle.add_argument("--tier", required=True, metavar="TIER", help=", ".join(TIERS))
+    bundle.add_argument("--out", default="bundle", metavar="DIR")
+    bundle.add_argument("--tables", nargs="*", default=None, metavar="PAPER/TABLE")
+    bundle.add_argument("--have", nargs="*", default=[], metavar="PACKAGE", help="packages that are there already")
+    bundle.add_argument("--python", default=here, metavar="X.Y", help="the version there")
+    bundle.add_argument("--machine", default="x86_64", choices=("x86_64", "aarch64"))
+    bundle.add_argument("--half", action="store_true", help="weights in fp16: half the size, and other weights")
 
     verb("doctor", _doctor, "what is installed, found and needed")
     schema = verb("schema", _schema, "write the JSON schemas of config, tables and records")

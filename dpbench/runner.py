@@ -221,7 +221,7 @@ def _alone(out: Path) -> Iterator[bool]:
 def _progress(title: str, quiet: bool) -> Iterator[Any]:
     from tqdm import tqdm
 
-    with tqdm(desc=title, disable=quiet, file=sys.stderr, mininterval=2, dynamic_ncols=True, leave=False) as bar:
+    with tqdm(desc=title, disable=quiet or None, file=sys.stderr, mininterval=2, dynamic_ncols=True, leave=False) as bar:
 
         def report(done: int, total: int, text: str) -> None:
             bar.total = total

@@ -96,7 +96,13 @@ def where(name: str) -> list[str]:
     return lines
 
 
-def _path(plugin: Plugin, split: str, source: Source) -> Path:
+def path(name: str, split: str, source: Source) -> Path:
+    """The file of a split, fetched where it must be.
+
+    Raises:
+        DpbenchError: it is gone, damaged or changed since the runs were named.
+    """
+    plugin = plugins.get("dataset", name)
     if source.kind == "local":
         name = plugin.extra["files"][split]
         return local.path_of(plugin, name, source.files.get(name))
@@ -140,7 +146,7 @@ def load(name: str, split: str, source: Source) -> Examples:
     if source.kind == "embedded":
         columns = _generated(plugin, split, source)
     else:
-        columns = parquet.read(_path(plugin, split, source), plugin.extra["columns"])
+        columns = parquet.read(path(name, split, source), plugin.extra["columns"])
     if "label" in columns and "classes" in plugin.extra:
         _check_labels(f"dataset {name}, split {split!r} ({source.kind})", columns["label"], plugin.extra["classes"])
     return Examples(columns)
@@ -173,5 +179,5 @@ def check(name: str, source: Source) -> dict[str, int]:
             spec = plugin.extra["hub"]
             if hub.cached(spec["repo"], spec["files"][split], spec["revision"], "dataset") is None:
                 continue
-        rows[split] = parquet.check(_path(plugin, split, source), plugin.extra["columns"])
+        rows[split] = parquet.check(path(name, split, source), plugin.extra["columns"])
     return rows
