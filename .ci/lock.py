@@ -8,11 +8,13 @@ the direct dependencies at the same versions.
 from __future__ import annotations
 
 import tomllib
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from dpbench.packages import needed
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKERS = {"triton": 'platform_system == "Linux" and platform_machine == "x86_64"'}
@@ -44,31 +46,11 @@ def direct() -> list[str]:
     return [Requirement(r).name for r in given]
 
 
-def needed(names: list[str]) -> dict[str, str]:
-    """Package -> public version, for `names` and all they require here."""
-    found: dict[str, str] = {}
-    seen: set[tuple[str, frozenset[str]]] = set()
-    todo = [Requirement(name) for name in names]
-    while todo:
-        requirement = todo.pop()
-        key = (canonicalize_name(requirement.name), frozenset(requirement.extras))
-        if key in seen or key[0].startswith(ACCELERATOR):
-            continue
-        seen.add(key)
-        try:
-            installed = distribution(requirement.name)
-        except PackageNotFoundError as error:
-            raise SystemExit(f"{requirement.name} is not installed: run `make install` first") from error
-        found[key[0]] = installed.version.split("+")[0]
-        for text in installed.requires or []:
-            child = Requirement(text)
-            if child.marker is None or any(child.marker.evaluate({"extra": e}) for e in requirement.extras or {""}):
-                todo.append(child)
-    return found
-
-
 def main() -> None:
-    versions = needed(direct() + BUILD + list(MARKERS))
+    try:
+        versions = needed(direct() + BUILD + list(MARKERS), lambda name: name.startswith(ACCELERATOR))
+    except PackageNotFoundError as error:
+        raise SystemExit(f"{error.name} is not installed: run `make install` first") from error
     lines = [
         f"{name}=={version}" + (f" ; {MARKERS[name]}" if name in MARKERS else "") for name, version in sorted(versions.items())
     ]

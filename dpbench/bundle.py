@@ -6,19 +6,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from dpbench import plugins
+from dpbench import packages, plugins
 from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.models.sources import FILES, WEIGHTS, file_of
-from dpbench.spec.config import config_from
 from dpbench.spec.sources import Source
-from dpbench.study import study
+from dpbench.study import study_at
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "opacus", "dp-accounting", "pydantic", "pyyaml"),
@@ -56,8 +54,7 @@ def bundle(
     shutil.rmtree(out, ignore_errors=True)
     for name in ("wheels", "data", "models"):
         (out / name).mkdir(parents=True)
-    values = {} if tables is None else {"tables": tables}
-    found = study(config_from({"tier": tier, **values}, "bundle"))
+    found = study_at(tier, tables, "bundle")
     sources = {key: source for run in found.runs.values() for key, source in run.sources.items()}
     lines = [_copy(key, source, out, half) for key, source in sorted(sources.items())]
     lines += _wheels(needed(PACKAGES, have, python), out / "wheels", python, machine)
@@ -72,27 +69,12 @@ def needed(names: Iterable[str], have: Iterable[str], python: str) -> dict[str, 
     Raises:
         DpbenchError: one is not installed here, so that its version is not known.
     """
-    found: dict[str, str] = {}
-    seen: set[tuple[str, frozenset[str]]] = set()
     there = {canonicalize_name(name) for name in have}
     where = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux", "platform_system": "Linux"}
-    todo = [Requirement(name) for name in names]
-    while todo:
-        requirement = todo.pop()
-        name = canonicalize_name(requirement.name)
-        if name in there or (name, frozenset(requirement.extras)) in seen:
-            continue
-        seen.add((name, frozenset(requirement.extras)))
-        try:
-            installed = distribution(name)
-        except PackageNotFoundError as error:
-            raise DpbenchError(f"{name} is not installed here", "run `make install`, or say --have " + name) from error
-        found[name] = installed.version.split("+")[0]
-        for text in installed.requires or []:
-            child = Requirement(text)
-            if child.marker is None or any(child.marker.evaluate(where | {"extra": e}) for e in requirement.extras or {""}):
-                todo.append(child)
-    return found
+    try:
+        return packages.needed(names, there.__contains__, where)
+    except PackageNotFoundError as error:
+        raise DpbenchError(f"{error.name} is not installed here", f"run `make install`, or say --have {error.name}") from error
 
 
 def _copy(key: str, source: Source, out: Path, half: bool) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError
-from dpbench.spec.config import config_from
-from dpbench.study import study
+from dpbench.study import study_at
 from dpbench.validation import parse
 
 
@@ -15,8 +14,7 @@ def check(tier: str, tables: list[str] | None = None) -> int:
     Raises:
         DpbenchError: an unknown tier or table, or a YAML that does not hold.
     """
-    values = {} if tables is None else {"tables": tables}
-    found = study(config_from({"tier": tier, **values}, "check"))
+    found = study_at(tier, tables, "check")
     seen: dict[str, str] = {}
     failed = 0
     for name, plan in found.plans.items():

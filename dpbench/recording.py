@@ -19,9 +19,8 @@ from dpbench.errors import DpbenchError
 from dpbench.files import canonical_json, write_atomic
 from dpbench.records.store import NAME, read_record, recorded_records
 from dpbench.runner import STEPS
-from dpbench.spec.config import config_from
 from dpbench.spec.expand import Run
-from dpbench.study import Study, study
+from dpbench.study import Study, study_at
 
 _MEMBER = re.compile(r"^([0-9a-f]{12})/(record\.json|steps\.jsonl)$")
 _LARGEST = 8 << 20  # bytes of one member: a record is kilobytes
@@ -40,8 +39,7 @@ def record(tier: str, minutes: float, out: Path | None, tables: list[str] | None
     """
     out = out or paths.root() / f"dpbench-{tier}.tar.gz"
     end = time.monotonic() + 60 * minutes
-    values = {} if tables is None else {"tables": tables}
-    found = study(config_from({"tier": tier, **values}, "record"))
+    found = study_at(tier, tables, "record")
     done = {s.record.run for s in recorded_records()}
     runs = list(_in_order(found, done))
     print(f"{tier}: {len(runs)} runs to make, {len(found.runs) - len(runs)} there already", flush=True)

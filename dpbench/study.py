@@ -92,6 +92,15 @@ def study(config: Config) -> Study:
     return found
 
 
+def study_at(tier: str, tables: list[str] | None, where: str) -> Study:
+    """The study of a tier, of all tables or of those named; `where` opens what is said of a wrong name.
+
+    Raises:
+        DpbenchError: an unknown tier or table, or a YAML that does not hold.
+    """
+    return study(config_from({"tier": tier} | ({} if tables is None else {"tables": tables}), where))
+
+
 def _largest(one: Resources, other: Resources) -> Resources:
     """Enough for both: two tables may plan differently for a run they share."""
     threads = (one.threads, other.threads)

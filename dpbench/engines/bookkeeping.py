@@ -58,12 +58,7 @@ class Engine(Handle):
         factors = {group: weighted_factors(value, self.factor(group)) for group, value in norms.items()}
         while kept:  # from the last kept, so that what is done with is freed
             group, layer, use = kept.pop()
-            factor, finite = factors[group]
-            if not finite.any():
-                continue
-            if not finite.all():
-                use, factor = use.keep(finite), factor[finite]
-            layer.leaf.add_weighted(use, factor, self.sums_of(layer).zeroed())
+            layer.leaf.add_finite(use, *factors[group], self.sums_of(layer).zeroed())
         groups = sorted(norms)
         bounds = torch.tensor([self.bounds[k] for k in groups], device=norms[groups[0]].device)
         self.count(torch.stack([norms[k] for k in groups], 1), bounds)

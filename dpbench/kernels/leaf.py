@@ -93,6 +93,19 @@ class Leaf:
                     into[name].add_(value * scale)
         return torch.stack(norms)
 
+    def two_stage(self, use: Use, factor: Factor, into: Sums) -> Tensor:
+        """`clip_into` for a module whose norms cost less than its gradients: all norms first, then one weighted sum."""
+        norms = self.sq_norms(use).sqrt()
+        self.add_finite(use, *weighted_factors(norms, factor), into.zeroed())
+        return norms
+
+    def add_finite(self, use: Use, factors: Tensor, finite: Tensor, into: Sums) -> None:
+        """`add_weighted` over the examples in `finite` [B]: 0 x NaN would be NaN."""
+        if finite.all():
+            self.add_weighted(use, factors, into)
+        elif finite.any():
+            self.add_weighted(use.keep(finite), factors[finite], into)
+
     def _examples(self, use: Use) -> Iterator[Sums]:
         one = self.buffers(use.g)
         for index in range(len(use.g)):

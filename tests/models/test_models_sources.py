@@ -124,8 +124,8 @@ def test_changed_weights_are_refused(local):
 def test_the_same_weights_are_one_identity_and_hub_weights_are_proven(local, monkeypatch, tmp_path):
     plugin = plugins.get("model", "minilm")
     here = registry.resolve("minilm")
-    pinned = plugin.extra["hub"] | {"sha256": here.files["model.safetensors"]}
-    monkeypatch.setitem(plugin.extra, "hub", pinned)
+    pinned = plugin.extra["hub"]
+    monkeypatch.setitem(plugin.extra, "sha256", here.files["model.safetensors"])
     folder = folder_of_files(
         tmp_path / "hub" / "models--sentence-transformers--all-MiniLM-L6-v2" / "snapshots" / pinned["revision"]
     )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
 from dpbench.errors import DpbenchError
-from dpbench.kernels.leaf import Factor, Leaf, Sums, Use, accumulation_dtype, weighted_factors
+from dpbench.kernels.leaf import Factor, Leaf, Sums, Use, accumulation_dtype
 
 _CHUNK = 1 << 20  # elements of g gathered at once: far below the activations themselves
 
@@ -49,13 +49,7 @@ class EmbeddingLeaf(Leaf):
         into["weight"].index_add_(0, ids.reshape(-1), scaled.flatten(0, 1))
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
-        norms = self.sq_norms(use).sqrt()
-        factors, finite = weighted_factors(norms, factor)
-        into.zeroed()
-        if finite.any():
-            kept = use if finite.all() else use.keep(finite)
-            self.add_weighted(kept, factors[finite], into)
-        return norms
+        return self.two_stage(use, factor, into)
 
 
 def _squared(ids: Tensor, g: Tensor, rows: int) -> Tensor:

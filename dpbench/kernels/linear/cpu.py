@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from dpbench.kernels.leaf import Factor, Leaf, Sums, Use, accumulation_dtype, weighted_factors
+from dpbench.kernels.leaf import Factor, Leaf, Sums, Use, accumulation_dtype
 
 GRAM_BELOW = 50.0
 """Gram norms where T^2 (I + O) < GRAM_BELOW x I O: below it, the arithmetic of two Gram matrices takes less time than writing one
@@ -106,7 +106,7 @@ class LinearLeaf(Leaf):
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
         x, g = self._flat(use)
         if "weight" not in into or g.device.type != "cpu" or gram_is_cheaper(g.shape[1], x.shape[2], g.shape[2]):
-            return self._two_stage(use, factor, into.zeroed())
+            return self.two_stage(use, factor, into)
         weight, written = into["weight"], "weight" not in into.fresh
         into.fresh.discard("weight")
         into.zeroed()
@@ -120,16 +120,6 @@ class LinearLeaf(Leaf):
             weight.add_(turned.T)
         else:
             torch.mul(turned.T, 1, out=weight)  # half the time of copy_, which transposes on one core
-        return norms
-
-    def _two_stage(self, use: Use, factor: Factor, into: Sums) -> Tensor:
-        norms = self.sq_norms(use).sqrt()
-        factors, finite = weighted_factors(norms, factor)
-        if not finite.any():
-            return norms
-        if not finite.all():
-            use, factors = use.keep(finite), factors[finite]
-        self.add_weighted(use, factors, into)
         return norms
 
 
