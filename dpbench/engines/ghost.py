@@ -20,7 +20,7 @@ from dpbench.kernels.leaf import Use, accumulation_dtype, weighted_factors
 PLUGIN = {
     "kind": "engine",
     "name": "ghost",
-    "version": 1,
+    "version": 2,
     "summary": "flat, two backward passes",
     "private": True,
     "scopes": ["flat"],

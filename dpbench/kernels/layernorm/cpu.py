@@ -20,17 +20,17 @@ class LayerNormLeaf(Leaf):
         self.shape, self.eps = tuple(module.normalized_shape), module.eps
 
     def _gradients(self, use: Use) -> Sums:
-        """name -> [B, D]. One example at a time: no more than its x is normalised again, and that in cache."""
+        """name -> [B, D]."""
         wide = accumulation_dtype(use.g)
         size = int(torch.Size(self.shape).numel())
         mask = [False, "weight" in self.names, "bias" in self.names]
         unit = torch.ones(size, dtype=wide, device=use.g.device)  # neither gradient depends on weight or bias
-        rows = []
-        for x, g in zip(*(v.reshape(len(use.g), -1, size).unbind() for v in (use.x, use.g)), strict=True):
-            if not x.dtype == g.dtype == wide:
-                x, g = x.to(wide), g.to(wide)
-            _, mean, reciprocal = _forward(x, [size], unit, unit, self.eps)
-            rows.append(_backward(g, x, [size], mean, reciprocal, unit, unit, mask))
+        x, g = (v.reshape(len(use.g), -1, size) for v in (use.x, use.g))
+        if not x.dtype == g.dtype == wide:
+            x, g = x.to(wide), g.to(wide)
+        _, mean, reciprocal = _forward(x, [size], unit, unit, self.eps)
+        one = zip(*(v.unbind() for v in (g, x, mean, reciprocal)), strict=True)
+        rows = [_backward(g_i, x_i, [size], mean_i, scale_i, unit, unit, mask) for g_i, x_i, mean_i, scale_i in one]
         if not rows:
             return Sums({name: unit.new_empty(0, size) for name in self.names})
         place = {"weight": 1, "bias": 2}

@@ -10,9 +10,9 @@ from transformers.pytorch_utils import Conv1D
 
 from dpbench.kernels.leaf import Factor, Leaf, Sums, Use, accumulation_dtype
 
-GRAM_BELOW = 50.0
+GRAM_BELOW = 25.0
 """Gram norms where T^2 (I + O) < GRAM_BELOW x I O: below it, the arithmetic of two Gram matrices takes less time than writing one
-example's product and reading it twice. From measurements on two cores at about 150 GFLOP/s and 20 GB/s."""
+example's product and reading it twice. From measurements on two cores at about 150 GFLOP/s."""
 
 _HALVED = 64  # tokens from which a quarter of the symmetric Gram matrices is not computed twice
 _BLOCK = 1 << 20  # elements per dot product: keeps the fp32 rounding of a norm near 1e-6
@@ -21,6 +21,12 @@ _BLOCK = 1 << 20  # elements per dot product: keeps the fp32 rounding of a norm 
 def gram_is_cheaper(tokens: int, inputs: int, outputs: int) -> bool:
     """Whether T^2 (I + O) multiply-adds of two Gram matrices beat passing over an I x O product in memory."""
     return tokens * tokens * (inputs + outputs) < GRAM_BELOW * inputs * outputs
+
+
+def gram_is_shorter(tokens: int, inputs: int, outputs: int) -> bool:
+    """Whether two Gram matrices, three quarters of them computed, take fewer multiply-adds than the product: where only the norm
+    is wanted, and the product is not reused."""
+    return 3 * tokens * (inputs + outputs) < 4 * inputs * outputs
 
 
 def squared(values: Tensor) -> Tensor:
@@ -85,10 +91,10 @@ class LinearLeaf(Leaf):
         return total
 
     def _weight_sq_norms(self, x: Tensor, g: Tensor) -> Tensor:
-        if gram_is_cheaper(g.shape[1], x.shape[2], g.shape[2]):
+        if gram_is_shorter(g.shape[1], x.shape[2], g.shape[2]):
             return gram_sq_norms(x, g)
         buffer = torch.empty(g.shape[2], x.shape[2], dtype=g.dtype, device=g.device)
-        return torch.stack([squared(torch.mm(g_i.T, x_i, out=buffer)) for x_i, g_i in zip(x, g, strict=True)])
+        return torch.stack([squared(_product(g_i, x_i, buffer)) for x_i, g_i in zip(x, g, strict=True)])
 
     def add_weighted(self, use: Use, factors: Tensor, into: Sums) -> None:
         x, g = self._flat(use)
@@ -144,7 +150,7 @@ def _single_pass(
     dtype = accumulation_dtype(left)
     norms, factors = [], []
     for left_i, right_i, bias_i in zip(left.unbind(), right.unbind(), bias_squared, strict=True):
-        torch.mm(left_i.T, right_i, out=buffer)
+        _product(left_i, right_i, buffer)
         norm = math.sqrt(squared(buffer).item() + bias_i)
         norms.append(norm)
         if not math.isfinite(norm):
@@ -164,6 +170,11 @@ def _single_pass(
         finite = torch.isfinite(found)
         bias_sum.add_(torch.tensor(factors, dtype=dtype)[finite] @ bias[finite])
     return found
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """out = left^T right. Cleared here and added to: asked to overwrite, MKL clears a large `out` on one core."""
+    return out.zero_().addmm_(left.T, right)
 
 
 def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
