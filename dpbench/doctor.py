@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from dpbench import environment, plugins
 from dpbench.data import registry as datasets
+from dpbench.engines import gaussian
 from dpbench.errors import DpbenchError
 from dpbench.models import registry as models
 from dpbench.spec.config import Config
@@ -33,6 +34,8 @@ def _devices() -> Iterator[str]:
     found = environment.describe()
     yield "Devices"
     yield f"  cpu            {found.cpu}, {found.cores} cores, {found.memory_gib} GiB"
+    noise = "compiled" if gaussian.compiled() is not None else "by numpy, half as fast (no C compiler was found, or it failed)"
+    yield f"  cpu noise      {noise}"
     if not torch.cuda.is_available():
         yield "  cuda           none (the gpu and paper tiers need one)"
     for index in range(torch.cuda.device_count()):

@@ -150,6 +150,8 @@ def run(settings: Settings, context: Context) -> Outcome:
     """
     import torch
 
+    from dpbench.engines import gaussian
+
     require_device(settings.device)
     ids, facts = batch_ids(settings, context.sources[f"dataset:{settings.dataset}"])
     runnable, metrics = _skip_missing(settings.engines)
@@ -168,6 +170,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     if not runnable:
         raise DpbenchError("no engine could be measured", "lower batch_size or tokens, or take a smaller model")
     torch.set_num_threads(context.threads)
+    facts["noise_is_compiled"] = settings.device == "cpu" and gaussian.compiled() is not None
     facts["freed_memory_is_kept"] = keep_freed_memory() if settings.device == "cpu" else True
     rounds = _rounds(settings, context, Bench(settings, ids, context.seed), runnable, done, total)
     for engine in runnable:

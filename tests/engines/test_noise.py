@@ -16,6 +16,15 @@ from dpbench.engines.noise import Noise
 KEY = bytes(range(16))
 
 
+@pytest.fixture(params=["compiled", "numpy"], autouse=True)
+def _way(request, monkeypatch):
+    """Every test twice: with `gaussian.c` and without."""
+    if request.param == "numpy":
+        monkeypatch.setattr(gaussian, "compiled", lambda: None)
+    elif gaussian.compiled() is None:
+        pytest.skip("no C compiler here")
+
+
 def draw(count, dtype=np.float32, key=KEY, piece=gaussian.PIECE, std=1.0):
     stream, values = Gaussian(key), np.zeros(count, dtype)
     scratch = Scratch.inside(np.zeros(Scratch.room_for(piece, dtype), np.uint8), dtype)
