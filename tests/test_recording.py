@@ -100,7 +100,7 @@ def test_tables_without_records_come_first(tree, finished, monkeypatch):
     recording.merge(archive_of(tree)[1])
     ran = []
     monkeypatch.setattr(recording, "_run", lambda run, *_: ran.append(run.config["job"]) or "done")
-    recording.record("smoke", 60, tree / "out.tar.gz")
+    recording.record("smoke", 60, tree / "out.tar.gz", ["automatic/glue_base", "flashdp/batch_size"])
     assert ran == ["throughput", "throughput", "classify"]
 
 

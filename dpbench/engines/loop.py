@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dpbench.engines.base import Handle, Losses, batch_size, check_losses, select
+from dpbench.engines.functional import Stand, uses
 
 PLUGIN = {
     "kind": "engine",
@@ -17,19 +18,6 @@ PLUGIN = {
     "private": True,
     "scopes": ["flat", "per_layer"],
 }
-
-
-class _Stand:
-    """The model with each use of a tied tensor given its own parameter, so that uses have gradients apart."""
-
-    def __init__(self, model: nn.Module, parameters: dict[str, Tensor]) -> None:
-        self._model, self._parameters = model, parameters
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return torch.func.functional_call(self._model, self._parameters, args, kwargs, tie_weights=False)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
 
 
 class Engine(Handle):
@@ -46,19 +34,12 @@ class Engine(Handle):
         return torch.cat(found) if found else torch.zeros(0)
 
     def _one(self, losses: Losses, example: Any) -> Tensor:
-        uses = self._uses()
-        value = check_losses(losses(_Stand(self.model, {n: p for n, (p, _) in uses.items()}), example))  # type: ignore[arg-type]
-        gradients = torch.autograd.grad(value.sum(), [p for p, _ in uses.values()], allow_unused=True)
-        self._add(dict(zip(uses, gradients, strict=True)), {n: q for n, (_, q) in uses.items()})
+        owner = uses(self.model)
+        own = {name: parameter.detach().requires_grad_() for name, parameter in owner.items()}
+        value = check_losses(losses(Stand(self.model, own, apart=True), example))  # type: ignore[arg-type]
+        gradients = torch.autograd.grad(value.sum(), list(own.values()), allow_unused=True)
+        self._add(dict(zip(own, gradients, strict=True)), owner)
         return value.detach()
-
-    def _uses(self) -> dict[str, tuple[Tensor, nn.Parameter]]:
-        """Name of each use -> (a detached copy to differentiate, the shared parameter)."""
-        return {
-            name: (parameter.detach().requires_grad_(), parameter)
-            for name, parameter in self.model.named_parameters(remove_duplicate=False)
-            if parameter.requires_grad
-        }
 
     def _add(self, gradients: dict[str, Tensor | None], owner: dict[str, nn.Parameter]) -> None:
         norms = []

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError
@@ -41,7 +41,12 @@ class Settings(Strict):
     batch_size: int = Field(ge=1, description="B, examples a step.")
     engines: list[str] = Field(min_length=1)
     tied: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    micro_batch: int | None = Field(
+        None, ge=1, exclude_if=lambda v: v is None, description="Examples a backward pass, if not B: the step adds them up."
+    )
+    dtype: Literal["float32", "bfloat16", "amp"] = Field(
+        "float32", description="Of the weights; amp: float32 weights, products in bfloat16 by autocast."
+    )
     device: Literal["cpu", "cuda"] = "cpu"
     function: str = "abadi"
     bound: float = 1.0
@@ -50,6 +55,12 @@ class Settings(Strict):
     rounds: int = Field(5, ge=1, description="Every engine is measured once a round, in turn.")
     steps: int = Field(2, ge=1, description="Timed steps of an engine in a round.")
     warmup: int = Field(1, ge=1, description="Steps before them, not timed.")
+
+    @model_validator(mode="after")
+    def _micro_batch_fits(self) -> Settings:
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise ValueError(f"micro_batch {self.micro_batch} is more than batch_size {self.batch_size}")
+        return self
 
 
 def uses(settings: Settings) -> Uses:
@@ -86,18 +97,19 @@ class Bench:
 
         self.settings = settings
         self.device = torch.device("meta" if meta else settings.device)
-        self.losses = models.language_model_losses
+        self.losses = _losses(settings, self.device.type)
         self.model = models.language_model(
             settings.size,
             seed=seed,
             tied=settings.tied,
-            dtype=getattr(torch, settings.dtype),
+            dtype=torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32,
             meta=meta,
             context=context(settings),
         ).to(self.device)
         self.model.train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate)
-        self.batch = {"input_ids": torch.as_tensor(ids).to(self.device)}
+        parts = torch.as_tensor(ids).to(self.device).split(settings.micro_batch or settings.batch_size)
+        self.batches = [{"input_ids": part} for part in parts]
 
     def attach(self, engine: str) -> Any:
         """The engine's handle."""
@@ -106,8 +118,9 @@ class Bench:
         return engines.attach(engine, self.model, self.optimizer, mechanism(self.settings, engine))
 
     def step(self, handle: Any) -> None:
-        """One logical step of one physical batch."""
-        handle.backward(self.losses, self.batch)
+        """One logical step of one or more physical batches."""
+        for batch in self.batches:
+            handle.backward(self.losses, batch)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -132,6 +145,22 @@ class Bench:
             import torch
 
             torch.cuda.synchronize(self.device)
+
+
+def _losses(settings: Settings, device: str) -> Any:
+    """losses(model, batch), under autocast where the settings say so."""
+    import torch
+
+    from dpbench.models.registry import language_model_losses
+
+    if settings.dtype != "amp":
+        return language_model_losses
+
+    def under_autocast(model: Any, batch: Any) -> Any:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            return language_model_losses(model, batch)
+
+    return under_autocast
 
 
 def context(settings: Settings) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import subprocess
 import sys
@@ -24,6 +25,14 @@ NORMS = torch.tensor([0.0, 1e-8, 0.3, 1.0, 7.0, 1e6])
 
 def names(kind):
     return list(plugins.discover(kind))
+
+
+def there(kind):
+    """Names of plug-ins; one whose package is not installed is skipped, and says so."""
+    for name, plugin in plugins.discover(kind).items():
+        package = plugin.extra.get("package")
+        missing = isinstance(package, str) and importlib.util.find_spec(package) is None
+        yield pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"no {package} here"))
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
@@ -83,7 +92,7 @@ def losses(net, batch):
 BATCH = {"x": torch.randn(5, 4), "y": torch.randint(0, 3, (5,))}
 
 
-@pytest.mark.parametrize("name", names("engine"))
+@pytest.mark.parametrize("name", there("engine"))
 def test_engines_keep_their_contract(name):
     plugin = plugins.get("engine", name)
     for scope in plugin.extra["scopes"] or [None]:
@@ -110,7 +119,7 @@ def test_engines_keep_their_contract(name):
         handle.detach()
 
 
-@pytest.mark.parametrize("name", names("engine"))
+@pytest.mark.parametrize("name", there("engine"))
 def test_engines_train(name):
     """Without noise and with a bound that never bites, ten steps lower the loss of a fixed batch."""
     scopes = plugins.get("engine", name).extra["scopes"]

@@ -63,6 +63,8 @@ MODELS = {
     "tied": lambda: Language(tied=True),
     "conv": lambda: Language(middle=lambda: nn.Conv1d(WIDTH, WIDTH, 3, padding=1)),
     "groupnorm": lambda: Language(middle=lambda: nn.GroupNorm(2, WIDTH)),
+    "rmsnorm": lambda: Language(middle=lambda: nn.RMSNorm(TOKENS)),
+    "other": lambda: Language(middle=lambda: nn.ConvTranspose1d(WIDTH, WIDTH, 3, padding=1)),  # has no kernel of its own
     "twice": Twice,
 }
 

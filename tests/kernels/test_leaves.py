@@ -11,15 +11,21 @@ from transformers.pytorch_utils import Conv1D
 
 from dpbench import errors
 from dpbench.clipping import abadi, auto_s, auto_v
+from dpbench.kernels.conv import reference as conv_reference
+from dpbench.kernels.conv.cpu import ConvLeaf
 from dpbench.kernels.embedding import reference as embedding_reference
 from dpbench.kernels.embedding.cpu import EmbeddingLeaf
 from dpbench.kernels.fallback.cpu import FallbackLeaf
+from dpbench.kernels.groupnorm import reference as groupnorm_reference
+from dpbench.kernels.groupnorm.cpu import GroupNormLeaf
 from dpbench.kernels.layernorm import reference as layernorm_reference
 from dpbench.kernels.layernorm.cpu import LayerNormLeaf
 from dpbench.kernels.leaf import Sums, Use
 from dpbench.kernels.linear import cpu as linear_cpu
 from dpbench.kernels.linear import reference as linear_reference
 from dpbench.kernels.linear.cpu import Conv1DLeaf, LinearLeaf
+from dpbench.kernels.rmsnorm import reference as rmsnorm_reference
+from dpbench.kernels.rmsnorm.cpu import RMSNormLeaf
 
 FUNCTIONS = {"abadi": abadi, "auto_v": auto_v, "auto_s": auto_s}
 
@@ -91,7 +97,46 @@ def embedding(shape, dtype=torch.float32):
     return leaf, Use(torch.randint(0, 5, shape), torch.randn(*shape, 9).to(dtype)), oracle_embedding
 
 
+def rmsnorm(shape, dtype=torch.float32):
+    torch.manual_seed(sum(shape))
+    leaf = RMSNormLeaf(nn.RMSNorm(11, eps=1e-3).to(dtype))
+    return leaf, Use(torch.randn(*shape, 11).to(dtype), torch.randn(*shape, 11).to(dtype)), oracle_rmsnorm
+
+
+def oracle_rmsnorm(leaf, use):
+    size = leaf.module.weight.numel()
+    x, g = use.x.reshape(len(use.x), -1, size), use.g.reshape(len(use.g), -1, size)
+    return {"weight": rmsnorm_reference.per_example(x, g, 1e-3)}
+
+
+def groupnorm(shape, dtype=torch.float32):
+    torch.manual_seed(sum(shape))
+    batch, *positions = shape
+    leaf = GroupNormLeaf(nn.GroupNorm(3, 12).to(dtype))
+    return leaf, Use(torch.randn(batch, 12, *positions).to(dtype), torch.randn(batch, 12, *positions).to(dtype)), oracle_groupnorm
+
+
+def oracle_groupnorm(leaf, use):
+    weight, bias = groupnorm_reference.per_example(use.x, use.g, leaf.module.num_groups, leaf.module.eps)
+    return {"weight": weight, "bias": bias}
+
+
+def conv(shape, dtype=torch.float32, **options):
+    """[B, T] is an nn.Conv1d over T positions, [B, H, W] an nn.Conv2d."""
+    torch.manual_seed(sum(shape))
+    batch, *positions = shape
+    kind = nn.Conv1d if len(positions) == 1 else nn.Conv2d
+    module = kind(4, 6, **({"kernel_size": 3, "padding": 1} | options)).to(dtype)
+    x = torch.randn(batch, 4, *positions).to(dtype)
+    return ConvLeaf(module), Use(x, torch.randn_like(module(x)).detach()), oracle_conv
+
+
+def oracle_conv(leaf, use):
+    return conv_reference.per_example(leaf.module, use.x, use.g)
+
+
 MAKERS = {"linear": linear, "conv1d": conv1d, "layernorm": layernorm, "embedding": embedding}
+MAKERS |= {"rmsnorm": rmsnorm, "groupnorm": groupnorm, "conv": conv}
 SHAPES = [(1, 1), (3, 1), (4, 5), (2, 37), (5, 3, 4)]
 
 
@@ -151,6 +196,36 @@ def test_linear_at_any_size(batch, tokens, inputs, outputs, bias):
     hold(*linear((batch, tokens), inputs=inputs, outputs=outputs, bias=bias), tolerance=2e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 2, "padding": 0},
+        {"dilation": 2, "padding": 3},
+        {"groups": 2, "bias": False},
+        {"groups": 2, "padding": "same", "kernel_size": 4},
+        {"padding": 2, "padding_mode": "circular"},
+        {"padding": 1, "padding_mode": "reflect", "stride": 3},
+    ],
+    ids=lambda options: "-".join(options),
+)
+@pytest.mark.parametrize("shape", [(3, 9), (2, 7, 6)], ids=str)
+def test_convolutions_of_every_kind(shape, options):
+    hold(*conv(shape, **options))
+
+
+@pytest.mark.parametrize(("eps", "dtype"), [(None, torch.float32), (None, torch.bfloat16), (0.5, torch.float32)])
+def test_rmsnorm_without_eps_takes_that_of_its_input(eps, dtype):
+    torch.manual_seed(0)
+    module = nn.RMSNorm(8, eps=eps)
+    x = (torch.randn(3, 4, 8) * 1e-2).to(dtype)
+    out = module(x)
+    g = torch.randn_like(out).detach()
+    (wanted,) = torch.autograd.grad((out * g).sum(), [module.weight])
+    into = {"weight": torch.zeros(8)}
+    RMSNormLeaf(module).add_weighted(Use(x, g), torch.ones(3), Sums(into))
+    assert relative(into["weight"], wanted) < (1e-5 if dtype == torch.float32 else 2e-2)
+
+
 def test_norms_of_large_tensors_do_not_drift():
     values = torch.rand(3_000_017)
     wanted = values.double().square().sum()
@@ -160,11 +235,11 @@ def test_norms_of_large_tensors_do_not_drift():
 @pytest.mark.parametrize(
     ("module", "x"),
     [
-        (nn.Conv2d(3, 4, 3, padding=1), torch.randn(4, 3, 5, 5)),
-        (nn.GroupNorm(2, 4), torch.randn(4, 4, 3, 3)),
-        (nn.RMSNorm(6), torch.randn(4, 5, 6)),
+        (nn.ConvTranspose1d(3, 4, 3, padding=1), torch.randn(4, 3, 5)),
+        (nn.Conv3d(2, 3, 2), torch.randn(4, 2, 3, 3, 3)),
+        (nn.InstanceNorm1d(6, affine=True), torch.randn(4, 6, 5)),
     ],
-    ids=["conv2d", "groupnorm", "rmsnorm"],
+    ids=["transposed", "conv3d", "instancenorm"],
 )
 def test_fallback_equals_autograd_one_example_at_a_time(module, x):
     leaf = FallbackLeaf(module)

@@ -1,16 +1,17 @@
-"""LayerNorm: [B, D] per-example gradients are small, so they are all formed, each by torch's own kernel."""
+"""LayerNorm: the normalised input is not kept; torch's own kernel makes one example's gradient from means and deviations."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dpbench.kernels.leaf import Factor, Leaf, Sums, Use, accumulation_dtype, weighted_factors
+from dpbench.kernels.leaf import Sums, Use, accumulation_dtype
+from dpbench.kernels.small import SmallLeaf
 
 _forward, _backward = torch.native_layer_norm, torch.ops.aten.native_layer_norm_backward.default
 
 
-class LayerNormLeaf(Leaf):
+class LayerNormLeaf(SmallLeaf):
     """`nn.LayerNorm`: weight and bias of the normalised shape."""
 
     modules = (nn.LayerNorm,)
@@ -19,7 +20,7 @@ class LayerNormLeaf(Leaf):
         super().__init__(module)
         self.shape, self.eps = tuple(module.normalized_shape), module.eps
 
-    def _gradients(self, use: Use) -> Sums:
+    def gradients(self, use: Use) -> Sums:
         """name -> [B, D]."""
         wide = accumulation_dtype(use.g)
         size = int(torch.Size(self.shape).numel())
@@ -35,32 +36,3 @@ class LayerNormLeaf(Leaf):
             return Sums({name: unit.new_empty(0, size) for name in self.names})
         place = {"weight": 1, "bias": 2}
         return Sums({name: torch.stack([row[place[name]] for row in rows]) for name in self.names})
-
-    def add_example(self, use: Use, index: int, into: Sums) -> None:
-        one = Use(use.x[index : index + 1], use.g[index : index + 1])
-        for name, value in self._gradients(one).items():
-            into[name].add_(value[0].view_as(into[name]))
-
-    def sq_norms(self, use: Use) -> Tensor:
-        return _squared(self._gradients(use))
-
-    def add_weighted(self, use: Use, factors: Tensor, into: Sums) -> None:
-        _add(self._gradients(use), factors, into)
-
-    def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
-        found = self._gradients(use)
-        norms = _squared(found).sqrt()
-        factors, finite = weighted_factors(norms, factor)
-        if not finite.all():
-            found, factors = Sums({n: v[finite] for n, v in found.items()}), factors[finite]
-        _add(found, factors, into.zeroed())
-        return norms
-
-
-def _squared(found: Sums) -> Tensor:
-    return torch.stack([value.square().sum(1) for value in found.values()]).sum(0)
-
-
-def _add(found: Sums, factors: Tensor, into: Sums) -> None:
-    for name, value in found.items():
-        into[name].add_((factors.to(value.dtype) @ value).view_as(into[name]))

@@ -1,0 +1,26 @@
+"""RMSNorm: the scale's gradient from the input normalised again."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.functional import rms_norm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from dpbench.kernels.leaf import Sums, Use, accumulation_dtype
+from dpbench.kernels.small import SmallLeaf
+
+
+class RMSNormLeaf(SmallLeaf):
+    """`nn.RMSNorm` and transformers' `LlamaRMSNorm`: weight of the normalised shape."""
+
+    modules = (nn.RMSNorm, LlamaRMSNorm)
+
+    def gradients(self, use: Use) -> Sums:
+        """weight -> [B, D]."""
+        wide = accumulation_dtype(use.g)
+        size = self.parameters["weight"].numel()
+        x, g = (v.reshape(len(use.g), -1, size) for v in (use.x, use.g))
+        eps = self.module.variance_epsilon if isinstance(self.module, LlamaRMSNorm) else self.module.eps
+        if eps is not None:  # without one torch takes an epsilon of the dtype it computes in: then x keeps its own
+            x = x.to(wide)
+        return Sums({"weight": rms_norm(x, [size], None, eps).to(wide).mul_(g.to(wide)).sum(1)})
