@@ -226,6 +226,13 @@ def test_rmsnorm_without_eps_takes_that_of_its_input(eps, dtype):
     assert relative(into["weight"], wanted) < (1e-5 if dtype == torch.float32 else 2e-2)
 
 
+def test_rmsnorm_of_transformers():
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    leaf = RMSNormLeaf(LlamaRMSNorm(11, eps=1e-3))
+    hold(leaf, Use(torch.randn(4, 5, 11), torch.randn(4, 5, 11)), oracle_rmsnorm)
+
+
 def test_norms_of_large_tensors_do_not_drift():
     values = torch.rand(3_000_017)
     wanted = values.double().square().sum()
