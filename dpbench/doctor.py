@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 
@@ -59,9 +58,7 @@ def _sources() -> Iterator[str]:
 def _engines() -> Iterator[str]:
     yield "Engines"
     for name, plugin in plugins.discover("engine").items():
-        package = plugin.extra.get("package")
-        missing = package and importlib.util.find_spec(package) is None
-        yield f"  {name:14} {plugin.summary}{f' (skipped: {package} is not installed)' if missing else ''}"
+        yield f"  {name:14} {plugin.summary}{f' (skipped: {plugin.missing} is not installed)' if plugin.missing else ''}"
 
 
 def _tiers() -> Iterator[str]:

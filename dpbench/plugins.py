@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,12 @@ class Plugin:
     summary: str
     module: str
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> str | None:
+        """The package a peer's adapter needs (`package`), if it is not installed."""
+        package = self.extra.get("package")
+        return package if isinstance(package, str) and importlib.util.find_spec(package) is None else None
 
     def load(self) -> ModuleType:
         """Import the module (this is where torch comes in)."""

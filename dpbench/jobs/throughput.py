@@ -255,13 +255,10 @@ def _empty(engine: str, why: str) -> list[Metric]:
 
 def _skip_missing(engines: list[str]) -> tuple[list[str], list[Metric]]:
     """Engines whose package is there, and empty metrics that say why for the others."""
-    import importlib.util
-
     runnable, metrics = [], []
     for engine in engines:
-        package = plugins.get("engine", engine).extra.get("package")
-        if package and importlib.util.find_spec(package) is None:
-            metrics += _empty(engine, f"skipped: {package} is not installed")
+        if missing := plugins.get("engine", engine).missing:
+            metrics += _empty(engine, f"skipped: {missing} is not installed")
         else:
             runnable.append(engine)
     return runnable, metrics

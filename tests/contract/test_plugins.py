@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import subprocess
 import sys
@@ -30,9 +29,7 @@ def names(kind):
 def there(kind):
     """Names of plug-ins; one whose package is not installed is skipped, and says so."""
     for name, plugin in plugins.discover(kind).items():
-        package = plugin.extra.get("package")
-        missing = isinstance(package, str) and importlib.util.find_spec(package) is None
-        yield pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"no {package} here"))
+        yield pytest.param(name, marks=pytest.mark.skipif(plugin.missing is not None, reason=f"no {plugin.missing} here"))
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
 from models import Language, Twice, data, gradients, losses, mechanism, relative
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from dpbench import engines
 from dpbench.clipping import abadi
-from dpbench.engines.base import Handle
 from dpbench.kernels.leaf import Sums, Use
 from dpbench.kernels.linear.cpu import Conv1DLeaf, LinearLeaf
 from dpbench.mechanism import Clipping, Mechanism, Sampling
@@ -24,7 +25,7 @@ def plan(noise=0.0, bound=0.5, seed=0, expected=4.0):
     return mechanism("per_layer", bound=bound, noise_multiplier=noise, seed=seed, expected=expected)
 
 
-def noise_of(name, batches, bound=0.5, layer=None, seeds=40):
+def noise_of(name, batches, bound=0.5, seeds=40):
     """parameter name -> draws [seeds, ...]: released gradient minus that without noise, times expected batch size."""
     model = Language()
     found = {}
@@ -113,7 +114,7 @@ def test_flash_6_noise_is_drawn_once_a_step(name):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_flash_7_the_input_gradient_is_autograds(name, monkeypatch):
+def test_flash_7_the_input_gradient_is_autograds(name):
     """What arrives at the first layer, behind a residual block whose layers all clip."""
     model, seen = Language(), []
     batch = data(4)
@@ -163,16 +164,17 @@ def test_flash_10_the_bias_is_summed_over_tokens_before_its_norm():
 
 
 def test_flash_11_one_forward_one_backward_one_clip_a_layer(monkeypatch):
-    model, calls = Language(), {"forward": 0, "clip": 0, "sums": 0}
-    model.register_forward_hook(lambda *_: calls.__setitem__("forward", calls["forward"] + 1))
+    model, calls = Language(), Counter()
+    model.register_forward_hook(lambda *_: calls.update(["forward"]))
+    backward = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.update(["backward"]) or backward(*a, **k))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     handle = engines.attach("fused", model, optimizer, plan())
     for one in handle.layout.layers:
         own = one.leaf.clip_into
-        monkeypatch.setattr(one.leaf, "clip_into", lambda *a, own=own: calls.__setitem__("clip", calls["clip"] + 1) or own(*a))
+        monkeypatch.setattr(one.leaf, "clip_into", lambda *a, own=own: calls.update(["clip"]) or own(*a))
     handle.backward(losses, data(4))
-    assert calls["forward"] == 1
-    assert calls["clip"] == len(handle.layout.layers)
+    assert calls == {"forward": 1, "backward": 1, "clip": len(handle.layout.layers)}
 
 
 def test_flash_12_two_runs_are_the_same_bits():
@@ -182,13 +184,10 @@ def test_flash_12_two_runs_are_the_same_bits():
 
 
 def test_flash_13_a_layer_without_a_bias_has_none():
-    leaf = LinearLeaf(nn.Linear(3, 4, bias=False))
-    assert leaf.names == ["weight"]
-    assert isinstance(engines.attach("nonprivate", *bare(nn.Linear(3, 4, bias=False))), Handle)
-
-
-def bare(model):
-    return model, torch.optim.SGD(model.parameters(), lr=0.1), Mechanism(Sampling("fixed", 100, 4), 10)
+    model = nn.Linear(3, 4, bias=False)
+    handle = engines.attach("fused", model, torch.optim.SGD(model.parameters(), lr=0.1), plan(1.0))
+    assert handle.layout.layers[0].leaf.names == ["weight"]
+    assert list(handle.noise_stds) == [id(model.weight)]
 
 
 def into_zeros(leaf):
@@ -196,11 +195,11 @@ def into_zeros(leaf):
 
 
 def layer(kind, tokens, inputs, outputs):
-    from transformers.pytorch_utils import Conv1D
-
     torch.manual_seed(tokens)
-    leaf = LinearLeaf(nn.Linear(inputs, outputs, bias=False)) if kind == "linear" else Conv1DLeaf(Conv1D(outputs, inputs))
-    if kind == "conv1d":
-        leaf.module.bias.requires_grad_(False)
-        leaf = Conv1DLeaf(leaf.module)
+    if kind == "linear":
+        leaf = LinearLeaf(nn.Linear(inputs, outputs, bias=False))
+    else:
+        module = Conv1D(outputs, inputs)
+        module.bias.requires_grad_(False)
+        leaf = Conv1DLeaf(module)
     return leaf, Use(torch.randn(3, tokens, inputs), torch.randn(3, tokens, outputs))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 from models import MODELS, Language, data, gradients, losses, mechanism, plain, relative
@@ -19,10 +17,9 @@ PEERS = ("opacus", "opacus_ghost", "opake")
 def pairs():
     """(engine, scope) of every engine that clips; a peer that is not installed is skipped, and says so."""
     for name, plugin in plugins.discover("engine").items():
-        package = plugin.extra.get("package")
-        missing = package is not None and importlib.util.find_spec(package) is None
+        skip = pytest.mark.skipif(plugin.missing is not None, reason=f"no {plugin.missing} here")
         for scope in plugin.extra["scopes"]:
-            yield pytest.param(name, scope, id=f"{name}-{scope}", marks=pytest.mark.skipif(missing, reason=f"no {package} here"))
+            yield pytest.param(name, scope, id=f"{name}-{scope}", marks=skip)
 
 
 @pytest.mark.parametrize("model", MODELS)
