@@ -20,6 +20,7 @@ from dpbench.errors import DpbenchError
 from dpbench.jobs.contract import Context, Outcome
 from dpbench.jobs.memory import STEPS
 from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.models.language import language_model_family
 from dpbench.records.schema import Metric
 from dpbench.spec.expand import Uses
 from dpbench.spec.sources import Source
@@ -36,7 +37,7 @@ class Settings(Strict):
     """One cell row: a model, a length, a batch size; every engine on the same tokens and the same weights."""
 
     dataset: str = "wikitext2"
-    size: str = Field(description="Size of the GPT-2 family.")
+    size: str = Field(description="Size of the GPT-2 or Llama family.")
     tokens: int = Field(ge=2, description="T, tokens an example.")
     batch_size: int = Field(ge=1, description="B, examples a step.")
     engines: list[str] = Field(min_length=1)
@@ -67,7 +68,11 @@ def uses(settings: Settings) -> Uses:
     """Versions and sources that decide the numbers."""
     engines = tuple(("engine", name) for name in settings.engines)
     scopes = tuple(dict.fromkeys(("scope", s) for s in (scope_of(name) for name in settings.engines) if s))
-    return Uses(plugins=(*engines, *scopes, ("function", settings.function)), datasets=(settings.dataset,), models=("gpt2",))
+    return Uses(
+        plugins=(*engines, *scopes, ("function", settings.function)),
+        datasets=(settings.dataset,),
+        models=(language_model_family(settings.size),),
+    )
 
 
 def scope_of(engine: str) -> str | None:

@@ -52,7 +52,7 @@ def _weights(path: Path, family: str, wanted: set[str]) -> dict[str, torch.Tenso
 
 def _architecture(plugin: Plugin, layers: int | None) -> dict[str, Any]:
     if plugin.extra["family"] not in ("bert", "roberta"):
-        raise DpbenchError(f"model {plugin.name} is not an encoder", "use language_model for the GPT-2 family")
+        raise DpbenchError(f"model {plugin.name} is not an encoder", "use language_model for the GPT-2 and Llama families")
     architecture = dict(plugin.extra["architecture"])
     whole = architecture["num_hidden_layers"]
     if layers is not None:

@@ -1,4 +1,4 @@
-"""GPT-2 language models from scratch, and their per-example losses."""
+"""Language models of the GPT-2 and Llama families from scratch, and their per-example losses."""
 
 from __future__ import annotations
 
@@ -11,20 +11,30 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
+    from transformers import PreTrainedModel
 
     from dpbench.models.wrappers import LanguageModel
 
 
-def language_model_size(size: str) -> dict[str, int]:
-    """layers, width, heads, vocabulary, context of a size.
+def language_model_family(size: str) -> str:
+    """The model plug-in that has this size.
 
     Raises:
         DpbenchError: no such size; names the nearest.
     """
-    sizes: dict[str, dict[str, int]] = plugins.get("model", "gpt2").extra["sizes"]
-    if size not in sizes:
-        raise unknown("size", size, sizes, "model gpt2")
-    return dict(sizes[size])
+    families = {own: plugin.name for plugin in plugins.discover("model").values() for own in plugin.extra.get("sizes", ())}
+    if size not in families:
+        raise unknown("size", size, families, "language models")
+    return families[size]
+
+
+def language_model_size(size: str) -> dict[str, int]:
+    """layers, width, heads, vocabulary, context of a size; for Llama also hidden, the width inside a block's MLP.
+
+    Raises:
+        DpbenchError: no such size; names the nearest.
+    """
+    return dict(plugins.get("model", language_model_family(size)).extra["sizes"][size])
 
 
 def language_model(
@@ -35,28 +45,39 @@ def language_model(
     meta: bool = False,
     vocabulary: int | None = None,
     context: int | None = None,
+    layers: int | None = None,
 ) -> LanguageModel:
-    """A GPT-2 with random weights: `forward(input_ids [B, T]) -> logits [B, T, V]`, `.vocabulary` = V, `.context`.
+    """A GPT-2 or Llama with random weights: `forward(input_ids [B, T]) -> logits [B, T, V]`, `.vocabulary` = V, `.context`.
 
     Args:
         seed: of the weights; torch's global generator is left as it was.
         tied: whether the head is the token embedding.
         dtype: of the weights, rounded from fp32; None: fp32.
         meta: on the meta device.
-        vocabulary, context: instead of the size's own.
+        vocabulary, context, layers: instead of the size's own.
 
     Raises:
         DpbenchError: no such size.
     """
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     from dpbench.models.seeded import build
-    from dpbench.models.wrappers import CAUSAL, LanguageModel
+    from dpbench.models.wrappers import LanguageModel
 
     shape = language_model_size(size)
+    given = {"vocabulary": vocabulary, "context": context, "layers": layers}
+    shape |= {name: value for name, value in given.items() if value is not None}
+    make = {"gpt2": _gpt2, "llama": _llama}[language_model_family(size)]
+    model = LanguageModel(build(lambda: make(shape, tied), seed, meta))
+    return model if dtype is None else model.to(dtype)
+
+
+def _gpt2(shape: dict[str, int], tied: bool) -> PreTrainedModel:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from dpbench.models.wrappers import CAUSAL
+
     config = GPT2Config(
-        vocab_size=vocabulary or shape["vocabulary"],
-        n_positions=context or shape["context"],
+        vocab_size=shape["vocabulary"],
+        n_positions=shape["context"],
         n_embd=shape["width"],
         n_layer=shape["layers"],
         n_head=shape["heads"],
@@ -69,8 +90,29 @@ def language_model(
         bos_token_id=None,
         eos_token_id=None,
     )
-    model = LanguageModel(build(lambda: GPT2LMHeadModel(config), seed, meta))
-    return model if dtype is None else model.to(dtype)
+    return GPT2LMHeadModel(config)
+
+
+def _llama(shape: dict[str, int], tied: bool) -> PreTrainedModel:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from dpbench.models.wrappers import CAUSAL
+
+    config = LlamaConfig(
+        vocab_size=shape["vocabulary"],
+        max_position_embeddings=shape["context"],
+        hidden_size=shape["width"],
+        intermediate_size=shape["hidden"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        attention_dropout=0.0,
+        use_cache=False,
+        tie_word_embeddings=tied,
+        attn_implementation=CAUSAL,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return LlamaForCausalLM(config)
 
 
 def language_model_losses(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

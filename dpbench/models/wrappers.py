@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, BertModel, GPT2LMHeadModel, RobertaModel
+from transformers import AttentionInterface, BertModel, PreTrainedModel, RobertaModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from dpbench.errors import DpbenchError
@@ -57,13 +57,13 @@ class Encoder(torch.nn.Module):
 
 
 class LanguageModel(torch.nn.Module):
-    """GPT-2 with its head. vocabulary: V; context: the longest input in tokens."""
+    """GPT-2 or Llama with its head. vocabulary: V; context: the longest input in tokens."""
 
-    def __init__(self, model: GPT2LMHeadModel) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
         self.vocabulary: int = model.config.vocab_size
-        self.context: int = model.config.n_positions
+        self.context: int = model.config.max_position_embeddings
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[B, T] token ids -> [B, T, V] logits.

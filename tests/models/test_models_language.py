@@ -29,9 +29,19 @@ def test_published_sizes(size, millions):
     assert registry.language_model_losses(model, batch).shape == (2,)
 
 
-def test_equals_transformers_and_is_causal():
-    model = registry.language_model("tiny")
-    expected = registry.language_model("tiny")
+@pytest.mark.parametrize(("size", "millions"), [("llama_7b", 6738.42), ("llama_13b", 13015.86)])
+def test_published_llama_sizes(size, millions):
+    model = registry.language_model(size, meta=True)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+    assert (model.vocabulary, model.context) == (32000, 2048)
+    assert registry.language_model_family(size) == "llama"
+    assert len(registry.language_model(size, meta=True, layers=3).model.model.layers) == 3
+
+
+@pytest.mark.parametrize("size", ["tiny", "llama_tiny"])
+def test_equals_transformers_and_is_causal(size):
+    model = registry.language_model(size)
+    expected = registry.language_model(size)
     expected.model.set_attn_implementation("eager")
     with torch.no_grad():
         found = model(IDS)
@@ -41,8 +51,9 @@ def test_equals_transformers_and_is_causal():
         torch.testing.assert_close(model(changed)[:, :8], found[:, :8], atol=1e-5, rtol=1e-5)
 
 
-def test_losses_are_each_examples_own():
-    model = registry.language_model("tiny")
+@pytest.mark.parametrize("size", ["tiny", "llama_tiny"])
+def test_losses_are_each_examples_own(size):
+    model = registry.language_model(size)
     losses = registry.language_model_losses(model, {"input_ids": IDS})
     logits = model(IDS)
     for row in range(3):
@@ -78,10 +89,11 @@ def test_positions_are_whole_and_contiguous():
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_runs_under_vmap_and_on_fake_tensors():
+@pytest.mark.parametrize("size", ["tiny", "llama_tiny"])
+def test_runs_under_vmap_and_on_fake_tensors(size):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    model = registry.language_model("tiny")
+    model = registry.language_model(size)
     parameters = {k: v.detach() for k, v in model.named_parameters()}
 
     def loss(parameters, ids):
@@ -95,7 +107,7 @@ def test_runs_under_vmap_and_on_fake_tensors():
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(grads[name][1], parameter.grad, atol=1e-6, rtol=1e-4)
     with FakeTensorMode():
-        fake = registry.language_model("tiny")
+        fake = registry.language_model(size)
         assert registry.language_model_losses(fake, {"input_ids": torch.zeros(2, 8, dtype=torch.long)}).shape == (2,)
 
 
