@@ -86,6 +86,13 @@ def _bundle(args: argparse.Namespace) -> None:
         print(line)
 
 
+def _simulate(args: argparse.Namespace) -> None:
+    from dpbench.jobs.simulation import printed
+
+    given = {"size": args.size, "tokens": args.tokens, "batch_size": args.batch_size, "dtype": args.dtype, "whole": args.whole}
+    print(printed(given | {"engines": args.engines, "devices": args.devices}))
+
+
 def _schema(args: argparse.Namespace) -> None:
     from dpbench.spec.schemas import write_schemas
 
@@ -158,6 +165,15 @@ def parser() -> argparse.ArgumentParser:
     bundle.add_argument("--python", default=here, metavar="X.Y", help="the version there")
     bundle.add_argument("--machine", default="x86_64", choices=("x86_64", "aarch64"))
     bundle.add_argument("--half", action="store_true", help="weights in fp16: half the size, and other weights")
+
+    simulate = verb("simulate", _simulate, "memory, largest batch and roofline of a training step on a device that is not here")
+    simulate.add_argument("size", metavar="SIZE", help="of the GPT-2 or Llama family: small, large, llama_7b, ...")
+    simulate.add_argument("--tokens", type=int, default=1024, metavar="T")
+    simulate.add_argument("--batch-size", type=int, default=8, metavar="B", help="of peak memory and the ratios")
+    simulate.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    simulate.add_argument("--engines", nargs="+", default=["nonprivate", "ghost", "bookkeeping", "fused"], metavar="ENGINE")
+    simulate.add_argument("--devices", nargs="+", default=["a100_80", "rtx3090_24"], metavar="DEVICE")
+    simulate.add_argument("--whole", action="store_true", help="every block, instead of extrapolating from two and three")
 
     verb("doctor", _doctor, "what is installed, found and needed")
     schema = verb("schema", _schema, "write the JSON schemas of config, tables and records")

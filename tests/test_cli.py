@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def test_the_verbs_are_these():
     """Adding one is a decision."""
     (verbs,) = [a for a in parser()._actions if a.dest == "verb"]
-    known = ["bundle", "check", "claims", "doctor", "long", "plot", "record", "report", "run", "schema", "table"]
+    known = ["bundle", "check", "claims", "doctor", "long", "plot", "record", "report", "run", "schema", "simulate", "table"]
     assert sorted(verbs.choices) == known
 
 
@@ -75,3 +75,19 @@ def test_interruption_is_said(monkeypatch, capsys):
     monkeypatch.setattr(checking, "check", interrupt)
     assert main(["check", "--tier", "smoke"]) == 130
     assert "finished records are kept" in capsys.readouterr().err
+
+
+def test_simulate_prints_every_engine_and_device_marked_as_simulated(capsys):
+    assert (
+        main(["simulate", "tiny", "--tokens", "16", "--engines", "nonprivate", "fused", "--devices", "a100_80", "titan_rtx_24"])
+        == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "simulated, not measured"
+    assert [line.split()[:2] for line in lines[2:6]] == [
+        [e, d] for e in ("nonprivate", "fused") for d in ("a100_80", "titan_rtx_24")
+    ]
+    assert lines[2].split()[4:] == ["1.000", "1.000"]
+    assert "float16 rates" in lines[-1]
+    assert main(["simulate", "tin"]) == 2
+    assert "did you mean 'tiny'" in capsys.readouterr().err

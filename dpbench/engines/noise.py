@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from dpbench.engines.gaussian import KEY_BYTES, PIECE, Array, Gaussian, Scratch
 from dpbench.mechanism import Mechanism
@@ -56,7 +57,7 @@ class Noise:
     def generator(self, device: torch.device) -> torch.Generator:
         """This mechanism's torch generator, for noise that is not made here: on other devices, or by a peer."""
         if device not in self._generators:
-            self._generators[device] = made = torch.Generator(device=device)
+            self._generators[device] = made = torch.Generator("cpu" if device.type == "meta" else device)
             made.manual_seed(int.from_bytes(self._key(_STREAMS)[:8], "little") >> 1)
         return self._generators[device]
 
@@ -65,11 +66,14 @@ class Noise:
         if not self._streams:
             self._streams = [Gaussian(self._key(number)) for number in range(_STREAMS)]
         flat = [(_in_memory_order(total).reshape(-1), std) for total, std in sums]
-        pieces = [(piece.numpy(), std) for values, std in flat for piece in values.split(PIECE)]
-        shares = [(stream, pieces[number::_STREAMS]) for number, stream in enumerate(self._streams)]
+        split = [(piece, std) for values, std in flat for piece in values.split(PIECE)]
         workers = min(torch.get_num_threads(), _STREAMS)
-        dtype = pieces[0][0].dtype
-        rooms = torch.empty(workers, Scratch.room_for(max(len(piece) for piece, _ in pieces), dtype), dtype=torch.uint8)
+        dtype = {torch.float32: np.dtype("f4"), torch.float64: np.dtype("f8")}[split[0][0].dtype]
+        rooms = torch.empty(workers, Scratch.room_for(max(len(piece) for piece, _ in split), dtype), dtype=torch.uint8)
+        if isinstance(rooms, FakeTensor):  # a simulated step: no values, and what counts is counted
+            return
+        pieces = [(piece.numpy(), std) for piece, std in split]
+        shares = [(stream, pieces[number::_STREAMS]) for number, stream in enumerate(self._streams)]
         scratches = [Scratch.inside(room.numpy(), dtype) for room in rooms]
         jobs = [_pool(workers).submit(_work, shares[k::workers], scale, scratches[k]) for k in range(workers)]
         for job in jobs:

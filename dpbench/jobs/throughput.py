@@ -188,7 +188,7 @@ def run(settings: Settings, context: Context) -> Outcome:
 
     require_device(settings.device)
     ids, facts = batch_ids(settings, context.sources[f"dataset:{settings.dataset}"])
-    runnable, metrics = _skip_missing(settings.engines)
+    runnable, metrics = skip_missing(settings.engines)
     total = len(runnable) * (settings.rounds + 1)
     done = 0
     memory: dict[str, Peaks] = {}
@@ -258,7 +258,7 @@ def _empty(engine: str, why: str) -> list[Metric]:
     return [Metric(name=name, value=None, unit=unit, labels={"engine": engine}, note=why) for name, unit in units.items()]
 
 
-def _skip_missing(engines: list[str]) -> tuple[list[str], list[Metric]]:
+def skip_missing(engines: list[str]) -> tuple[list[str], list[Metric]]:
     """Engines whose package is there, and empty metrics that say why for the others."""
     runnable, metrics = [], []
     for engine in engines:
@@ -380,7 +380,7 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     Raises:
         DpbenchError: an engine that cannot protect the model.
     """
-    runnable, metrics = _skip_missing(settings.engines)
+    runnable, metrics = skip_missing(settings.engines)
     remarks = sorted({f"{m.labels['engine']}: {m.note}" for m in metrics})
     bench = Bench(settings, np.zeros((settings.batch_size, settings.tokens), dtype=np.int64), seed=0, meta=True)
     for engine in runnable:

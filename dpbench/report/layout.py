@@ -170,8 +170,9 @@ def _block(table: TableData, metric: str, spec: MetricSpec) -> Block:
     if why:
         block.footnotes.append(f"{EMPTY} {'; '.join(why)}.")
     if unknown:
-        block.footnotes.append(f"{unknown} more rows have no value yet: not read off the paper, and not run.")
-    if not any(e.origin == "published" and e.value is not None for e in entries):
+        read = "not read off the paper, and " if table.source.number else ""
+        block.footnotes.append(f"{unknown} more rows have no value yet: {read}not run.")
+    if table.source.number and not any(e.origin == "published" and e.value is not None for e in entries):
         block.footnotes.append(f"Published: no value of this metric has been read off {table.source.number} yet.")
     return block
 

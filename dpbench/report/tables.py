@@ -62,7 +62,7 @@ def to_csv(table: TableData) -> str:
 
 def _source_text(table: TableData) -> str:
     venue = f", {table.source.venue}" if table.source.venue else ""
-    return f"{table.source.number} of arXiv {table.source.arxiv}{venue}"
+    return f"{table.source.said} arXiv {table.source.arxiv}{venue}"
 
 
 def _md(text: str) -> str:

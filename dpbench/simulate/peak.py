@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
-import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -25,10 +26,14 @@ class PeakBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for value in tree_iter(out):
-            if isinstance(value, torch.Tensor):
-                self._born(value.untyped_storage())
+        self.count(tree_iter(out))
         return out
+
+    def count(self, values: Iterable[Any]) -> None:
+        """Count the tensors among `values` that are new: also those born before the block."""
+        for value in values:
+            if isinstance(value, Tensor):
+                self._born(value.untyped_storage())
 
     def reset_peak(self) -> None:
         """Forget the past peak, keep what is live."""

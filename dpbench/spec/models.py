@@ -29,8 +29,13 @@ class Source(Strict):
     """Where the table was published."""
 
     arxiv: str
-    number: str = Field(description="Table or figure number as printed.")
+    number: str | None = Field(description="Table or figure number as printed; null: the paper has no such table, it is ours.")
     venue: str = ""
+
+    @property
+    def said(self) -> str:
+        """What stands before the paper's address."""
+        return f"{self.number} of" if self.number else "Ours, beside"
 
 
 class MetricSpec(Strict):

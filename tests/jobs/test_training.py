@@ -107,7 +107,7 @@ def test_missing_peers_are_reasons_not_holes(monkeypatch):
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "opacus" else real(name, *a))
-    runnable, metrics = throughput._skip_missing(["nonprivate", "opacus", "fused"])
+    runnable, metrics = throughput.skip_missing(["nonprivate", "opacus", "fused"])
     assert runnable == ["nonprivate", "fused"]
     assert {m.note for m in metrics} == {"skipped: opacus is not installed"}
     assert all(m.value is None for m in metrics)

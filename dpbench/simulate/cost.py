@@ -1,0 +1,109 @@
+"""What a step costs, operation by operation: peak bytes, FLOPs and bytes moved, on tensors without values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+from dpbench.simulate.peak import PeakBytes
+
+aten = torch.ops.aten
+
+_FREE = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten.detach}
+_WRITE_ONLY = {aten.zero_, aten.fill_, aten.normal_, aten.zeros, aten.ones, aten.full, aten.arange}
+_GATHER = {aten.embedding, aten.index, aten.index_select, aten.gather}  # read what they return, not the whole table
+_ONE = {torch.bool: True}
+_IN_PLACE = {aten.addmm_: aten.addmm, aten.baddbmm_: aten.baddbmm}
+
+
+@dataclass
+class Work:
+    """FLOPs and bytes of each operation of a step, and which products had 16-bit inputs."""
+
+    flops: list[float] = field(default_factory=list)
+    bytes: list[float] = field(default_factory=list)
+    half: list[bool] = field(default_factory=list)
+
+    def add(self, flops: float, moved: float, half: bool) -> None:
+        self.flops.append(flops)
+        self.bytes.append(moved)
+        self.half.append(half)
+
+    def seconds(self, bandwidth: float, half: float, single: float) -> float:
+        """Roofline: each operation as long as its slower side, one after another, launches for nothing."""
+        rates = (half if h else single for h in self.half)
+        return math.fsum(max(f / r, b / bandwidth) for f, b, r in zip(self.flops, self.bytes, rates, strict=True))
+
+
+class Cost(PeakBytes):
+    """Counts work beside storage, and answers for values that are not there.
+
+    A tensor without storage has no values: a condition is taken as true, so that engines go the ordinary way (every example
+    finite), a number as 1, and what a search returns has its largest size (every token of an example another one).
+    """
+
+    def __init__(self, quantum: int = 1) -> None:
+        super().__init__(quantum)
+        self.work = Work()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        packet = func._overloadpacket
+        if packet is aten._local_scalar_dense:
+            return _ONE.get(args[0].dtype, 1.0 if args[0].is_floating_point() else 1)
+        if packet is aten.equal:  # engines ask whether a tensor has stayed as it was
+            return False
+        if packet is aten.index:
+            args = (args[0], _all_chosen(args[1]))
+        out = _largest(packet, args) if packet in (aten.nonzero, aten.unique_dim) else func(*args, **kwargs)
+        self.count(tree_iter(out))
+        self._note(func, packet, args, kwargs, out)
+        return out
+
+    def _note(self, func: Any, packet: Any, args: Any, kwargs: Any, out: Any) -> None:
+        if packet in _FREE or func.is_view:
+            return
+        inputs = {id(v): v for v in tree_iter((args, kwargs)) if isinstance(v, Tensor)}
+        outputs = [v for v in tree_iter(out) if isinstance(v, Tensor)]
+        if not outputs and packet.__name__.startswith("_foreach"):  # in place on a list
+            outputs = args[0]
+        written = sum(map(_bytes, outputs))
+        read = sum(map(_bytes, inputs.values()))
+        if packet in _WRITE_ONLY:
+            read = 0
+        elif packet is aten.copy_:
+            read = _bytes(args[1])
+        elif packet in _GATHER:
+            read = written
+        formula = flop_registry.get(_IN_PLACE.get(packet, packet))
+        flops = formula(*args, **kwargs, out_val=out) if formula else 0
+        half = any(v.dtype in (torch.bfloat16, torch.float16) for v in inputs.values())
+        self.work.add(flops, read + written, half)
+
+
+def _bytes(value: Any) -> int:
+    """Of what an operation reads or writes of a tensor: an expanded one is no longer than its storage."""
+    return min(value.numel() * value.element_size(), value.untyped_storage().nbytes()) if isinstance(value, Tensor) else 0
+
+
+def _all_chosen(indices: Any) -> list[Any]:
+    """The indices with every mask replaced by positions: as if all of it were true."""
+    out: list[Any] = []
+    for index in indices:
+        masks = isinstance(index, Tensor) and index.dtype == torch.bool
+        out += [torch.empty(index.numel(), dtype=torch.long, device=index.device)] * index.dim() if masks else [index]
+    return out
+
+
+def _largest(packet: Any, args: Any) -> Any:
+    value = args[0]
+    if packet is aten.nonzero:
+        return torch.empty(value.numel(), value.dim(), dtype=torch.long, device=value.device)
+    index = torch.empty(value.shape[0], dtype=torch.long, device=value.device)
+    return torch.empty_like(value), index, torch.empty_like(index)

@@ -1,0 +1,144 @@
+"""One training step on tensors without storage: the engine's own code runs, and nothing is computed."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+from unittest import mock
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from dpbench import engines
+from dpbench.errors import DpbenchError
+from dpbench.mechanism import Mechanism
+from dpbench.models import registry as models
+from dpbench.simulate.attention import flash
+from dpbench.simulate.cost import Cost, Work
+
+CUDA_QUANTUM = 512
+"""Bytes that CUDA's caching allocator rounds a tensor up to."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is simulated.
+
+    layers: instead of the size's own; micro_batch: examples a backward pass; device: whose memory is counted, `cuda` with flash
+    attention, rounded sizes and AdamW over all tensors at once, as torch does there.
+    """
+
+    size: str
+    engine: str
+    mechanism: Mechanism
+    tokens: int
+    batch_size: int
+    micro_batch: int | None = None
+    layers: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    tied: bool = False
+    device: Literal["cuda", "cpu"] = "cuda"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step costs, after another that made the optimizer's state.
+
+    passes, release: peak bytes in all forward and backward passes, and in noise and optimizer; live: bytes between two steps.
+    """
+
+    passes: int
+    release: int
+    live: int
+    work: Work
+
+    @property
+    def peak(self) -> int:
+        return max(self.passes, self.release)
+
+
+def step(setting: Setting) -> Step:
+    """Simulate one step.
+
+    Raises:
+        DpbenchError: the engine does something that has no meaning without values.
+    """
+    cost = Cost(CUDA_QUANTUM if setting.device == "cuda" else 1)
+    try:
+        model = _model(setting)
+        with _place(setting.device):
+            if setting.device == "cpu":
+                _without_values(model)
+            return _step(setting, model, cost)
+    except (NotImplementedError, RuntimeError) as error:
+        raise DpbenchError(
+            f"engine {setting.engine} cannot be simulated: {str(error).splitlines()[0]}", "measure it instead"
+        ) from error
+    finally:
+        gc.collect()
+
+
+@contextmanager
+def _place(device: str) -> Iterator[None]:
+    """Meta tensors stand for a GPU's: engines take the way they take off the CPU. For the CPU, fake CPU tensors."""
+    if device == "cuda":
+        with flash():
+            yield
+        return
+    # A fake tensor's own deep copy belongs to another mode; Opacus makes one.
+    copied = mock.patch.object(FakeTensor, "__deepcopy__", lambda self, _: self.detach().clone(), create=True)
+    with copied, FakeTensorMode():
+        yield
+
+
+def _step(setting: Setting, model: nn.Module, cost: Cost) -> Step:
+    cuda = setting.device == "cuda"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=cuda)
+    ids = torch.zeros(setting.batch_size, setting.tokens, dtype=torch.long, device="meta" if cuda else "cpu")
+    batches = [{"input_ids": part} for part in ids.split(setting.micro_batch or setting.batch_size)]
+    with cost:
+        cost.count([*model.parameters(), *model.buffers(), ids])
+        handle = engines.attach(setting.engine, model, optimizer, setting.mechanism)
+
+        def passes() -> int:
+            cost.reset_peak()
+            for batch in batches:
+                handle.backward(models.language_model_losses, batch)
+            return cost.peak
+
+        def release() -> int:
+            cost.reset_peak()
+            optimizer.step()
+            optimizer.zero_grad()
+            return cost.peak
+
+        passes()
+        release()
+        cost.work = Work()
+        found = Step(passes(), release(), cost.live, cost.work)
+        handle.detach()
+    return found
+
+
+def _model(setting: Setting) -> nn.Module:
+    context = max(setting.tokens, models.language_model_size(setting.size)["context"])
+    dtype = torch.bfloat16 if setting.dtype == "bfloat16" else torch.float32
+    model = models.language_model(setting.size, tied=setting.tied, dtype=dtype, meta=True, layers=setting.layers, context=context)
+    return model.train()
+
+
+def _without_values(model: nn.Module) -> None:
+    """Every meta tensor becomes a fake one of the CPU; what was shared stays shared."""
+    made: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for name, old in module._parameters.items():
+            if old is not None:
+                new = made.setdefault(id(old), nn.Parameter(torch.empty(old.shape, dtype=old.dtype, device="cpu")))
+                module._parameters[name] = new  # type: ignore[assignment]
+        for name, value in module._buffers.items():
+            if value is not None:
+                module._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device="cpu")

@@ -1,0 +1,52 @@
+"""Deep models from shallow ones, and the largest batch."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_step import setting
+
+from dpbench.errors import DpbenchError
+from dpbench.simulate.devices import DEVICES, device
+from dpbench.simulate.scale import estimate, largest_batch
+
+LINES = st.lists(st.tuples(st.floats(0, 1e9), st.floats(1, 1e9)), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("engine", ["nonprivate", "fused", "ghost", "opacus"])
+def test_the_straight_line_meets_the_whole_model(engine):
+    own = setting(engine, size="small", tokens=128, batch_size=2, device="cuda", layers=8)
+    sheets = [DEVICES["a100_80"]]
+    line, whole = estimate(own, sheets), estimate(own, sheets, whole=True)
+    assert line.peak == pytest.approx(whole.peak, rel=0.005)
+    for name in ("flops", "moved"):
+        assert getattr(line, name) == pytest.approx(getattr(whole, name), rel=1e-9)
+    assert line.seconds["A100 80GB SXM"] == pytest.approx(whole.seconds["A100 80GB SXM"], rel=1e-9)
+
+
+@given(lines=LINES, usable=st.floats(1, 1e12))
+def test_the_largest_batch_never_exceeds_the_truth(lines, usable):
+    """A true peak is the largest of straight lines: what is read off chords fits, and where one line rules it is exact."""
+
+    def peak(batch):
+        return max(base + slope * batch for base, slope in lines)
+
+    sizes = (1, 8, 32)
+    found = largest_batch({b: peak(b) for b in sizes}, usable)
+    if found <= sizes[-1] and found:
+        assert peak(found) <= usable * (1 + 1e-9)
+    if len(lines) == 1 and 0 < found < 1e6:
+        assert peak(found + 1.001) > usable
+    if found == 0:
+        assert peak(1) > usable
+
+
+def test_one_point_is_no_line():
+    with pytest.raises(DpbenchError, match="no line"):
+        largest_batch({1: 5.0}, 10)
+
+
+def test_an_unknown_device_names_the_nearest():
+    with pytest.raises(DpbenchError, match="did you mean 'a100_80'"):
+        device("a100")

@@ -1,0 +1,106 @@
+"""A simulated step against one that is run, and its counts against counts by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dpbench import plugins
+from dpbench.errors import DpbenchError
+from dpbench.jobs import memory, throughput
+from dpbench.simulate.cost import Work
+from dpbench.simulate.step import Setting, step
+
+ENGINES = ["nonprivate", "fused", "bookkeeping", "ghost", "vmap", "opacus", "opacus_ghost", "opake"]
+
+
+def setting(engine, **changes):
+    given = {"size": "tiny", "tokens": 64, "batch_size": 4, "device": "cpu"} | changes
+    timing = throughput.Settings(size=given["size"], tokens=given["tokens"], batch_size=given["batch_size"], engines=[engine])
+    return Setting(engine=engine, mechanism=throughput.mechanism(timing, engine), **given)
+
+
+def measured(own):
+    timing = throughput.Settings(
+        size=own.size, tokens=own.tokens, batch_size=own.batch_size, micro_batch=own.micro_batch, engines=[own.engine]
+    )
+    ids = np.random.default_rng(0).integers(0, 512, (own.batch_size, own.tokens))
+    return max(memory.measure(timing, own.engine, ids, 0, torch.get_num_threads())["tensors"])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("size", ["tiny", "llama_tiny"])
+def test_on_the_cpu_simulated_bytes_are_the_measured_bytes(engine, size):
+    if plugins.get("engine", engine).missing:
+        pytest.skip("the peer is not installed")
+    own = setting(engine, size=size, tokens=33, batch_size=3, micro_batch=2)
+    if (engine, size) == ("opacus", "llama_tiny"):  # it copies a norm it has no rule for in a way that fake CPU tensors refuse
+        with pytest.raises(DpbenchError, match="engine opacus cannot be simulated"):
+            step(own)
+        assert step(setting(engine, size=size, device="cuda")).peak > 0
+        return
+    assert step(own).peak == pytest.approx(measured(own), rel=0.01)
+
+
+def test_materialising_is_seen():
+    """A planted difference: per-example gradients of B examples are in the peak, those of the single pass are not."""
+    narrow = {"tokens": 8, "batch_size": 16, "device": "cuda"}
+    parameters = 4 * sum(p.numel() for p in _model().parameters())
+    plain, fused, vmap = (step(setting(name, **narrow)) for name in ("nonprivate", "fused", "vmap"))
+    assert vmap.peak - plain.peak > 10 * parameters
+    assert fused.peak - plain.peak < parameters
+
+
+def _model():
+    from dpbench.models import registry as models
+
+    return models.language_model("tiny", meta=True)
+
+
+def test_attention_keeps_no_scores_on_a_gpu():
+    """Twice the tokens are at most twice the bytes: T x T scores of 2 heads in fp32 would be four times theirs."""
+    one, two = (step(setting("nonprivate", tokens=t, batch_size=8, device="cuda")).passes for t in (1024, 2048))
+    assert two < 2 * one
+
+
+def test_products_of_a_plain_step_are_counted():
+    """Forward, input gradient and weight gradient of every linear layer, 2 FLOPs a multiply-add; attention apart."""
+    batch, tokens, width, vocabulary, layers = 4, 64, 32, 512, 2
+    linear = layers * 12 * width * width + width * vocabulary
+    attention = layers * (2 + 5) * batch * tokens * tokens * width
+    found = sum(step(setting("nonprivate", device="cuda")).work.flops)
+    assert found == 6 * batch * tokens * linear + attention
+
+
+def test_two_backward_passes_cost_what_they_cost():
+    """Ghost clipping goes back twice: one more input gradient of every layer at least."""
+    plain, ghost = (sum(step(setting(name, device="cuda")).work.flops) for name in ("nonprivate", "ghost"))
+    batch, tokens, width, layers = 4, 64, 32, 2
+    assert ghost - plain > 2 * batch * tokens * layers * 12 * width * width
+
+
+def test_an_optimizer_step_on_a_gpu_holds_a_temporary_of_every_weight():
+    found = step(setting("nonprivate", device="cuda", tokens=2, batch_size=1))
+    parameters = 4 * sum(p.numel() for p in _model().parameters())
+    assert found.live >= 3 * parameters  # weights and two moments
+    assert found.release >= 5 * parameters  # and gradients, and a root
+
+
+def test_a_roofline_takes_the_slower_side():
+    work = Work()
+    work.add(flops=100, moved=10, half=True)
+    work.add(flops=100, moved=1000, half=True)
+    work.add(flops=100, moved=10, half=False)
+    assert work.seconds(bandwidth=100, half=100, single=10) == pytest.approx(1 + 10 + 10)
+
+
+def test_what_cannot_be_simulated_says_so(monkeypatch):
+    from dpbench.engines.fused import Engine
+
+    def read(*_):
+        raise NotImplementedError("aten::something")
+
+    monkeypatch.setattr(Engine, "_clip", read)
+    with pytest.raises(DpbenchError, match="engine fused cannot be simulated"):
+        step(setting("fused"))
