@@ -18,7 +18,7 @@ class Metric(Strict):
 
     labels: which of the run's inner cells it belongs to (`{"engine": "fused"}`), empty where the run is one cell;
     rounds: the repetitions it is the median of; low, high: their 20 and 80 % quantiles; value None: not measured, for the
-    reason in `note`.
+    reason in `note`; kind `counted`: exact, so that one value decides.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Metric(Strict):
     rounds: list[float] = Field(default_factory=list)
     low: float | None = None
     high: float | None = None
-    kind: Literal["measured", "simulated"] = "measured"
+    kind: Literal["measured", "simulated", "counted"] = "measured"
     note: str = ""
 
     @field_validator("value", "low", "high")

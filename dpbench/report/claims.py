@@ -10,11 +10,11 @@ from typing import Literal
 from pydantic import Field
 
 from dpbench.files import write_atomic
-from dpbench.report.data import TableData, place_text
+from dpbench.report.data import Entry, TableData, place_text
 from dpbench.report.pairing import Pairing, Verdict, judge_pairing, pairs_of
 from dpbench.report.words import short, spell
 from dpbench.spec.expand import matches
-from dpbench.spec.models import TIERS, Claim
+from dpbench.spec.models import TIERS, Claim, ClaimTest
 from dpbench.validation import Strict
 
 _WORST: tuple[Verdict, ...] = ("not reproduced", "inconclusive", "reproduced")
@@ -78,7 +78,9 @@ def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Ev
             notes = dict.fromkeys(e.note for pair in pairs for e in pair if e.value is None and e.note)
             missing.append(f"{spell(of)} against {spell(against)}" + (f" ({'; '.join(notes)})" if notes else ""))
             continue
-        pairings.append(judge_pairing(claim.test, of, against, valued))
+        groups = [valued] if claim.test.across == "mean" else [[pair] for pair in valued]
+        judged = [judge_pairing(claim.test, *_named(of, against, group, claim.test), group) for group in groups]
+        pairings += judged if claim.test.across == "every" else [min(judged, key=_best)]
         used += [e for pair in valued for e in pair]
     if not pairings:
         return None
@@ -113,6 +115,21 @@ def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Ev
         reasons=reasons,
         runs=list(dict.fromkeys(run for e in used for run in e.runs)),
     )
+
+
+def _named(
+    of: dict[str, str], against: dict[str, str], group: list[tuple[Entry, Entry]], test: ClaimTest
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What is compared, and in which setting where settings are judged apart."""
+    if test.across == "mean":
+        return of, against
+    setting = {axis: value for axis, value in group[0][0].labels.items() if axis not in of}
+    return of | setting, against
+
+
+def _best(pairing: Pairing) -> tuple[int, float]:
+    """The best verdict first, then the least shortfall."""
+    return -_WORST.index(pairing.verdict), pairing.shortfall if pairing.shortfall is not None else math.inf
 
 
 def _rank(evidence: Evidence) -> tuple[bool, bool, int, bool, int]:
@@ -151,7 +168,7 @@ def judge(table: TableData) -> list[Judgement]:
     with every pair asked for before some, a higher tier before a lower, recorded before here. The verdict is that of the
     worst pairing: `reproduced` if the paired 95 % t-interval lies wholly on the claimed side of the threshold, `not
     reproduced` if wholly beyond, else `inconclusive`. Smoke, synthetic, simulated and single-repetition evidence is at
-    most `inconclusive`; without any, `not run`.
+    most `inconclusive`, but one exact count decides; without any, `not run`.
     """
     found = []
     for claim in table.claims:

@@ -41,6 +41,7 @@ class Entry(Strict):
     runs: list[str] = Field(default_factory=list)
     synthetic: bool = False
     simulated: bool = False
+    counted: bool = False
     privacy: Privacy | None = None
     sources: list[str] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)

@@ -144,6 +144,9 @@ def judge_pairing(test: ClaimTest, of: dict[str, str], against: dict[str, str], 
         verdict = decide(low, high, side, threshold)
         if verdict == "inconclusive":
             reasons.append("the interval holds the threshold")
+    elif steps and all(e.counted for pair in pairs for e in pair):
+        estimate = low = high = math.exp(steps[0]) if log else steps[0]
+        verdict = decide(estimate, estimate, side, threshold)
     elif steps:
         estimate = math.exp(steps[0]) if log else steps[0]
         reasons.append("a single seed gives no interval" if over == "seeds" else "a single round gives no interval")

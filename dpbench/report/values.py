@@ -63,6 +63,7 @@ def entry_of(
         runs=_unique([record.run for record in records]),
         synthetic=any(lookup.synthetic(s) for s in stored),
         simulated=any(metric.kind == "simulated" for metric in metrics),
+        counted=bool(metrics) and all(metric.kind == "counted" for metric in metrics),
         privacy=first.privacy,
         sources=_unique([source_line(k, s) for item in stored for k, s in sorted(lookup.sources(item).items())]),
         warnings=_unique([w for record in records for w in record.warnings]),

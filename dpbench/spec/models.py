@@ -79,6 +79,9 @@ class ClaimTest(Strict):
     difference_at_most: float | None = None
     ratio_at_least: float | None = None
     ratio_at_most: float | None = None
+    across: Literal["mean", "every", "any"] = Field(
+        "mean", description="Whether the mean over settings must hold, every setting by itself, or any one."
+    )
 
     @model_validator(mode="after")
     def _one_threshold(self) -> ClaimTest:

@@ -231,3 +231,41 @@ def test_the_t_interval_is_the_textbook_one() -> None:
     assert mean == 2.0
     assert high - mean == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert mean - low == pytest.approx(high - mean)
+
+
+def one_claim(across: str, threshold: float) -> TableSpec:
+    test = {"metric": "accuracy", "of": {"method": "auto_s"}, "against": {"method": "abadi"}, "across": across}
+    return glue(claims=[{"id": "A1", "says": "it is better", "test": test | {"difference_at_least": threshold}}])
+
+
+@pytest.mark.parametrize(("across", "expected"), [("mean", "reproduced"), ("every", "not reproduced"), ("any", "reproduced")])
+def test_settings_are_judged_together_or_each_by_itself(across: str, expected: str) -> None:
+    """auto_s gains 4 at epsilon 3 and loses 2 at epsilon 8: their mean is a gain."""
+
+    def value(labels: dict[str, str], seed: int, metric: str) -> float:
+        gain = {"3": 4.0, "8": -2.0}.get(labels["epsilon"], 0.0) + 0.01 * seed
+        return 80 + seed + (gain if labels["method"] == "auto_s" else 0)
+
+    spec = one_claim(across, 0.5)
+    judged = verdict(spec, made_up(spec, "laptop", value))
+    assert judged.verdict == expected
+    decisive = judged.evidence.decisive
+    assert decisive.of.get("epsilon") == {"mean": None, "every": "8", "any": "3"}[across]
+    assert len(judged.evidence.pairings) == (2 if across == "every" else 1)
+    assert ("ε = 8" in judged.sentence) == (across == "every")
+
+
+def test_any_that_holds_nowhere_does_not_hold() -> None:
+    spec = one_claim("any", 5.0)
+    assert verdict(spec, made_up(spec, "laptop", accuracy(1.0))).verdict == "not reproduced"
+
+
+def test_one_exact_count_decides_and_one_measurement_does_not() -> None:
+    spec = glue(seeds=[0])
+    stored = made_up(spec, "laptop", accuracy(1.0))
+    assert verdict(spec, stored).verdict == "inconclusive"
+    for one in stored:
+        one.record.metrics[:] = [m.model_copy(update={"kind": "counted"}) for m in one.record.metrics]
+    judged = verdict(spec, stored)
+    assert judged.verdict == "reproduced"
+    assert judged.evidence.decisive.low == judged.evidence.decisive.high
