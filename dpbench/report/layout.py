@@ -98,9 +98,18 @@ def _projections(table: TableData, axes: list[str], keep: set[tuple[str, ...]]) 
     return [dict(zip(axes, values, strict=True)) for values in ordered]
 
 
-def _places(entries: list[Entry], labels: dict[str, str]) -> list[tuple[str, str, str]]:
-    """Origins with a value in a column: published, recorded (largest tier first), here."""
-    found = {e.place for e in entries if e.value is not None and all(e.labels[a] == v for a, v in labels.items())}
+def _places(entries: list[Entry], labels: dict[str, str], tier: str) -> list[tuple[str, str, str]]:
+    """Origins with a value in a column: published, recorded (largest tier first), here. Tiers that share all runs are shown once,
+    as the table's own tier or else the largest."""
+    own = [e for e in entries if e.value is not None and all(e.labels[a] == v for a, v in labels.items())]
+    runs: dict[tuple[str, str, str], set[str]] = {}
+    for entry in own:
+        runs.setdefault(entry.place, set()).update(entry.runs)
+    order = sorted(runs, key=lambda p: (p[1] != tier, -TIERS.index(p[1]) if p[1] else 0))
+    found: list[tuple[str, str, str]] = []
+    for place in order:
+        if not any(p[0] == place[0] != "published" and p[2] == place[2] and runs[place] <= runs[p] for p in found):
+            found.append(place)
     return sorted(found, key=lambda p: (ORIGINS.index(p[0]), -TIERS.index(p[1]) if p[1] else 0, p[2]))
 
 
@@ -158,7 +167,7 @@ def _block(table: TableData, metric: str, spec: MetricSpec) -> Block:
     rows, unknown = _known_rows(_projections(table, table.rows, exists), entries)
     columns: list[Column] = []
     for labels in _projections(table, table.columns, exists):
-        places = _places(entries, labels)
+        places = _places(entries, labels, table.tier)
         columns += [Column(labels, place) for place in places] or [Column(labels, None)]
     slots = [[_slot(table, metric, row | column.labels, column.place) for column in columns] for row in rows]
     block = Block(metric, spec, table.rows, table.columns, rows, columns, slots)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from report_fakes import EMBEDDED, REAL, batch_size, glue, made_up, privacy, resolver
+from report_fakes import EMBEDDED, REAL, TIERS, batch_size, glue, made_up, privacy, resolver
 
 from dpbench.records.schema import Metric
 from dpbench.report.claims import judge
@@ -211,3 +211,13 @@ def test_the_long_table_has_a_row_for_each_metric(tmp_path: Path) -> None:
     assert back[0]["requests"] == '["automatic/glue_base/laptop"]'
     assert {r["value"] for r in back if "opacus" in r["labels"]} == {""}
     assert table.column("value").null_count == sum(r["value"] is None for r in rows)
+
+
+def test_tiers_that_share_their_runs_are_one_column() -> None:
+    """The same settings at every tier are the same runs: shown as the tier that was asked for, not five times."""
+    spec = batch_size(tiers={tier: {} for tier in TIERS})
+    stored = made_up(spec, "laptop", lambda labels, seed, metric: 1.0)
+    for tier in ("laptop", "overnight"):
+        table = build_table(spec, tier, resolver(REAL), stored, [])
+        columns = blocks(table)[0].columns
+        assert [column.place for column in columns] == [("here", tier, "")] * 4
