@@ -15,6 +15,7 @@ from dpbench.report.values import entry_of
 from dpbench.report.words import environment_line, source_line
 from dpbench.spec.expand import Plan, Resolve, axis_values, expand, merge, tier_axes
 from dpbench.spec.models import TIERS, TableSpec
+from dpbench.spec.related import related
 from dpbench.spec.tables import published
 
 Key = tuple[str, ...]
@@ -171,7 +172,7 @@ def build_table(
         seeds: instead of the table's own.
 
     Raises:
-        DpbenchError: the table cannot be expanded at `tier`, or its published values or deviations are malformed.
+        DpbenchError: the table cannot be expanded at `tier`, or its published or related values or deviations are malformed.
     """
     plan = expand(spec, tier, resolve, seeds)
     lookup = Lookup(spec, resolve, [*local, *recorded], seeds)
@@ -234,6 +235,7 @@ def build_table(
         claims=spec.claims,
         plots=spec.plots,
         deviations=deviations(spec.paper),
+        related=related(spec),
         stale=[
             StaleRecord(
                 run=s.record.run,

@@ -9,6 +9,7 @@ from pydantic import Field
 from dpbench.records.schema import Privacy, Request
 from dpbench.report.deviations import Deviation
 from dpbench.spec.models import Claim, MetricSpec, Plot, Source
+from dpbench.spec.related import Related
 from dpbench.validation import Strict
 
 Origin = Literal["published", "recorded", "here"]
@@ -130,6 +131,7 @@ class TableData(Strict):
     claims: list[Claim]
     plots: list[Plot]
     deviations: list[Deviation] = Field(default_factory=list)
+    related: list[Related] = Field(default_factory=list)
     stale: list[StaleRecord] = Field(default_factory=list)
     records: list[RecordInfo] = Field(default_factory=list)
 

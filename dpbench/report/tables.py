@@ -90,6 +90,10 @@ def to_markdown(table: TableData) -> str:
     sources = [*(f"published: {s}" for s in published_in(table)), *sources_used(table)]
     if sources:
         lines += ["## Sources", "", *(f"- {_md(s)}" for s in sources), ""]
+    for item in table.related:
+        lines += [f"## {_md(item.title)}", "", _md(item.says), ""]
+        lines += ["| " + " | ".join(map(_md, row)) + " |" for row in (item.columns, ["---"] * len(item.columns), *item.rows)]
+        lines += ["", *(f"- {_md(source)}" for source in item.sources), ""]
     if table.notes:
         lines += ["## Notes", "", *(f"- {_md(n)}" for n in table.notes), ""]
     return "\n".join(lines)

@@ -131,6 +131,14 @@ class Plot(Strict):
     panels: list[str] = Field(default_factory=list)
 
 
+class RelatedSpec(Strict):
+    """Values of another paper beside the table."""
+
+    file: str = Field(pattern=r"^[a-z0-9_]+\.csv$", description="In benchmarks/<paper>/related.")
+    title: str
+    says: str = Field(description="What they are, and how they differ from this table's own.")
+
+
 class TierSpec(Strict):
     """Overrides of one tier; an axis given here replaces the table's whole axis."""
 
@@ -168,6 +176,7 @@ class TableSpec(Strict):
     claims: list[Claim] = Field(default_factory=list)
     plots: list[Plot] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list, description="Shown under the table.")
+    related: list[RelatedSpec] = Field(default_factory=list, description="Values of other papers, shown apart.")
 
     @model_validator(mode="after")
     def _whole(self) -> TableSpec:
