@@ -58,7 +58,7 @@ def _sources() -> Iterator[str]:
 def _engines() -> Iterator[str]:
     yield "Engines"
     for name, plugin in plugins.discover("engine").items():
-        yield f"  {name:14} {plugin.summary}{f' (skipped: {plugin.missing} is not installed)' if plugin.missing else ''}"
+        yield f"  {name:14} {plugin.summary}{f' (skipped: {plugin.missing})' if plugin.missing else ''}"
 
 
 def _tiers() -> Iterator[str]:

@@ -44,9 +44,11 @@ class Plugin:
 
     @property
     def missing(self) -> str | None:
-        """The package a peer's adapter needs (`package`), if it is not installed."""
+        """Why a peer's adapter cannot run here: its `package` is not installed, and how to `get` it. None where it can."""
         package = self.extra.get("package")
-        return package if isinstance(package, str) and importlib.util.find_spec(package) is None else None
+        if not isinstance(package, str) or importlib.util.find_spec(package) is not None:
+            return None
+        return f"{package} is not installed ({self.extra['get']})"
 
     def load(self) -> ModuleType:
         """Import the module (this is where torch comes in)."""

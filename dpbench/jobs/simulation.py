@@ -78,7 +78,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     for done, engine in enumerate(settings.engines):
         context.report(done, total, f"simulating {engine}")
         if missing := plugins.get("engine", engine).missing:
-            metrics += _empty(settings, engine, f"skipped: {missing} is not installed")
+            metrics += _empty(settings, engine, f"skipped: {missing}")
             continue
         found = {}
         for batch in sorted({*BATCHES, settings.batch_size}):

@@ -263,7 +263,7 @@ def skip_missing(engines: list[str]) -> tuple[list[str], list[Metric]]:
     runnable, metrics = [], []
     for engine in engines:
         if missing := plugins.get("engine", engine).missing:
-            metrics += _empty(engine, f"skipped: {missing} is not installed")
+            metrics += _empty(engine, f"skipped: {missing}")
         else:
             runnable.append(engine)
     return runnable, metrics

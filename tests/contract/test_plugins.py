@@ -29,7 +29,7 @@ def names(kind):
 def there(kind):
     """Names of plug-ins; one whose package is not installed is skipped, and says so."""
     for name, plugin in plugins.discover(kind).items():
-        yield pytest.param(name, marks=pytest.mark.skipif(plugin.missing is not None, reason=f"no {plugin.missing} here"))
+        yield pytest.param(name, marks=pytest.mark.skipif(plugin.missing is not None, reason=str(plugin.missing)))
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)

@@ -11,13 +11,13 @@ from dpbench.errors import DpbenchError
 
 FUNCTIONS = ("abadi", "auto_s", "auto_v")
 OURS = ("fused", "bookkeeping", "ghost", "loop", "vmap")
-PEERS = ("opacus", "opacus_ghost", "opake")
+PEERS = ("opacus", "opacus_ghost", "opake", "fastdp")
 
 
 def pairs():
     """(engine, scope) of every engine that clips; a peer that is not installed is skipped, and says so."""
     for name, plugin in plugins.discover("engine").items():
-        skip = pytest.mark.skipif(plugin.missing is not None, reason=f"no {plugin.missing} here")
+        skip = pytest.mark.skipif(plugin.missing is not None, reason=str(plugin.missing))
         for scope in plugin.extra["scopes"]:
             yield pytest.param(name, scope, id=f"{name}-{scope}", marks=skip)
 

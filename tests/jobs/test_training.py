@@ -109,7 +109,7 @@ def test_missing_peers_are_reasons_not_holes(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "opacus" else real(name, *a))
     runnable, metrics = throughput.skip_missing(["nonprivate", "opacus", "fused"])
     assert runnable == ["nonprivate", "fused"]
-    assert {m.note for m in metrics} == {"skipped: opacus is not installed"}
+    assert {m.note for m in metrics} == {"skipped: opacus is not installed (pip install opacus)"}
     assert all(m.value is None for m in metrics)
 
 

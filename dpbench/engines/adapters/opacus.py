@@ -18,6 +18,7 @@ PLUGIN = {
     "private": True,
     "scopes": ["flat"],
     "package": "opacus",
+    "get": "pip install opacus",
 }
 
 

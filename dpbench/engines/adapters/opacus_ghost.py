@@ -17,6 +17,7 @@ PLUGIN = {
     "private": True,
     "scopes": ["flat"],
     "package": "opacus",
+    "get": "pip install opacus",
 }
 
 

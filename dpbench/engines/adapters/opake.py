@@ -19,6 +19,7 @@ PLUGIN = {
     "private": True,
     "scopes": ["flat"],
     "package": "opake",
+    "get": "pip install opake",
 }
 
 

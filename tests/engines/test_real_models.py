@@ -1,0 +1,95 @@
+"""Models that people train: GPT-2 and Llama shapes, whole and with LoRA, in fp32 against the fp64 loop and in bfloat16."""
+
+from __future__ import annotations
+
+import copy
+
+import peft
+import pytest
+import torch
+from models import mechanism, relative
+from torch import nn
+
+from dpbench import engines
+from dpbench.models import registry as models
+
+OURS = [("fused", "per_layer"), ("bookkeeping", "flat"), ("bookkeeping", "per_layer"), ("ghost", "flat"), ("vmap", "flat")]
+TOKENS = 12
+
+
+def lora(size: str) -> nn.Module:
+    model = models.language_model(size, seed=1)
+    gpt2 = models.language_model_family(size) == "gpt2"
+    targets = ["c_attn", "c_proj"] if gpt2 else ["q_proj", "v_proj", "down_proj"]
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets, fan_in_fan_out=gpt2, lora_dropout=0.0)
+    model.model = peft.get_peft_model(model.model, config)
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at the start, which would hide lora_A's gradient
+            with torch.no_grad():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 10)
+    return model
+
+
+MODELS = {
+    "gpt2": lambda: models.language_model("tiny", seed=1),
+    "gpt2_tied": lambda: models.language_model("tiny", seed=1, tied=True),
+    "llama": lambda: models.language_model("llama_tiny", seed=1),
+    "gpt2_lora": lambda: lora("tiny"),
+    "llama_lora": lambda: lora("llama_tiny"),
+}
+
+
+def data(batch: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(batch)
+    ids = torch.randint(0, 512, (batch, TOKENS), generator=generator)
+    return {"input_ids": ids, "weight": torch.linspace(0.0, 2.0, batch)}
+
+
+def losses(model, batch):
+    """[B]; the weights put gradients on both sides of any bound near their middle."""
+    return models.language_model_losses(model, batch) * batch["weight"]
+
+
+def released(name, model, plan, dtype):
+    """(gradients of one step of two physical batches, flattened to fp64; the handle)."""
+    model = copy.deepcopy(model).to(dtype).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    handle = engines.attach(name, model, torch.optim.SGD(trained, lr=0.1), plan)
+    for batch in (data(4), data(3)):
+        handle.backward(losses, batch)
+    handle.optimizer.step()
+    found = torch.cat([p.grad.double().flatten() for p in trained])
+    handle.detach()
+    return found, handle
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("name", "scope"), OURS)
+def test_parity_with_the_fp64_loop(name, scope, model, poisoned_empty):
+    made = MODELS[model]()
+    plan = mechanism(scope, "abadi", bound=0.1 if "lora" in model else 0.8)
+    wanted, oracle = released("loop", made, plan, torch.float64)
+    found, handle = released(name, made, plan, torch.float32)
+    assert 0 < oracle.clipped_fraction < 1, "the data do not make clipping bite"
+    assert relative(found, wanted) < 1e-5
+    assert handle.clipped_fraction == oracle.clipped_fraction
+    assert handle.unprotected == []
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama", "llama_lora"])
+@pytest.mark.parametrize(("name", "scope"), OURS)
+def test_bfloat16_is_the_loop_in_bfloat16(name, scope, model):
+    """The same rounded weights and the same rounded forward and backward pass: only sums differ, and those are kept in fp32."""
+    made = MODELS[model]()
+    plan = mechanism(scope, "auto_s")
+    wanted, _ = released("loop", made, plan, torch.bfloat16)
+    found, _ = released(name, made, plan, torch.bfloat16)
+    assert relative(found, wanted) < 2e-2
+
+
+def test_lora_trains_the_adapters_alone():
+    made = lora("tiny")
+    _, handle = released("fused", made, mechanism("per_layer"), torch.float32)
+    assert all("lora_" in name for name in handle.trainable)
+    assert len(handle.bounds) == len(handle.trainable)  # every adapter matrix is a layer, so a group, of its own
