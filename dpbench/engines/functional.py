@@ -28,8 +28,13 @@ class Stand:
 
 
 def uses(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name of every use -> the trainable parameter; a tied one has several names."""
-    return {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    """Name of every use -> the trainable parameter; one tied between modules has several names.
+
+    A module that is registered twice has one name here: `functional_call` given two would leave the model with its tensors.
+    """
+    own = ((path, module._parameters.items()) for path, module in model.named_modules())
+    named = ((f"{path}.{name}" if path else name, p) for path, parameters in own for name, p in parameters)
+    return {name: p for name, p in named if p is not None and p.requires_grad}
 
 
 def loss_of_one(model: nn.Module, losses: Losses, apart: bool) -> Callable[[Parameters, Any], Tensor]:

@@ -58,6 +58,14 @@ class Twice(nn.Module):
         return self.head(torch.tanh(self.same(torch.tanh(self.same(self.embed(ids))))))
 
 
+class Alias(Twice):
+    """One module registered under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = self.same
+
+
 MODELS = {
     "plain": Language,
     "tied": lambda: Language(tied=True),
@@ -66,6 +74,7 @@ MODELS = {
     "rmsnorm": lambda: Language(middle=lambda: nn.RMSNorm(TOKENS)),
     "other": lambda: Language(middle=lambda: nn.ConvTranspose1d(WIDTH, WIDTH, 3, padding=1)),  # has no kernel of its own
     "twice": Twice,
+    "alias": Alias,
 }
 
 
