@@ -17,6 +17,7 @@ TOLERANCE = 0.01
 """A calibrated epsilon lies in [(1 - TOLERANCE) x target, target]."""
 
 _INTERVAL = 1e-4  # of the privacy loss; pessimistic rounding, so a coarser grid only over-states epsilon
+_FINE = 0.3  # noise multipliers below it have privacy losses of 1 / noise_multiplier^2: the grid grows with them
 
 
 class Unsupported(DpbenchError):
@@ -67,7 +68,8 @@ def epsilon(
     if relation not in relations:
         raise DpbenchError(f"unknown neighbouring relation {relation!r}", f"one of {', '.join(relations)}")
     if accountant == "pld":
-        made = pld.PLDAccountant(relations[relation], value_discretization_interval=_INTERVAL)
+        interval = _INTERVAL * max(1.0, (_FINE / noise_multiplier) ** 2)
+        made = pld.PLDAccountant(relations[relation], value_discretization_interval=interval)
     elif accountant == "rdp":
         logging.getLogger("absl").setLevel(logging.ERROR)  # it warns for every order it leaves out, which is its business
         made = rdp.RdpAccountant(neighboring_relation=relations[relation])

@@ -21,6 +21,8 @@ from dpbench.paths import PACKAGE
 FOLDERS = {
     "job": ("jobs",),
     "engine": ("engines", "engines/adapters"),
+    # What a paper's published code does, faults included. A kind of its own: nothing that offers or trusts engines sees them.
+    "published_engine": ("engines/published",),
     "function": ("clipping",),
     "scope": ("clipping",),
     "dataset": ("data",),

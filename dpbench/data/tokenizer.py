@@ -23,10 +23,10 @@ SMALLEST = 256 + 2  # every byte, <pad>, <eos>
 RECIPE = 1
 
 
-def _cache_file(name: str, vocabulary: int, source: Source) -> Path:
+def _cache_file(name: str, vocabulary: int, source: Source, split: str) -> Path:
     import tokenizers
 
-    identity = {
+    identity: dict[str, Any] = {
         "dataset": name,
         "version": plugins.get("dataset", name).version,
         "source": source.identity,
@@ -34,6 +34,8 @@ def _cache_file(name: str, vocabulary: int, source: Source) -> Path:
         "tokenizers": tokenizers.__version__,
         "recipe": RECIPE,
     }
+    if split != "train":  # left out where it is: tokenizers made before there was a choice keep their name
+        identity["split"] = split
     key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
     return paths.cache() / "tokenizers" / f"{name}-{vocabulary}-{key}.json"
 
@@ -64,11 +66,12 @@ def _train(texts: Sequence[str], vocabulary: int) -> str:
     return str(tokenizer.to_str())
 
 
-def bpe(name: str, vocabulary: int, source: Source) -> tuple[Tokenizer, str]:
-    """The BPE of a public dataset's train split, trained on first use and kept in the cache folder.
+def bpe(name: str, vocabulary: int, source: Source, split: str = "train") -> tuple[Tokenizer, str]:
+    """The BPE of a public text, trained on first use and kept in the cache folder.
 
     Args:
-        name: the dataset; it must be public, for its text is not protected.
+        name: the dataset.
+        split: of it; it must be public, for its text is not protected. What a private run trains on is not.
         vocabulary: number of tokens at most (a small text may give fewer), <pad> = 0 and <eos> = 1 included.
 
     Returns:
@@ -81,10 +84,10 @@ def bpe(name: str, vocabulary: int, source: Source) -> tuple[Tokenizer, str]:
 
     if vocabulary < SMALLEST:
         raise DpbenchError(f"tokenizer on {name}: vocabulary {vocabulary} is below {SMALLEST}", "every byte needs a token")
-    path = _cache_file(name, vocabulary, source)
+    path = _cache_file(name, vocabulary, source, split)
     text = _cached(path)
     if text is None:
-        text = _train(registry.load(name, "train", source).columns["text"], vocabulary)
+        text = _train(registry.load(name, split, source).columns["text"], vocabulary)
         write_atomic(path, json.dumps({"sha256": sha256_text(text), "tokenizer": text}))
     return Tokenizer.from_str(text), sha256_text(text)
 

@@ -18,7 +18,8 @@ class Metric(Strict):
 
     labels: which of the run's inner cells it belongs to (`{"engine": "fused"}`), empty where the run is one cell;
     rounds: the repetitions it is the median of; low, high: their 20 and 80 % quantiles; value None: not measured, for the
-    reason in `note`; kind `counted`: exact, so that one value decides.
+    reason in `note`; kind `counted`: exact, so that one value decides; text: printed where there is nothing to measure, such as
+    `none` for an epsilon that does not exist.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Metric(Strict):
     high: float | None = None
     kind: Literal["measured", "simulated", "counted"] = "measured"
     note: str = ""
+    text: str = Field("", exclude_if=lambda v: not v)
 
     @field_validator("value", "low", "high")
     @classmethod
@@ -42,6 +44,8 @@ class Metric(Strict):
     def _explained(self) -> Metric:
         if self.value is None and not self.note:
             raise ValueError("a metric without a value needs a note that says why")
+        if self.value is not None and self.text:
+            raise ValueError("a metric with a value is printed as that value, not as a text")
         return self
 
 

@@ -21,6 +21,7 @@ class Entry(Strict):
 
     origin: `published` (read off a document), `recorded` (committed, `machine` says where), `here` (this machine).
     value: published, or the mean over seeds, or the median over rounds of a single run; None: not measured, `note` says why.
+    text: printed where there is nothing to measure, such as `none` for an epsilon that does not exist; `note` says why.
     spread: half-width as `spread_kind` says; low, high: 20 and 80 % quantiles over rounds.
     runs: the records it comes from; source: the document a published value was read in.
     """
@@ -31,6 +32,7 @@ class Entry(Strict):
     labels: dict[str, str]
     metric: str
     value: float | None
+    text: str = ""
     unit: str
     spread: float | None = None
     spread_kind: str = ""
@@ -48,6 +50,11 @@ class Entry(Strict):
     warnings: list[str] = Field(default_factory=list)
     note: str = ""
     source: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether there is something to print: a value, or a text in its place."""
+        return self.value is not None or bool(self.text)
 
     @property
     def place(self) -> tuple[Origin, str, str]:

@@ -8,16 +8,30 @@ from pydantic import BeforeValidator, Field
 
 from dpbench import paths
 from dpbench.errors import DpbenchError
+from dpbench.spec.models import Label
 from dpbench.validation import Strict, parse, read_yaml
 
 Severity = Literal["critical", "correctness", "theoretical", "performance", "trap", "note", "negligible"]
+
+
+class Shown(Strict):
+    """Rows that show what a deviation does. table: PAPER/TABLE; where: axis -> its values there."""
+
+    table: str
+    where: dict[str, list[Label]]
+
+    @property
+    def text(self) -> str:
+        """`flashdp/utility: variant as_published_layers`."""
+        return f"{self.table}: " + "; ".join(f"{axis} {', '.join(values)}" for axis, values in self.where.items())
 
 
 class Deviation(Strict):
     """One difference.
 
     severity: `critical` voids or weakens the stated guarantee, `correctness` gives a wrong gradient or memory error, the
-        others as their words say; where: the file or section it is in; test: the test that shows it, empty if there is none.
+        others as their words say; where: the file or section it is in; test: the test that shows it, empty if there is none;
+        shown_by: the rows that show what it costs.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
@@ -25,6 +39,7 @@ class Deviation(Strict):
     fact: str
     where: str = ""
     test: str = ""
+    shown_by: Shown | None = None
 
 
 def deviations(paper: str) -> list[Deviation]:

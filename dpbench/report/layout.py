@@ -101,7 +101,7 @@ def _projections(table: TableData, axes: list[str], keep: set[tuple[str, ...]]) 
 def _places(entries: list[Entry], labels: dict[str, str], tier: str) -> list[tuple[str, str, str]]:
     """Origins with a value in a column: published, recorded (largest tier first), here. Tiers that share all runs are shown once,
     as the table's own tier or else the largest."""
-    own = [e for e in entries if e.value is not None and all(e.labels[a] == v for a, v in labels.items())]
+    own = [e for e in entries if e.known and all(e.labels[a] == v for a, v in labels.items())]
     runs: dict[tuple[str, str, str], set[str]] = {}
     for entry in own:
         runs.setdefault(entry.place, set()).update(entry.runs)
@@ -118,6 +118,8 @@ def _slot(table: TableData, metric: str, labels: dict[str, str], place: tuple[st
     if entry is not None and entry.value is not None:
         digits = table.metrics[metric].digits
         return Slot(entry, number(entry.value, digits), interval_of(entry, digits), marks_of(entry))
+    if entry is not None and entry.text:
+        return Slot(entry, entry.text, marks=marks_of(entry))
     return Slot(None, EMPTY, why=_why_empty(table, labels, place, entry))
 
 
@@ -175,6 +177,7 @@ def _block(table: TableData, metric: str, spec: MetricSpec) -> Block:
     block.legend = [f"{mark} {says}" for mark, says in MARKS.items() if mark in used]
     kinds = dict.fromkeys(e.spread_kind for e in entries if e.value is not None and e.spread_kind)
     block.footnotes = [f"Beside a value: {', '.join(kinds)}."] if kinds else []
+    block.footnotes += _texts_explained(slots)
     why = dict.fromkeys(slot.why for line in slots for slot in line if slot.why)
     if why:
         block.footnotes.append(f"{EMPTY} {'; '.join(why)}.")
@@ -184,6 +187,15 @@ def _block(table: TableData, metric: str, spec: MetricSpec) -> Block:
     if table.source.number and not any(e.origin == "published" and e.value is not None for e in entries):
         block.footnotes.append(f"Published: no value of this metric has been read off {table.source.number} yet.")
     return block
+
+
+def _texts_explained(slots: list[list[Slot]]) -> list[str]:
+    """`none: no clipping and no noise; ...`: what stands in place of a value, and all the reasons for it."""
+    reasons: dict[str, dict[str, None]] = {}
+    for slot in (slot for line in slots for slot in line):
+        if slot.entry is not None and slot.entry.text:
+            reasons.setdefault(slot.entry.text, {}).setdefault(slot.entry.note)
+    return [f"{text}: {'; '.join(notes)}." for text, notes in reasons.items()]
 
 
 def sources_used(table: TableData) -> list[str]:

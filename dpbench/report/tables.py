@@ -16,7 +16,8 @@ from dpbench.report.html import table_fragment
 from dpbench.report.layout import Block, Slot, blocks, published_in, sources_used
 from dpbench.report.words import EMPTY
 
-_VALUES = ["value", "unit", "spread", "spread_kind", "low", "high", "n", "by_seed", "rounds", "runs", "synthetic", "simulated"]
+_VALUES = ["value", "text", "unit", "spread", "spread_kind", "low", "high", "n", "by_seed", "rounds", "runs"]
+_KINDS = ["synthetic", "simulated"]
 _PRIVACY = ["epsilon", "epsilon_rdp", "target_epsilon", "delta", "noise_multiplier", "relation", "validity", "reasons"]
 _REST = ["source", "sources", "warnings", "note"]
 
@@ -24,7 +25,19 @@ _REST = ["source", "sources", "warnings", "note"]
 def csv_columns(table: TableData) -> list[str]:
     """Columns of the CSV. An axis has its own name; the mechanism's own values start with `privacy_`."""
     axes = [*table.rows, *table.columns]
-    return ["paper", "table", "origin", "tier", "machine", *axes, "metric", *_VALUES, *(f"privacy_{n}" for n in _PRIVACY), *_REST]
+    return [
+        "paper",
+        "table",
+        "origin",
+        "tier",
+        "machine",
+        *axes,
+        "metric",
+        *_VALUES,
+        *_KINDS,
+        *(f"privacy_{n}" for n in _PRIVACY),
+        *_REST,
+    ]
 
 
 def _cell(value: Any) -> Any:
@@ -45,7 +58,7 @@ def csv_rows(table: TableData) -> Iterator[dict[str, Any]]:
     for entry in table.entries:
         row: dict[str, Any] = {"paper": table.paper, "table": table.table, "metric": entry.metric}
         row |= {name: getattr(entry, name) for name in ("origin", "tier", "machine")} | entry.labels
-        row |= {name: getattr(entry, name) for name in [*_VALUES, *_REST]}
+        row |= {name: getattr(entry, name) for name in [*_VALUES, *_KINDS, *_REST]}
         row["n"] = entry.n or None  # of a published value it is not known
         row |= {f"privacy_{n}": getattr(entry.privacy, n) if entry.privacy else None for n in _PRIVACY}
         yield {name: _cell(value) for name, value in row.items()}

@@ -40,8 +40,11 @@ def entry_of(
             n = len(rounds)
             spread_kind = f"20-80 % over {n} rounds" if low is not None and high is not None else ""
     notes = _unique([m.note for m in metrics if m.note])
+    text = ""
     if not by_seed:
         notes = _unique([metric.note for metric, _ in picked.values()])
+        texts = _unique([metric.text for metric, _ in picked.values()])
+        text = texts[0] if len(texts) == 1 else ""
     else:
         notes += missing
     first = records[0]
@@ -52,6 +55,7 @@ def entry_of(
         labels=labels,
         metric=name,
         value=statistics.fmean(by_seed.values()) if by_seed else None,
+        text=text,
         unit=metrics[0].unit if metrics else unit,
         spread=spread,
         spread_kind=spread_kind,

@@ -119,12 +119,13 @@ class Plot(Strict):
     """One figure of a table.
 
     kind `lines`: metric against a numeric axis `x`, a line per value of `series`, a panel per value of `panels`;
-    kind `intervals`: a point with its interval per value of `series`, grouped by `x`.
+    kind `intervals`: a point with its interval per value of `series`, grouped by `x`;
+    kind `curves`: a metric over the steps of a run (`facts.curve`), a line per row and seed mean, a panel per value of `x`.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     title: str
-    kind: Literal["lines", "intervals"]
+    kind: Literal["lines", "intervals", "curves"]
     metric: str
     x: str
     series: str
