@@ -84,7 +84,9 @@ class Settings(Strict):
     vocabulary: int | None = Field(None, ge=258, description="Of tokenizer and model; none: the size's own.")
     tied: bool = Field(False, description="Whether the head is the token embedding.")
     tokens: int = Field(ge=2, description="T, tokens of a block.")
-    train_blocks: int = Field(ge=1, description="Blocks that can be drawn, from the start of the train split: a public constant.")
+    train_blocks: int = Field(
+        ge=1, description="n, blocks that can be drawn: the first of the train split, fewer if it is shorter."
+    )
     validation_blocks: int = Field(
         ge=1, description="Blocks that the validation loss is taken over, from the start of its split."
     )
@@ -137,17 +139,17 @@ def uses(settings: Settings) -> Uses:
     return Uses(plugins=tuple(found), datasets=(settings.dataset,), models=("gpt2",))
 
 
-def mechanism(settings: Settings, groups: int, seed: int) -> Mechanism:
+def mechanism(settings: Settings, groups: int, blocks: int, seed: int) -> Mechanism:
     """The one object that sampler, noise and accountant are made from.
 
     Under `noise: flashdp_published` the noise multiplier is the one that the published update really has, see
     `published_multiplier`; the stated epsilon is then no target, and the mechanism's own epsilon is the real one.
 
     Args:
-        groups: K, that the clipping's scope makes of the model.
+        groups: K, that the clipping's scope makes of the model; blocks: n, that can be drawn.
     """
-    sampling = Sampling(settings.sampler, settings.train_blocks, settings.expected_batch_size)
-    delta = 1 / (2 * settings.train_blocks) if settings.delta == "1/(2n)" else settings.delta
+    sampling = Sampling(settings.sampler, blocks, settings.expected_batch_size)
+    delta = 1 / (2 * blocks) if settings.delta == "1/(2n)" else settings.delta
     if settings.clipping is None or settings.epsilon is None:
         return Mechanism(sampling, settings.steps, delta=delta, seed=seed)
     clipping = settings.clipping.made(groups)
@@ -205,7 +207,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     """Train, then measure the validation loss.
 
     Raises:
-        DpbenchError: no such device, the text does not fill the blocks, the mechanism is out of reach, or a guard of the engine
+        DpbenchError: no such device, the text fills too few blocks, the mechanism is out of reach, or a guard of the engine
             stopped the run.
     """
     from dpbench.jobs import pretraining
@@ -213,14 +215,13 @@ def run(settings: Settings, context: Context) -> Outcome:
 
     require_device(settings.device)
     task = pretraining.Task(settings, context)
-    plan = mechanism(settings, task.groups, context.seed)
+    plan = mechanism(settings, task.groups, len(task.train), context.seed)
     done = pretraining.train(settings, task, plan, context)
     real = privacy(settings, plan, done.unprotected)
-    warnings = [f"{done.ignored} examples had non-finite gradients and contributed 0"] if done.ignored else []
+    warnings = list(task.warnings)
+    warnings += [f"{done.ignored} examples had non-finite gradients and contributed 0"] if done.ignored else []
     if real is not None and real.epsilon is not None and settings.noise != "calibrated":
-        warnings.append(
-            f"the noise was calibrated for epsilon {label(settings.epsilon)} and added as published: {real.epsilon:.4g}"
-        )
+        warnings.append(f"noise calibrated for epsilon {label(settings.epsilon)} and added as published gives {real.epsilon:.4g}")
     loss = done.curve[-1][1]
     metrics = [metric("validation_loss", loss, "nats/token"), metric("perplexity", math.exp(loss), "")]
     metrics += epsilon_metrics(settings, real)
@@ -250,7 +251,7 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
 
     datasets.check(settings.dataset, sources[f"dataset:{settings.dataset}"])
     model = pretraining.model_of(settings, meta=True)
-    plan = mechanism(settings, pretraining.groups_of(settings, model), 0)
+    plan = mechanism(settings, pretraining.groups_of(settings, model), settings.train_blocks, 0)
     handle = pretraining.attach(settings, model, pretraining.optimizer(settings.optimizer, model), plan)
     leaks = list(handle.unprotected)
     handle.detach()

@@ -18,7 +18,6 @@ from dpbench.data import registry as datasets
 from dpbench.data.tokenizer import bpe, token_blocks
 from dpbench.engines.base import Handle
 from dpbench.engines.layers import lay_out
-from dpbench.errors import DpbenchError
 from dpbench.jobs import language_model as job
 from dpbench.jobs.contract import Context
 from dpbench.mechanism import Clipping, Mechanism
@@ -36,7 +35,7 @@ class Task:
     """Blocks of tokens, and the model with its initial weights, the same for all methods of a seed.
 
     Raises:
-        DpbenchError: the text does not fill the blocks asked for.
+        DpbenchError: a split does not fill one block.
     """
 
     def __init__(self, settings: Settings, context: Context) -> None:
@@ -44,27 +43,26 @@ class Task:
         source = context.sources[f"dataset:{settings.dataset}"]
         tokenizer, sha256 = bpe(settings.dataset, vocabulary_of(settings), source, _TOKENIZER_SPLIT)
 
-        def blocks(split: str, count: int) -> np.ndarray[Any, Any]:
+        self.warnings: list[str] = []
+
+        def blocks(split: str, wanted: int) -> np.ndarray[Any, Any]:
             texts = datasets.load(settings.dataset, split, source).columns["text"]
-            found = token_blocks(tokenizer, texts, settings.tokens, count)
-            if len(found) < count:
-                raise DpbenchError(
-                    f"{settings.dataset} ({source.kind}), split {split!r}, fills {len(found)} blocks of {settings.tokens}, "
-                    f"{count} are asked for",
-                    "lower train_blocks or validation_blocks, or take another source",
-                )
+            found = token_blocks(tokenizer, texts, settings.tokens, wanted)
+            if len(found) < wanted:
+                self.warnings.append(f"the {split} text fills {len(found)} blocks of {settings.tokens} tokens, not {wanted}")
             return found
 
-        own, seen = settings.train_blocks, settings.validation_blocks
         if settings.evaluate_on == "train_rest":
-            both = blocks("train", own + seen)
-            train, validation = both[:own], both[own:]
+            both = blocks("train", settings.train_blocks + settings.validation_blocks)
+            train, validation = np.split(both, [-settings.validation_blocks])
         else:
-            train, validation = blocks("train", own), blocks("validation", seen)
+            train, validation = blocks("train", settings.train_blocks), blocks("validation", settings.validation_blocks)
         self.train, self.validation = torch.as_tensor(train), torch.as_tensor(validation)
         self.model = model_of(settings, seed=context.seed).to(self.device)
         self.groups = groups_of(settings, self.model)
         self.facts = {
+            "train_blocks": len(train),
+            "validation_blocks": len(validation),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "evaluated_tokens": validation.size - len(validation),
             "unigram_loss": unigram_loss(train, validation, vocabulary_of(settings)),

@@ -48,7 +48,7 @@ class Engine(fused.Engine):
         for cluster in self.layout.clusters:
             if not all(_protected(layer) for layer in cluster.layers):
                 for parameter in (p for layer in cluster.layers for p in layer.parameters.values()):
-                    del self.noise_stds[id(parameter)]
+                    self.noise_stds.pop(id(parameter), None)  # a tied tensor stands in several layers
         self.sensitivity = float("inf")
 
     def epsilon(self) -> float | None:
