@@ -55,6 +55,25 @@ def test_the_whole_batch_is_the_plain_gaussian():
     assert accounting.epsilon(noise_multiplier=1.0, sample_rate=1.0, steps=1, delta=1e-5) == pytest.approx(4.377, abs=5e-3)
 
 
+@pytest.mark.parametrize("noise_multiplier", [0.02, 0.1, 0.25])
+def test_far_too_little_noise_has_its_epsilon_in_seconds(noise_multiplier):
+    """Where the grid grows: the analytic Gaussian mechanism in logarithms, of which the answer is an upper bound within 0.5 %."""
+    import math
+
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
+    mu, delta = math.sqrt(3) / noise_multiplier, 1e-5  # three steps of the whole batch are one with sqrt(3) times the sensitivity
+
+    def beyond(epsilon):
+        first, second = norm.logcdf(mu / 2 - epsilon / mu), epsilon + norm.logcdf(-mu / 2 - epsilon / mu)
+        return first + math.log1p(-math.exp(second - first)) - math.log(delta)
+
+    wanted = brentq(beyond, mu**2 / 2, mu**2 / 2 + 10 * mu)
+    found = accounting.epsilon(noise_multiplier=noise_multiplier, sample_rate=1.0, steps=3, delta=delta)
+    assert wanted <= found <= 1.005 * wanted
+
+
 def test_published_multipliers_come_out():
     """Derived independently for the GLUE recipe: SST-2, 202 steps of 1000 of 67,349, delta n^-1.1, epsilon 3."""
     found = accounting.calibrate(3.0, sample_rate=1000 / 67349, steps=202, delta=67349**-1.1)

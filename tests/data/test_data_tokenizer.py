@@ -38,6 +38,14 @@ def test_vocabulary_and_source_have_their_own_files(source):
     assert len(list((paths.cache() / "tokenizers").glob("*.json"))) == 2
 
 
+def test_a_tokenizer_of_another_split_is_another(source):
+    """What trains on `train` privately must not have its tokenizer from there."""
+    _, train = tokenizer.bpe("wikitext2", 300, source)
+    _, test = tokenizer.bpe("wikitext2", 300, source, "test")
+    assert train != test
+    assert len(list((paths.cache() / "tokenizers").glob("*.json"))) == 2
+
+
 @pytest.mark.parametrize(
     "damage", [lambda b: b[: len(b) // 2], lambda b: b.replace(b"the", b"thf"), lambda b: b"[]", lambda b: b"\xff"]
 )
