@@ -172,10 +172,10 @@ def published_multiplier(noise_multiplier: float, batch_size: float, sensitivity
 
 
 def privacy(settings: Settings, plan: Mechanism, unprotected: list[str]) -> Privacy | None:
-    """Both accountants' epsilon; none where tensors are released unprotected. None for a non-private run."""
+    """Both accountants' epsilon; none for published code, whatever its noise. None for a non-private run."""
     from dpbench.runner import privacy_of
 
-    if unprotected:
+    if kind_of(settings.engine) == PUBLISHED:
         found = ", ".join(plugins.get(PUBLISHED, settings.engine).extra["deviations"])
         why = f"{found}: no finite epsilon, for {len(unprotected)} tensors are released without clipping and noise"
         return Privacy(

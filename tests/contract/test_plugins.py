@@ -134,6 +134,20 @@ def test_engines_train(name):
     assert float(losses(net, BATCH).detach().mean()) < first - 0.1
 
 
+@pytest.mark.parametrize("name", names("published_engine"))
+def test_published_engines_are_exempt_and_say_why(name):
+    """No test of engines holds them, for they must fail: tests/engines/test_published.py shows that they do."""
+    plugin = plugins.get("published_engine", name)
+    assert plugin.extra["private"] is False
+    assert plugin.extra["deviations"]
+    assert name not in plugins.discover("engine")
+    net = model()
+    plan = Mechanism(Sampling("poisson", 50, 5.0), 3, Clipping(scope=plugin.extra["scopes"][0]), 1.0)
+    handle = engines.attach_published(name, net, torch.optim.SGD(net.parameters(), lr=0.1), plan)
+    assert handle.epsilon() is None
+    handle.detach()
+
+
 def test_a_file_without_a_literal_declaration_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "bad.py"
     path.write_text("PLUGIN = dict(kind='engine', name=compute())\n")
