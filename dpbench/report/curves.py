@@ -28,52 +28,55 @@ def curves_of(table: TableData, entry: Entry) -> Curve:
     return [(step, statistics.fmean(values)) for step, values in sorted(by_step.items()) if len(values) == len(found)]
 
 
-def names_of(table: TableData, plot: Plot, entries: list[Entry]) -> dict[tuple[str, ...], str]:
-    """Row -> how its line is called, in the table's order; an axis on which all rows agree is not spelt out."""
-    axes = [a for a in table.axes if a != plot.x and a not in plot.panels]
-    rank = {a: {v: i for i, v in enumerate(table.axes[a])} for a in axes}
-    rows = sorted(
-        {tuple(e.labels[a] for a in axes) for e in entries}, key=lambda r: [rank[a][v] for a, v in zip(axes, r, strict=True)]
-    )
-    differ = [i for i, a in enumerate(axes) if len({row[i] for row in rows}) > 1 or a == plot.series]
-    return {row: ", ".join(label_text(axes[i], row[i]) for i in differ) for row in rows}
-
-
 def figure(table: TableData, plot: Plot, entries: list[Entry], colours: list[str], dashes: list[Any]) -> Figure | None:
     """The drawing of `entries`, which all have values; None where no record keeps a curve."""
     drawn = [(entry, curve) for entry in entries if (curve := curves_of(table, entry))]
     if not drawn:
         return None
-    axes_named = [a for a in table.axes if a != plot.x and a not in plot.panels]
-    names = names_of(table, plot, [entry for entry, _ in drawn])
+    lines = [a for a in table.axes if a != plot.x and a not in plot.panels]
+    names = _names(table, plot, lines, [entry for entry, _ in drawn])
     style = {row: (colours[i % len(colours)], dashes[i // len(colours) % len(dashes)]) for i, row in enumerate(names)}
-    panel_axes = [plot.x, *plot.panels]
-    panels: dict[tuple[str, ...], list[tuple[Entry, Curve]]] = {}
-    for entry, curve in drawn:
-        panels.setdefault((entry.place_text, *(entry.labels[a] for a in panel_axes)), []).append((entry, curve))
-    for key in [k for k in panels if k[1] == _REFERENCE]:
-        others = [k for k in panels if k[0] == key[0] and k[2:] == key[2:] and k != key]
-        for other in others:
-            panels[other] = panels[key] + panels[other]
-        if others:
-            del panels[key]
+    panels = _panels(plot, drawn)
     across = 1 if len(panels) == 1 else 2
     down = -(-len(panels) // across)
     made = Figure(figsize=(5.0 * across, 2.6 * down + 0.25 * len(names) / across + 0.3), layout="constrained")
     flat = list(made.subplots(down, across, squeeze=False).flat)
     handles: dict[tuple[str, ...], Any] = {}
     unit = table.metrics[plot.metric].unit
-    for axes, (key, own) in zip(flat, panels.items(), strict=False):
+    for axes, ((place, *values), own) in zip(flat, panels.items(), strict=False):
         for entry, curve in own:
-            row = tuple(entry.labels[a] for a in axes_named)
+            row = tuple(entry.labels[a] for a in lines)
             colour, dash = style[row]
             (handles[row],) = axes.plot(*zip(*curve, strict=True), color=colour, linestyle=dash, linewidth=1.6, label=names[row])
-        where = ", ".join(label_text(a, v) for a, v in zip(panel_axes, key[1:], strict=True))
-        axes.set_title(f"{where}, {key[0]}", loc="left")
-        axes.set_ylabel(f"{plot.metric.replace('_', ' ')}" + (f"\n({unit})" if unit else ""))
+        where = ", ".join(label_text(a, v) for a, v in zip([plot.x, *plot.panels], values, strict=True))
+        axes.set_title(f"{where}, {place}", loc="left")
+        axes.set_ylabel(plot.metric.replace("_", " ") + (f"\n({unit})" if unit else ""))
         axes.set_xlabel("steps")
         axes.grid(axis="y", alpha=0.18, linewidth=0.8)
     for axes in flat[len(panels) :]:
         axes.remove()
     made.legend(handles=[handles[row] for row in names], loc="outside upper left", ncols=across, frameon=False, handlelength=2.2)
     return made
+
+
+def _names(table: TableData, plot: Plot, lines: list[str], entries: list[Entry]) -> dict[tuple[str, ...], str]:
+    """Row -> how its line is called, in the table's order; an axis on which all rows agree is not spelt out."""
+    found = {tuple(e.labels[a] for a in lines) for e in entries}
+    rows = sorted(found, key=lambda row: [table.axes[a].index(v) for a, v in zip(lines, row, strict=True)])
+    differ = [i for i, a in enumerate(lines) if len({row[i] for row in rows}) > 1 or a == plot.series]
+    return {row: ", ".join(label_text(lines[i], row[i]) for i in differ) for row in rows}
+
+
+def _panels(plot: Plot, drawn: list[tuple[Entry, Curve]]) -> dict[tuple[str, ...], list[tuple[Entry, Curve]]]:
+    """(place, value of x, values of the panel axes) -> what is drawn there, the rows without an x in every panel."""
+    panels: dict[tuple[str, ...], list[tuple[Entry, Curve]]] = {}
+    for entry, curve in drawn:
+        key = (entry.place_text, entry.labels[plot.x], *(entry.labels[a] for a in plot.panels))
+        panels.setdefault(key, []).append((entry, curve))
+    for place, x, *rest in [key for key in panels if key[1] == _REFERENCE]:
+        others = [key for key in panels if key[0] == place and list(key[2:]) == rest and key[1] != x]
+        for other in others:
+            panels[other] = panels[(place, x, *rest)] + panels[other]
+        if others:
+            del panels[(place, x, *rest)]
+    return panels
