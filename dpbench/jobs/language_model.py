@@ -228,6 +228,8 @@ def run(settings: Settings, context: Context) -> Outcome:
     if plan.private:
         metrics.append(metric("noise_std", plan.noise_multiplier * plan.sensitivity, ""))
         metrics.append(metric("clipped_fraction", sum(done.clipped) / max(1, len(done.clipped)), ""))
+    else:
+        metrics.append(Metric(name="clipped_fraction", value=None, unit="", note="no clipping"))
     facts = {
         "example": f"one block of {settings.tokens} tokens",
         "curve": done.curve,

@@ -35,7 +35,8 @@ def figure(table: TableData, plot: Plot, entries: list[Entry], colours: list[str
         return None
     lines = [a for a in table.axes if a != plot.x and a not in plot.panels]
     names = _names(table, plot, lines, [entry for entry, _ in drawn])
-    style = {row: (colours[i % len(colours)], dashes[i // len(colours) % len(dashes)]) for i, row in enumerate(names)}
+    widths = [2.8 - 1.6 * i / len(names) for i in range(len(names))]  # a line that later ones cover still shows at its sides
+    style = {row: (colours[i % len(colours)], dashes[i // len(colours) % len(dashes)], widths[i]) for i, row in enumerate(names)}
     panels = _panels(plot, drawn)
     across = 1 if len(panels) == 1 else 2
     down = -(-len(panels) // across)
@@ -46,8 +47,9 @@ def figure(table: TableData, plot: Plot, entries: list[Entry], colours: list[str
     for axes, ((place, *values), own) in zip(flat, panels.items(), strict=False):
         for entry, curve in own:
             row = tuple(entry.labels[a] for a in lines)
-            colour, dash = style[row]
-            (handles[row],) = axes.plot(*zip(*curve, strict=True), color=colour, linestyle=dash, linewidth=1.6, label=names[row])
+            colour, dash, width = style[row]
+            drawing = axes.plot(*zip(*curve, strict=True), color=colour, linestyle=dash, linewidth=width, label=names[row])
+            handles[row] = drawing[0]
         where = ", ".join(label_text(a, v) for a, v in zip([plot.x, *plot.panels], values, strict=True))
         axes.set_title(f"{where}, {place}", loc="left")
         axes.set_ylabel(plot.metric.replace("_", " ") + (f"\n({unit})" if unit else ""))
