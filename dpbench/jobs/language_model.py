@@ -11,6 +11,7 @@ from dpbench import accounting, plugins
 from dpbench.errors import DpbenchError
 from dpbench.jobs.contract import Context, Outcome, metric
 from dpbench.mechanism import Clipping, Mechanism, Sampling, calibrated
+from dpbench.models.language import language_model_family
 from dpbench.records.schema import Metric, Privacy
 from dpbench.spec.expand import Uses
 from dpbench.spec.models import label
@@ -80,7 +81,7 @@ class Settings(Strict):
     """One cell: a model, a text, an engine, an epsilon. An example, the unit of privacy, is one block of `tokens` tokens."""
 
     dataset: str = "wikitext2"
-    size: str = Field(description="Size of the GPT-2 family.")
+    size: str = Field(description="Size of the GPT-2 or Llama family.")
     vocabulary: int | None = Field(None, ge=258, description="Of tokenizer and model; none: the size's own.")
     tied: bool = Field(False, description="Whether the head is the token embedding.")
     tokens: int = Field(ge=2, description="T, tokens of a block.")
@@ -136,7 +137,7 @@ def uses(settings: Settings) -> Uses:
     found = [(kind_of(settings.engine), settings.engine)]
     if settings.clipping is not None:
         found += [("function", settings.clipping.function), ("scope", settings.clipping.scope)]
-    return Uses(plugins=tuple(found), datasets=(settings.dataset,), models=("gpt2",))
+    return Uses(plugins=tuple(found), datasets=(settings.dataset,), models=(language_model_family(settings.size),))
 
 
 def mechanism(settings: Settings, groups: int, blocks: int, seed: int) -> Mechanism:

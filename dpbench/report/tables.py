@@ -17,7 +17,7 @@ from dpbench.report.layout import Block, Slot, blocks, published_in, sources_use
 from dpbench.report.words import EMPTY
 
 _VALUES = ["value", "text", "unit", "spread", "spread_kind", "low", "high", "n", "by_seed", "rounds", "runs"]
-_KINDS = ["synthetic", "simulated"]
+_KINDS = ["synthetic", "simulated", "counted"]
 _PRIVACY = ["epsilon", "epsilon_rdp", "target_epsilon", "delta", "noise_multiplier", "relation", "validity", "reasons"]
 _REST = ["source", "sources", "warnings", "note"]
 
