@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from dpbench import plugins
+from dpbench.engines.exchange import Exchange, Tally
 from dpbench.engines.layers import Layer, Layout, check_examples_apart, lay_out
 from dpbench.engines.noise import Noise
 from dpbench.errors import DpbenchError
-from dpbench.kernels.leaf import Sums, accumulation_dtype
+from dpbench.kernels.leaf import Sums
 from dpbench.mechanism import Mechanism, noise_stds, sensitivity
 
 Losses = Callable[[nn.Module, Any], Tensor]
@@ -50,7 +51,9 @@ class Handle:
         self.steps = 0
         self.trainable = _trainable(model, optimizer)
         self._sums: dict[int, Tensor] = {}
-        self._examples = self._clipped = self._non_finite = self._finite = 0
+        self.exchange = Exchange()
+        self._tally = Tally()
+        self._real: int | None = None
         self.clipped_fraction: float | None = None
         self.non_finite_examples = 0
         self.layout: Layout | None = None
@@ -114,16 +117,24 @@ class Handle:
             return []
         return [name for name, p in self.trainable.items() if id(p) not in self.noise_stds]
 
-    def backward(self, losses: Losses, batch: Any) -> Tensor:
+    def backward(self, losses: Losses, batch: Any, real: int | None = None) -> Tensor:
         """Add the bounded gradients of one physical batch to the step's sum; returns the detached losses [B].
 
-        Guarantee: each example adds at most C_k in L2 to group k, and a non-finite one adds 0.
+        Args:
+            real: only the first `real` examples count; the others are padding, for processes that must all run alike.
+
+        Guarantee: each example adds at most C_k in L2 to group k, and a non-finite one or padding adds 0.
 
         Raises:
             DpbenchError: the loss is not one value an example, or a module's input does not have the batch first.
         """
-        values = self._accumulate(losses, batch)
-        self._examples += len(values)
+        if real is not None and not self.exchange.keeps_padding:
+            batch, real = select(batch, slice(real)), None
+            if not batch_size(batch):
+                return torch.zeros(0)
+        self._real = real
+        values = self._accumulate(losses if real is None else without_padding(losses, real), batch)[:real]
+        self._tally.examples += len(values)
         return values
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
@@ -152,7 +163,7 @@ class Handle:
     def sum_of(self, parameter: Tensor) -> Tensor:
         """The running sum of a parameter's bounded gradients; zeroed here, where it is allocated."""
         if id(parameter) not in self._sums:
-            self._sums[id(parameter)] = torch.zeros_like(parameter, dtype=accumulation_dtype(parameter))
+            self._sums[id(parameter)] = self.exchange.new_sum(self, parameter).zero_()
         return self._sums[id(parameter)]
 
     def sums_of(self, layer: Layer) -> Sums:
@@ -160,34 +171,39 @@ class Handle:
         fresh = [name for name, p in layer.parameters.items() if id(p) not in self._sums]
         for name in fresh:
             parameter = layer.parameters[name]
-            self._sums[id(parameter)] = torch.empty_like(parameter, dtype=accumulation_dtype(parameter))
+            self._sums[id(parameter)] = self.exchange.new_sum(self, parameter)
         return Sums({name: self._sums[id(p)] for name, p in layer.parameters.items()}, fresh)
 
     def count(self, norms: Tensor, bounds: Tensor | float) -> None:
         """Note norms [B] or [B, K] for `clipped_fraction` and the non-finite guard."""
-        norms = norms.reshape(len(norms), -1)
+        norms = norms.reshape(len(norms), -1)[: self._real]
         finite = torch.isfinite(norms)
-        self._clipped += int(((norms > bounds) & finite).any(1).sum())
-        whole = finite.all(1)
-        self._finite += int(whole.sum())
-        self._non_finite += int((~whole).sum())
+        over, whole = ((norms > bounds) & finite).any(1), finite.all(1)
+        self.exchange.noted(over, whole)
+        self._tally.clipped += int(over.sum())
+        self._tally.finite += int(whole.sum())
+        self._tally.non_finite += int((~whole).sum())
 
     def _before_step(self) -> None:
-        for name, parameter in self.trainable.items():
-            if parameter.grad is not None:
-                raise DpbenchError(
-                    f"{name} has a gradient from outside the engine: it would be released without noise",
-                    "call handle.backward instead of loss.backward, and optimizer.zero_grad after each step",
-                )
-        if self._non_finite and not self._finite:
+        self._tally = tally = self.exchange.total(self._tally, self.steps, self._gradient_from_outside())
+        if tally.non_finite and not tally.finite:
             raise NonFiniteStep(
-                f"step {self.steps + 1}: all {self._non_finite} examples have non-finite gradients",
+                f"step {self.steps + 1}: all {tally.non_finite} examples have non-finite gradients",
                 "lower the learning rate, or use a wider dtype",
             )
         if self.mechanism.noise_multiplier > 0 and self.steps == 0:
-            self._witness = {name: p.detach().reshape(-1)[:_WITNESS].clone() for name, p in self.trainable.items()}
+            self._witness = {name: _some_of(p).clone() for name, p in self.trainable.items()}
         self._release()
         self._sums = {}
+
+    def _gradient_from_outside(self) -> DpbenchError | None:
+        for name, parameter in self.trainable.items():
+            if parameter.grad is not None:
+                return DpbenchError(
+                    f"{name} has a gradient from outside the engine: it would be released without noise",
+                    "call handle.backward instead of loss.backward, and optimizer.zero_grad after each step",
+                )
+        return None
 
     def _release(self) -> None:
         """Every parameter's grad = (sum + noise) / expected_batch_size.
@@ -196,15 +212,15 @@ class Handle:
         """
         sums = [(self.sum_of(p), self.noise_stds.get(id(p), 0.0)) for p in self.trainable.values()]
         with torch.no_grad():
-            self.noise.release_(sums, self.mechanism.sampling.expected_batch_size)
+            self.exchange.release_(self, sums, self.mechanism.sampling.expected_batch_size)
         for parameter, (total, _) in zip(self.trainable.values(), sums, strict=True):
-            parameter.grad = total.to(parameter.dtype)
+            parameter.grad = self.exchange.gradient(parameter, total)
 
     def _after_step(self) -> None:
         self.steps += 1
-        self.clipped_fraction = self._clipped / self._examples if self._examples else None
-        self.non_finite_examples += self._non_finite
-        self._examples = self._clipped = self._non_finite = self._finite = 0
+        tally, self._tally = self._tally, Tally()
+        self.clipped_fraction = tally.clipped / tally.examples if tally.examples else None
+        self.non_finite_examples += tally.non_finite
         if self._witness is not None:
             self._check_moved()
             self._witness = None
@@ -215,11 +231,17 @@ class Handle:
         rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
         for name, parameter in self.trainable.items():
             before = self._witness[name]
-            if rates[id(parameter)] > 0 and torch.equal(before, parameter.detach().reshape(-1)[:_WITNESS]):
+            if rates[id(parameter)] > 0 and len(before) and torch.equal(before, _some_of(parameter)):
                 raise DpbenchError(
                     f"{name} has not moved in the first step although it is trained under noise",
                     "see that the optimizer steps on the model's own tensors and that the dtype resolves the learning rate",
                 )
+
+
+def _some_of(parameter: Tensor) -> Tensor:
+    """Its first elements on this process: none, where its shard is empty."""
+    local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return local.detach().reshape(-1)[:_WITNESS]
 
 
 def _trainable(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
@@ -240,6 +262,17 @@ def _trainable(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     if not named:
         raise DpbenchError("the model has no trainable parameter", "call requires_grad_(True) on what is to be trained")
     return named
+
+
+def without_padding(losses: Losses, real: int) -> Losses:
+    """The losses with those from number `real` on at 0, so that padding has no gradient."""
+
+    def counted(model: nn.Module, batch: Any) -> Tensor:
+        values = check_losses(losses(model, batch))
+        padding = torch.arange(len(values), device=values.device) >= real
+        return values.masked_fill(padding, 0.0)
+
+    return counted
 
 
 def check_losses(values: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ Book-keeping of Bu et al. (ICML 2023, "Differentially Private Optimization on La
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpbench.engines.base import Handle, Losses
-from dpbench.engines.capture import Capture
+from dpbench.engines.capture import Capture, Pass
 from dpbench.engines.layers import Cluster, Layer
 from dpbench.engines.shared import sq_norms
 from dpbench.kernels.leaf import Use, weighted_factors
@@ -24,6 +25,7 @@ PLUGIN = {
     "summary": "one backward, sums after all norms",
     "private": True,
     "scopes": ["flat", "per_layer"],
+    "parallel": ["replicas", "shards", "stages"],
 }
 
 
@@ -38,6 +40,16 @@ class Engine(Handle):
         self._capture = Capture(self.layout)
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+        one, values = self._capture.losses(losses, self.model, batch)
+        self.backward_of(one, values.sum())
+        return values.detach()
+
+    def forward_of(self, call: Callable[[], Tensor]) -> tuple[Pass, Tensor]:
+        return self._capture.forward(call)
+
+    def backward_of(
+        self, one: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
+    ) -> list[Tensor | None]:
         squared: dict[int, Tensor] = {}
         kept: list[tuple[int, Layer, Use]] = []
 
@@ -46,12 +58,10 @@ class Engine(Handle):
             squared[cluster.group] = squared[cluster.group] + own if cluster.group in squared else own
             kept.extend((cluster.group, layer, use) for layer, use in uses)
 
-        with self._capture.running():
-            values = self._capture.forward(losses, self.model, batch)
-            self._capture.backward(values, ready)
+        found = one.backward(outputs, ready, gradients, inputs)
         with torch.no_grad():
             self._sum(squared, kept)
-        return values.detach()
+        return found
 
     def _sum(self, squared: dict[int, Tensor], kept: list[tuple[int, Layer, Use]]) -> None:
         norms = {group: value.sqrt() for group, value in squared.items()}
@@ -59,6 +69,7 @@ class Engine(Handle):
         while kept:  # from the last kept, so that what is done with is freed
             group, layer, use = kept.pop()
             layer.leaf.add_finite(use, *factors[group], self.sums_of(layer).zeroed())
+            self.exchange.finished(self, [layer])
         groups = sorted(norms)
         bounds = torch.tensor([self.bounds[k] for k in groups], device=norms[groups[0]].device)
         self.count(torch.stack([norms[k] for k in groups], 1), bounds)

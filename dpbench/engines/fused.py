@@ -6,13 +6,14 @@ no per-example gradient outlives its example and no activation its layer.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpbench.engines.base import Handle, Losses
-from dpbench.engines.capture import Capture
+from dpbench.engines.capture import Capture, Pass
 from dpbench.engines.layers import Cluster, Layer
 from dpbench.engines.shared import examples, squared_norm
 from dpbench.kernels.leaf import Use, weighted_factors
@@ -24,6 +25,7 @@ PLUGIN = {
     "summary": "per-layer, single pass inside backward (FlashDP)",
     "private": True,
     "scopes": ["per_layer"],
+    "parallel": ["replicas", "shards", "stages"],
 }
 
 
@@ -39,18 +41,27 @@ class Engine(Handle):
         self._capture = Capture(self.layout)
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+        one, values = self._capture.losses(losses, self.model, batch)
+        self.backward_of(one, values.sum())
+        return values.detach()
+
+    def forward_of(self, call: Callable[[], Tensor]) -> tuple[Pass, Tensor]:
+        return self._capture.forward(call)
+
+    def backward_of(
+        self, one: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
+    ) -> list[Tensor | None]:
         norms: dict[int, Tensor] = {}
 
         def ready(cluster: Cluster, uses: list[tuple[Layer, Use]]) -> None:
             norms[cluster.group] = self._clip(cluster, uses)
+            self.exchange.finished(self, cluster.layers)
 
-        with self._capture.running():
-            values = self._capture.forward(losses, self.model, batch)
-            self._capture.backward(values, ready)
+        found = one.backward(outputs, ready, gradients, inputs)
         groups = sorted(norms)
-        bounds = torch.tensor([self.bounds[k] for k in groups], device=values.device)
+        bounds = torch.tensor([self.bounds[k] for k in groups], device=outputs.device)
         self.count(torch.stack([norms[k] for k in groups], 1), bounds)
-        return values.detach()
+        return found
 
     def _clip(self, cluster: Cluster, uses: list[tuple[Layer, Use]]) -> Tensor:
         factor = self.factor(cluster.group)

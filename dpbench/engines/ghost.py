@@ -24,6 +24,7 @@ PLUGIN = {
     "summary": "flat, two backward passes",
     "private": True,
     "scopes": ["flat"],
+    "parallel": ["replicas"],
 }
 
 
@@ -44,9 +45,8 @@ class Engine(Handle):
         def ready(_cluster: Cluster, uses: list[tuple[Layer, Use]]) -> None:
             squared.append(sq_norms(uses))
 
-        with self._capture.running():
-            values = self._capture.forward(losses, self.model, batch)
-            self._capture.backward(values, ready, retain_graph=True)
+        one, values = self._capture.losses(losses, self.model, batch)
+        one.backward(values.sum(), ready, retain_graph=True)
         norms = torch.stack(squared).sum(0).sqrt()
         factors, finite = weighted_factors(norms, self.factor(0))
         self.count(norms, self.bounds[0])

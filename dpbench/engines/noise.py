@@ -27,10 +27,13 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 class Noise:
-    """Independent of sampling, initialisation and directions; drawn on from step to step."""
+    """Independent of sampling, initialisation and directions; drawn on from step to step.
 
-    def __init__(self, mechanism: Mechanism) -> None:
-        self._mechanism = mechanism
+    rank: of this process in its group; each has streams of its own, rank 0 those of a process alone.
+    """
+
+    def __init__(self, mechanism: Mechanism, rank: int = 0) -> None:
+        self._mechanism, self._rank = mechanism, rank
         self._generators: dict[torch.device, torch.Generator] = {}
         self._streams: list[Gaussian] = []
 
@@ -86,7 +89,8 @@ class Noise:
     def _key(self, number: int) -> bytes:
         if self._mechanism.randomness == "secret":
             return secrets.token_bytes(KEY_BYTES)
-        state = np.random.SeedSequence([self._mechanism.seed, _NOISE, number]).generate_state(KEY_BYTES // 4, np.uint32)
+        entropy = [self._mechanism.seed, _NOISE, number] + ([self._rank] if self._rank else [])
+        state = np.random.SeedSequence(entropy).generate_state(KEY_BYTES // 4, np.uint32)
         return state.astype("<u4").tobytes()
 
 

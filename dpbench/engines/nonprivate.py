@@ -16,6 +16,7 @@ PLUGIN = {
     "summary": "plain training, no clipping and no noise",
     "private": False,
     "scopes": [],
+    "parallel": ["replicas", "shards", "stages"],
 }
 
 
@@ -36,5 +37,5 @@ class Engine(Handle):
             if parameter.grad is not None:
                 self._sums[id(parameter)] = parameter.grad
                 parameter.grad = None
-        self._finite += len(values)
+        self._tally.finite += len(values[: self._real])
         return values.detach()

@@ -1,0 +1,64 @@
+"""Where an engine meets the other processes of its group; here there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dpbench.kernels.leaf import accumulation_dtype
+
+if TYPE_CHECKING:
+    from dpbench.engines.base import Handle
+    from dpbench.engines.layers import Layer
+    from dpbench.errors import DpbenchError
+
+
+@dataclass
+class Tally:
+    """Examples of one logical step: how many there were, were clipped, and had a non-finite or finite gradient."""
+
+    examples: int = 0
+    clipped: int = 0
+    non_finite: int = 0
+    finite: int = 0
+
+
+class Exchange:
+    """A process alone. `dpbench.parallel` has those of a group: replicas, shards, stages of a pipeline.
+
+    keeps_padding: whether padding goes through the model too, because every process must run the same operations.
+    """
+
+    keeps_padding = False
+
+    def new_sum(self, handle: Handle, parameter: Tensor) -> Tensor:
+        """Unwritten room for the sum of a parameter's bounded gradients, in fp32 or wider."""
+        return torch.empty_like(parameter, dtype=accumulation_dtype(parameter))
+
+    def noted(self, over: Tensor, finite: Tensor) -> None:
+        """[B] examples of a physical batch: beyond a bound in a finite group; finite in all groups."""
+
+    def finished(self, handle: Handle, layers: Sequence[Layer]) -> None:
+        """The physical batch adds nothing more to these layers' sums."""
+
+    def total(self, tally: Tally, steps: int, fault: DpbenchError | None) -> Tally:
+        """The tally over all processes, each of which is about to release its step number `steps`.
+
+        Raises:
+            DpbenchError: `fault`, or that another process has one, before anything is released.
+        """
+        if fault is not None:
+            raise fault
+        return tally
+
+    def release_(self, handle: Handle, sums: list[tuple[Tensor, float]], divisor: float) -> None:
+        """Each (sum, std) becomes (sum + N(0, std^2)) / divisor, in place."""
+        handle.noise.release_(sums, divisor)
+
+    def gradient(self, parameter: Tensor, released: Tensor) -> Tensor:
+        """`released` as what the optimizer takes for this parameter."""
+        return released.to(parameter.dtype)

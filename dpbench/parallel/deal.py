@@ -1,0 +1,32 @@
+"""One logical batch for the whole group, dealt to its ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from dpbench import sampling
+from dpbench.mechanism import Mechanism
+from dpbench.parallel.group import Group
+
+
+def batches(mechanism: Mechanism, group: Group) -> Iterator[np.ndarray]:
+    """This rank's examples of each logical step; there may be none.
+
+    Guarantee: the logical batch is drawn once, as in one process, and each of its examples goes to exactly one rank. Seeded
+    ranks draw the same; under `randomness: secret` rank 0 draws and the others are told.
+    """
+    if mechanism.randomness == "seeded":
+        for indices in sampling.batches(mechanism):
+            yield share(indices, group.rank, group.size)
+        return
+    drawn = sampling.batches(mechanism) if group.rank == 0 else None
+    for _ in range(mechanism.steps):
+        indices = group.from_first(next(drawn) if drawn is not None else None)
+        yield share(indices, group.rank, group.size)
+
+
+def share(indices: np.ndarray, rank: int, size: int) -> np.ndarray:
+    """Every size-th index from number `rank` on: shares differ by one example at most."""
+    return indices[rank::size]

@@ -1,0 +1,91 @@
+"""The processes that train one model together, and what they must agree on before anything is released."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dpbench.engines.exchange import Tally
+from dpbench.errors import DpbenchError
+from dpbench.files import canonical_json
+from dpbench.mechanism import Mechanism
+
+
+class Group:
+    """A process group. rank, size: this process' place in it; device: where its collectives want their tensors."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        if not dist.is_available() or not dist.is_initialized():
+            raise DpbenchError("there is no process group", "call torch.distributed.init_process_group, or start with torchrun")
+        self.process_group = group if group is not None else dist.group.WORLD
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        cuda = dist.get_backend(group) == "nccl"
+        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+    def gathered(self, value: Any) -> list[Any]:
+        """`value` of every rank, in order."""
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.process_group)
+        return found
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value."""
+        box = [value]
+        dist.broadcast_object_list(box, src=dist.get_global_rank(self.process_group, 0), group=self.process_group)
+        return box[0]
+
+    def agree(self, **facts: Any) -> None:
+        """See that every rank has the same facts.
+
+        Raises:
+            DpbenchError: on all ranks; names the first fact that differs and the first rank that has another than rank 0.
+        """
+        digests = {name: hashlib.sha256(canonical_json(value).encode()).hexdigest() for name, value in facts.items()}
+        for rank, theirs in enumerate(all_ranks := self.gathered(digests)):
+            for name, digest in all_ranks[0].items():
+                if theirs.get(name) != digest:
+                    raise DpbenchError(
+                        f"rank {rank} has another {name.replace('_', ' ')} than rank 0", "build the same on every process"
+                    )
+
+    def total(self, tally: Tally, steps: int, fault: DpbenchError | None) -> Tally:
+        """The sum of all tallies.
+
+        Raises:
+            DpbenchError: on all ranks: one of them has a fault, or they are not at the same step.
+        """
+        own = [tally.examples, tally.clipped, tally.non_finite, tally.finite, int(fault is not None), steps, steps * steps]
+        sums = torch.tensor(own, dtype=torch.int64, device=self.device)
+        dist.all_reduce(sums, group=self.process_group)
+        *counts, faults, total, squares = sums.tolist()
+        self._stand(fault, faults, total, squares)
+        return Tally(*counts)
+
+    def _stand(self, fault: DpbenchError | None, faults: int, total: int, squares: int) -> None:
+        if fault is not None:
+            raise fault
+        if faults:
+            raise DpbenchError(f"{faults} of {self.size} ranks stopped before the step", "see their errors")
+        if self.size * squares != total * total:  # their variance is 0 only where all are equal
+            raise DpbenchError("the ranks are not at the same step", "every rank steps the optimizer equally often")
+
+
+def facts_of(model: nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism, engine: str) -> dict[str, Any]:
+    """What replicas and shards must have in common."""
+    parameters = [[name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in model.named_parameters()]
+    return {"parameter_list": parameters, **facts_of_training(optimizer, mechanism, engine)}
+
+
+def facts_of_training(optimizer: torch.optim.Optimizer, mechanism: Mechanism, engine: str) -> dict[str, Any]:
+    """What all processes of a group must have in common, whatever part of the model they hold."""
+    settings = [{k: repr(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    return {"mechanism": mechanism.describe(), "optimizer": [type(optimizer).__name__, settings], "engine": engine}
+
+
+def in_memory_order(total: Tensor) -> Tensor:
+    """[n]: a view of the elements of a dense tensor as they lie."""
+    return total.permute(sorted(range(total.dim()), key=total.stride, reverse=True)).reshape(-1)

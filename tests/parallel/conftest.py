@@ -1,0 +1,48 @@
+"""Every scenario runs once, in two gloo processes that are started together; the tests look at what they left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+SHARED = [str(HERE), str(HERE.parent / "engines")]  # `scenario`, and the engines' `models`
+sys.path[:0] = SHARED
+
+RANKS = 2
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory):
+    """ranks(module) -> what each rank of `python module` left: a list of {scenario: result}."""
+    done = {}
+
+    def results(module: str) -> list[dict]:
+        if module not in done:
+            done[module] = _launch(module, tmp_path_factory.mktemp(module))
+        return done[module]
+
+    return results
+
+
+def _launch(module: str, folder: Path) -> list[dict]:
+    import torch
+
+    script = HERE / f"{module}.py"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), *SHARED, environment.get("PYTHONPATH", "")])
+    words = [[sys.executable, str(script), str(folder), str(rank), str(RANKS)] for rank in range(RANKS)]
+    logs = [(folder / f"log{rank}").open("w+") for rank in range(RANKS)]
+    workers = [subprocess.Popen(w, env=environment, stdout=log, stderr=log) for w, log in zip(words, logs, strict=True)]
+    try:
+        codes = [worker.wait(timeout=120) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    said = [(folder / f"log{rank}").read_text()[-3000:] for rank in range(RANKS)]
+    assert codes == [0] * RANKS, "\n".join(said)
+    return [torch.load(folder / f"result{rank}", weights_only=False) for rank in range(RANKS)]

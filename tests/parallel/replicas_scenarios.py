@@ -1,0 +1,188 @@
+"""Data parallel in two processes."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+from models import Language, data, losses, mechanism, plain
+from scenario import main, refused
+from torch import nn
+
+from dpbench import engines, parallel
+from dpbench.parallel import deal, replicas
+from dpbench.parallel.group import Group
+
+ENGINES = [("nonprivate", None), ("fused", "per_layer"), ("ghost", "flat"), ("bookkeeping", "flat"), ("bookkeeping", "per_layer")]
+STEPS = [list(range(7)), [], [3], [0, 5, 6]]  # logical batches: unequal shares, none at all, a share that is empty
+WHOLE = data(7)
+
+
+def plan(scope, **rest):
+    return plain() if scope is None else mechanism(scope, **rest)
+
+
+def pick(indices):
+    return {key: value[list(indices)] for key, value in WHOLE.items()}
+
+
+def flat(tensors):
+    return torch.cat([t.detach().double().flatten() for t in tensors])
+
+
+def train(name, mechanism, deal_to, attach, model=None):
+    """Released gradients and final weights over STEPS, with momentum, in physical batches of two."""
+    model = model or Language()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    handle = attach(name, model, optimizer, mechanism)
+    found, tallies = [], []
+    for indices in STEPS:
+        mine = deal_to(np.asarray(indices, dtype=int))
+        for start in range(0, len(mine), 2):
+            handle.backward(losses, pick(mine[start : start + 2]))
+        optimizer.step()
+        found.append(flat(p.grad for p in model.parameters()))
+        tallies.append((handle.clipped_fraction, handle.non_finite_examples))
+        optimizer.zero_grad()
+    handle.detach()
+    return {"gradients": found, "weights": flat(model.parameters()), "tallies": tallies, "sensitivity": handle.sensitivity}
+
+
+def alone(name, scope, **rest):
+    return train(name, plan(scope, **rest), lambda i: i, engines.attach)
+
+
+def together(rank, size, name, scope, model=None, **rest):
+    return train(name, plan(scope, **rest), lambda i: deal.share(i, rank, size), parallel.attach, model)
+
+
+def equality(rank, size):
+    return {(name, scope): (together(rank, size, name, scope), alone(name, scope)) for name, scope in ENGINES}
+
+
+def other_weights_at_first(rank, size):
+    model = Language()
+    with torch.no_grad():
+        model.head.weight.add_(rank)
+    return together(rank, size, "fused", "per_layer", model)["weights"]
+
+
+def large_sums(rank, size):
+    """The same with every sum sent from where it lies."""
+    kept, replicas.LARGE = replicas.LARGE, 1
+    try:
+        return together(rank, size, "fused", "per_layer")["gradients"]
+    finally:
+        replicas.LARGE = kept
+
+
+class Everyone(replicas.Replicas):
+    """A planted fault: every rank adds the whole noise."""
+
+    def _noise_own_part(self, handle, bucket, divisor):
+        handle.noise.release_(bucket, divisor)
+
+
+class SameHalf(replicas.Replicas):
+    """A planted fault: both ranks take the same half of the elements."""
+
+    def _noise_own_part(self, handle, bucket, divisor):
+        for values, std in bucket:
+            half = len(values) // 2
+            handle.noise.release_([(values[:half], std), (values[half:], 0.0)], divisor)
+
+
+def noise(rank, size, exchange=None, randomness="seeded", steps=4):
+    """Released noise alone, of a model of 40 thousand elements, and the std it should have."""
+    model = nn.Sequential(nn.Linear(100, 200), nn.Linear(200, 100, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = parallel.attach("fused", model, optimizer, mechanism("per_layer", noise_multiplier=2.0, randomness=randomness))
+    if exchange is not None:
+        handle.exchange = exchange(handle.exchange.group)
+    found = []
+    for _ in range(steps):
+        optimizer.step()
+        found.append(flat(p.grad for p in model.parameters()))
+        optimizer.zero_grad()
+    handle.detach()
+    return {"noise": found, "std": 2.0 * handle.sensitivity / 4.0, "weights": flat(model.parameters())}
+
+
+def noises(rank, size):
+    return {
+        "right": noise(rank, size),
+        "secret": noise(rank, size, randomness="secret"),
+        "everyone": noise(rank, size, Everyone),
+        "same_half": noise(rank, size, SameHalf),
+    }
+
+
+def guards(rank, size):
+    def attach(name="fused", model=None, lr=0.1, **rest):
+        model = model or Language()
+        return parallel.attach(name, model, torch.optim.SGD(model.parameters(), lr=lr), mechanism("per_layer", **rest))
+
+    def other_parameters():
+        model = Language()
+        if rank == 1:
+            model.head = nn.Linear(8, 18, bias=False)
+        attach(model=model)
+
+    def bad_everywhere():
+        handle, batch = attach(), pick(range(2))
+        batch["weight"] = torch.full((2,), float("nan"))
+        handle.backward(losses, batch)
+        handle.optimizer.step()
+
+    def bad_on_one():
+        handle, batch = attach(), pick([rank])
+        batch["weight"] = torch.tensor([float("nan") if rank == 0 else 1.0])
+        handle.backward(losses, batch)
+        handle.optimizer.step()
+        return handle.non_finite_examples
+
+    def from_outside():
+        handle = attach()
+        if rank == 0:
+            losses(handle.model, pick([1])).sum().backward()
+        handle.optimizer.step()
+
+    def other_step():
+        handle = attach()
+        handle.steps = rank
+        handle.optimizer.step()
+
+    return {
+        "mechanism": refused(lambda: attach(bound=0.5 + rank)),
+        "optimizer": refused(lambda: attach(lr=0.1 + rank)),
+        "parameters": refused(other_parameters),
+        "engine": refused(lambda: attach("fused" if rank else "bookkeeping")),
+        "loop": refused(lambda: attach("loop")),
+        "non-finite": refused(bad_everywhere),
+        "one non-finite": bad_on_one(),
+        "outside": refused(from_outside),
+        "step": refused(other_step),
+    }
+
+
+def dealing(rank, size):
+    group = Group()
+    found = {}
+    for randomness in ("seeded", "secret"):
+        drawn = deal.batches(mechanism("per_layer", randomness=randomness, expected=30.0), group)
+        found[randomness] = [indices.tolist() for indices in itertools.islice(drawn, 10)]
+    return found
+
+
+if __name__ == "__main__":
+    main(
+        {
+            "equality": equality,
+            "other_weights_at_first": other_weights_at_first,
+            "large_sums": large_sums,
+            "noises": noises,
+            "guards": guards,
+            "dealing": dealing,
+        }
+    )

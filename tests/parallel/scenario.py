@@ -1,0 +1,41 @@
+"""What a script of scenarios shares: it joins the group, runs every scenario in turn, and saves what each returns."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from dpbench.errors import DpbenchError
+
+
+def refused(call: Callable[[], object]) -> str:
+    """What a DpbenchError says; empty where there was none."""
+    try:
+        call()
+    except DpbenchError as error:
+        return str(error)
+    return ""
+
+
+def main(scenarios: dict[str, Callable[[int, int], object]]) -> None:
+    folder, rank, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=size,
+        timeout=datetime.timedelta(seconds=30),
+    )
+    results = {}
+    for name, scenario in scenarios.items():
+        torch.manual_seed(0)
+        results[name] = scenario(rank, size)
+        dist.barrier()
+    torch.save(results, folder / f"result{rank}")
+    dist.destroy_process_group()
