@@ -10,7 +10,7 @@ handle.detach()
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,8 @@ class Handle:
     """An attached engine. Subclasses implement `_accumulate`.
 
     groups: names of the layers in each group; bounds: C_k; sensitivity: of the sum over a batch, adding or removing
-    one example; unprotected: trainable tensors outside every group (always empty: attaching refuses them).
+    one example; unprotected: trainable tensors outside every group (always empty: attaching refuses them); real: how many
+    examples of the physical batch at hand count, None for all.
     """
 
     name = ""
@@ -53,7 +54,7 @@ class Handle:
         self._sums: dict[int, Tensor] = {}
         self.exchange = Exchange()
         self._tally = Tally()
-        self._real: int | None = None
+        self.real: int | None = None
         self.clipped_fraction: float | None = None
         self.non_finite_examples = 0
         self.layout: Layout | None = None
@@ -83,8 +84,13 @@ class Handle:
             std = self.mechanism.noise_multiplier * clipping.bound
             self.noise_stds = {id(p): std for p in self.trainable.values()}
             return
-        self.layout = lay_out(self.model, clipping)
-        self.bounds = clipping.bounds(len(self.layout.groups))
+        self.set_layout(lay_out(self.model, clipping))
+
+    def set_layout(self, layout: Layout) -> None:
+        """Bounds, sensitivity and noise of all groups of `layout`, of which this process may hold a part."""
+        assert self.mechanism.clipping is not None
+        self.layout = layout
+        self.bounds = self.mechanism.clipping.bounds(len(layout.groups))
         self._set_noise()
 
     def _set_noise(self) -> None:
@@ -132,13 +138,17 @@ class Handle:
             batch, real = select(batch, slice(real)), None
             if not batch_size(batch):
                 return torch.zeros(0)
-        self._real = real
+        self.real = real
         values = self._accumulate(losses if real is None else without_padding(losses, real), batch)[:real]
-        self._tally.examples += len(values)
+        self.noted(len(values))
         return values
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
         raise NotImplementedError
+
+    def noted(self, examples: int) -> None:
+        """Count the examples of a physical batch."""
+        self._tally.examples += examples
 
     def epsilon(self) -> float | None:
         """Spent so far (PLD); None for a non-private run."""
@@ -150,6 +160,22 @@ class Handle:
             hook.remove()
         self._hooks = []
         self._sums = {}
+
+    # the two halves of `_accumulate`, for a pipeline; engines that say they run as stages have them
+
+    def forward_of(self, call: Callable[[], Tensor]) -> tuple[Any, Tensor]:
+        """`call()`, with what its backward pass will need: (an open pass, the output [B, ...])."""
+        raise NotImplementedError
+
+    def backward_of(
+        self, one: Any, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
+    ) -> list[Tensor | None]:
+        """Add the bounded gradients of an open pass to the step's sum; returns those of `inputs`.
+
+        Args:
+            outputs: the sum of the losses, or a stage's output, with its `gradients` from the next stage.
+        """
+        raise NotImplementedError
 
     # for engines
 
@@ -176,7 +202,7 @@ class Handle:
 
     def count(self, norms: Tensor, bounds: Tensor | float) -> None:
         """Note norms [B] or [B, K] for `clipped_fraction` and the non-finite guard."""
-        norms = norms.reshape(len(norms), -1)[: self._real]
+        norms = norms.reshape(len(norms), -1)[: self.real]
         finite = torch.isfinite(norms)
         over, whole = ((norms > bounds) & finite).any(1), finite.all(1)
         self.exchange.noted(over, whole)

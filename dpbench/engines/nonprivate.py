@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -30,12 +32,31 @@ class Engine(Handle):
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
         values = check_losses(losses(self.model, batch))
-        for parameter in self.trainable.values():  # autograd adds to the sum in place
+        with self.adding():
+            values.sum().backward()
+        self._tally.finite += len(values[: self.real])
+        return values.detach()
+
+    def forward_of(self, call: Callable[[], Tensor]) -> tuple[None, Tensor]:
+        return None, call()
+
+    def backward_of(
+        self, one: None, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
+    ) -> list[Tensor | None]:
+        with self.adding():
+            outputs.backward(gradients)
+        found = [x.grad for x in inputs]
+        for x in inputs:
+            x.grad = None
+        return found
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Autograd adds to the running sums in place."""
+        for parameter in self.trainable.values():
             parameter.grad = self._sums.pop(id(parameter), None)
-        values.sum().backward()
+        yield
         for parameter in self.trainable.values():
             if parameter.grad is not None:
                 self._sums[id(parameter)] = parameter.grad
                 parameter.grad = None
-        self._tally.finite += len(values[: self._real])
-        return values.detach()

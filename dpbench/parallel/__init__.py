@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from dpbench.engines.base import Handle
     from dpbench.mechanism import Mechanism
+    from dpbench.parallel.stages import Inputs, Pipeline, Schedule
 
 
 def attach(
@@ -46,6 +47,53 @@ def attach(
     handle.exchange = Replicas(members)
     handle.noise = Noise(mechanism, members.rank)
     return handle
+
+
+def attach_stage(
+    name: str,
+    stage: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    mechanism: Mechanism,
+    micro_batches: int,
+    schedule: Schedule = "gpipe",
+    group: dist.ProcessGroup | None = None,
+    inputs: Inputs | None = None,
+) -> Pipeline:
+    """Attach engine `name` to this rank's stage of a pipeline, in place; stages are in the order of ranks.
+
+    Args:
+        stage: takes the stage before's output [b, ...] and returns one tensor [b, ...]; the last returns what `losses` wants of
+            the model. Parameters have names that differ between stages (`models.stages.stage_of` gives such stages).
+        inputs: batch -> what the first stage takes; of a language model's batch by default.
+
+    Raises:
+        DpbenchError: on all ranks: an engine or scope that cannot be split, too few micro-batches, a parameter in two stages, or
+            a mechanism, optimizer or engine that is not the same on all ranks.
+    """
+    from dpbench.engines.layers import Layout
+    from dpbench.engines.noise import Noise
+    from dpbench.parallel.group import Group, facts_of_training
+    from dpbench.parallel.stages import Pipeline, Stages, input_ids, whole_layout
+
+    members = Group(group)
+    require(name, "stages")
+    if mechanism.clipping is not None and mechanism.clipping.scope != "per_layer":
+        raise DpbenchError(
+            f"{mechanism.clipping.scope} clipping in a pipeline: an example's factor needs its norm over all stages",
+            "use scope per_layer, whose groups each lie in one stage",
+        )
+    if micro_batches < (members.size if schedule == "1f1b" else 1):
+        raise DpbenchError(f"{micro_batches} micro-batches for {members.size} stages", "use as many as stages, or more")
+    facts = facts_of_training(optimizer, mechanism, name)
+    members.agree(**facts, schedule=[schedule, micro_batches])
+    handle = engines.attach(name, stage, optimizer, mechanism)
+    own = handle.layout if handle.layout is not None else Layout([], [], [])
+    layout = whole_layout(own, [n for n, _ in stage.named_parameters()], members)
+    if handle.layout is not None:
+        handle.set_layout(layout)
+    handle.exchange = Stages(members)
+    handle.noise = Noise(mechanism, members.rank)
+    return Pipeline(handle, members, schedule, micro_batches, inputs or input_ids)
 
 
 def require(name: str, how: str) -> None:

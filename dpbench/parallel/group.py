@@ -52,26 +52,28 @@ class Group:
                         f"rank {rank} has another {name.replace('_', ' ')} than rank 0", "build the same on every process"
                     )
 
-    def total(self, tally: Tally, steps: int, fault: DpbenchError | None) -> Tally:
+    def total(self, tally: Tally, fault: DpbenchError | None, **alike: int) -> Tally:
         """The sum of all tallies.
 
+        Args:
+            alike: numbers that must be the same on all ranks.
+
         Raises:
-            DpbenchError: on all ranks: one of them has a fault, or they are not at the same step.
+            DpbenchError: on all ranks: one of them has a fault, or another number than the others.
         """
-        own = [tally.examples, tally.clipped, tally.non_finite, tally.finite, int(fault is not None), steps, steps * steps]
+        squares = [value * value for value in alike.values()]
+        own = [tally.examples, tally.clipped, tally.non_finite, tally.finite, int(fault is not None), *alike.values(), *squares]
         sums = torch.tensor(own, dtype=torch.int64, device=self.device)
         dist.all_reduce(sums, group=self.process_group)
-        *counts, faults, total, squares = sums.tolist()
-        self._stand(fault, faults, total, squares)
-        return Tally(*counts)
-
-    def _stand(self, fault: DpbenchError | None, faults: int, total: int, squares: int) -> None:
+        counts, faults, rest = sums[:4].tolist(), int(sums[4]), sums[5:].tolist()
         if fault is not None:
             raise fault
         if faults:
             raise DpbenchError(f"{faults} of {self.size} ranks stopped before the step", "see their errors")
-        if self.size * squares != total * total:  # their variance is 0 only where all are equal
-            raise DpbenchError("the ranks are not at the same step", "every rank steps the optimizer equally often")
+        for name, total, square in zip(alike, rest, rest[len(alike) :], strict=False):
+            if self.size * square != total * total:  # their variance is 0 only where all are equal
+                raise DpbenchError(f"the ranks do not have the same number of {name}", "run the same loop on every rank")
+        return Tally(*counts)
 
 
 def facts_of(model: nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism, engine: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Replicas(Exchange):
         self.group = group
 
     def total(self, tally: Tally, steps: int, fault: DpbenchError | None) -> Tally:
-        return self.group.total(tally, steps, fault)
+        return self.group.total(tally, fault, steps=steps)
 
     def release_(self, handle: Handle, sums: list[tuple[Tensor, float]], divisor: float) -> None:
         """Each (sum, std) becomes (sum over all ranks + N(0, std^2)) / divisor, in place, the same bits on every rank.

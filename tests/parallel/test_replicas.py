@@ -93,7 +93,7 @@ def test_planted_noise_on_every_rank_or_on_half_the_elements_is_seen(both, fault
     ("engine", "rank 1 has another engine than rank 0"),
     ("loop", "engine 'loop' does not run as replicas on several processes"),
     ("non-finite", "all 4 examples have non-finite gradients"),
-    ("step", "not at the same step"),
+    ("step", "not have the same number of steps"),
 ])  # fmt: skip
 def test_every_rank_refuses(both, what, says):
     assert all(says in rank["guards"][what] for rank in both)

@@ -1,0 +1,71 @@
+"""A language model cut into stages for a pipeline: the first has the embedding, the last the head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dpbench.errors import DpbenchError
+
+if TYPE_CHECKING:
+    from dpbench.models.wrappers import LanguageModel
+
+
+class LanguageStage(nn.Module):
+    """A stretch of a GPT-2's or Llama's blocks: [B, T] ids or [B, T, H] -> [B, T, H] or [B, T, V] logits.
+
+    Its parameters are the model's own tensors; a block keeps its number in the whole model, so that no two stages have a
+    parameter of one name.
+    """
+
+    def __init__(self, model: LanguageModel, blocks: range, first: bool, last: bool) -> None:
+        super().__init__()
+        whole: Any = model.model
+        body: Any = whole.base_model
+        llama = hasattr(body, "rotary_emb")
+        found = body.layers if llama else body.h
+        self.embedding = (body.embed_tokens if llama else body.wte) if first else None
+        self.positions = body.wpe if first and not llama else None
+        self.rotary = body.rotary_emb if llama else None
+        self.blocks = nn.ModuleDict({str(number): found[number] for number in blocks})
+        self.norm = (body.norm if llama else body.ln_f) if last else None
+        self.head = whole.lm_head if last else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2]).contiguous()
+        if self.embedding is not None:
+            x = self.embedding(x)
+        if self.positions is not None:
+            x = x + self.positions(positions)
+        given = {} if self.rotary is None else {"position_embeddings": self.rotary(x, position_ids=positions)}
+        for block in self.blocks.values():
+            x = block(x, position_ids=positions, **given)
+        return x if self.head is None or self.norm is None else self.head(self.norm(x))
+
+
+def stage_of(model: LanguageModel, number: int, stages: int) -> LanguageStage:
+    """Stage `number` of `stages`, about equal in matrix work; its tensors are the model's.
+
+    Raises:
+        DpbenchError: the head is the embedding, which would lie in two stages, or there are more stages than blocks.
+    """
+    whole: Any = model.model
+    embedding, head = whole.get_input_embeddings().weight, whole.lm_head.weight
+    if stages > 1 and embedding is head:
+        raise DpbenchError("the head is tied to the embedding: one tensor would lie in two stages", "use tied: false")
+    body = whole.base_model
+    blocks = body.layers if hasattr(body, "rotary_emb") else body.h
+    if stages > len(blocks):
+        raise DpbenchError(f"{stages} stages for {len(blocks)} blocks", "use fewer processes, or a deeper model")
+    ends = boundaries(len(blocks), stages, head.numel() / sum(p.numel() for p in blocks[0].parameters()))
+    return LanguageStage(model, range(ends[number], ends[number + 1]), number == 0, number == stages - 1)
+
+
+def boundaries(blocks: int, stages: int, head: float) -> list[int]:
+    """[stages + 1] first block of each stage, and the end: equal shares, where the head costs as much as `head` blocks. Every
+    stage has a block."""
+    share = (blocks + head) / stages
+    ends = [min(max(round(share * k), k), blocks - (stages - k)) for k in range(stages)]
+    return [*ends, blocks]

@@ -1,0 +1,169 @@
+"""A pipeline of two stages in two processes."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from models import relative
+from scenario import main, refused
+from torch import nn
+
+from dpbench import engines, parallel
+from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.models.registry import language_model, language_model_losses
+from dpbench.models.stages import stage_of
+
+SIZES = ("tiny", "llama_tiny")
+ENGINES = ("nonprivate", "fused", "bookkeeping")
+BATCHES = [(8, 8), (8, 5)]  # examples, of which real
+
+
+def plan(name="fused", bound=2.0, scope="per_layer", allocation="global", **rest):
+    clipping = None if name == "nonprivate" else Clipping(scope=scope, bound=bound, allocation=allocation)
+    return Mechanism(Sampling("poisson", 100, 8.0), 10, clipping, **rest)
+
+
+def weighted(model, batch):
+    return language_model_losses(model, batch) * batch["weight"]
+
+
+def physical(seed, size, tokens=6):
+    """Weights put gradients on both sides of the bounds, the first one exactly at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    return {"input_ids": torch.randint(0, 512, (size, tokens), generator=generator), "weight": torch.linspace(0.0, 3.0, size)}
+
+
+def released(model):
+    """Name in the whole model -> gradient."""
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def alone(size, name, mechanism):
+    model = language_model(size, seed=1).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = engines.attach(name, model, optimizer, mechanism)
+    values = [handle.backward(weighted, physical(k, n), real) for k, (n, real) in enumerate(BATCHES)]
+    optimizer.step()
+    names = {id(p): p.grad.clone() for p in model.parameters()}
+    return names, model, handle, torch.cat(values)
+
+
+def together(rank, stages, model, name, mechanism, schedule="gpipe", micro_batches=4):
+    stage = stage_of(model, rank, stages).train()
+    optimizer = torch.optim.SGD(stage.parameters(), lr=0.1)
+    pipeline = parallel.attach_stage(name, stage, optimizer, mechanism, micro_batches, schedule)
+    values = [pipeline.backward(weighted, physical(k, n), real) for k, (n, real) in enumerate(BATCHES)]
+    optimizer.step()
+    pipeline.detach()
+    return stage, pipeline.handle, torch.cat(values)
+
+
+def equality(rank, stages):
+    """Relative difference of each stage's released gradients from those of one process."""
+    found = {}
+    for size, name, schedule in itertools.product(SIZES, ENGINES, ("gpipe", "1f1b")):
+        model = language_model(size, seed=1).train()
+        stage, handle, values = together(rank, stages, model, name, plan(name), schedule)
+        _, whole, lone, losses = alone(size, name, plan(name))
+        theirs = {n: p.grad for n, p in stage_of(whole, rank, stages).named_parameters()}
+        own = released(stage)
+        found[size, name, schedule] = {
+            "difference": max(relative(own[n].double(), theirs[n].double()) for n in theirs),
+            "tensors": (len(own), len(theirs)),
+            "all": sum(1 for _ in whole.parameters()),
+            "clipped": (handle.clipped_fraction, lone.clipped_fraction),
+            "sensitivity": (handle.sensitivity, lone.sensitivity),
+            "groups": len(handle.bounds),
+            "losses": float((values - losses).abs().max()) if len(values) else None,
+        }
+    return found
+
+
+def micro_batches(rank, stages):
+    """Released gradients with the batch cut in 2, 4 and 8."""
+    found = []
+    for count in (2, 4, 8):
+        model = language_model("tiny", seed=1).train()
+        stage, _, _ = together(rank, stages, model, "fused", plan(), micro_batches=count)
+        found.append(torch.cat([g.double().flatten() for g in released(stage).values()]))
+    return found
+
+
+def noise(rank, stages):
+    """Allocation -> (std of the released noise over what it must be, for each large tensor; the stage's noise)."""
+    found = {}
+    for allocation in ("global", "equal", "weighted"):
+        model = language_model("tiny", seed=1).train()
+        whole = language_model("tiny", seed=1).train()
+        lone = engines.attach(
+            "fused", whole, torch.optim.SGD(whole.parameters()), plan(allocation=allocation, noise_multiplier=2.0)
+        )
+        std = {n: lone.noise_stds[id(p)] for n, p in stage_of(whole, rank, stages).named_parameters()}
+        stage = stage_of(model, rank, stages).train()
+        optimizer = torch.optim.SGD(stage.parameters(), lr=0.1)
+        pipeline = parallel.attach_stage("fused", stage, optimizer, plan(allocation=allocation, noise_multiplier=2.0), 2)
+        optimizer.step()
+        own = {n: p.grad for n, p in stage.named_parameters() if p.numel() >= 3000}
+        ratios = {n: float(g.std()) * 8 / std[n] for n, g in own.items()}
+        found[allocation] = {"ratios": ratios, "blocks": own[f"blocks.{rank}.mlp.c_fc.weight"].clone()}
+        pipeline.detach()
+        lone.detach()
+    return found
+
+
+def non_finite(rank, stages):
+    """One example of each micro-batch; then all of them."""
+
+    def bad(which):
+        def losses(model, batch):
+            return weighted(model, batch) * torch.where(which, float("nan"), 1.0)
+
+        return losses
+
+    model = language_model("tiny", seed=1).train()
+    stage = stage_of(model, rank, stages)
+    optimizer = torch.optim.SGD(stage.parameters(), lr=0.1)
+    pipeline = parallel.attach_stage("fused", stage, optimizer, plan(), 2)
+    pipeline.backward(bad(torch.tensor([False, True])), physical(0, 4))
+    optimizer.step()
+    optimizer.zero_grad()
+    counted = pipeline.handle.non_finite_examples
+    pipeline.backward(bad(torch.tensor([True, True])), physical(0, 4))
+    return counted, refused(optimizer.step)
+
+
+def guards(rank, stages):
+    def attach(name="fused", stage=None, mechanism=None, micro=2, schedule="gpipe"):
+        stage = stage or stage_of(language_model("tiny"), rank, stages).train()
+        optimizer = torch.optim.SGD(stage.parameters(), lr=0.1)
+        return parallel.attach_stage(name, stage, optimizer, mechanism or plan(), micro, schedule)
+
+    def shapes():
+        pipeline = attach()
+        pipeline.backward(weighted, physical(0, 4))
+        pipeline.backward(weighted, physical(0, 6))
+
+    return {
+        "flat": refused(lambda: attach("bookkeeping", mechanism=plan(scope="flat"))),
+        "ghost": refused(lambda: attach("ghost", mechanism=plan(scope="flat"))),
+        "twice": refused(lambda: attach(stage=nn.Sequential(nn.Linear(3, 3)))),
+        "mechanism": refused(lambda: attach(mechanism=plan(bound=1.0 + rank))),
+        "micro-batches": refused(lambda: attach(micro=1, schedule="1f1b")),
+        "uneven": refused(lambda: attach().backward(weighted, physical(0, 5))),
+        "shapes": refused(shapes),
+        "tied": refused(lambda: stage_of(language_model("tiny", tied=True), rank, stages)),
+        "deep": refused(lambda: stage_of(language_model("tiny"), rank, 3)),
+    }
+
+
+if __name__ == "__main__":
+    main(
+        {
+            "equality": equality,
+            "micro_batches": micro_batches,
+            "noise": noise,
+            "non_finite": non_finite,
+            "guards": guards,
+        }
+    )

@@ -1,0 +1,101 @@
+"""A pipeline of two processes releases what one process would, with per-layer clipping and no norm exchanged."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from dpbench.models.registry import language_model
+from dpbench.models.stages import boundaries, stage_of
+
+GROUPS = {"tiny": 2 + 2 * 6 + 2, "llama_tiny": 1 + 2 * 9 + 2}  # leaf modules: embeddings, two blocks, norm and head
+
+
+@pytest.fixture(scope="module")
+def both(ranks):
+    return ranks("stages_scenarios")
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("engine", ["nonprivate", "fused", "bookkeeping"])
+@pytest.mark.parametrize("size", ["tiny", "llama_tiny"])
+def test_two_stages_release_what_one_process_does(both, size, engine, schedule):
+    """With padding in the second physical batch; fp32 sums in another order: 1e-5, as for micro-batches in one process."""
+    first, last = (rank["equality"][size, engine, schedule] for rank in both)
+    for own in (first, last):
+        assert own["difference"] < 1e-5
+        assert own["tensors"][0] == own["tensors"][1]
+        assert own["clipped"][0] == own["clipped"][1]
+        assert own["sensitivity"][0] == own["sensitivity"][1]
+        assert own["groups"] == (0 if engine == "nonprivate" else GROUPS[size])
+    assert first["tensors"][0] + last["tensors"][0] == first["all"]
+    assert (first["losses"], last["losses"] < 1e-5) == (None, True)
+    if engine != "nonprivate":
+        assert 0 < first["clipped"][1] < 1, "the data do not make clipping bite"
+
+
+def test_cutting_a_batch_into_micro_batches_changes_nothing(both):
+    """Losses are summed: an average over micro-batches would scale the sum by their number."""
+    for rank in both:
+        two, *others = rank["micro_batches"]
+        for other in others:
+            assert float((other - two).norm() / two.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("allocation", ["global", "equal", "weighted"])
+def test_each_stage_adds_noise_of_the_whole_models_std(both, allocation):
+    """A stage that knew its own groups alone would add sqrt(2) too little; 3 072 elements give a std to 5 / sqrt(2 x 3 072)."""
+    ratios = [ratio for rank in both for ratio in rank["noise"][allocation]["ratios"].values()]
+    assert len(ratios) >= 6
+    assert all(abs(ratio - 1) < 5 / math.sqrt(2 * 3000) for ratio in ratios)
+
+
+def test_stages_draw_from_streams_of_their_own(both):
+    one, other = (rank["noise"]["global"]["blocks"].flatten() for rank in both)
+    assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 5 / math.sqrt(len(one))
+
+
+def test_bad_examples_are_counted_once_over_all_stages(both):
+    assert [rank["non_finite"][0] for rank in both] == [2, 2]
+    assert all("all 4 examples have non-finite gradients" in rank["non_finite"][1] for rank in both)
+
+
+@pytest.mark.parametrize(("what", "says"), [
+    ("flat", "needs its norm over all stages"),
+    ("ghost", "engine 'ghost' does not run as stages"),
+    ("twice", "parameter 0.weight is in the stages of rank 0 and rank 1"),
+    ("mechanism", "rank 1 has another mechanism than rank 0"),
+    ("micro-batches", "1 micro-batches for 2 stages"),
+    ("uneven", "a batch of 5 examples in 2 micro-batches"),
+    ("shapes", "pad every batch to one shape"),
+    ("tied", "one tensor would lie in two stages"),
+    ("deep", "3 stages for 2 blocks"),
+])  # fmt: skip
+def test_every_rank_refuses(both, what, says):
+    assert all(says in rank["guards"][what] for rank in both)
+
+
+@pytest.mark.parametrize("size", ["tiny", "llama_tiny"])
+@pytest.mark.parametrize("stages", [1, 2])
+def test_the_stages_are_the_model(size, stages):
+    model = language_model(size, seed=3)
+    ids = torch.randint(0, 512, (2, 7))
+    x, names = ids, []
+    for number in range(stages):
+        stage = stage_of(model, number, stages)
+        x = stage(x)
+        names += [id(p) for p in stage.parameters()]
+    assert torch.equal(x, model(ids))
+    assert sorted(names) == sorted(id(p) for p in model.parameters())
+
+
+@pytest.mark.parametrize(("blocks", "stages", "head", "wanted"), [
+    (4, 2, 1.78, [0, 3, 4]),  # mini: a head of 1.8 blocks
+    (40, 4, 0.52, [0, 10, 20, 30, 40]),  # llama_13b
+    (2, 2, 5.0, [0, 1, 2]),  # every stage has a block
+    (3, 1, 1.0, [0, 3]),
+])  # fmt: skip
+def test_stages_are_balanced(blocks, stages, head, wanted):
+    assert boundaries(blocks, stages, head) == wanted
