@@ -200,6 +200,10 @@ class Handle:
             self._sums[id(parameter)] = self.exchange.new_sum(self, parameter)
         return Sums({name: self._sums[id(p)] for name, p in layer.parameters.items()}, fresh)
 
+    def let_go(self, parameter: Tensor) -> Tensor | None:
+        """The running sum of a parameter, which is forgotten here; None if there is none."""
+        return self._sums.pop(id(parameter), None)
+
     def count(self, norms: Tensor, bounds: Tensor | float) -> None:
         """Note norms [B] or [B, K] for `clipped_fraction` and the non-finite guard."""
         norms = norms.reshape(len(norms), -1)[: self.real]
@@ -236,7 +240,7 @@ class Handle:
 
         Guarantee: noise of std noise_multiplier x sensitivity (as allocated) is added once a step, also to an empty sum.
         """
-        sums = [(self.sum_of(p), self.noise_stds.get(id(p), 0.0)) for p in self.trainable.values()]
+        sums = [(self.exchange.summed(self, p), self.noise_stds.get(id(p), 0.0)) for p in self.trainable.values()]
         with torch.no_grad():
             self.exchange.release_(self, sums, self.mechanism.sampling.expected_batch_size)
         for parameter, (total, _) in zip(self.trainable.values(), sums, strict=True):

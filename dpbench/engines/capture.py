@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from dpbench.engines.base import Losses, check_losses
 from dpbench.engines.layers import Cluster, Layer, Layout
@@ -112,7 +113,7 @@ class Capture:
         self._pass: Pass | None = None
         self._clusters = {id(layer): cluster for cluster in layout.clusters for layer in cluster.layers}
         self._trained = {id(p) for layer in layout.layers for p in layer.parameters.values()}
-        self._hooks = [layer.module.register_forward_hook(self._forward_hook(layer), with_kwargs=True) for layer in layout.layers]
+        self._hooks = [self._hook(layer) for layer in layout.layers]
 
     def remove(self) -> None:
         for hook in self._hooks:
@@ -132,6 +133,10 @@ class Capture:
     def losses(self, losses: Losses, model: torch.nn.Module, batch: Any) -> tuple[Pass, Tensor]:
         """(the open pass, the losses [B])."""
         return self.forward(lambda: check_losses(losses(model, batch)))
+
+    def _hook(self, layer: Layer) -> RemovableHandle:
+        # Before other hooks: `fully_shard` has one that takes the layer's weights away.
+        return layer.module.register_forward_hook(self._forward_hook(layer), with_kwargs=True, prepend=True)
 
     def _forward_hook(self, layer: Layer) -> Callable[..., None]:
         cluster = self._clusters[id(layer)]

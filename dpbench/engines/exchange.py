@@ -55,6 +55,10 @@ class Exchange:
             raise fault
         return tally
 
+    def summed(self, handle: Handle, parameter: Tensor) -> Tensor:
+        """What this process has of a parameter's sum, zeros if nothing was added."""
+        return handle.sum_of(parameter)
+
     def release_(self, handle: Handle, sums: list[tuple[Tensor, float]], divisor: float) -> None:
         """Each (sum, std) becomes (sum + N(0, std^2)) / divisor, in place."""
         handle.noise.release_(sums, divisor)

@@ -29,22 +29,35 @@ def attach(
 ) -> Handle:
     """Attach engine `name` on every rank of a group (None: all processes), in place.
 
-    Every rank has the whole model, and gets rank 0's weights. `expected_batch_size` is that of the logical batch.
+    Every rank has the whole model, and gets rank 0's weights; or the model has been through torch's `fully_shard`. Then all
+    ranks call `handle.backward` equally often (`deal.padded`). `expected_batch_size` is that of the logical batch.
 
     Raises:
-        DpbenchError: on all ranks: an engine that runs in one process only, or a mechanism, parameter list, optimizer or engine
-            that is not the same on all ranks.
+        DpbenchError: on all ranks: an engine that runs in one process only, a parameter that is not sharded as the others are, or
+            a mechanism, parameter list, optimizer or engine that is not the same on all ranks.
     """
     from dpbench.engines.noise import Noise
     from dpbench.parallel.group import Group, facts_of
     from dpbench.parallel.replicas import Replicas, broadcast
+    from dpbench.parallel.shards import Shards, check_layers, check_shards, is_sharded
 
     members = Group(group)
-    require(name, "replicas")
+    sharded = is_sharded(model)
+    require(name, "shards" if sharded else "replicas")
     members.agree(**facts_of(model, optimizer, mechanism, name))
+    if sharded:
+        check_shards(model, members)
     handle = engines.attach(name, model, optimizer, mechanism)
-    broadcast(model, members)
-    handle.exchange = Replicas(members)
+    if sharded:
+        try:
+            check_layers(handle)
+        except DpbenchError:
+            handle.detach()
+            raise
+        handle.exchange = Shards(members)
+    else:
+        broadcast(model, members)
+        handle.exchange = Replicas(members)
     handle.noise = Noise(mechanism, members.rank)
     return handle
 

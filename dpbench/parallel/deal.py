@@ -30,3 +30,14 @@ def batches(mechanism: Mechanism, group: Group) -> Iterator[np.ndarray]:
 def share(indices: np.ndarray, rank: int, size: int) -> np.ndarray:
     """Every size-th index from number `rank` on: shares differ by one example at most."""
     return indices[rank::size]
+
+
+def padded(indices: np.ndarray, size: int, group: Group) -> Iterator[tuple[np.ndarray, int]]:
+    """(physical batch, how many of it are real): all of `size` examples, and equally many on every rank.
+
+    Args:
+        indices: this rank's share. Padding repeats dataset index 0; it goes through the model and adds nothing.
+    """
+    for start in range(0, group.largest(len(indices)), size):
+        piece = indices[start : start + size]
+        yield np.concatenate([piece, np.zeros(size - len(piece), dtype=indices.dtype)]), len(piece)

@@ -38,6 +38,12 @@ class Group:
         dist.broadcast_object_list(box, src=dist.get_global_rank(self.process_group, 0), group=self.process_group)
         return box[0]
 
+    def largest(self, value: int) -> int:
+        """The largest value of all ranks."""
+        found = torch.tensor(value, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.process_group)
+        return int(found)
+
     def agree(self, **facts: Any) -> None:
         """See that every rank has the same facts.
 

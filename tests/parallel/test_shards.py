@@ -1,0 +1,56 @@
+"""`fully_shard`: two processes with half of each tensor release what one does, with one draw of noise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+ENGINES = [("nonprivate", None), ("fused", "per_layer"), ("bookkeeping", "per_layer"), ("bookkeeping", "flat")]
+
+
+@pytest.fixture(scope="module")
+def both(ranks):
+    return ranks("shards_scenarios")
+
+
+@pytest.mark.parametrize("pair", ENGINES, ids=str)
+def test_two_processes_release_what_one_does(both, pair):
+    """With padding wherever a rank's share is shorter or empty; fp32 sums in another order: 1e-6."""
+    two, one = both[0]["equality"][pair]
+    for found, wanted in zip(two["gradients"], one["gradients"], strict=True):
+        assert float((found - wanted).norm()) <= 1e-6 * max(float(wanted.norm()), 1e-6)
+    assert two["tallies"] == one["tallies"]
+    assert torch.allclose(two["weights"], one["weights"], atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["nonprivate", "fused"])
+@pytest.mark.parametrize("shape", ["tiny", "llama_tiny"])
+def test_language_models_a_shard_a_block(both, shape, name):
+    found, wanted = both[0]["language"][shape, name]
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-5
+
+
+def test_the_noise_is_one_draw_over_all_shards(both):
+    """201 rows over 2 ranks: shards of unequal length. An eighth has 5 025 elements: 5 / sqrt(2 x 5 025)."""
+    found = both[0]["noise"]
+    for part in found["noise"].chunk(8):
+        assert abs(float(part.std()) / found["std"] - 1) < 5 / math.sqrt(2 * len(part))
+    one, other = (rank["noise"]["own"] for rank in both)
+    assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 5 / math.sqrt(len(one))
+
+
+@pytest.mark.parametrize(("what", "says"), [
+    ("ghost", "engine 'ghost' does not run as shards"),
+    ("partly", "is not sharded by rows over all 2 ranks"),
+    ("fallback", "0 (Bilinear) has no kernel of its own"),
+    ("tied", "share a tensor"),
+    ("non-finite", "all 4 examples have non-finite gradients"),
+])  # fmt: skip
+def test_every_rank_refuses(both, what, says):
+    assert all(says in rank["guards"][what] for rank in both)
+
+
+def test_one_layers_sum_is_whole_at_a_time_and_torch_forms_no_weight_gradient(both):
+    assert both[0]["frugality"] == {"most": 2, "left": 0, "weights asked for": 0}  # a weight and its bias
