@@ -196,7 +196,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     for engine, found in measure_memory(settings, list(runnable), ids, context):
         if isinstance(found, str):
             runnable.remove(engine)
-            metrics += _empty(engine, found)
+            metrics += empty_metrics(engine, found)
         else:
             memory[engine] = found
         done += 1
@@ -208,7 +208,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     facts["freed_memory_is_kept"] = keep_freed_memory() if settings.device == "cpu" else True
     rounds = _rounds(settings, context, Bench(settings, ids, context.seed), runnable, done, total)
     for engine in runnable:
-        metrics += _metrics(settings, engine, rounds, memory)
+        metrics += metrics_of(settings, engine, rounds, memory)
     facts["mechanisms"] = {engine: mechanism(settings, engine).describe() for engine in runnable}
     return Outcome(metrics, facts=facts, device=settings.device)
 
@@ -229,7 +229,7 @@ def _rounds(
     return found
 
 
-def _metrics(settings: Settings, engine: str, rounds: dict[str, list[float]], memory: dict[str, Peaks]) -> list[Metric]:
+def metrics_of(settings: Settings, engine: str, rounds: dict[str, list[float]], memory: dict[str, Peaks]) -> list[Metric]:
     tokens = settings.batch_size * settings.tokens
     own = memory[engine]
     found = [
@@ -253,7 +253,7 @@ def _over_rounds(name: str, unit: str, engine: str, values: list[float]) -> Metr
     )
 
 
-def _empty(engine: str, why: str) -> list[Metric]:
+def empty_metrics(engine: str, why: str) -> list[Metric]:
     units = {"throughput": "tokens/s", "throughput_ratio": "x", "peak_memory": "MiB", "memory_ratio": "x", "process_peak": "MiB"}
     return [Metric(name=name, value=None, unit=unit, labels={"engine": engine}, note=why) for name, unit in units.items()]
 
@@ -263,7 +263,7 @@ def skip_missing(engines: list[str]) -> tuple[list[str], list[Metric]]:
     runnable, metrics = [], []
     for engine in engines:
         if missing := plugins.get("engine", engine).missing:
-            metrics += _empty(engine, f"skipped: {missing}")
+            metrics += empty_metrics(engine, f"skipped: {missing}")
         else:
             runnable.append(engine)
     return runnable, metrics

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -18,3 +20,36 @@ def build(make: Callable[[], M], seed: int, meta: bool) -> M:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that reseeds accelerators too
         return make()
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Inside it, a module's parameters go to the meta device as they are registered; its buffers are made as ever."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def materialise(module: nn.Module, device: torch.device, seed: int) -> None:
+    """Give a module whose parameters are on the meta device, or this rank's shards of them, room on `device`, in place.
+
+    Matrices are drawn from N(0, 0.02^2), as GPT-2's; vectors called weight are 1, other vectors 0.
+    """
+    module._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+    generator = torch.Generator(device).manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            own = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+            if parameter.dim() > 1:
+                own.normal_(0.0, 0.02, generator=generator)
+            else:
+                own.fill_(1.0 if name.endswith("weight") else 0.0)

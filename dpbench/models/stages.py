@@ -25,7 +25,7 @@ class LanguageStage(nn.Module):
         whole: Any = model.model
         body: Any = whole.base_model
         llama = hasattr(body, "rotary_emb")
-        found = body.layers if llama else body.h
+        found = blocks_of(model)
         self.embedding = (body.embed_tokens if llama else body.wte) if first else None
         self.positions = body.wpe if first and not llama else None
         self.rotary = body.rotary_emb if llama else None
@@ -45,6 +45,12 @@ class LanguageStage(nn.Module):
         return x if self.head is None or self.norm is None else self.head(self.norm(x))
 
 
+def blocks_of(model: LanguageModel) -> nn.ModuleList:
+    """The transformer blocks of a GPT-2 or Llama, in order."""
+    body: Any = model.model.base_model
+    return body.layers if hasattr(body, "rotary_emb") else body.h
+
+
 def stage_of(model: LanguageModel, number: int, stages: int) -> LanguageStage:
     """Stage `number` of `stages`, about equal in matrix work; its tensors are the model's.
 
@@ -55,8 +61,7 @@ def stage_of(model: LanguageModel, number: int, stages: int) -> LanguageStage:
     embedding, head = whole.get_input_embeddings().weight, whole.lm_head.weight
     if stages > 1 and embedding is head:
         raise DpbenchError("the head is tied to the embedding: one tensor would lie in two stages", "use tied: false")
-    body = whole.base_model
-    blocks = body.layers if hasattr(body, "rotary_emb") else body.h
+    blocks = blocks_of(model)
     if stages > len(blocks):
         raise DpbenchError(f"{stages} stages for {len(blocks)} blocks", "use fewer processes, or a deeper model")
     ends = boundaries(len(blocks), stages, head.numel() / sum(p.numel() for p in blocks[0].parameters()))

@@ -22,31 +22,49 @@ class PeakBytes(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = 0
         self.quantum = quantum
-        self._seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._seen: weakref.WeakKeyDictionary[Any, list[int]] = weakref.WeakKeyDictionary()
+        self._resized: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         self.count(tree_iter(out))
+        if self._resized:
+            self.peak = max(self.peak, self._now())
         return out
 
     def count(self, values: Iterable[Any]) -> None:
         """Count the tensors among `values` that are new: also those born before the block."""
         for value in values:
             if isinstance(value, Tensor):
-                self._born(value.untyped_storage())
+                self._born(getattr(value, "_local_tensor", value).untyped_storage())  # a DTensor has none of its own
 
     def reset_peak(self) -> None:
-        """Forget the past peak, keep what is live."""
-        self.peak = self.live
+        """Forget the past peak, keep what is live.
+
+        A storage that is no longer as long as it was born (a sharded model's gathered weights come and go so) is asked for its
+        length after every operation from here on.
+        """
+        for storage, size in list(self._seen.items()):
+            if size[0] and self._rounded(storage) != size[0]:
+                self.live -= size[0]
+                size[0] = 0
+                self._resized.add(storage)
+        self.peak = self._now()
+
+    def _now(self) -> int:
+        return self.live + sum(self._rounded(storage) for storage in self._resized)
+
+    def _rounded(self, storage: Any) -> int:
+        return -(-storage.nbytes() // self.quantum) * self.quantum
 
     def _born(self, storage: Any) -> None:
         if storage in self._seen:
             return
-        size = -(-storage.nbytes() // self.quantum) * self.quantum
+        size = [self._rounded(storage)]
         self._seen[storage] = size
-        self.live += size
+        self.live += size[0]
         self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._died, size)
 
-    def _died(self, size: int) -> None:
-        self.live -= size
+    def _died(self, size: list[int]) -> None:
+        self.live -= size[0]

@@ -1,0 +1,286 @@
+"""One process of the job `parallel`: `python -m dpbench.jobs.ranks`, started by `dpbench.parallel.launch`."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from dpbench.errors import DpbenchError
+from dpbench.jobs.memory import STEPS
+from dpbench.jobs.parallel import Settings, mechanism
+from dpbench.parallel.launch import STORE
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def main() -> None:
+    """Read one request, join the group, measure, and say what was found."""
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    settings = Settings(**request["settings"])
+    try:
+        _join(settings, rank, size, request["patience"])
+        torch_threads(request["threads"])
+        for engine in request["engines"]:
+            say({"engine": engine, "peaks": memory(settings, request, rank, engine)})
+        rounds(settings, request, rank)
+        _leave()
+    except BaseException as error:
+        traceback.print_exc()
+        say({"failure": _why(error)})
+        os._exit(1)  # not the usual way out, which waits for the other ranks
+
+
+def say(message: dict[str, Any]) -> None:
+    """One line to who started us."""
+    print(json.dumps(message), flush=True)
+
+
+def _end_with_the_parent() -> None:
+    sys.stdin.read()  # returns when the other end is closed
+    os._exit(2)
+
+
+def _why(error: BaseException) -> dict[str, Any]:
+    import torch
+
+    text = str(error) or type(error).__name__
+    if isinstance(error, DpbenchError):
+        what, way_out, lost = error.what, error.way_out, False
+    else:
+        what, way_out = f"{type(error).__name__}: {text.splitlines()[0]}", ""
+        lost = any(word in text.lower() for word in ("connection", "timed out", "timeout", "peer"))
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+    return {"what": what, "way_out": way_out, "out_of_memory": memory, "lost": lost}
+
+
+def _join(settings: Settings, rank: int, size: int, patience: float) -> None:
+    import torch
+    import torch.distributed as dist
+
+    if settings.device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(
+        "nccl" if settings.device == "cuda" else "gloo",
+        init_method=f"file://{os.environ[STORE]}",
+        rank=rank,
+        world_size=size,
+        timeout=datetime.timedelta(seconds=patience),
+    )
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def torch_threads(threads: int) -> None:
+    """Threads of this process."""
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def memory(settings: Settings, request: dict[str, Any], rank: int, engine: str) -> dict[str, Any]:
+    """Peak bytes of this rank in each of a few steps, after one that makes the optimizer's state; all tensors are made anew.
+
+    tensors: of live tensors, on a GPU as its allocator counts them; process: reserved on a GPU, 0 on a CPU, where the process
+    has measured other engines before.
+    """
+    import torch
+
+    from dpbench.simulate.peak import PeakBytes
+
+    cuda = settings.device == "cuda"
+    peaks = []
+    gc.collect()
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with nullcontext() if cuda else PeakBytes() as tensors:
+        bench = Bench(settings, request, rank)
+        attached = bench.attach(engine)
+        attached.step()
+        for _ in range(STEPS):
+            if tensors is None:
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            else:
+                tensors.reset_peak()
+            attached.step()
+            if tensors is None:
+                torch.cuda.synchronize()
+            peaks.append(float(torch.cuda.max_memory_allocated() if tensors is None else tensors.peak))
+        attached.detach()
+    return {"tensors": peaks, "process": float(torch.cuda.max_memory_reserved()) if cuda else 0.0}
+
+
+def rounds(settings: Settings, request: dict[str, Any], rank: int) -> None:
+    """Seconds a step of every engine in every round; the order turns, so that no engine always follows the same one."""
+    from dpbench.engines import gaussian
+    from dpbench.jobs.throughput import keep_freed_memory
+
+    cuda = settings.device == "cuda"
+    facts = {
+        "noise_is_compiled": not cuda and gaussian.compiled() is not None,
+        "freed_memory_is_kept": True if cuda else keep_freed_memory(),
+        "threads_of_a_process": request["threads"],
+    }
+    if rank == 0:
+        say(facts)
+    gc.collect()
+    bench = Bench(settings, request, rank)
+    engines = request["engines"]
+    for number in range(settings.rounds):
+        turn = number % len(engines)
+        for engine in engines[turn:] + engines[:turn]:
+            seconds = bench.timed(engine)
+            if rank == 0:
+                say({"engine": engine, "seconds": seconds})
+
+
+def whole_model(settings: Settings, meta: bool = False) -> Any:
+    """The language model with its parameters on the meta device; `meta`: its buffers too."""
+    import torch
+
+    from dpbench.models.registry import language_model, language_model_size
+    from dpbench.models.seeded import parameters_on_meta
+
+    dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+    context = max(settings.tokens, language_model_size(settings.size)["context"])
+    with nullcontext() if meta else parameters_on_meta():
+        return language_model(settings.size, dtype=dtype, meta=meta, context=context)
+
+
+def parts_of(settings: Settings, model: Any) -> list[nn.Module]:
+    """What the ranks hold: the stages of a pipeline, or the model itself."""
+    from dpbench.models.stages import stage_of
+
+    if not settings.pipeline:
+        return [model]
+    return [stage_of(model, number, settings.processes) for number in range(settings.processes)]
+
+
+class Bench:
+    """This rank's part of the model, an optimizer and its batches, on which engines are attached one after another."""
+
+    def __init__(self, settings: Settings, request: dict[str, Any], rank: int) -> None:
+        import torch
+        from torch.distributed.fsdp import fully_shard
+
+        from dpbench.models.registry import language_model_losses
+        from dpbench.models.seeded import materialise
+        from dpbench.models.stages import blocks_of
+
+        self.settings, self.losses = settings, language_model_losses
+        self.device = torch.device("cuda", torch.cuda.current_device()) if settings.device == "cuda" else torch.device("cpu")
+        model = whole_model(settings)
+        if settings.mode == "fsdp":
+            for block in blocks_of(model):
+                fully_shard(block)
+            fully_shard(model)
+        parts = parts_of(settings, model)
+        self.model = parts[rank] if settings.pipeline else model
+        # Replicas must be alike; shards and stages are parts of one model.
+        materialise(self.model, self.device, request["seed"] if settings.mode == "ddp" else 1000 * request["seed"] + rank)
+        self.model.train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate)
+        ids = torch.as_tensor(request["ids"]).to(self.device)
+        own = ids if settings.pipeline else ids[rank :: settings.processes]
+        self.batches = [{"input_ids": part} for part in ([own] if settings.pipeline else own.split(settings.physical))]
+
+    def attach(self, engine: str) -> Attached:
+        """An engine ready to step. `nonprivate` is torch's own way in every mode, with what it overlaps."""
+        from dpbench import parallel
+
+        plan = mechanism(self.settings, engine)
+        if self.settings.pipeline:
+            count = self.settings.share // self.settings.physical
+            return Attached(
+                self,
+                parallel.attach_stage(engine, self.model, self.optimizer, plan, count, self.settings.mode),  # type: ignore[arg-type]
+            )
+        if engine == "nonprivate" and self.settings.mode == "ddp":
+            return TorchReplicas(self)
+        return Attached(self, parallel.attach(engine, self.model, self.optimizer, plan))
+
+    def timed(self, engine: str) -> float:
+        """Seconds a step of the whole group, attaching and warm-up apart."""
+        attached = self.attach(engine)
+        try:
+            for _ in range(self.settings.warmup):
+                attached.step()
+            gc.collect()
+            self._all_here()
+            begun = time.perf_counter()
+            for _ in range(self.settings.steps):
+                attached.step()
+            self._all_here()
+            return (time.perf_counter() - begun) / self.settings.steps
+        finally:
+            attached.detach()
+
+    def _all_here(self) -> None:
+        import torch
+        import torch.distributed as dist
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        dist.barrier()
+
+
+class Attached:
+    """One of our engines on this rank."""
+
+    def __init__(self, bench: Bench, handle: Any) -> None:
+        self.bench, self._handle = bench, handle
+
+    def step(self) -> None:
+        """One logical step of one or more physical batches."""
+        for batch in self.bench.batches:
+            self._handle.backward(self.bench.losses, batch)
+        self.bench.optimizer.step()
+        self.bench.optimizer.zero_grad()
+
+    def detach(self) -> None:
+        self._handle.detach()
+
+
+class TorchReplicas(Attached):
+    """torch's DistributedDataParallel, which sends gradients while the backward pass goes on."""
+
+    def __init__(self, bench: Bench) -> None:
+        from torch.nn.parallel import DistributedDataParallel
+
+        super().__init__(bench, None)
+        self._wrapped: Any = DistributedDataParallel(bench.model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def step(self) -> None:
+        """As `Attached.step`: gradients end as the sum over the group's examples / B."""
+        scale = self.bench.settings.processes / self.bench.settings.batch_size  # torch averages over ranks
+        last = len(self.bench.batches) - 1
+        for number, batch in enumerate(self.bench.batches):
+            with nullcontext() if number == last else self._wrapped.no_sync():
+                (self.bench.losses(self._wrapped, batch).sum() * scale).backward()
+        self.bench.optimizer.step()
+        self.bench.optimizer.zero_grad()
+
+    def detach(self) -> None:
+        self._wrapped = None  # takes its hooks away with it
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()

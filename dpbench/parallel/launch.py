@@ -1,0 +1,141 @@
+"""Processes of one group on this machine, started and ended together, as torchrun does. Imports no torch.
+
+A worker is `python -m MODULE`. It finds RANK, WORLD_SIZE and LOCAL_RANK in its environment, reads one line of JSON from its
+standard input, and says what it has to say in lines of JSON. It ends itself when its input closes, so that none outlives us.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dpbench.errors import DpbenchError
+
+STORE = "DPBENCH_STORE"
+"""Environment variable: the file through which the workers find each other."""
+
+_TAIL = 1500  # characters of a dead worker's last words
+_KILLED = (-9, 137)
+_BREATH = 1.0  # seconds: a rank that dies takes others with it, who then complain of it before it is seen to be dead
+
+
+class RankError(DpbenchError):
+    """A worker ended badly. out_of_memory: for want of memory."""
+
+    def __init__(self, what: str, way_out: str = "", out_of_memory: bool = False) -> None:
+        super().__init__(what, way_out)
+        self.out_of_memory = out_of_memory
+
+
+def run_group(module: str, request: dict[str, Any], size: int, silence: float) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(rank, what it says) until all have ended; no worker is left, however this ends.
+
+    Args:
+        silence: seconds without a word from any worker after which they count as hung.
+
+    Raises:
+        RankError: a worker failed, was killed, or all hang; the others are ended.
+    """
+    with tempfile.TemporaryDirectory(prefix="dpbench-") as folder:
+        workers = [_Worker(module, request, rank, size, Path(folder)) for rank in range(size)]
+        try:
+            yield from _listen(workers, silence)
+        finally:
+            for worker in workers:
+                worker.end()
+
+
+class _Worker:
+    def __init__(self, module: str, request: dict[str, Any], rank: int, size: int, folder: Path) -> None:
+        self.rank, self.failure = rank, {}  # type: int, dict[str, Any]
+        self._log = folder / f"log{rank}"
+        environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+        environment[STORE] = str(folder / "store")
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+            )
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it is dead already, and its exit code says more
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+
+    def listen(self, said: queue.Queue[tuple[_Worker, str | None]]) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            said.put((self, line))
+        said.put((self, None))
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+
+    def error(self) -> RankError:
+        code = self.process.wait()
+        if self.failure:
+            return RankError(
+                f"rank {self.rank}: {self.failure['what']}", self.failure["way_out"], out_of_memory=self.failure["out_of_memory"]
+            )
+        if code in _KILLED:
+            return RankError(f"rank {self.rank} was killed, as for want of memory", "use a smaller batch or model", True)
+        return RankError(f"rank {self.rank} ended with exit code {code}: {self._log.read_text()[-_TAIL:].strip()}")
+
+
+def _listen(workers: list[_Worker], silence: float) -> Iterator[tuple[int, dict[str, Any]]]:
+    said: queue.Queue[tuple[_Worker, str | None]] = queue.Queue()
+    for worker in workers:
+        threading.Thread(target=worker.listen, args=(said,), daemon=True).start()
+    running = len(workers)
+    while running:
+        try:
+            worker, line = said.get(timeout=silence)
+        except queue.Empty:
+            raise RankError(
+                f"no rank has said anything for {silence:g} s: they wait for each other", "look at what one of them last did"
+            ) from None
+        if line is not None:
+            message = json.loads(line)
+            if "failure" in message:
+                worker.failure = message["failure"]
+            else:
+                yield worker.rank, message
+        elif worker.process.wait() == 0:
+            running -= 1
+        else:
+            raise _first_cause(workers)
+
+
+def _first_cause(workers: list[_Worker]) -> RankError:
+    """The error of the rank that broke the group."""
+    time.sleep(_BREATH)
+    dead = [worker for worker in workers if worker.process.poll() not in (None, 0)]
+    return min(dead, key=_complains).error()
+
+
+def _complains(worker: _Worker) -> int:
+    """0 for a rank that was killed, more for one that is the likelier only to have lost the others."""
+    if worker.process.returncode in _KILLED:
+        return 0
+    if worker.failure:
+        return 3 if worker.failure["lost"] else 1
+    return 2
