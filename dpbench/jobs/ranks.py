@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gc
-import json
 import os
-import sys
-import threading
 import time
 import traceback
 from contextlib import nullcontext
@@ -16,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dpbench.errors import DpbenchError
 from dpbench.jobs.memory import STEPS
 from dpbench.jobs.parallel import Settings, mechanism
-from dpbench.parallel.launch import STORE
+from dpbench.parallel.launch import STORE, receive, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,8 +21,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Read one request, join the group, measure, and say what was found."""
-    request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    request = receive()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     settings = Settings(**request["settings"])
     try:
@@ -39,16 +35,6 @@ def main() -> None:
         traceback.print_exc()
         say({"failure": _why(error)})
         os._exit(1)  # not the usual way out, which waits for the other ranks
-
-
-def say(message: dict[str, Any]) -> None:
-    """One line to who started us."""
-    print(json.dumps(message), flush=True)
-
-
-def _end_with_the_parent() -> None:
-    sys.stdin.read()  # returns when the other end is closed
-    os._exit(2)
 
 
 def _why(error: BaseException) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Processes of one group on this machine, started and ended together, as torchrun does. Imports no torch.
 
 A worker is `python -m MODULE`. It finds RANK, WORLD_SIZE and LOCAL_RANK in its environment, reads one line of JSON from its
-standard input, and says what it has to say in lines of JSON. It ends itself when its input closes, so that none outlives us.
+standard input (`receive`), and says what it has to say in lines of JSON (`say`). It ends itself when its input closes, so that
+none outlives us. A last line {"failure": {what, way_out, out_of_memory, lost}} says why it is about to fail; lost: the
+connection to another rank.
 """
 
 from __future__ import annotations
@@ -55,6 +57,23 @@ def run_group(module: str, request: dict[str, Any], size: int, silence: float) -
                 worker.end()
 
 
+def receive() -> dict[str, Any]:
+    """A worker's request. From here on the worker ends when its parent does."""
+    request: dict[str, Any] = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    return request
+
+
+def say(message: dict[str, Any]) -> None:
+    """One line from a worker to its parent."""
+    print(json.dumps(message), flush=True)
+
+
+def _end_with_the_parent() -> None:
+    sys.stdin.read()  # returns when the other end is closed
+    os._exit(2)
+
+
 class _Worker:
     def __init__(self, module: str, request: dict[str, Any], rank: int, size: int, folder: Path) -> None:
         self.rank, self.failure = rank, {}  # type: int, dict[str, Any]
@@ -81,6 +100,11 @@ class _Worker:
         for line in self.process.stdout:
             said.put((self, line))
         said.put((self, None))
+
+    def hear(self, message: dict[str, Any]) -> bool:
+        """Whether the message was about its own failure, which is kept."""
+        self.failure = message.get("failure", self.failure)
+        return "failure" in message
 
     def end(self) -> None:
         self.process.kill()
@@ -115,19 +139,20 @@ def _listen(workers: list[_Worker], silence: float) -> Iterator[tuple[int, dict[
             ) from None
         if line is not None:
             message = json.loads(line)
-            if "failure" in message:
-                worker.failure = message["failure"]
-            else:
+            if not worker.hear(message):
                 yield worker.rank, message
         elif worker.process.wait() == 0:
             running -= 1
         else:
-            raise _first_cause(workers)
+            raise _first_cause(workers, said)
 
 
-def _first_cause(workers: list[_Worker]) -> RankError:
-    """The error of the rank that broke the group."""
+def _first_cause(workers: list[_Worker], said: queue.Queue[tuple[_Worker, str | None]]) -> RankError:
+    """The error of the rank that broke the group, once the others have said their last words."""
     time.sleep(_BREATH)
+    while not said.empty():
+        worker, line = said.get()
+        worker.hear(json.loads(line) if line is not None else {})
     dead = [worker for worker in workers if worker.process.poll() not in (None, 0)]
     return min(dead, key=_complains).error()
 

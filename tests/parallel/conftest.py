@@ -18,24 +18,13 @@ RANKS = 2
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory):
-    """ranks(module) -> what each rank of `python module` left: a list of {scenario: result}."""
-    done = {}
-
-    def results(module: str) -> list[dict]:
-        if module not in done:
-            done[module] = _launch(module, tmp_path_factory.mktemp(module))
-        return done[module]
-
-    return results
-
-
-def _launch(module: str, folder: Path) -> list[dict]:
+    """What each rank left: {module: {scenario: result}}."""
     import torch
 
-    script = HERE / f"{module}.py"
+    folder = tmp_path_factory.mktemp("ranks")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), *SHARED, environment.get("PYTHONPATH", "")])
-    words = [[sys.executable, str(script), str(folder), str(rank), str(RANKS)] for rank in range(RANKS)]
+    words = [[sys.executable, str(HERE / "scenario.py"), str(folder), str(rank), str(RANKS)] for rank in range(RANKS)]
     logs = [(folder / f"log{rank}").open("w+") for rank in range(RANKS)]
     workers = [subprocess.Popen(w, env=environment, stdout=log, stderr=log) for w, log in zip(words, logs, strict=True)]
     try:

@@ -7,10 +7,13 @@ import itertools
 import numpy as np
 import torch
 from models import Language, data, losses, mechanism, plain
-from scenario import main, refused
+from scenario import refused
 from torch import nn
 
 from dpbench import engines, parallel
+from dpbench.jobs.parallel import Settings
+from dpbench.jobs.parallel import mechanism as job_mechanism
+from dpbench.jobs.ranks import Attached, Bench
 from dpbench.parallel import deal, replicas
 from dpbench.parallel.group import Group
 
@@ -166,6 +169,39 @@ def guards(rank, size):
     }
 
 
+def baseline(rank, size):
+    """Gradients that the tables' `nonprivate` (torch's own replicas) and ours hand to the optimizer, in two micro-batches."""
+    settings = Settings(
+        mode="ddp",
+        processes=size,
+        size="tiny",
+        tokens=8,
+        batch_size=8,
+        micro_batch=2,
+        engines=["nonprivate"],
+        noise_multiplier=0.0,
+    )
+    ids = torch.randint(0, 512, (8, 8)).tolist()
+    bench = Bench(settings, {"ids": ids, "seed": 0}, rank)
+    bench.optimizer = torch.optim.SGD(bench.model.parameters(), lr=0.0)
+    plan = job_mechanism(settings, "nonprivate")
+    found = {}
+    for name, attach in (
+        ("ours", lambda: Attached(bench, parallel.attach("nonprivate", bench.model, bench.optimizer, plan))),
+        ("torch", lambda: bench.attach("nonprivate")),
+    ):
+        attached = attach()
+        seen = []
+        hook = bench.optimizer.register_step_pre_hook(
+            lambda *_, seen=seen: seen.append(flat(p.grad for p in bench.model.parameters()))
+        )
+        attached.step()
+        hook.remove()
+        attached.detach()
+        found[name] = seen[0]
+    return found | {"kind": type(attached).__name__}
+
+
 def dealing(rank, size):
     group = Group()
     found = {}
@@ -175,14 +211,12 @@ def dealing(rank, size):
     return found
 
 
-if __name__ == "__main__":
-    main(
-        {
-            "equality": equality,
-            "other_weights_at_first": other_weights_at_first,
-            "large_sums": large_sums,
-            "noises": noises,
-            "guards": guards,
-            "dealing": dealing,
-        }
-    )
+SCENARIOS = {
+    "equality": equality,
+    "other_weights_at_first": other_weights_at_first,
+    "large_sums": large_sums,
+    "noises": noises,
+    "guards": guards,
+    "baseline": baseline,
+    "dealing": dealing,
+}

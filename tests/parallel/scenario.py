@@ -1,8 +1,9 @@
-"""What a script of scenarios shares: it joins the group, runs every scenario in turn, and saves what each returns."""
+"""`python scenario.py FOLDER RANK SIZE` joins the group, runs every scenario in turn, and saves what each returns."""
 
 from __future__ import annotations
 
 import datetime
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 import torch.distributed as dist
 
 from dpbench.errors import DpbenchError
+
+MODULES = ("replicas", "stages", "shards")
 
 
 def refused(call: Callable[[], object]) -> str:
@@ -22,8 +25,7 @@ def refused(call: Callable[[], object]) -> str:
     return ""
 
 
-def main(scenarios: dict[str, Callable[[int, int], object]]) -> None:
-    folder, rank, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+def main(folder: Path, rank: int, size: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -32,10 +34,16 @@ def main(scenarios: dict[str, Callable[[int, int], object]]) -> None:
         world_size=size,
         timeout=datetime.timedelta(seconds=30),
     )
-    results = {}
-    for name, scenario in scenarios.items():
-        torch.manual_seed(0)
-        results[name] = scenario(rank, size)
-        dist.barrier()
+    results: dict[str, dict[str, object]] = {}
+    for module in MODULES:
+        results[module] = {}
+        for name, scenario in importlib.import_module(f"{module}_scenarios").SCENARIOS.items():
+            torch.manual_seed(0)
+            results[module][name] = scenario(rank, size)
+            dist.barrier()
     torch.save(results, folder / f"result{rank}")
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from models import Language, data, losses, mechanism, plain
 from replicas_scenarios import STEPS, alone, flat, pick
-from scenario import main, refused
+from scenario import refused
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -138,5 +138,4 @@ def guards(rank, size):
     }
 
 
-if __name__ == "__main__":
-    main({"equality": equality, "language": language, "noise": noise, "frugality": frugality, "guards": guards})
+SCENARIOS = {"equality": equality, "language": language, "noise": noise, "frugality": frugality, "guards": guards}

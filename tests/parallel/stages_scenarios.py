@@ -6,7 +6,7 @@ import itertools
 
 import torch
 from models import relative
-from scenario import main, refused
+from scenario import refused
 from torch import nn
 
 from dpbench import engines, parallel
@@ -157,13 +157,4 @@ def guards(rank, stages):
     }
 
 
-if __name__ == "__main__":
-    main(
-        {
-            "equality": equality,
-            "micro_batches": micro_batches,
-            "noise": noise,
-            "non_finite": non_finite,
-            "guards": guards,
-        }
-    )
+SCENARIOS = {"equality": equality, "micro_batches": micro_batches, "noise": noise, "non_finite": non_finite, "guards": guards}

@@ -17,7 +17,7 @@ ENGINES = ["nonprivate", "fused-per_layer", "ghost-flat", "bookkeeping-flat", "b
 
 @pytest.fixture(scope="module")
 def both(ranks):
-    return ranks("replicas_scenarios")
+    return [rank["replicas"] for rank in ranks]
 
 
 def key(name):
@@ -51,6 +51,12 @@ def test_replicas_start_from_rank_0s_weights(both):
 def test_sums_sent_in_buckets_or_one_by_one_are_the_same(both):
     buckets = both[0]["equality"][key("fused-per_layer")][0]["gradients"]
     assert all(torch.equal(a, b) for a, b in zip(both[0]["large_sums"], buckets, strict=True))
+
+
+def test_the_tables_baseline_is_torchs_own_and_takes_the_same_step(both):
+    found = both[0]["baseline"]
+    assert found["kind"] == "TorchReplicas"
+    assert float((found["torch"] - found["ours"]).norm()) < 1e-6 * float(found["ours"].norm())
 
 
 def one_draw(found):

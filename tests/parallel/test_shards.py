@@ -12,7 +12,7 @@ ENGINES = [("nonprivate", None), ("fused", "per_layer"), ("bookkeeping", "per_la
 
 @pytest.fixture(scope="module")
 def both(ranks):
-    return ranks("shards_scenarios")
+    return [rank["shards"] for rank in ranks]
 
 
 @pytest.mark.parametrize("pair", ENGINES, ids=str)

@@ -15,7 +15,7 @@ GROUPS = {"tiny": 2 + 2 * 6 + 2, "llama_tiny": 1 + 2 * 9 + 2}  # leaf modules: e
 
 @pytest.fixture(scope="module")
 def both(ranks):
-    return ranks("stages_scenarios")
+    return [rank["stages"] for rank in ranks]
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
