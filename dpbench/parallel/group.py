@@ -16,13 +16,15 @@ from dpbench.mechanism import Mechanism
 
 
 class Group:
-    """A process group. rank, size: this process' place in it; device: where its collectives want their tensors."""
+    """A process group, None for all processes. rank, size: this process' place in it; first: the global number of its rank 0;
+    device: where its collectives want their tensors."""
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         if not dist.is_available() or not dist.is_initialized():
             raise DpbenchError("there is no process group", "call torch.distributed.init_process_group, or start with torchrun")
-        self.process_group = group if group is not None else dist.group.WORLD
+        self.process_group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.first = 0 if group is None else dist.get_global_rank(group, 0)
         cuda = dist.get_backend(group) == "nccl"
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
@@ -35,7 +37,7 @@ class Group:
     def from_first(self, value: Any) -> Any:
         """Rank 0's value."""
         box = [value]
-        dist.broadcast_object_list(box, src=dist.get_global_rank(self.process_group, 0), group=self.process_group)
+        dist.broadcast_object_list(box, src=self.first, group=self.process_group)
         return box[0]
 
     def largest(self, value: int) -> int:

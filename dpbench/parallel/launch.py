@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dpbench.errors import DpbenchError
 
@@ -57,16 +57,21 @@ def run_group(module: str, request: dict[str, Any], size: int, silence: float) -
                 worker.end()
 
 
+_to_parent: list[TextIO] = []
+
+
 def receive() -> dict[str, Any]:
-    """A worker's request. From here on the worker ends when its parent does."""
+    """A worker's request. From here on the worker ends when its parent does, and what others print goes to the log."""
     request: dict[str, Any] = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    _to_parent.append(os.fdopen(os.dup(1), "w"))
+    os.dup2(2, 1)
     return request
 
 
 def say(message: dict[str, Any]) -> None:
     """One line from a worker to its parent."""
-    print(json.dumps(message), flush=True)
+    print(json.dumps(message), file=_to_parent[0], flush=True)
 
 
 def _end_with_the_parent() -> None:

@@ -67,11 +67,10 @@ def share_of(elements: int, rank: int, size: int) -> tuple[int, int]:
 
 def broadcast(model: nn.Module, group: Group) -> None:
     """Every rank gets rank 0's parameters and buffers."""
-    source = dist.get_global_rank(group.process_group, 0)
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
             whole = tensor.detach().contiguous()
-            dist.broadcast(whole, src=source, group=group.process_group)
+            dist.broadcast(whole, src=group.first, group=group.process_group)
             tensor.copy_(whole)
 
 

@@ -107,8 +107,9 @@ def check_shards(model: nn.Module, group: Group) -> None:
         DpbenchError: names the first that is not.
     """
     for name, parameter in model.named_parameters():
-        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
-        if mesh is None or mesh.ndim != 1 or mesh.size() != group.size or parameter.placements != (Shard(0),):
+        value: object = parameter
+        mesh = value.device_mesh if isinstance(value, DTensor) and value.placements == (Shard(0),) else None
+        if mesh is None or mesh.ndim != 1 or mesh.size() != group.size:
             raise DpbenchError(
                 f"{name} is not sharded by rows over all {group.size} ranks", "apply fully_shard to the whole model"
             )

@@ -45,10 +45,10 @@ class Stages(Exchange):
 
     def total(self, tally: Tally, steps: int, fault: DpbenchError | None) -> Tally:
         together = self.group.total(tally, fault, steps=steps, examples=tally.examples)
+        noted, self._flags = self._flags, []
         if not together.clipped + together.non_finite:
             return Tally(tally.examples, 0, 0, tally.finite)
-        flags = torch.cat(self._flags, 1).to(self.group.device, torch.uint8)
-        self._flags = []
+        flags = torch.cat(noted, 1).to(self.group.device, torch.uint8)
         dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group.process_group)
         clipped, non_finite = (int(n) for n in flags.sum(1, dtype=torch.int64))
         return Tally(tally.examples, clipped, non_finite, flags.shape[1] - non_finite)

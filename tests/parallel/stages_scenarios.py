@@ -112,6 +112,24 @@ def noise(rank, stages):
     return found
 
 
+def fractions(rank, stages):
+    """Clipped fractions of three steps, the first without a gradient, the second without an example; the same in one process."""
+    steps = ([(physical(0, 4) | {"weight": torch.zeros(4)}, None)], [], [(physical(1, 4), 3), (physical(2, 4), None)])
+    model, whole = language_model("tiny", seed=1).train(), language_model("tiny", seed=1).train()
+    stage = stage_of(model, rank, stages)
+    optimizer, other = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (stage, whole))
+    pipeline, lone = parallel.attach_stage("fused", stage, optimizer, plan(), 2), engines.attach("fused", whole, other, plan())
+    found = []
+    for step in steps:
+        for batch, real in step:
+            pipeline.backward(weighted, batch, real)
+            lone.backward(weighted, batch, real)
+        optimizer.step(), other.step()
+        found.append((pipeline.handle.clipped_fraction, lone.clipped_fraction))
+        optimizer.zero_grad(), other.zero_grad()
+    return found
+
+
 def non_finite(rank, stages):
     """One example of each micro-batch; then all of them."""
 
@@ -157,4 +175,11 @@ def guards(rank, stages):
     }
 
 
-SCENARIOS = {"equality": equality, "micro_batches": micro_batches, "noise": noise, "non_finite": non_finite, "guards": guards}
+SCENARIOS = {
+    "equality": equality,
+    "micro_batches": micro_batches,
+    "noise": noise,
+    "fractions": fractions,
+    "non_finite": non_finite,
+    "guards": guards,
+}

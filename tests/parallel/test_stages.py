@@ -57,6 +57,14 @@ def test_stages_draw_from_streams_of_their_own(both):
     assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 5 / math.sqrt(len(one))
 
 
+def test_clipped_examples_are_counted_over_all_stages_step_by_step(both):
+    for rank in both:
+        ours, lone = zip(*rank["fractions"], strict=True)
+        assert ours == lone
+        assert ours[:2] == (0.0, None)
+        assert 0 < ours[2] < 1
+
+
 def test_bad_examples_are_counted_once_over_all_stages(both):
     assert [rank["non_finite"][0] for rank in both] == [2, 2]
     assert all("all 4 examples have non-finite gradients" in rank["non_finite"][1] for rank in both)
