@@ -54,10 +54,12 @@ def _join(settings: Settings, rank: int, size: int, patience: float) -> None:
     import torch
     import torch.distributed as dist
 
-    if settings.device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if settings.device == "cuda" else None
+    if device is not None:
+        torch.cuda.set_device(device)
     dist.init_process_group(
-        "nccl" if settings.device == "cuda" else "gloo",
+        "gloo" if device is None else "nccl",
+        device_id=device,
         init_method=f"file://{os.environ[STORE]}",
         rank=rank,
         world_size=size,
@@ -164,6 +166,7 @@ class Bench:
 
     def __init__(self, settings: Settings, request: dict[str, Any], rank: int) -> None:
         import torch
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         from dpbench.models.registry import language_model_losses
@@ -174,9 +177,10 @@ class Bench:
         self.device = torch.device("cuda", torch.cuda.current_device()) if settings.device == "cuda" else torch.device("cpu")
         model = whole_model(settings)
         if settings.mode == "fsdp":
+            mesh = init_device_mesh(settings.device, (settings.processes,))
             for block in blocks_of(model):
-                fully_shard(block)
-            fully_shard(model)
+                fully_shard(block, mesh=mesh)
+            fully_shard(model, mesh=mesh)
         parts = parts_of(settings, model)
         self.model = parts[rank] if settings.pipeline else model
         # Replicas must be alike; shards and stages are parts of one model.

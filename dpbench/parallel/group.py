@@ -25,7 +25,7 @@ class Group:
         self.process_group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.first = 0 if group is None else dist.get_global_rank(group, 0)
-        cuda = dist.get_backend(group) == "nccl"
+        cuda = "nccl" in dist.get_backend(group)
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
     def gathered(self, value: Any) -> list[Any]:

@@ -55,9 +55,10 @@ class Replicas(Exchange):
         for values, std in bucket:
             first, last = share_of(len(values), self.group.rank, self.group.size)
             own.append((values[first:last], std))
-            others += [values[:first], values[last:]]
+            others += [part for part in (values[:first], values[last:]) if len(part)]
         handle.noise.release_([(part, std) for part, std in own if len(part)], divisor)
-        torch._foreach_mul_(others, 1 / divisor)
+        if others:
+            torch._foreach_mul_(others, 1 / divisor)
 
 
 def share_of(elements: int, rank: int, size: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ release the mechanism once. Cutting a batch into micro-batches changes nothing, 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -133,6 +134,9 @@ class Pipeline:
         self._inputs = inputs
         self._stage = BoundedStage(handle, group)
         self._schedule = SCHEDULES[schedule](self._stage, micro_batches, loss_fn=self._loss, scale_grads=False)
+        # Before torch 2.10 the last stage keeps its outputs; what `step` does not know it hands to the model.
+        known = "return_outputs" in inspect.signature(self._schedule.step).parameters
+        self._options: dict[str, Any] = {"return_outputs": False} if known else {}
         self._losses: Losses | None = None
         self._shape: list[torch.Size] | None = None
         self._pieces: list[Any] = []
@@ -167,7 +171,7 @@ class Pipeline:
         self._losses, self._values, self._stage.done = losses, {}, 0
         given = self._inputs(batch) if self._stage.is_first else ()
         target = torch.arange(self.micro_batches) if self._stage.is_last else None  # cut like a batch: the piece's number
-        self._schedule.step(*given, target=target, return_outputs=False)
+        self._schedule.step(*given, target=target, **self._options)
         if self._stage.done != self.micro_batches:
             raise DpbenchError(
                 f"{self._stage.done} of {self.micro_batches} micro-batches went back through the engine",

@@ -6,10 +6,12 @@ import itertools
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from models import Language, data, losses, mechanism, plain
 from replicas_scenarios import STEPS, alone, flat, pick
 from scenario import refused
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -21,6 +23,11 @@ from dpbench.parallel.group import Group
 ENGINES = [("nonprivate", None), ("fused", "per_layer"), ("bookkeeping", "per_layer"), ("bookkeeping", "flat")]
 
 
+def shard(module):
+    """Over all processes; on a machine with a GPU torch would take that."""
+    fully_shard(module, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+
+
 def whole(tensors):
     return flat(t.full_tensor() if isinstance(t, DTensor) else t for t in tensors)
 
@@ -29,8 +36,8 @@ def train(rank, size, name, scope, physical=2):
     """As `replicas_scenarios.train`, with equally many physical batches on every rank."""
     group = Group()
     model = Language()
-    fully_shard(model.block)
-    fully_shard(model)
+    shard(model.block)
+    shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     handle = parallel.attach(name, model, optimizer, plain() if scope is None else mechanism(scope))
     found, tallies = [], []
@@ -58,8 +65,8 @@ def language(rank, size):
         ids = torch.randint(0, 512, (8, 6), generator=torch.Generator().manual_seed(0))
         sharded, lone = language_model(shape, seed=1).train(), language_model(shape, seed=1).train()
         for block in sharded.model.base_model.layers if shape == "llama_tiny" else sharded.model.base_model.h:
-            fully_shard(block)
-        fully_shard(sharded)
+            shard(block)
+        shard(sharded)
         both = []
         for model, attach, mine in ((sharded, parallel.attach, ids[rank::size]), (lone, engines.attach, ids)):
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -76,8 +83,8 @@ def language(rank, size):
 def frugality(rank, size):
     """How many whole sums there are at once at most, and whether autograd was asked for a weight's gradient."""
     model = Language()
-    fully_shard(model.block)
-    fully_shard(model)
+    shard(model.block)
+    shard(model)
     handle = parallel.attach("fused", model, torch.optim.SGD(model.parameters(), lr=0.1), mechanism("per_layer"))
     most, asked = [0], []
     kept_new, kept_grad = handle.exchange.new_sum, torch.autograd.grad
@@ -102,7 +109,7 @@ def frugality(rank, size):
 def noise(rank, size):
     """Released noise alone, the std it should have, and where the ranks' shards meet."""
     model = nn.Sequential(nn.Linear(100, 201), nn.Linear(201, 100, bias=False))
-    fully_shard(model)
+    shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     handle = parallel.attach("fused", model, optimizer, mechanism("per_layer", noise_multiplier=2.0))
     optimizer.step()
@@ -115,12 +122,12 @@ def guards(rank, size):
         return parallel.attach(name, model, torch.optim.SGD(model.parameters(), lr=0.1), mechanism(scope))
 
     def sharded(model):
-        fully_shard(model)
+        shard(model)
         return model
 
     def partly():
         model = Language()
-        fully_shard(model.block)
+        shard(model.block)
         attach(model)
 
     def bad():
