@@ -189,7 +189,7 @@ class Handle:
     def sum_of(self, parameter: Tensor) -> Tensor:
         """The running sum of a parameter's bounded gradients; zeroed here, where it is allocated."""
         if id(parameter) not in self._sums:
-            self._sums[id(parameter)] = self.exchange.new_sum(self, parameter).zero_()
+            self._sums[id(parameter)] = self.exchange.new_sum(parameter).zero_()
         return self._sums[id(parameter)]
 
     def sums_of(self, layer: Layer) -> Sums:
@@ -197,7 +197,7 @@ class Handle:
         fresh = [name for name, p in layer.parameters.items() if id(p) not in self._sums]
         for name in fresh:
             parameter = layer.parameters[name]
-            self._sums[id(parameter)] = self.exchange.new_sum(self, parameter)
+            self._sums[id(parameter)] = self.exchange.new_sum(parameter)
         return Sums({name: self._sums[id(p)] for name, p in layer.parameters.items()}, fresh)
 
     def let_go(self, parameter: Tensor) -> Tensor | None:

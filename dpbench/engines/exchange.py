@@ -35,7 +35,7 @@ class Exchange:
 
     keeps_padding = False
 
-    def new_sum(self, handle: Handle, parameter: Tensor) -> Tensor:
+    def new_sum(self, parameter: Tensor) -> Tensor:
         """Unwritten room for the sum of a parameter's bounded gradients, in fp32 or wider."""
         return torch.empty_like(parameter, dtype=accumulation_dtype(parameter))
 

@@ -38,7 +38,7 @@ class Shards(Exchange):
         self._rooms: dict[int, Tensor] = {}
         self._shards: dict[int, Tensor] = {}
 
-    def new_sum(self, handle: Handle, parameter: Tensor) -> Tensor:
+    def new_sum(self, parameter: Tensor) -> Tensor:
         """Room for the whole sum, with rows behind it so that all ranks' shards are of one length."""
         rows = -(-parameter.shape[0] // self.group.size) * self.group.size
         dtype = accumulation_dtype(parameter)

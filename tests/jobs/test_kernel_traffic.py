@@ -39,7 +39,7 @@ def test_a_missing_peer_leaves_its_reason(monkeypatch):
     from dpbench.jobs import throughput
 
     given = job.Settings(inputs=4, outputs=4, tokens=4, engines=["nonprivate", "opacus"])
-    skipped = throughput._empty("opacus", "skipped: x")
+    skipped = throughput.empty_metrics("opacus", "skipped: x")
     monkeypatch.setattr(throughput, "skip_missing", lambda names: (["nonprivate"], skipped))
     found = job.run(given, _context())
     assert {m.name for m in found.metrics if m.labels["engine"] == "opacus" and m.note == "skipped: x"} == set(job.UNITS)
