@@ -14,6 +14,7 @@ from dpbench.jobs.ranks import parts_of, whole_model
 from dpbench.models.registry import language_model
 from dpbench.models.seeded import materialise
 from dpbench.parallel.launch import RankError
+from dpbench.study import study_at
 from dpbench.validation import parse
 
 BASE = {"mode": "ddp", "processes": 2, "size": "tiny", "tokens": 16, "batch_size": 4, "engines": ["nonprivate", "fused"]}
@@ -123,3 +124,14 @@ def test_an_engine_without_room_is_left_out_and_the_others_start_again(tmp_path,
     assert "out of memory" in values["throughput", "nonprivate"].note
     assert values["peak_memory", "fused"].rounds == [1.0 / 2**20, 3.0 / 2**20]  # of the rank that needs the most
     assert values["throughput", "fused"].value == 4 * 16 / 0.5
+
+
+@pytest.mark.parametrize("table", ["data_parallel", "pipeline_parallel"])
+@pytest.mark.parametrize("tier", ["smoke", "laptop", "overnight", "gpu", "paper"])
+def test_a_weight_of_one_moves_in_the_first_step(table, tier):
+    """AdamW's first step is of the learning rate's size; a norm's weight that it does not move stops a private run."""
+    for run in study_at(tier, [f"flashdp/{table}"], "test").runs.values():
+        made = run.config["settings"]
+        one = torch.ones((), dtype=getattr(torch, made["dtype"]))
+        assert one - made["learning_rate"] != one
+        assert one + made["learning_rate"] != one
