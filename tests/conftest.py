@@ -18,6 +18,8 @@ THREADS = 2
 for _variable in ("DPBENCH_DATA", "DPBENCH_MODELS", "DPBENCH_ROOT", "TRITON_INTERPRET"):
     os.environ.pop(_variable, None)
 os.environ["HF_HUB_OFFLINE"] = "1"
+if os.environ.get("DPBENCH_TEST_INTERPRETER") == "1":  # tests/kernels/interpreted, in a process of their own
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,7 +20,7 @@ from dpbench import plugins
 from dpbench.engines.layers import Layer, Layout, check_examples_apart, lay_out
 from dpbench.engines.noise import Noise
 from dpbench.errors import DpbenchError
-from dpbench.kernels.leaf import Sums, accumulation_dtype
+from dpbench.kernels.leaf import Factor, Sums, accumulation_dtype
 from dpbench.mechanism import Mechanism, noise_stds, sensitivity
 
 Losses = Callable[[nn.Module, Any], Tensor]
@@ -45,12 +45,13 @@ class Handle:
     functions: tuple[str, ...] | None = None
     needs_layers = True
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism) -> None:
-        self.model, self.optimizer, self.mechanism = model, optimizer, mechanism
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism, kernels: str = "auto") -> None:
+        self.model, self.optimizer, self.mechanism, self.kernels = model, optimizer, mechanism, kernels
         self.steps = 0
         self.trainable = _trainable(model, optimizer)
         self._sums: dict[int, Tensor] = {}
-        self._examples = self._clipped = self._non_finite = self._finite = 0
+        self._examples = 0
+        self._counts: list[Tensor] = []  # clipped, finite and non-finite examples, left on the device until the step ends
         self.clipped_fraction: float | None = None
         self.non_finite_examples = 0
         self.layout: Layout | None = None
@@ -59,7 +60,7 @@ class Handle:
         self.noise_stds: dict[int, float] = {}
         if mechanism.clipping is not None:
             self._prepare_clipping()
-        self.noise = Noise(mechanism)
+        self.noise = Noise(mechanism, kernels)
         self._witness: dict[str, Tensor] | None = None
         self._hooks = [
             optimizer.register_step_pre_hook(lambda *_: self._before_step()),
@@ -80,7 +81,7 @@ class Handle:
             std = self.mechanism.noise_multiplier * clipping.bound
             self.noise_stds = {id(p): std for p in self.trainable.values()}
             return
-        self.layout = lay_out(self.model, clipping)
+        self.layout = lay_out(self.model, clipping, self.kernels)
         self.bounds = clipping.bounds(len(self.layout.groups))
         self._set_noise()
 
@@ -142,12 +143,11 @@ class Handle:
 
     # for engines
 
-    def factor(self, group: int) -> Callable[[Tensor], Tensor]:
+    def factor(self, group: int) -> Factor:
         """Norms -> factors of one group, with the mechanism's function, bound and gamma."""
         clipping = self.mechanism.clipping
         assert clipping is not None
-        bound = self.bounds[group]
-        return lambda norms: self._function.factor(norms, bound, clipping.gamma)
+        return Factor(clipping.function, self.bounds[group], clipping.gamma, self._function.factor)
 
     def sum_of(self, parameter: Tensor) -> Tensor:
         """The running sum of a parameter's bounded gradients; zeroed here, where it is allocated."""
@@ -164,24 +164,31 @@ class Handle:
         return Sums({name: self._sums[id(p)] for name, p in layer.parameters.items()}, fresh)
 
     def count(self, norms: Tensor, bounds: Tensor | float) -> None:
-        """Note norms [B] or [B, K] for `clipped_fraction` and the non-finite guard."""
+        """Note norms [B] or [B, K] for `clipped_fraction` and the non-finite guard. Does not wait for the device."""
         norms = norms.reshape(len(norms), -1)
         finite = torch.isfinite(norms)
-        self._clipped += int(((norms > bounds) & finite).any(1).sum())
         whole = finite.all(1)
-        self._finite += int(whole.sum())
-        self._non_finite += int((~whole).sum())
+        self._counts.append(torch.stack([((norms > bounds) & finite).any(1).sum(), whole.sum(), (~whole).sum()]))
+
+    def counted(self) -> tuple[int, int, int]:
+        """(clipped, finite, non-finite) examples of the step so far."""
+        if not self._counts:
+            return 0, 0, 0
+        self._counts = [torch.stack([count.to(self._counts[0].device) for count in self._counts]).sum(0)]
+        clipped, finite, non_finite = self._counts[0].tolist()
+        return clipped, finite, non_finite
 
     def _before_step(self) -> None:
+        _, finite, non_finite = self.counted()
         for name, parameter in self.trainable.items():
             if parameter.grad is not None:
                 raise DpbenchError(
                     f"{name} has a gradient from outside the engine: it would be released without noise",
                     "call handle.backward instead of loss.backward, and optimizer.zero_grad after each step",
                 )
-        if self._non_finite and not self._finite:
+        if non_finite and not finite:
             raise NonFiniteStep(
-                f"step {self.steps + 1}: all {self._non_finite} examples have non-finite gradients",
+                f"step {self.steps + 1}: all {non_finite} examples have non-finite gradients",
                 "lower the learning rate, or use a wider dtype",
             )
         if self.mechanism.noise_multiplier > 0 and self.steps == 0:
@@ -202,9 +209,10 @@ class Handle:
 
     def _after_step(self) -> None:
         self.steps += 1
-        self.clipped_fraction = self._clipped / self._examples if self._examples else None
-        self.non_finite_examples += self._non_finite
-        self._examples = self._clipped = self._non_finite = self._finite = 0
+        clipped, _, non_finite = self.counted()
+        self.clipped_fraction = clipped / self._examples if self._examples else None
+        self.non_finite_examples += non_finite
+        self._examples, self._counts = 0, []
         if self._witness is not None:
             self._check_moved()
             self._witness = None

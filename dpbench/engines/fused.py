@@ -24,6 +24,7 @@ PLUGIN = {
     "summary": "per-layer, single pass inside backward (FlashDP)",
     "private": True,
     "scopes": ["per_layer"],
+    "kernels": True,
 }
 
 

@@ -29,8 +29,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 class Noise:
     """Independent of sampling, initialisation and directions; drawn on from step to step."""
 
-    def __init__(self, mechanism: Mechanism) -> None:
-        self._mechanism = mechanism
+    def __init__(self, mechanism: Mechanism, kernels: str = "auto") -> None:
+        self._mechanism, self._kernels = mechanism, kernels
         self._generators: dict[torch.device, torch.Generator] = {}
         self._streams: list[Gaussian] = []
 

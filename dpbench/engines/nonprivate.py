@@ -36,5 +36,4 @@ class Engine(Handle):
             if parameter.grad is not None:
                 self._sums[id(parameter)] = parameter.grad
                 parameter.grad = None
-        self._finite += len(values)
         return values.detach()
