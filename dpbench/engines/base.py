@@ -165,7 +165,7 @@ class Handle:
 
     def count(self, norms: Tensor, bounds: Tensor | float) -> None:
         """Note norms [B] or [B, K] for `clipped_fraction` and the non-finite guard. Does not wait for the device."""
-        norms = norms.reshape(len(norms), -1)
+        norms = norms[:, None] if norms.dim() == 1 else norms
         finite = torch.isfinite(norms)
         whole = finite.all(1)
         self._counts.append(torch.stack([((norms > bounds) & finite).any(1).sum(), whole.sum(), (~whole).sum()]))

@@ -63,6 +63,21 @@ def lower_triangle(number):
 
 
 @triton.jit
+def gram(
+    v, rows, columns, down, across, width, v_f, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """Products [BLOCK_T, BLOCK_T], fp32, of tokens that begin at `rows` with tokens that begin at `columns`; 0 where masked."""
+    tile = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
+    for start in range(0, width, BLOCK_F):
+        f = start + tl.arange(0, BLOCK_F).to(tl.int64)
+        inside = (f < width)[None, :]
+        upper = tl.load(v + rows[:, None] + f[None, :] * v_f, mask=inside & down[:, None], other=0.0)
+        lower = tl.load(v + columns[:, None] + f[None, :] * v_f, mask=inside & across[:, None], other=0.0)
+        tile = dot(upper, tl.trans(lower), tile, PRECISION)
+    return tile
+
+
+@triton.jit
 def add_up(parts, count, BLOCK: tl.constexpr):
     """Sum of `count` fp32 numbers, the same whoever asks; read past the first-level cache, which may be stale."""
     places = tl.arange(0, BLOCK)

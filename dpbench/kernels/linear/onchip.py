@@ -7,12 +7,12 @@ No `from __future__ import annotations` here: Triton reads `tl.constexpr` from t
 import triton
 import triton.language as tl
 
-from dpbench.kernels.onchip import add_up, arrive, dot, factor_of, lower_triangle, wait
+from dpbench.kernels.onchip import add_up, arrive, dot, factor_of, gram, lower_triangle, wait
 
-NORMS, SUMS, WHOLE = 0, 1, 2
+SUMS, WHOLE = 0, 1
 """Stages of `linear_product_kernel`."""
 
-_NORMS, _WHOLE = tl.constexpr(NORMS), tl.constexpr(WHOLE)
+_WHOLE = tl.constexpr(WHOLE)
 
 
 @triton.jit
@@ -82,6 +82,22 @@ def _clipped(parts, norms, tile, column, example, programs, bound, gamma, FUNCTI
 
 
 @triton.jit
+def linear_norm_kernel(
+    x, g, parts, tokens, outputs, inputs, x_b, x_t, x_i, g_b, g_t, g_o,
+    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_T: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """parts [B, tiles] of the squared norms, from direct products that nobody keeps; grid (tiles, B)."""
+    number, example = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    o, i = _tile(number, outputs, inputs, BLOCK_O, BLOCK_I, GROUP)
+    one, column = _product(
+        x + example * x_b, g + example * g_b, o, i, tokens, outputs, inputs, x_t, x_i, g_t, g_o,
+        BLOCK_O, BLOCK_I, BLOCK_T, HAS_BIAS, PRECISION,
+    )  # fmt: skip
+    tl.store(parts + example * tl.num_programs(0) + number, _squared(one, column, tl.min(i, 0) == 0, HAS_BIAS))
+
+
+@triton.jit
 def linear_product_kernel(
     x, g, weight, bias, parts, arrived, norms, bound, gamma, batch, tokens, outputs, inputs,
     x_b, x_t, x_i, g_b, g_t, g_o, w_o, w_i, bias_o,
@@ -94,20 +110,11 @@ def linear_product_kernel(
     WHOLE: weight (+)= sum_i factor_i G_i in a single pass: the program keeps its tile of the sum and of the example on chip, and
     the norm is exchanged across the grid, whose programs must all be resident. AHEAD: while the norm of one example is on its
     way the product of the next is formed, for one more tile on chip.
-    NORMS, grid (tiles, B): parts [B, tiles] of the squared norms alone. SUMS: the sum, from parts that are there.
-    parts [B, tiles] fp32, arrived [B] int32 zeros, norms [B] fp32.
+    SUMS: the sum alone, from parts that are there. parts [B, tiles] fp32, arrived [B] int32 zeros, norms [B] fp32.
     """
     number, programs = tl.program_id(0), tl.num_programs(0)
     o, i = _tile(number, outputs, inputs, BLOCK_O, BLOCK_I, GROUP)
     first = tl.min(i, 0) == 0
-    if STAGE == _NORMS:
-        example = tl.program_id(1).to(tl.int64)
-        one, column = _product(
-            x + example * x_b, g + example * g_b, o, i, tokens, outputs, inputs, x_t, x_i, g_t, g_o,
-            BLOCK_O, BLOCK_I, BLOCK_T, HAS_BIAS, PRECISION,
-        )  # fmt: skip
-        tl.store(parts + example * programs + number, _squared(one, column, first, HAS_BIAS))
-        return
     total = tl.zeros([BLOCK_O, BLOCK_I], tl.float32)
     total_column = tl.zeros([BLOCK_O], tl.float32)
     begin = 0
@@ -147,19 +154,6 @@ def linear_product_kernel(
 
 
 @triton.jit
-def _gram(v, rows, columns, tokens, width, v_t, v_f, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, PRECISION: tl.constexpr):
-    """A tile of v v^T [BLOCK_T, BLOCK_T], fp32, of one example v [tokens, width]."""
-    tile = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
-    for start in range(0, width, BLOCK_F):
-        f = start + tl.arange(0, BLOCK_F).to(tl.int64)
-        inside = (f < width)[None, :]
-        upper = tl.load(v + rows[:, None] * v_t + f[None, :] * v_f, mask=inside & (rows < tokens)[:, None], other=0.0)
-        lower = tl.load(v + columns[:, None] * v_t + f[None, :] * v_f, mask=inside & (columns < tokens)[:, None], other=0.0)
-        tile = dot(upper, tl.trans(lower), tile, PRECISION)
-    return tile
-
-
-@triton.jit
 def linear_gram_kernel(
     x, g, parts, tokens, outputs, inputs, x_b, x_t, x_i, g_b, g_t, g_o,
     HAS_BIAS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, PRECISION: tl.constexpr,
@@ -172,10 +166,11 @@ def linear_gram_kernel(
     row, column = lower_triangle(number)
     rows = row * BLOCK_T + tl.arange(0, BLOCK_T).to(tl.int64)
     columns = column * BLOCK_T + tl.arange(0, BLOCK_T).to(tl.int64)
-    inner = _gram(x + example * x_b, rows, columns, tokens, inputs, x_t, x_i, BLOCK_T, BLOCK_F, PRECISION)
+    down, across = rows < tokens, columns < tokens
+    inner = gram(x + example * x_b, rows * x_t, columns * x_t, down, across, inputs, x_i, BLOCK_T, BLOCK_F, PRECISION)
     if HAS_BIAS:
         inner += 1.0  # rows past the end have g = 0
-    inner *= _gram(g + example * g_b, rows, columns, tokens, outputs, g_t, g_o, BLOCK_T, BLOCK_F, PRECISION)
+    inner *= gram(g + example * g_b, rows * g_t, columns * g_t, down, across, outputs, g_o, BLOCK_T, BLOCK_F, PRECISION)
     found = tl.sum(tl.sum(inner, 1), 0)
     tl.store(parts + example * tl.num_programs(0) + number, tl.where(row == column, found, 2 * found))
 

@@ -17,7 +17,7 @@ from dpbench.kernels.sheet import Sheet
 class Tile:
     """One compiled variant. outputs x inputs of the weight, or tokens x tokens (Gram), `depth` summed over at a time.
 
-    residents: programs that one multiprocessor holds, as the tests see from the compiled kernels; ahead: see
+    residents: programs of a single pass that one multiprocessor holds, held to by the compiled kernels' tests; ahead: see
     `linear_product_kernel`; reach: share of the peak rate that such tiles can reach.
     """
 
@@ -45,15 +45,15 @@ EXCHANGE = 2.5e-6  # seconds of one norm exchange across the grid: three trips t
 LAUNCH = 4e-6  # seconds of one more kernel launch
 PARTS = 4096  # most tiles whose partial norms every program of a single pass adds up
 
-_WIDE = (Tile(128, 64, 32, 8, 3, 0.6, residents=2), Tile(64, 64, 32, 4, 3, 0.45, residents=2))
-_HALF = (Tile(128, 128, 64, 8, 3, 0.6), Tile(64, 64, 64, 4, 3, 0.4, residents=2))
+_WIDE = (Tile(128, 64, 32, 8, 3, 0.6), Tile(64, 64, 32, 4, 3, 0.45))
+_HALF = (Tile(128, 128, 64, 8, 3, 0.6), Tile(64, 64, 64, 4, 3, 0.4))
 _SINGLE = (
     Tile(64, 64, 32, 4, 3, 0.35, residents=2, ahead=True),
     Tile(128, 64, 32, 8, 3, 0.45, ahead=True),
     Tile(128, 128, 32, 8, 3, 0.5),
 )
-_GRAM_WIDE = (Tile(64, 64, 32, 4, 3, 0.45, residents=2),)
-_GRAM_HALF = (Tile(128, 128, 32, 8, 3, 0.5), Tile(64, 64, 64, 4, 3, 0.4, residents=2))
+_GRAM_WIDE = (Tile(64, 64, 32, 4, 3, 0.45),)
+_GRAM_HALF = (Tile(128, 128, 32, 8, 3, 0.5), Tile(64, 64, 64, 4, 3, 0.4))
 
 
 def product_tiles(dtype: str) -> tuple[Tile, ...]:
@@ -71,12 +71,8 @@ def single_tiles(_dtype: str) -> tuple[Tile, ...]:
     return _SINGLE
 
 
-def tiles(size: int, outputs: int, inputs: int) -> int:
-    """Tiles of `size` squared that cover outputs x inputs."""
-    return -(-outputs // size) * -(-inputs // size)
-
-
-def _programs(tile: Tile, outputs: int, inputs: int) -> int:
+def programs(tile: Tile, outputs: int, inputs: int) -> int:
+    """Tiles that cover a weight, one program each."""
     return -(-outputs // tile.outputs) * -(-inputs // tile.inputs)
 
 
@@ -86,9 +82,9 @@ def pairs(tokens: int, tile: Tile) -> int:
     return side * (side + 1) // 2
 
 
-def _matmul(sheet: Sheet, tile: Tile, programs: int, depth: int, dtype: str) -> float:
-    """Seconds of `programs` tiles, each summed over `depth`; the last wave may leave multiprocessors idle."""
-    waves = -(-programs // sheet.sms)
+def _matmul(sheet: Sheet, tile: Tile, count: int, depth: int, dtype: str) -> float:
+    """Seconds of `count` tiles, each summed over `depth`; the last wave may leave multiprocessors idle."""
+    waves = -(-count // sheet.sms)
     return waves * 2.0 * tile.outputs * tile.inputs * depth * sheet.sms / (sheet.flops[dtype] * tile.reach)
 
 
@@ -102,13 +98,12 @@ def _memory(sheet: Sheet, elements: float, dtype: str) -> float:
 
 def fits(sheet: Sheet, tile: Tile, outputs: int, inputs: int) -> bool:
     """Whether all tiles of a weight can be resident at once, as the grid-wide exchange of a single pass needs."""
-    programs = _programs(tile, outputs, inputs)
-    return programs <= sheet.sms * tile.residents and programs <= PARTS
+    return programs(tile, outputs, inputs) <= min(sheet.sms * tile.residents, PARTS)
 
 
 def _single(sheet: Sheet, tile: Tile, shape: tuple[int, int, int, int], dtype: str) -> float:
     batch, tokens, inputs, outputs = shape
-    one = _matmul(sheet, tile, _programs(tile, outputs, inputs), _ceiling(tokens, tile.depth), dtype)
+    one = _matmul(sheet, tile, programs(tile, outputs, inputs), _ceiling(tokens, tile.depth), dtype)
     return LAUNCH + batch * (max(one, EXCHANGE) if tile.ahead else one + EXCHANGE)
 
 
@@ -118,13 +113,13 @@ def _norms(sheet: Sheet, way: str, tile: Tile, shape: tuple[int, int, int, int],
         depth = _ceiling(inputs, tile.depth) + _ceiling(outputs, tile.depth)
         work = _matmul(sheet, tile, batch * pairs(tokens, tile), depth, dtype)
     else:
-        work = _matmul(sheet, tile, batch * _programs(tile, outputs, inputs), _ceiling(tokens, tile.depth), dtype)
+        work = _matmul(sheet, tile, batch * programs(tile, outputs, inputs), _ceiling(tokens, tile.depth), dtype)
     return 2 * LAUNCH + max(work, _memory(sheet, batch * tokens * (inputs + outputs), dtype))
 
 
 def _sum(sheet: Sheet, tile: Tile, shape: tuple[int, int, int, int], dtype: str) -> float:
     batch, tokens, inputs, outputs = shape
-    work = _matmul(sheet, tile, _programs(tile, outputs, inputs), _ceiling(batch * tokens, tile.depth), dtype)
+    work = _matmul(sheet, tile, programs(tile, outputs, inputs), _ceiling(batch * tokens, tile.depth), dtype)
     return LAUNCH + max(work, _memory(sheet, batch * tokens * (inputs + outputs) + 2.0 * inputs * outputs, dtype))
 
 

@@ -5,13 +5,15 @@ The operators `dpbench::linear_*` have fake implementations, so simulation and `
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor, nn
 
 from dpbench.errors import DpbenchError
 from dpbench.kernels import launch
-from dpbench.kernels.leaf import Factor, Sums, Use, weighted_factors
+from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.linear import onchip, plan
 from dpbench.kernels.linear.cpu import Conv1DLeaf, LinearLeaf
 from dpbench.kernels.onchip import FUNCTIONS, finish_kernel
@@ -44,24 +46,36 @@ def _parts(x: Tensor, g: Tensor, has_bias: bool) -> Tensor:
 
 
 def _direct_parts(x: Tensor, g: Tensor, has_bias: bool, tile: plan.Tile) -> Tensor:
-    batch, _, inputs, outputs = _shape(x, g)
-    programs = triton.cdiv(outputs, tile.outputs) * triton.cdiv(inputs, tile.inputs)
-    parts = g.new_empty((batch, programs), dtype=torch.float32)
-    _product(x, g, None, None, parts, None, parts, 0.0, 0.0, 0, tile, (programs, batch), onchip.NORMS, has_bias, True)
+    batch, tokens, inputs, outputs = _shape(x, g)
+    parts = g.new_empty((batch, plan.programs(tile, outputs, inputs)), dtype=torch.float32)
+    onchip.linear_norm_kernel[(parts.shape[1], batch)](
+        x, g, parts, tokens, outputs, inputs, *_strides(x, g), HAS_BIAS=has_bias, **_blocks(tile, g.dtype)
+    )
     return parts
 
 
+def _blocks(tile: plan.Tile, dtype: torch.dtype) -> dict[str, Any]:
+    """What all kernels with tiles of the weight are launched with."""
+    return {
+        "BLOCK_O": tile.outputs,
+        "BLOCK_I": tile.inputs,
+        "BLOCK_T": tile.depth,
+        "GROUP": _GROUP,
+        "PRECISION": launch.precision(dtype),
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+
+
 def _product(
-    x: Tensor, g: Tensor, weight: Tensor | None, bias: Tensor | None, parts: Tensor, arrived: Tensor | None, norms: Tensor,
-    bound: float, gamma: float, function: int, tile: plan.Tile, grid: tuple[int, ...], stage: int, has_bias: bool, fresh: bool,
+    x: Tensor, g: Tensor, weight: Tensor, bias: Tensor | None, parts: Tensor, arrived: Tensor | None, norms: Tensor,
+    bound: float, gamma: float, function: int, fresh: bool, tile: plan.Tile, grid: tuple[int], stage: int,
 ) -> None:  # fmt: skip
     whole = stage == onchip.WHOLE
     onchip.linear_product_kernel[grid](
-        x, g, weight, bias, parts, arrived, norms, bound, gamma, *_shape(x, g)[:2], g.shape[2], x.shape[2], *_strides(x, g),
-        *(weight.stride() if weight is not None else (0, 0)), bias.stride(0) if bias is not None else 0,
-        STAGE=stage, AHEAD=tile.ahead and whole, FUNCTION=function, HAS_BIAS=has_bias, FRESH=fresh,
-        PRECISION=launch.precision(g.dtype), BLOCK_O=tile.outputs, BLOCK_I=tile.inputs, BLOCK_T=tile.depth,
-        BLOCK_P=_PARTS_BLOCK, GROUP=_GROUP, num_warps=tile.warps, num_stages=tile.stages, launch_cooperative_grid=whole,
+        x, g, weight, bias, parts, arrived, norms, bound, gamma, *_shape(x, g)[:2], *weight.shape, *_strides(x, g),
+        *weight.stride(), bias.stride(0) if bias is not None else 0, STAGE=stage, AHEAD=tile.ahead and whole, FUNCTION=function,
+        HAS_BIAS=bias is not None, FRESH=fresh, BLOCK_P=_PARTS_BLOCK, launch_cooperative_grid=whole, **_blocks(tile, g.dtype),
     )  # fmt: skip
 
 
@@ -77,12 +91,10 @@ def _finish(parts: Tensor, function: int, bound: float, gamma: float) -> tuple[T
 def _weighted(x: Tensor, g: Tensor, factors: Tensor, weight: Tensor, bias: Tensor | None, fresh: bool) -> None:
     batch, tokens, inputs, outputs = _shape(x, g)
     tile = plan.sum_tile(launch.sheet_of(g.device), batch, tokens, inputs, outputs, launch.rate(g.dtype))
-    grid = (triton.cdiv(outputs, tile.outputs) * triton.cdiv(inputs, tile.inputs),)
-    onchip.linear_weighted_kernel[grid](
+    onchip.linear_weighted_kernel[(plan.programs(tile, outputs, inputs),)](
         x, g, factors, weight, bias, batch, tokens, outputs, inputs, *_strides(x, g), *weight.stride(),
         bias.stride(0) if bias is not None else 0, HAS_BIAS=bias is not None, FRESH=fresh, NORMALISE=g.dtype == torch.float16,
-        PRECISION=launch.precision(g.dtype), BLOCK_O=tile.outputs, BLOCK_I=tile.inputs, BLOCK_T=tile.depth, GROUP=_GROUP,
-        num_warps=tile.warps, num_stages=tile.stages,
+        **_blocks(tile, g.dtype),
     )  # fmt: skip
 
 
@@ -160,20 +172,18 @@ def _single(
 
     Returns False where the driver cannot place all programs at once; nothing has run then.
     """
-    programs = triton.cdiv(weight.shape[0], tile.outputs) * triton.cdiv(weight.shape[1], tile.inputs)
-    parts = g.new_empty((len(g), programs), dtype=torch.float32)
-    rest = (norms, bound, gamma, function, tile)
-    has_bias = bias is not None
+    programs = plan.programs(tile, *weight.shape)
+    rest = (norms, bound, gamma, function, fresh, tile, (programs,))
     if launch.interpreting():
-        _product(x, g, None, None, parts, None, *rest, (programs, len(g)), onchip.NORMS, has_bias, True)
-        _product(x, g, weight, bias, parts, None, *rest, (programs,), onchip.SUMS, has_bias, fresh)
+        _product(x, g, weight, bias, _direct_parts(x, g, bias is not None, tile), None, *rest, onchip.SUMS)
         return True
-    key = (g.device, x.dtype, g.dtype, has_bias, fresh, function, programs, tile)
+    key = (g.device, x.dtype, g.dtype, bias is None, fresh, function, programs, tile)
     if key in _too_large:
         return False
+    parts = g.new_empty((len(g), programs), dtype=torch.float32)
     arrived = torch.zeros(len(g), dtype=torch.int32, device=g.device)
     try:
-        _product(x, g, weight, bias, parts, arrived, *rest, (programs,), onchip.WHOLE, has_bias, fresh)
+        _product(x, g, weight, bias, parts, arrived, *rest, onchip.WHOLE)
     except RuntimeError as error:
         if "cooperative" not in str(error):
             raise
@@ -210,34 +220,33 @@ class LinearTritonLeaf(LinearLeaf):
 
     def sq_norms(self, use: Use) -> Tensor:
         if "weight" not in self.names:
-            return super().sq_norms(use)
+            return _columns(use.g).square().sum(1)
         return linear_sq_norms(*self._rows(use), "bias" in self.names)
 
     def add_weighted(self, use: Use, factors: Tensor, into: Sums) -> None:
         if "weight" not in self.names:
-            super().add_weighted(use, factors, into.zeroed())
+            live = (factors != 0)[:, None]
+            into.zeroed()["bias"].add_(factors.float() @ torch.where(live, _columns(use.g), 0.0))
             return
         x, g = self._rows(use)
         weight, bias, fresh = self._sums(into)
         linear_add_weighted(x, g, factors, weight, bias, fresh)
 
     def add_finite(self, use: Use, factors: Tensor, finite: Tensor, into: Sums) -> None:
-        if "weight" not in self.names:
-            super().add_finite(use, factors, finite, into)
-            return
-        self.add_weighted(use, torch.where(finite, factors, 0.0), into)  # what is not finite is not read
+        self.add_weighted(use, torch.where(finite, factors, 0.0), into)  # where the factor is 0 nothing is read
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
         function = FUNCTIONS.get(getattr(factor, "function", ""))
-        if "weight" not in self.names:
-            return super().clip_into(use, factor, into)
-        if function is None:  # any callable will do between two kernels
-            norms = self.sq_norms(use).sqrt()
-            self.add_finite(use, *weighted_factors(norms, factor), into)
-            return norms
+        if function is None or "weight" not in self.names:
+            return self.two_stage(use, factor, into)  # between two kernels any callable will do
         x, g = self._rows(use)
         weight, bias, fresh = self._sums(into)
         return linear_clip(x, g, weight, bias, function, factor.bound, factor.gamma, fresh)
+
+
+def _columns(g: Tensor) -> Tensor:
+    """[B, O] bias gradients, fp32."""
+    return launch.rows(g).sum(1, dtype=torch.float32)
 
 
 class Conv1DTritonLeaf(LinearTritonLeaf):
