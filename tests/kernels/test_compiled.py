@@ -108,7 +108,7 @@ def frozen(constants):
 
 
 def variants(get):
-    """(arch, rate, tile): of every dtype under DPBENCH_TEST_EVERY_VARIANT=1 (minutes), else bfloat16, and float32 on one device."""
+    """(arch, rate, tile): every dtype under DPBENCH_TEST_EVERY_VARIANT=1 (minutes), else bfloat16, and float32 on one device."""
     for arch in DEVICES:
         for rate in DTYPES if EVERY else ("float32", "bfloat16") if arch == max(DEVICES) else ("bfloat16",):
             for number, tile in enumerate(get(rate)):

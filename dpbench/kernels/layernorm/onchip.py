@@ -1,4 +1,4 @@
-"""Per-example gradients of a normalisation's scale and shift. No `from __future__ import annotations`: see `kernels/onchip.py`."""
+"""Per-example gradients of a normalisation's scale and shift. No `from __future__ import annotations`: see `onchip.py`."""
 
 import triton
 import triton.language as tl

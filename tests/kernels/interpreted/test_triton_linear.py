@@ -263,7 +263,7 @@ FAULTS = {
     "a bad example is read": ("tl.where(live, x_tile, 0.0)", "x_tile", "gram"),
     "half of the Gram matrix is forgotten": ("tl.where(row == column, found, 2 * found)", "found", "gram"),
     "the bias is not in the norm": ("if HAS_BIAS:\n        inner += 1.0", "if False:\n        inner += 1.0", "gram"),
-    "the bias is in the norm once a tile": ("tl.where(first, tl.sum(column * column, 0), 0.0)", "tl.sum(column * column)", "direct"),
+    "the bias is in the norm once a tile": ("tl.where(first, tl.sum(column * column, 0), 0.0)", "tl.sum(column)", "direct"),
     "what is there is not added to": ("if not FRESH:\n        tile +=", "if False:\n        tile +=", "gram"),
     "what is not yet written is added to": ("if not FRESH:\n        tile +=", "if True:\n        tile +=", "single"),
     "an example's norm is another's": ("parts + example * programs, programs", "parts, programs", "single"),

@@ -150,8 +150,12 @@ def test_the_sum_of_an_embedding_is_the_same_bits_in_any_order_of_programs():
 
 
 FAULTS = {
-    "repeated tokens are not added before the norm": (embedding, "tl.where(same, tile, 0.0)", "tl.where(same & (rows[:, None] == columns[None, :]), tile, 0.0)"),
-    "the padding id counts": (embedding, "(rows < tokens) & (own != padding), (columns < tokens) & (other != padding)", "rows < tokens, columns < tokens"),
+    "repeated tokens are not added before the norm": (
+        embedding, "tl.where(same, tile, 0.0)", "tl.where(same & (rows[:, None] == columns[None, :]), tile, 0.0)",
+    ),
+    "the padding id counts": (
+        embedding, "& (own != padding), (columns < tokens) & (other != padding)", ", columns < tokens",
+    ),
     "only the first tokens of an id are added": (embedding, "going = tl.min(same.to(tl.int32), 0)", "going = 0"),
     "a tile off the diagonal counts once": (embedding, "tl.where(row == column, found, 2 * found)", "found"),
     "a row's mean is over the padded row": (layernorm, "(tl.sum(x_tile, 1) / width)", "(tl.sum(x_tile, 1) / BLOCK_D)"),
