@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import Language, Twice, data, losses, mechanism, relative
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpbench import engines
 from dpbench.clipping import abadi
@@ -128,3 +129,29 @@ def test_a_function_of_the_user_takes_the_way_of_two_kernels(monkeypatch):
     found, handle = released("fused", Language(), mechanism("per_layer"), [data(4)])
     assert relative(found, wanted) < 1e-5
     assert len(calls) == len(handle.bounds)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the host wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put_") and any(
+            getattr(i, "dtype", None) == torch.bool for i in args[1] if i is not None
+        )
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_consecutive", "_unique2") or by_mask:
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "scope"), [p for p in PAIRS if p[0] != "ghost"])  # ghost may have to go through again
+def test_nothing_waits_for_the_device(name, scope):
+    model = Language(middle=lambda: nn.RMSNorm(5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = engines.attach(name, model, optimizer, mechanism(scope), kernels="triton")
+    with NoWaiting():
+        handle.backward(losses, data(3))
+    handle.detach()
+    handle = engines.attach(name, model, optimizer, mechanism(scope), kernels="torch")
+    with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
+        handle.backward(losses, data(3))
