@@ -51,6 +51,7 @@ class Handle:
         self.trainable = _trainable(model, optimizer)
         self._sums: dict[int, Tensor] = {}
         self._examples = 0
+        self._bounds: dict[tuple[Any, ...], Tensor] = {}
         self._counts: list[Tensor] = []  # clipped, finite and non-finite examples, left on the device until the step ends
         self.clipped_fraction: float | None = None
         self.non_finite_examples = 0
@@ -148,6 +149,13 @@ class Handle:
         clipping = self.mechanism.clipping
         assert clipping is not None
         return Factor(clipping.function, self.bounds[group], clipping.gamma, self._function.factor)
+
+    def bounds_of(self, groups: list[int], device: torch.device) -> Tensor:
+        """[K] bounds of some groups, sent to the device once: a copy from pageable memory waits for it."""
+        key = (device, *(self.bounds[k] for k in groups))
+        if key not in self._bounds:
+            self._bounds = {key: torch.tensor(key[1:], device=device)}
+        return self._bounds[key]
 
     def sum_of(self, parameter: Tensor) -> Tensor:
         """The running sum of a parameter's bounded gradients; zeroed here, where it is allocated."""

@@ -61,8 +61,7 @@ class Engine(Handle):
             group, layer, use = kept.pop()
             layer.leaf.add_finite(use, *factors[group], self.sums_of(layer))
         groups = sorted(norms)
-        bounds = torch.tensor([self.bounds[k] for k in groups], device=norms[groups[0]].device)
-        self.count(torch.stack([norms[k] for k in groups], 1), bounds)
+        self.count(torch.stack([norms[k] for k in groups], 1), self.bounds_of(groups, norms[groups[0]].device))
 
     def detach(self) -> None:
         self._capture.remove()

@@ -49,8 +49,7 @@ class Engine(Handle):
             values = self._capture.forward(losses, self.model, batch)
             self._capture.backward(values, ready)
         groups = sorted(norms)
-        bounds = torch.tensor([self.bounds[k] for k in groups], device=values.device)
-        self.count(torch.stack([norms[k] for k in groups], 1), bounds)
+        self.count(torch.stack([norms[k] for k in groups], 1), self.bounds_of(groups, values.device))
         return values.detach()
 
     def _clip(self, cluster: Cluster, uses: list[tuple[Layer, Use]]) -> Tensor:

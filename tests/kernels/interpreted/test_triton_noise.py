@@ -55,12 +55,12 @@ def test_every_number_is_philox_in_fp64(key):
 
 
 def test_the_numbers_are_normal_and_independent():
-    found = draw(400_000).double()
+    found = draw(200_000).double()
     assert stats.kstest(found.numpy(), "norm").pvalue > 1e-3
     for transformed in (found, found**2):
         for lag in (1, 512, 1024, 2048):
             pair = torch.stack([transformed[:-lag], transformed[lag:]])
-            assert abs(float(torch.corrcoef(pair)[0, 1])) < 8e-3  # five standard errors
+            assert abs(float(torch.corrcoef(pair)[0, 1])) < 1.2e-2  # five standard errors
     assert float(found.abs().max()) < 6.8
 
 
