@@ -64,6 +64,8 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return poisoned
 
+    with torch.device("cpu"):  # torch notes once, by identity, which functions a device context changes: the real ones
+        torch.empty(0)
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
     for name in ("new_empty", "new_empty_strided"):

@@ -39,7 +39,7 @@ def _leaf(name: str, module: nn.Module, kernels: str) -> Leaf:
         DpbenchError: `triton`, and there is no such kernel for this module, dtype or device; names the layer.
     """
     device = next(p for p in module.parameters(recurse=False) if p.requires_grad).device
-    if kernels == "triton" or (kernels == "auto" and device.type == "cuda"):
+    if kernels == "triton" or (kernels == "auto" and device.type in launch.DEVICES):
         why = launch.unavailable(device)
         if why is None:
             kind = _leaf_classes("triton").get(type(module))

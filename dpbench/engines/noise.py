@@ -75,7 +75,7 @@ class Noise:
 
     def _by_triton(self, total: Tensor) -> bool:
         """Whether a sum gets its noise from the Triton kernel: its elements must lie together."""
-        wanted = self._kernels == "triton" or (self._kernels == "auto" and total.device.type == "cuda")
+        wanted = self._kernels == "triton" or (self._kernels == "auto" and total.device.type in launch.DEVICES)
         return wanted and launch.unavailable(total.device) is None and _in_memory_order(total).is_contiguous()
 
     def generator(self, device: torch.device) -> torch.Generator:

@@ -15,6 +15,7 @@ from dpbench.kernels import sheet
 from dpbench.kernels.sheet import Sheet
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DEVICES = ("cuda", "meta")  # where `auto` takes Triton's kernels: tensors without storage stand for a GPU's
 OLDEST = (8, 0)  # compute capability with bfloat16 products
 
 

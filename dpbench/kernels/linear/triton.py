@@ -10,9 +10,10 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 from dpbench.errors import DpbenchError
-from dpbench.kernels import launch
+from dpbench.kernels import launch, sheet
 from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.linear import onchip, plan
 from dpbench.kernels.linear.cpu import Conv1DLeaf, LinearLeaf
@@ -190,6 +191,32 @@ def _single(
         _too_large.add(key)
         return False
     return True
+
+
+def _norm_flops(x: tuple[int, ...], g: tuple[int, ...]) -> int:
+    """Of norms alone: both Gram matrices on and below the diagonal, or the products."""
+    batch, tokens, inputs, outputs = g[0], g[1], x[2], g[2]
+    way, tile = plan.norm_way(sheet.H100, batch, tokens, inputs, outputs, "bfloat16")
+    if way == "gram":
+        return 2 * batch * plan.pairs(tokens, tile) * tile.outputs**2 * (inputs + outputs)
+    return 2 * batch * tokens * inputs * outputs
+
+
+@register_flop_formula(torch.ops.dpbench.linear_sq_norms)
+def _(x: Any, g: Any, *args: Any, **kwargs: Any) -> int:
+    return _norm_flops(x, g)
+
+
+@register_flop_formula(torch.ops.dpbench.linear_add_weighted)
+def _(x: Any, g: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * g[0] * g[1] * x[2] * g[2]
+
+
+@register_flop_formula(torch.ops.dpbench.linear_clip)
+def _(x: Any, g: Any, *args: Any, **kwargs: Any) -> int:
+    """One product in a single pass, else norms and one product; the way is an H100's."""
+    chosen = plan.choose(sheet.H100, g[0], g[1], x[2], g[2], "bfloat16")
+    return 2 * g[0] * g[1] * x[2] * g[2] + (0 if chosen.way == "single" else _norm_flops(x, g))
 
 
 class LinearTritonLeaf(LinearLeaf):
