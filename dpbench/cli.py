@@ -78,6 +78,20 @@ def _doctor(_args: argparse.Namespace) -> None:
     print(report())
 
 
+def _bench(args: argparse.Namespace) -> int:
+    from dpbench.jobs import kernel_bench
+    from dpbench.runner import execute
+    from dpbench.spec.expand import run_id
+    from dpbench.validation import parse
+
+    settings = {key: getattr(args, key) for key in ("shapes", "kernels", "batch_size", "tokens", "dtype", "device", "rounds")}
+    given = parse(kernel_bench.Settings, {key: value for key, value in settings.items() if value is not None}, "bench kernels")
+    config = kernel_bench.config(given)
+    record = execute(config, Path(args.out) / run_id(config), args.threads, quiet=args.quiet)
+    print("\n".join(kernel_bench.lines(record.metrics)))
+    return 1 if record.warnings else 0
+
+
 def _bundle(args: argparse.Namespace) -> None:
     from dpbench.bundle import bundle
 
@@ -174,6 +188,21 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("--engines", nargs="+", default=["nonprivate", "ghost", "bookkeeping", "fused"], metavar="ENGINE")
     simulate.add_argument("--devices", nargs="+", default=["a100_80", "rtx3090_24"], metavar="DEVICE")
     simulate.add_argument("--whole", action="store_true", help="every block, instead of extrapolating from two and three")
+
+    bench = verb("bench", _bench, "hold kernels to the fp64 oracle, then time them; the results are a record")
+    bench.add_argument("what", choices=["kernels"])
+    bench.add_argument("--shapes", help="small (default), gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-7b or llama-13b")
+    bench.add_argument("--kernels", nargs="+", help="torch (default), triton, or both in turn")
+    bench.add_argument("--batch-size", type=int, metavar="B")
+    bench.add_argument("--tokens", type=int, metavar="T")
+    bench.add_argument("--dtype", help="float32 (default), bfloat16 or float16")
+    bench.add_argument("--device", help="cpu (default) or cuda")
+    bench.add_argument("--rounds", type=int)
+    bench.add_argument(
+        "--out", default=str(paths.root() / "results" / "runs"), metavar="DIR", help="the record's folder is made there"
+    )
+    bench.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    bench.add_argument("--quiet", action="store_true", help="no progress bar")
 
     verb("doctor", _doctor, "what is installed, found and needed")
     schema = verb("schema", _schema, "write the JSON schemas of config, tables and records")

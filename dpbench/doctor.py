@@ -37,9 +37,23 @@ def _devices() -> Iterator[str]:
     yield f"  cpu noise      {noise}"
     if not torch.cuda.is_available():
         yield "  cuda           none (the gpu and paper tiers need one)"
+    yield f"  triton         {_triton()}"
     for index in range(torch.cuda.device_count()):
         memory = torch.cuda.get_device_properties(index).total_memory / 2**30
         yield f"  cuda:{index}         {torch.cuda.get_device_name(index)}, {memory:.0f} GiB"
+
+
+def _triton() -> str:
+    """Whether the Triton kernels can run here."""
+    import torch
+
+    from dpbench.kernels import launch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    why = launch.unavailable(device)
+    if why is not None:
+        return f"its kernels cannot run here ({why}); torch's are used"
+    return "its kernels run in the interpreter, for tests" if launch.interpreting() else "its kernels run here (kernels: auto)"
 
 
 def _sources() -> Iterator[str]:

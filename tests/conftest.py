@@ -18,6 +18,8 @@ THREADS = 2
 for _variable in ("DPBENCH_DATA", "DPBENCH_MODELS", "DPBENCH_ROOT", "TRITON_INTERPRET"):
     os.environ.pop(_variable, None)
 os.environ["HF_HUB_OFFLINE"] = "1"
+if os.environ.get("DPBENCH_TEST_INTERPRETER") == "1":  # tests/kernels/interpreted, in a process of their own
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,6 +64,8 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return poisoned
 
+    with torch.device("cpu"):  # torch notes once, by identity, which functions a device context changes: the real ones
+        torch.empty(0)
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
     for name in ("new_empty", "new_empty_strided"):

@@ -14,7 +14,21 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def test_the_verbs_are_these():
     """Adding one is a decision."""
     (verbs,) = [a for a in parser()._actions if a.dest == "verb"]
-    known = ["bundle", "check", "claims", "doctor", "long", "plot", "record", "report", "run", "schema", "simulate", "table"]
+    known = [
+        "bench",
+        "bundle",
+        "check",
+        "claims",
+        "doctor",
+        "long",
+        "plot",
+        "record",
+        "report",
+        "run",
+        "schema",
+        "simulate",
+        "table",
+    ]
     assert sorted(verbs.choices) == known
 
 

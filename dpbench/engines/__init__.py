@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dpbench import plugins
+from dpbench.errors import DpbenchError, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -13,13 +14,36 @@ if TYPE_CHECKING:
     from dpbench.mechanism import Mechanism
 
 
-def attach(name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism) -> Handle:
+KERNELS = ("auto", "torch", "triton")
+
+
+def attach(
+    name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism, kernels: str = "auto"
+) -> Handle:
     """Attach engine `name` to model and optimizer, in place.
 
+    Args:
+        kernels: what forms norms and sums of layers, and on a GPU the noise. `triton` for every layer, or an error; `auto`
+            takes Triton's on a CUDA device for the layers that have them; `torch` never.
+
     Raises:
-        DpbenchError: unknown engine, a clipping it does not do, a parameter it cannot protect (named).
+        DpbenchError: unknown engine, a clipping it does not do, a parameter it cannot protect (named); `triton` for a
+            layer (named), device or engine that has no such kernels.
     """
-    return plugins.get("engine", name).load().Engine(model, optimizer, mechanism)
+    plugin = plugins.get("engine", name)
+    if kernels not in KERNELS:
+        raise unknown("choice of kernels", kernels, KERNELS)
+    if kernels == "triton" and not takes_kernels(name):
+        others = ", ".join(n for n in plugins.discover("engine") if takes_kernels(n))
+        raise DpbenchError(
+            f"engine {name!r} does not use kernels of ours, so not Triton's", f"leave kernels out, or use {others}"
+        )
+    return plugin.load().Engine(model, optimizer, mechanism, kernels)
+
+
+def takes_kernels(name: str) -> bool:
+    """Whether an engine's layers are served by `dpbench.kernels`, so that there is a choice."""
+    return bool(plugins.get("engine", name).extra.get("kernels"))
 
 
 def attach_published(name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism) -> Handle:
@@ -30,4 +54,4 @@ def attach_published(name: str, model: torch.nn.Module, optimizer: torch.optim.O
     Raises:
         DpbenchError: unknown engine, a clipping it does not do.
     """
-    return plugins.get("published_engine", name).load().Engine(model, optimizer, mechanism)
+    return plugins.get("published_engine", name).load().Engine(model, optimizer, mechanism, "torch")

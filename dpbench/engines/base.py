@@ -21,7 +21,7 @@ from dpbench.engines.exchange import Exchange, Tally
 from dpbench.engines.layers import Layer, Layout, check_examples_apart, lay_out
 from dpbench.engines.noise import Noise
 from dpbench.errors import DpbenchError
-from dpbench.kernels.leaf import Sums
+from dpbench.kernels.leaf import Factor, Sums
 from dpbench.mechanism import Mechanism, noise_stds, sensitivity
 
 Losses = Callable[[nn.Module, Any], Tensor]
@@ -47,13 +47,15 @@ class Handle:
     functions: tuple[str, ...] | None = None
     needs_layers = True
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism) -> None:
-        self.model, self.optimizer, self.mechanism = model, optimizer, mechanism
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism, kernels: str = "auto") -> None:
+        self.model, self.optimizer, self.mechanism, self.kernels = model, optimizer, mechanism, kernels
         self.steps = 0
         self.trainable = _trainable(model, optimizer)
         self._sums: dict[int, Tensor] = {}
         self.exchange = Exchange()
         self._tally = Tally()
+        self._counts: list[Tensor] = []  # clipped, finite and non-finite examples, left on the device until the step ends
+        self._bounds: dict[tuple[Any, ...], Tensor] = {}
         self.real: int | None = None
         self.clipped_fraction: float | None = None
         self.non_finite_examples = 0
@@ -63,7 +65,7 @@ class Handle:
         self.noise_stds: dict[int, float] = {}
         if mechanism.clipping is not None:
             self._prepare_clipping()
-        self.noise = Noise(mechanism)
+        self.noise = Noise(mechanism, kernels=kernels)
         self._witness: dict[str, Tensor] | None = None
         self._hooks = [
             optimizer.register_step_pre_hook(lambda *_: self._before_step()),
@@ -84,7 +86,7 @@ class Handle:
             std = self.mechanism.noise_multiplier * clipping.bound
             self.noise_stds = {id(p): std for p in self.trainable.values()}
             return
-        self.set_layout(lay_out(self.model, clipping))
+        self.set_layout(lay_out(self.model, clipping, self.kernels))
 
     def set_layout(self, layout: Layout) -> None:
         """Bounds, sensitivity and noise of all groups of `layout`, of which this process may hold a part."""
@@ -179,12 +181,18 @@ class Handle:
 
     # for engines
 
-    def factor(self, group: int) -> Callable[[Tensor], Tensor]:
+    def factor(self, group: int) -> Factor:
         """Norms -> factors of one group, with the mechanism's function, bound and gamma."""
         clipping = self.mechanism.clipping
         assert clipping is not None
-        bound = self.bounds[group]
-        return lambda norms: self._function.factor(norms, bound, clipping.gamma)
+        return Factor(clipping.function, self.bounds[group], clipping.gamma, self._function.factor)
+
+    def bounds_of(self, groups: list[int], device: torch.device) -> Tensor:
+        """[K] bounds of some groups, sent to the device once: a copy from pageable memory waits for it."""
+        key = (device, *(self.bounds[k] for k in groups))
+        if key not in self._bounds:
+            self._bounds = {key: torch.tensor(key[1:], device=device)}
+        return self._bounds[key]
 
     def sum_of(self, parameter: Tensor) -> Tensor:
         """The running sum of a parameter's bounded gradients; zeroed here, where it is allocated."""
@@ -205,17 +213,25 @@ class Handle:
         return self._sums.pop(id(parameter), None)
 
     def count(self, norms: Tensor, bounds: Tensor | float) -> None:
-        """Note norms [B] or [B, K] for `clipped_fraction` and the non-finite guard."""
-        norms = norms.reshape(len(norms), -1)[: self.real]
+        """Note norms [B] or [B, K] for `clipped_fraction` and the non-finite guard. Does not wait for the device."""
+        norms = (norms[:, None] if norms.dim() == 1 else norms)[: self.real]
         finite = torch.isfinite(norms)
         over, whole = ((norms > bounds) & finite).any(1), finite.all(1)
         self.exchange.noted(over, whole)
-        self._tally.clipped += int(over.sum())
-        self._tally.finite += int(whole.sum())
-        self._tally.non_finite += int((~whole).sum())
+        self._counts.append(torch.stack([over.sum(), whole.sum(), (~whole).sum()]))
+
+    def counted(self) -> Tally:
+        """This process' examples of the step so far; waits for the device."""
+        if self._counts:
+            counts = torch.stack([count.to(self._counts[0].device) for count in self._counts]).sum(0)
+            self._counts = []
+            clipped, finite, non_finite = (int(n) for n in counts.tolist())
+            own = self._tally
+            self._tally = Tally(own.examples, own.clipped + clipped, own.non_finite + non_finite, own.finite + finite)
+        return self._tally
 
     def _before_step(self) -> None:
-        self._tally = tally = self.exchange.total(self._tally, self.steps, self._gradient_from_outside())
+        self._tally = tally = self.exchange.total(self.counted(), self.steps, self._gradient_from_outside())
         if tally.non_finite and not tally.finite:
             raise NonFiniteStep(
                 f"step {self.steps + 1}: all {tally.non_finite} examples have non-finite gradients",

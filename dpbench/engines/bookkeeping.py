@@ -25,6 +25,7 @@ PLUGIN = {
     "summary": "one backward, sums after all norms",
     "private": True,
     "scopes": ["flat", "per_layer"],
+    "kernels": True,
     "parallel": ["replicas", "shards", "stages"],
 }
 
@@ -68,11 +69,10 @@ class Engine(Handle):
         factors = {group: weighted_factors(value, self.factor(group)) for group, value in norms.items()}
         while kept:  # from the last kept, so that what is done with is freed
             group, layer, use = kept.pop()
-            layer.leaf.add_finite(use, *factors[group], self.sums_of(layer).zeroed())
+            layer.leaf.add_finite(use, *factors[group], self.sums_of(layer))
             self.exchange.finished(self, [layer])
         groups = sorted(norms)
-        bounds = torch.tensor([self.bounds[k] for k in groups], device=norms[groups[0]].device)
-        self.count(torch.stack([norms[k] for k in groups], 1), bounds)
+        self.count(torch.stack([norms[k] for k in groups], 1), self.bounds_of(groups, norms[groups[0]].device))
 
     def detach(self) -> None:
         self._capture.remove()

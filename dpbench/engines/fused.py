@@ -25,6 +25,7 @@ PLUGIN = {
     "summary": "per-layer, single pass inside backward (FlashDP)",
     "private": True,
     "scopes": ["per_layer"],
+    "kernels": True,
     "parallel": ["replicas", "shards", "stages"],
 }
 
@@ -59,8 +60,7 @@ class Engine(Handle):
 
         found = one.backward(outputs, ready, gradients, inputs)
         groups = sorted(norms)
-        bounds = torch.tensor([self.bounds[k] for k in groups], device=outputs.device)
-        self.count(torch.stack([norms[k] for k in groups], 1), bounds)
+        self.count(torch.stack([norms[k] for k in groups], 1), self.bounds_of(groups, outputs.device))
         return found
 
     def _clip(self, cluster: Cluster, uses: list[tuple[Layer, Use]]) -> Tensor:

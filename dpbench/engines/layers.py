@@ -10,6 +10,7 @@ from torch import nn
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError
+from dpbench.kernels import launch
 from dpbench.kernels.fallback.cpu import FallbackLeaf, is_leaf
 from dpbench.kernels.leaf import Leaf
 from dpbench.mechanism import Clipping
@@ -20,15 +21,36 @@ _WAYS_OUT = "freeze it (requires_grad_(False)), move it into a leaf module of it
 
 
 @cache
-def _leaf_classes() -> dict[type[nn.Module], type[Leaf]]:
-    """Module class -> its Leaf, from every `kernels/<op>/cpu.py`."""
+def _leaf_classes(file: str) -> dict[type[nn.Module], type[Leaf]]:
+    """Module class -> its Leaf, from every `kernels/<op>/<file>.py`."""
     found: dict[type[nn.Module], type[Leaf]] = {}
-    for path in sorted((PACKAGE / "kernels").glob("*/cpu.py")):
-        module = importlib.import_module(f"dpbench.kernels.{path.parent.name}.cpu")
+    for path in sorted((PACKAGE / "kernels").glob(f"*/{file}.py")):
+        module = importlib.import_module(f"dpbench.kernels.{path.parent.name}.{file}")
         for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Leaf):
+            if isinstance(value, type) and issubclass(value, Leaf) and value.__module__ == module.__name__:
                 found |= dict.fromkeys(value.modules, value)
     return found
+
+
+def _leaf(name: str, module: nn.Module, kernels: str) -> Leaf:
+    """The leaf of one module by `kernels`: auto, torch or triton.
+
+    Raises:
+        DpbenchError: `triton`, and there is no such kernel for this module, dtype or device; names the layer.
+    """
+    device = next(p for p in module.parameters(recurse=False) if p.requires_grad).device
+    if kernels == "triton" or (kernels == "auto" and device.type in launch.DEVICES):
+        why = launch.unavailable(device)
+        if why is None:
+            kind = _leaf_classes("triton").get(type(module))
+            why = "it has no Triton kernel" if kind is None else kind.refuses(module)
+            if kind is not None and why is None:
+                return kind(module)
+        if kernels == "triton":
+            raise DpbenchError(
+                f"kernels: triton cannot serve layer {name} ({type(module).__name__}): {why}", "use kernels: auto, or torch"
+            )
+    return _leaf_classes("cpu").get(type(module), FallbackLeaf)(module)
 
 
 @dataclass
@@ -88,11 +110,11 @@ def check_examples_apart(model: nn.Module) -> None:
             )
 
 
-def find_layers(model: nn.Module) -> list[Layer]:
+def find_layers(model: nn.Module, kernels: str = "torch") -> list[Layer]:
     """Every leaf module with a trainable parameter, in the order of registration.
 
     Raises:
-        DpbenchError: a trainable parameter that belongs to no leaf module; names it.
+        DpbenchError: a trainable parameter that belongs to no leaf module; names it. `kernels` as in `engines.attach`.
     """
     check_examples_apart(model)
     found = []
@@ -105,16 +127,15 @@ def find_layers(model: nn.Module) -> list[Layer]:
             raise DpbenchError(
                 f"parameter {path}.{own[0]} belongs to {type(module).__name__}, which has modules inside", _WAYS_OUT
             )
-        leaf = _leaf_classes().get(type(module), FallbackLeaf)
-        found.append(Layer(path, module, leaf(module)))
+        found.append(Layer(path, module, _leaf(path, module, kernels)))
     if not found:
         raise DpbenchError("the model has no trainable parameter", "call requires_grad_(True) on what is to be trained")
     return found
 
 
-def lay_out(model: nn.Module, clipping: Clipping) -> Layout:
-    """Layers, what is tied to what, and the groups of the clipping's scope."""
-    layers = find_layers(model)
+def lay_out(model: nn.Module, clipping: Clipping, kernels: str = "torch") -> Layout:
+    """Layers, what is tied to what, and the groups of the clipping's scope; `kernels` as in `engines.attach`."""
+    layers = find_layers(model, kernels)
     families = _families(layers)
     clusters = [Cluster(f) for f in families] if clipping.tied == "sum" else [Cluster([layer]) for layer in layers]
     by_name = {cluster.name: cluster for cluster in clusters}

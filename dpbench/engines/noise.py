@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from dpbench.engines.gaussian import KEY_BYTES, PIECE, Array, Gaussian, Scratch
+from dpbench.kernels import launch
 from dpbench.mechanism import Mechanism
 
 _NOISE = 3  # stream of the mechanism's seed; sampling uses 1 and 2
@@ -29,26 +30,35 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 class Noise:
     """Independent of sampling, initialisation and directions; drawn on from step to step.
 
-    rank: of this process in its group; each has streams of its own, rank 0 those of a process alone.
+    rank: of this process in its group; each has streams of its own, rank 0 those of a process alone. kernels: as in
+    `engines.attach`. On a CUDA device `auto` draws with a Triton kernel where there is Triton, else by torch.
     """
 
-    def __init__(self, mechanism: Mechanism, rank: int = 0) -> None:
-        self._mechanism, self._rank = mechanism, rank
+    def __init__(self, mechanism: Mechanism, rank: int = 0, kernels: str = "auto") -> None:
+        self._mechanism, self._rank, self._kernels = mechanism, rank, kernels
         self._generators: dict[torch.device, torch.Generator] = {}
         self._streams: list[Gaussian] = []
+        self._steps = 0
 
     def release_(self, sums: list[tuple[Tensor, float]], divisor: float) -> None:
         """Each (sum, std) becomes (sum + N(0, std^2)) / divisor, in place, with independent noise in every element.
 
-        On the CPU threads share the pieces, the same pieces for any number of threads.
+        On the CPU threads share the pieces, the same pieces for any number of threads. On a GPU the generator is Philox, by
+        Triton or by torch: no cipher, so under `randomness: secret` the Triton kernel gets a fresh key from the operating
+        system at every step.
+
+        Guarantee: no number is drawn twice, whatever the tensors and steps.
 
         Args:
             sums: float32 or float64 tensors of any layout.
         """
         on_cpu: list[tuple[Tensor, float]] = []
-        for total, std in sums:
+        on_chip: list[tuple[int, Tensor, float]] = []
+        for number, (total, std) in enumerate(sums):
             if std <= 0:
                 total.mul_(1 / divisor)
+            elif self._by_triton(total):
+                on_chip.append((number, _in_memory_order(total).reshape(-1), std))
             elif total.device.type == "cpu":
                 on_cpu.append((total, std / divisor))
             else:
@@ -56,6 +66,18 @@ class Noise:
                 torch.add(noise, total, alpha=1 / divisor, out=total)
         for dtype in {total.dtype for total, _ in on_cpu}:
             self._perturb_([(total, std) for total, std in on_cpu if total.dtype == dtype], 1 / divisor)
+        if on_chip:
+            from dpbench.kernels.noise.triton import noise_add_
+
+            key = int.from_bytes(self._key(_STREAMS + 1)[:8], "little", signed=True)
+            for number, values, std in on_chip:
+                noise_add_(values, std, 1 / divisor, key, number, self._steps)
+        self._steps += 1
+
+    def _by_triton(self, total: Tensor) -> bool:
+        """Whether a sum gets its noise from the Triton kernel: its elements must lie together."""
+        wanted = self._kernels == "triton" or (self._kernels == "auto" and total.device.type in launch.DEVICES)
+        return wanted and launch.unavailable(total.device) is None and _in_memory_order(total).is_contiguous()
 
     def generator(self, device: torch.device) -> torch.Generator:
         """This mechanism's torch generator, for noise that is not made here: on other devices, or by a peer."""
@@ -68,7 +90,7 @@ class Noise:
         """sum = scale x sum + N(0, std^2) for CPU tensors of one dtype."""
         if not self._streams:
             self._streams = [Gaussian(self._key(number)) for number in range(_STREAMS)]
-        flat = [(_in_memory_order(total).reshape(-1), std) for total, std in sums]
+        flat = [(_in_memory_order(total).contiguous().view(-1), std) for total, std in sums]
         split = [(piece, std) for values, std in flat for piece in values.split(PIECE)]
         workers = min(torch.get_num_threads(), _STREAMS)
         dtype = {torch.float32: np.dtype("f4"), torch.float64: np.dtype("f8")}[split[0][0].dtype]

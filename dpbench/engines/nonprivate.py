@@ -34,7 +34,6 @@ class Engine(Handle):
         values = check_losses(losses(self.model, batch))
         with self.adding():
             values.sum().backward()
-        self._tally.finite += len(values[: self.real])
         return values.detach()
 
     def forward_of(self, call: Callable[[], Tensor]) -> tuple[None, Tensor]:

@@ -49,6 +49,9 @@ class Settings(Strict):
         "float32", description="Of the weights; amp: float32 weights, products in bfloat16 by autocast."
     )
     device: Literal["cpu", "cuda"] = "cpu"
+    kernels: Literal["auto", "torch", "triton"] = Field(
+        "auto", exclude_if=lambda v: v == "auto", description="What forms norms and sums in engines of ours; see engines.attach."
+    )
     function: str = "abadi"
     bound: float = 1.0
     noise_multiplier: float = 1.0
@@ -120,7 +123,8 @@ class Bench:
         """The engine's handle."""
         from dpbench import engines
 
-        return engines.attach(engine, self.model, self.optimizer, mechanism(self.settings, engine))
+        kernels = self.settings.kernels if engines.takes_kernels(engine) else "auto"
+        return engines.attach(engine, self.model, self.optimizer, mechanism(self.settings, engine), kernels)
 
     def step(self, handle: Any) -> None:
         """One logical step of one or more physical batches."""

@@ -30,8 +30,17 @@ class Sums(dict[str, Tensor]):
         return self
 
 
-Factor = Callable[[Tensor], Tensor]
-"""[B] norms -> [B] factors, 0 where the norm is not finite."""
+@dataclass(frozen=True)
+class Factor:
+    """[B] norms -> [B] factors of one group. Kernels that know `function` by name form the factors on the device themselves."""
+
+    function: str
+    bound: float
+    gamma: float
+    form: Callable[[Tensor, float, float], Tensor]
+
+    def __call__(self, norms: Tensor) -> Tensor:
+        return self.form(norms, self.bound, self.gamma)
 
 
 @dataclass
@@ -55,6 +64,11 @@ class Leaf:
     """
 
     modules: tuple[type[nn.Module], ...] = ()
+
+    @classmethod
+    def refuses(cls, module: nn.Module) -> str | None:
+        """Why this leaf cannot serve a module of its classes, or None."""
+        return None
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -96,11 +110,12 @@ class Leaf:
     def two_stage(self, use: Use, factor: Factor, into: Sums) -> Tensor:
         """`clip_into` for a module whose norms cost less than its gradients: all norms first, then one weighted sum."""
         norms = self.sq_norms(use).sqrt()
-        self.add_finite(use, *weighted_factors(norms, factor), into.zeroed())
+        self.add_finite(use, *weighted_factors(norms, factor), into)
         return norms
 
     def add_finite(self, use: Use, factors: Tensor, finite: Tensor, into: Sums) -> None:
-        """`add_weighted` over the examples in `finite` [B]: 0 x NaN would be NaN."""
+        """`add_weighted` over the examples in `finite` [B]: 0 x NaN would be NaN. `into` may be fresh."""
+        into.zeroed()
         if finite.all():
             self.add_weighted(use, factors, into)
         elif finite.any():

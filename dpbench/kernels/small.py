@@ -35,6 +35,24 @@ class SmallLeaf(Leaf):
         return norms
 
 
+class DeviceSmallLeaf(SmallLeaf):
+    """Non-finite examples are masked, not left out: nothing waits for the device."""
+
+    def add_finite(self, use: Use, factors: Tensor, finite: Tensor, into: Sums) -> None:
+        _add(_kept(self.gradients(use), finite), torch.where(finite, factors, 0.0), into.zeroed())
+
+    def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
+        found = self.gradients(use)
+        norms = _squared(found).sqrt()
+        factors, finite = weighted_factors(norms, factor)
+        _add(_kept(found, finite), factors, into.zeroed())
+        return norms
+
+
+def _kept(found: Sums, finite: Tensor) -> Sums:
+    return Sums({name: torch.where(finite[:, None], value, 0.0) for name, value in found.items()})
+
+
 def _squared(found: Sums) -> Tensor:
     return torch.stack([value.square().sum(1) for value in found.values()]).sum(0)
 

@@ -26,6 +26,7 @@ def attach(
     optimizer: torch.optim.Optimizer,
     mechanism: Mechanism,
     group: dist.ProcessGroup | None = None,
+    kernels: str = "auto",
 ) -> Handle:
     """Attach engine `name` on every rank of a group (None: all processes), in place.
 
@@ -47,7 +48,7 @@ def attach(
     members.agree(**facts_of(model, optimizer, mechanism, name))
     if sharded:
         check_shards(model, members)
-    handle = engines.attach(name, model, optimizer, mechanism)
+    handle = engines.attach(name, model, optimizer, mechanism, kernels)
     if sharded:
         try:
             check_layers(handle)
@@ -58,7 +59,7 @@ def attach(
     else:
         broadcast(model, members)
         handle.exchange = Replicas(members)
-    handle.noise = Noise(mechanism, members.rank)
+    handle.noise = Noise(mechanism, members.rank, kernels)
     return handle
 
 
@@ -71,6 +72,7 @@ def attach_stage(
     schedule: Schedule = "gpipe",
     group: dist.ProcessGroup | None = None,
     inputs: Inputs | None = None,
+    kernels: str = "auto",
 ) -> Pipeline:
     """Attach engine `name` to this rank's stage of a pipeline, in place; stages are in the order of ranks.
 
@@ -99,13 +101,13 @@ def attach_stage(
         raise DpbenchError(f"{micro_batches} micro-batches for {members.size} stages", "use as many as stages, or more")
     facts = facts_of_training(optimizer, mechanism, name)
     members.agree(**facts, schedule=[schedule, micro_batches])
-    handle = engines.attach(name, stage, optimizer, mechanism)
+    handle = engines.attach(name, stage, optimizer, mechanism, kernels)
     own = handle.layout if handle.layout is not None else Layout([], [], [])
     layout = whole_layout(own, [n for n, _ in stage.named_parameters()], members)
     if handle.layout is not None:
         handle.set_layout(layout)
     handle.exchange = Stages(members)
-    handle.noise = Noise(mechanism, members.rank)
+    handle.noise = Noise(mechanism, members.rank, kernels)
     return Pipeline(handle, members, schedule, micro_batches, inputs or input_ids)
 
 

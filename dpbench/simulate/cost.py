@@ -57,6 +57,8 @@ class Cost(PeakBytes):
         packet = func._overloadpacket
         if packet is aten._local_scalar_dense:
             return _ONE.get(args[0].dtype, 1.0 if args[0].is_floating_point() else 1)
+        if packet is aten._to_copy and args[0].is_meta and str(kwargs.get("device")) == "cpu":  # a number for the host
+            return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         if packet is aten.equal:  # engines ask whether a tensor has stayed as it was
             return False
         if packet is aten.index:
@@ -73,6 +75,8 @@ class Cost(PeakBytes):
         outputs = [v for v in tree_iter(out) if isinstance(v, Tensor)]
         if not outputs and packet.__name__.startswith("_foreach"):  # in place on a list
             outputs = args[0]
+        known = {id(v) for v in outputs}
+        outputs += [v for v in _mutated(func, args) if id(v) not in known]
         written = sum(map(_bytes, outputs))
         read = sum(map(_bytes, inputs.values()))
         if packet in _WRITE_ONLY:
@@ -85,6 +89,12 @@ class Cost(PeakBytes):
         flops = formula(*args, **kwargs, out_val=out) if formula else 0
         half = any(v.dtype in (torch.bfloat16, torch.float16) for v in inputs.values())
         self.work.add(flops, read + written, half)
+
+
+def _mutated(func: Any, args: Any) -> list[Tensor]:
+    """The arguments that an operation writes to."""
+    declared = zip(func._schema.arguments, args, strict=False)
+    return [v for a, v in declared if a.alias_info is not None and a.alias_info.is_write and isinstance(v, Tensor)]
 
 
 def _bytes(value: Any) -> int:

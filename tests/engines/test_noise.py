@@ -121,3 +121,10 @@ def test_the_number_of_threads_changes_nothing():
 def test_without_noise_the_sum_is_divided_alone():
     found = release(2, std=0.0)
     assert all(torch.allclose(found[name], before / 4) for name, before in sums().items())
+
+
+def test_a_sum_with_gaps_gets_noise_everywhere_and_nowhere_else():
+    whole = torch.zeros(60, 50)
+    Noise(mechanism("per_layer", noise_multiplier=1.0)).release_([(whole[:, ::2], 2.0)], 4.0)
+    assert (whole[:, ::2] != 0).all()
+    assert not whole[:, 1::2].any()

@@ -52,3 +52,11 @@ def test_a_micro_batch_larger_than_the_batch_is_refused():
 def test_an_option_that_is_not_given_is_not_part_of_a_runs_name():
     settings = throughput.Settings(size="tiny", tokens=8, batch_size=2, engines=["fused"])
     assert "micro_batch" not in settings.model_dump(mode="json")
+
+
+def test_the_choice_of_kernels_names_a_run_only_where_it_is_made():
+    from dpbench.jobs.throughput import Settings
+
+    given = {"size": "tiny", "tokens": 4, "batch_size": 2, "engines": ["nonprivate", "fused"]}
+    assert "kernels" not in Settings(**given).model_dump(mode="json")
+    assert Settings(**given, kernels="triton").model_dump(mode="json")["kernels"] == "triton"

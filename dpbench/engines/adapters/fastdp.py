@@ -78,7 +78,6 @@ class Engine(Handle):
                 raise DpbenchError(f"fastDP has not clipped {name}", "see that the layer is used once in every forward pass")
             self.sum_of(parameter).add_(parameter.private_grad)
             del parameter.private_grad
-        self._tally.finite += len(values)
         return values.detach()
 
     def detach(self) -> None:

@@ -1,0 +1,159 @@
+"""Which kernel a linear layer takes: a cost model of three ways, and the few tiles each may use. No torch import.
+
+Nothing is timed at run time: the same shapes on the same device always take the same way (compare FLASH-12). The rates come
+from the device's sheet; the constants below are estimates of ours, which `dpbench bench kernels` can be held against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from dpbench.kernels.sheet import Sheet
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One compiled variant. outputs x inputs of the weight, or tokens x tokens (Gram), `depth` summed over at a time.
+
+    residents: programs of a single pass that one multiprocessor holds, held to by the compiled kernels' tests; ahead: see
+    `linear_product_kernel`; reach: share of the peak rate that such tiles can reach.
+    """
+
+    outputs: int
+    inputs: int
+    depth: int
+    warps: int
+    stages: int
+    reach: float
+    residents: int = 1
+    ahead: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How norms and sum of one layer are formed. way: `single`, `gram` or `direct`; norms: None in a single pass."""
+
+    way: str
+    norms: Tile | None
+    sums: Tile
+    seconds: float
+
+
+EXCHANGE = 2.5e-6  # seconds of one norm exchange across the grid: three trips to the second-level cache
+LAUNCH = 4e-6  # seconds of one more kernel launch
+PARTS = 4096  # most tiles whose partial norms every program of a single pass adds up
+
+_WIDE = (Tile(128, 64, 32, 8, 3, 0.6), Tile(64, 64, 32, 4, 3, 0.45))
+_HALF = (Tile(128, 128, 64, 8, 3, 0.6), Tile(64, 64, 64, 4, 3, 0.4))
+_SINGLE = (
+    Tile(64, 64, 32, 4, 3, 0.35, residents=2, ahead=True),
+    Tile(128, 64, 32, 8, 3, 0.45, ahead=True),
+    Tile(128, 128, 32, 8, 3, 0.5),
+)
+_GRAM_WIDE = (Tile(64, 64, 32, 4, 3, 0.45),)
+_GRAM_HALF = (Tile(128, 128, 32, 8, 3, 0.5), Tile(64, 64, 64, 4, 3, 0.4))
+
+
+def product_tiles(dtype: str) -> tuple[Tile, ...]:
+    """Of the weighted product and of direct norms."""
+    return _HALF if dtype in ("bfloat16", "float16") else _WIDE
+
+
+def gram_tiles(dtype: str) -> tuple[Tile, ...]:
+    """Of Gram norms."""
+    return _GRAM_HALF if dtype in ("bfloat16", "float16") else _GRAM_WIDE
+
+
+def single_tiles(_dtype: str) -> tuple[Tile, ...]:
+    """Of the single pass."""
+    return _SINGLE
+
+
+def programs(tile: Tile, outputs: int, inputs: int) -> int:
+    """Tiles that cover a weight, one program each."""
+    return -(-outputs // tile.outputs) * -(-inputs // tile.inputs)
+
+
+def pairs(tokens: int, tile: Tile) -> int:
+    """Tiles on and below the diagonal of a tokens x tokens matrix."""
+    side = -(-tokens // tile.outputs)
+    return side * (side + 1) // 2
+
+
+def _matmul(sheet: Sheet, tile: Tile, count: int, depth: int, dtype: str) -> float:
+    """Seconds of `count` tiles, each summed over `depth`; the last wave may leave multiprocessors idle."""
+    waves = -(-count // sheet.sms)
+    return waves * 2.0 * tile.outputs * tile.inputs * depth * sheet.sms / (sheet.flops[dtype] * tile.reach)
+
+
+def _ceiling(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _memory(sheet: Sheet, elements: float, dtype: str) -> float:
+    return elements * (2 if dtype in ("bfloat16", "float16") else 4) / sheet.bytes_per_second
+
+
+def fits(sheet: Sheet, tile: Tile, outputs: int, inputs: int) -> bool:
+    """Whether all tiles of a weight can be resident at once, as the grid-wide exchange of a single pass needs."""
+    return programs(tile, outputs, inputs) <= min(sheet.sms * tile.residents, PARTS)
+
+
+def _single(sheet: Sheet, tile: Tile, shape: tuple[int, int, int, int], dtype: str) -> float:
+    batch, tokens, inputs, outputs = shape
+    one = _matmul(sheet, tile, programs(tile, outputs, inputs), _ceiling(tokens, tile.depth), dtype)
+    return LAUNCH + batch * (max(one, EXCHANGE) if tile.ahead else one + EXCHANGE)
+
+
+def _norms(sheet: Sheet, way: str, tile: Tile, shape: tuple[int, int, int, int], dtype: str) -> float:
+    batch, tokens, inputs, outputs = shape
+    if way == "gram":
+        depth = _ceiling(inputs, tile.depth) + _ceiling(outputs, tile.depth)
+        work = _matmul(sheet, tile, batch * pairs(tokens, tile), depth, dtype)
+    else:
+        work = _matmul(sheet, tile, batch * programs(tile, outputs, inputs), _ceiling(tokens, tile.depth), dtype)
+    return 2 * LAUNCH + max(work, _memory(sheet, batch * tokens * (inputs + outputs), dtype))
+
+
+def _sum(sheet: Sheet, tile: Tile, shape: tuple[int, int, int, int], dtype: str) -> float:
+    batch, tokens, inputs, outputs = shape
+    work = _matmul(sheet, tile, programs(tile, outputs, inputs), _ceiling(batch * tokens, tile.depth), dtype)
+    return LAUNCH + max(work, _memory(sheet, batch * tokens * (inputs + outputs) + 2.0 * inputs * outputs, dtype))
+
+
+@cache
+def sum_tile(sheet: Sheet, batch: int, tokens: int, inputs: int, outputs: int, dtype: str) -> Tile:
+    """The tile of the weighted product."""
+    return min(product_tiles(dtype), key=lambda tile: _sum(sheet, tile, (batch, tokens, inputs, outputs), dtype))
+
+
+@cache
+def norm_way(sheet: Sheet, batch: int, tokens: int, inputs: int, outputs: int, dtype: str) -> tuple[str, Tile]:
+    """(`gram` or `direct`, its tile), whichever takes less time where only the norms are wanted.
+
+    Gram costs about T^2 (I + O) multiply-adds an example, half of them never computed; direct T I O.
+    """
+    shape = (batch, tokens, inputs, outputs)
+    options = [("gram", t) for t in gram_tiles(dtype)] + [("direct", t) for t in product_tiles(dtype)]
+    return min(options, key=lambda option: _norms(sheet, *option, shape, dtype))
+
+
+def plans(sheet: Sheet, batch: int, tokens: int, inputs: int, outputs: int, dtype: str) -> Iterator[Plan]:
+    """Every plan that can run, with its estimated seconds. dtype: `bfloat16`, `float16`, `tf32` or `float32`."""
+    shape = (batch, tokens, inputs, outputs)
+    for tile in single_tiles(dtype):
+        if fits(sheet, tile, outputs, inputs):
+            yield Plan("single", None, tile, _single(sheet, tile, shape, dtype))
+    sums = sum_tile(sheet, *shape, dtype)
+    for way, options in (("gram", gram_tiles(dtype)), ("direct", product_tiles(dtype))):
+        norms = min(options, key=lambda tile: _norms(sheet, way, tile, shape, dtype))
+        yield Plan(way, norms, sums, _norms(sheet, way, norms, shape, dtype) + _sum(sheet, sums, shape, dtype))
+
+
+@cache
+def choose(sheet: Sheet, batch: int, tokens: int, inputs: int, outputs: int, dtype: str, single: bool = True) -> Plan:
+    """The plan of least estimated time; without `single`, of those that need no grid-wide exchange."""
+    found = plans(sheet, batch, tokens, inputs, outputs, dtype)
+    return min((plan for plan in found if single or plan.way != "single"), key=lambda plan: plan.seconds)

@@ -1,0 +1,1 @@
+"""Gaussian noise added on the device."""

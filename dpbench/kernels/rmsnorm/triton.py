@@ -1,0 +1,30 @@
+"""RMSNorm by the kernel of the layer norm, without mean and shift."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from dpbench.kernels.layernorm.triton import norm_gradients, refuses, tokens_of
+from dpbench.kernels.leaf import Sums, Use
+from dpbench.kernels.rmsnorm.cpu import RMSNormLeaf
+from dpbench.kernels.small import DeviceSmallLeaf
+
+
+class RMSNormTritonLeaf(DeviceSmallLeaf, RMSNormLeaf):
+    """`nn.RMSNorm` and transformers' `LlamaRMSNorm` by Triton: weight of the normalised shape, up to 8192 elements."""
+
+    modules = RMSNormLeaf.modules
+
+    @classmethod
+    def refuses(cls, module: nn.Module) -> str | None:
+        return refuses(module)
+
+    def gradients(self, use: Use) -> Sums:
+        """weight -> [B, D]."""
+        width = self.parameters["weight"].numel()
+        eps = self.module.variance_epsilon if isinstance(self.module, LlamaRMSNorm) else self.module.eps
+        eps = torch.finfo(use.x.dtype).eps if eps is None else eps
+        found = norm_gradients(tokens_of(use.x, width), tokens_of(use.g, width), eps, False, True, False)
+        return Sums({"weight": found[:, 0]})
