@@ -6,14 +6,96 @@ run nothing in parallel.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import subprocess
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpbench.errors import DpbenchError
+
+if TYPE_CHECKING:
+    from dpbench.jobs.contract import Context
+
 STEPS = 2
+
+Peaks = dict[str, Any]
+"""`tensors`: peak bytes of each measured step; `process`: peak bytes of the process, 0 if unknown."""
+
+
+def out_of_memory(settings: Any, why: object) -> str:
+    """What stands in place of the values of a step that did not fit."""
+    return f"OOM: {settings.batch_size} examples of {settings.tokens} tokens ({str(why).splitlines()[0]})"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator said no: torch's on a GPU, its or Python's on the CPU."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def measure_memory(settings: Any, engines: list[str], ids: np.ndarray, context: Context) -> Iterator[tuple[str, Peaks | str]]:
+    """(engine, peak bytes of a step or why there are none), an engine at a time.
+
+    tensors: of live tensors; process: on the CPU, of a fresh process that does nothing else; on a GPU, reserved.
+    """
+    if settings.device == "cuda":
+        for engine in engines:
+            yield engine, _cuda_memory(settings, engine, ids, context.seed)
+        return
+    request = {
+        "settings": settings.model_dump(),
+        "engines": engines,
+        "ids": ids.tolist(),
+        "seed": context.seed,
+        "threads": context.threads,
+    }
+    words = [sys.executable, "-m", "dpbench.jobs.memory"]
+    left = list(engines)
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        worker.stdin.write(json.dumps(request))
+        worker.stdin.close()
+        for line in worker.stdout:
+            answer = json.loads(line)
+            left.remove(answer["engine"])
+            if "error" in answer:
+                raise DpbenchError(f"engine {answer['engine']}: {answer['error']}")
+            yield answer["engine"], answer["found"]
+    for engine in left:  # the worker itself was ended, by the kernel for want of memory
+        yield engine, out_of_memory(settings, "its process was ended")
+
+
+def _cuda_memory(settings: Any, engine: str, ids: np.ndarray, seed: int) -> Peaks | str:
+    import torch
+
+    from dpbench.jobs.throughput import Bench
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    bench = handle = None
+    try:
+        bench = Bench(settings, ids, seed)
+        handle = bench.attach(engine)
+        bench.step(handle)
+        peaks = []
+        for _ in range(STEPS):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            bench.step(handle)
+            torch.cuda.synchronize()
+            peaks.append(float(torch.cuda.max_memory_allocated()))
+        return {"tensors": peaks, "process": float(torch.cuda.max_memory_reserved())}
+    except torch.OutOfMemoryError as error:
+        return out_of_memory(settings, error)
+    finally:
+        del bench, handle
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def main() -> None:
@@ -45,15 +127,15 @@ def _in_fork(settings: Any, engine: str, ids: np.ndarray, seed: int, threads: in
     with os.fdopen(read) as pipe:
         text = pipe.read()
     os.waitpid(child, 0)
-    return json.loads(text) if text else {"found": "out of memory: its process was ended"}
+    return json.loads(text) if text else {"found": out_of_memory(settings, "its process was ended")}
 
 
 def _answer(settings: Any, engine: str, ids: np.ndarray, seed: int, threads: int) -> dict[str, Any]:
     try:
         return {"found": measure(settings, engine, ids, seed, threads)}
     except Exception as error:
-        if isinstance(error, MemoryError) or "allocate" in str(error):
-            return {"found": f"out of memory: {error}"}
+        if is_out_of_memory(error):
+            return {"found": out_of_memory(settings, error)}
         return {"error": f"{type(error).__name__}: {error}"}
 
 

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from dpbench import plugins
 from dpbench.errors import DpbenchError
 from dpbench.jobs.contract import Context, Outcome
+from dpbench.jobs.memory import out_of_memory
 from dpbench.jobs.throughput import batch_ids, empty_metrics, metrics_of, require_device, skip_missing
 from dpbench.mechanism import Clipping, Mechanism, Sampling
 from dpbench.models.language import language_model_family, language_model_size
@@ -142,13 +143,12 @@ def run(settings: Settings, context: Context) -> Outcome:
             if not getattr(error, "out_of_memory", False) or (engine := found.under_way) is None:
                 raise
             runnable.remove(engine)  # the others from the start: what it left behind is gone with its processes
-            metrics += empty_metrics(engine, f"out of memory: {error.what}")
+            metrics += empty_metrics(engine, out_of_memory(settings, error.what))
             found = None
-    if found is None:
-        raise DpbenchError("no engine could be measured", "lower batch_size or tokens, or take a smaller model")
-    for engine in runnable:
-        metrics += metrics_of(settings, engine, found.rounds, found.memory)  # type: ignore[arg-type]
-    facts |= found.facts
+    if found is not None:
+        for engine in runnable:
+            metrics += metrics_of(settings, engine, found.rounds, found.memory)  # type: ignore[arg-type]
+        facts |= found.facts
     facts["mechanisms"] = {engine: mechanism(settings, engine).describe() for engine in runnable}
     return Outcome(metrics, facts=facts, device=settings.device)
 

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from dpbench.errors import DpbenchError
-from dpbench.jobs.memory import STEPS
+from dpbench.jobs.memory import STEPS, is_out_of_memory
 from dpbench.jobs.parallel import Settings, mechanism
 from dpbench.parallel.launch import STORE, receive, say
 
@@ -38,16 +38,13 @@ def main() -> None:
 
 
 def _why(error: BaseException) -> dict[str, Any]:
-    import torch
-
     text = str(error) or type(error).__name__
     if isinstance(error, DpbenchError):
         what, way_out, lost = error.what, error.way_out, False
     else:
         what, way_out = f"{type(error).__name__}: {text.splitlines()[0]}", ""
         lost = any(word in text.lower() for word in ("connection", "timed out", "timeout", "peer"))
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
-    return {"what": what, "way_out": way_out, "out_of_memory": memory, "lost": lost}
+    return {"what": what, "way_out": way_out, "out_of_memory": is_out_of_memory(error), "lost": lost}
 
 
 def _join(settings: Settings, rank: int, size: int, patience: float) -> None:

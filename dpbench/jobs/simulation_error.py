@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from dpbench.errors import DpbenchError
 from dpbench.jobs import throughput
 from dpbench.jobs.contract import Context, Outcome
+from dpbench.jobs.memory import measure_memory
 from dpbench.records.schema import Metric
 from dpbench.spec.expand import Uses
 from dpbench.spec.sources import Source
@@ -42,7 +42,8 @@ def uses(settings: Settings) -> Uses:
 
 
 def _timing(settings: Settings) -> throughput.Settings:
-    return throughput.Settings(**settings.model_dump())
+    rate = 5e-3  # moves a bfloat16 weight of 1 too; no byte depends on it
+    return throughput.Settings(**settings.model_dump(), learning_rate=rate)
 
 
 def run(settings: Settings, context: Context) -> Outcome:
@@ -60,7 +61,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     runnable, skipped = throughput.skip_missing(settings.engines)
     metrics = [_metric(m.labels["engine"], name, None, m.note) for m in skipped if m.name == "peak_memory" for name in UNITS]
     workspace = DEVICES["h100_80"].workspace if _hopper(settings.device) else DEVICES["a100_80"].workspace
-    for done, (engine, found) in enumerate(throughput.measure_memory(timing, runnable, ids, context)):
+    for done, (engine, found) in enumerate(measure_memory(timing, runnable, ids, context)):
         context.report(done, len(runnable), f"memory of {engine}")
         setting = Setting(
             settings.size,
@@ -79,8 +80,6 @@ def run(settings: Settings, context: Context) -> Outcome:
             metrics.append(_metric(engine, "measured", measured / 2**20))
             metrics.append(_metric(engine, "error", 100 * (simulated / measured - 1)))
         metrics.append(_metric(engine, "simulated", simulated / 2**20))
-    if not any(m.name == "measured" and m.value is not None for m in metrics):
-        raise DpbenchError("no engine could be measured", "lower batch_size or tokens, or take a smaller model")
     return Outcome(metrics, facts=facts, device=settings.device)
 
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +14,7 @@ from pydantic import Field, model_validator
 from dpbench import plugins
 from dpbench.errors import DpbenchError
 from dpbench.jobs.contract import Context, Outcome
-from dpbench.jobs.memory import STEPS
+from dpbench.jobs.memory import Peaks, is_out_of_memory, measure_memory, out_of_memory
 from dpbench.mechanism import Clipping, Mechanism, Sampling
 from dpbench.models.language import language_model_family
 from dpbench.records.schema import Metric
@@ -29,8 +25,6 @@ from dpbench.validation import Strict
 PLUGIN = {"kind": "job", "name": "throughput", "version": 1, "summary": "memory and throughput of language-model training steps"}
 
 BASELINE = "nonprivate"
-Peaks = dict[str, Any]
-"""`tensors`: peak bytes of each measured step; `process`: peak bytes of the process, 0 if unknown."""
 
 
 class Settings(Strict):
@@ -181,10 +175,10 @@ def context(settings: Settings) -> int | None:
 
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """Memory first, in a fresh process an engine; then timed rounds, A B C A B C ...
+    """Memory first, in a fresh process an engine; then timed rounds, A B C A B C ... An engine that does not fit is `OOM`.
 
     Raises:
-        DpbenchError: no such device, or not one engine could be measured.
+        DpbenchError: no such device.
     """
     import torch
 
@@ -205,32 +199,47 @@ def run(settings: Settings, context: Context) -> Outcome:
             memory[engine] = found
         done += 1
         context.report(done, total, f"memory of {engine}")
-    if not runnable:
-        raise DpbenchError("no engine could be measured", "lower batch_size or tokens, or take a smaller model")
     torch.set_num_threads(context.threads)
     facts["noise_is_compiled"] = settings.device == "cpu" and gaussian.compiled() is not None
     facts["freed_memory_is_kept"] = keep_freed_memory() if settings.device == "cpu" else True
-    rounds = _rounds(settings, context, Bench(settings, ids, context.seed), runnable, done, total)
-    for engine in runnable:
+    rounds, lost = _rounds(settings, context, ids, runnable, done, total) if runnable else ({}, {})
+    for engine, why in lost.items():
+        metrics += empty_metrics(engine, why)
+    for engine in rounds:
         metrics += metrics_of(settings, engine, rounds, memory)
     facts["mechanisms"] = {engine: mechanism(settings, engine).describe() for engine in runnable}
     return Outcome(metrics, facts=facts, device=settings.device)
 
 
 def _rounds(
-    settings: Settings, context: Context, bench: Bench, engines: list[str], done: int, total: int
-) -> dict[str, list[float]]:
-    """Seconds a step of every engine in every round; the order turns, so that no engine always follows the same one."""
+    settings: Settings, context: Context, ids: np.ndarray, engines: list[str], done: int, total: int
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """(seconds a step of every engine in every round, engines that ran out of memory and at what).
+
+    The order turns, so that no engine always follows the same one.
+    """
+    bench = Bench(settings, ids, context.seed)
     found: dict[str, list[float]] = {engine: [] for engine in engines}
+    lost: dict[str, str] = {}
     for number in range(settings.rounds):
         turn = number % len(engines)
         for engine in engines[turn:] + engines[:turn]:
-            context.report(done, total, f"round {number + 1} of {engine}")
-            seconds = bench.timed(engine)
+            done += 1
+            if engine in lost:
+                continue
+            context.report(done - 1, total, f"round {number + 1} of {engine}")
+            try:
+                seconds = bench.timed(engine)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                lost[engine] = out_of_memory(settings, error)
+                del found[engine]
+                bench.optimizer.zero_grad()
+                continue
             found[engine].append(seconds)
             context.steps.write(round=number, engine=engine, seconds_per_step=seconds)
-            done += 1
-    return found
+    return found, lost
 
 
 def metrics_of(settings: Settings, engine: str, rounds: dict[str, list[float]], memory: dict[str, Peaks]) -> list[Metric]:
@@ -259,7 +268,9 @@ def _over_rounds(name: str, unit: str, engine: str, values: list[float]) -> Metr
 
 def empty_metrics(engine: str, why: str) -> list[Metric]:
     units = {"throughput": "tokens/s", "throughput_ratio": "x", "peak_memory": "MiB", "memory_ratio": "x", "process_peak": "MiB"}
-    return [Metric(name=name, value=None, unit=unit, labels={"engine": engine}, note=why) for name, unit in units.items()]
+    text = "OOM" if why.startswith("OOM") else ""
+    labels = {"engine": engine}
+    return [Metric(name=name, value=None, unit=unit, labels=labels, note=why, text=text) for name, unit in units.items()]
 
 
 def skip_missing(engines: list[str]) -> tuple[list[str], list[Metric]]:
@@ -315,67 +326,6 @@ def require_device(device: str) -> None:
 
     if device == "cuda" and not torch.cuda.is_available():
         raise DpbenchError("this run needs a CUDA device and none is available", "choose another tier, or run on a GPU machine")
-
-
-def measure_memory(
-    settings: Settings, engines: list[str], ids: np.ndarray, context: Context
-) -> Iterator[tuple[str, Peaks | str]]:
-    """(engine, peak bytes of a step or why there are none), an engine at a time.
-
-    tensors: of live tensors; process: on the CPU, of a fresh process that does nothing else; on a GPU, reserved.
-    """
-    if settings.device == "cuda":
-        for engine in engines:
-            yield engine, _cuda_memory(settings, engine, ids, context.seed)
-        return
-    request = {
-        "settings": settings.model_dump(),
-        "engines": engines,
-        "ids": ids.tolist(),
-        "seed": context.seed,
-        "threads": context.threads,
-    }
-    words = [sys.executable, "-m", "dpbench.jobs.memory"]
-    left = list(engines)
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        worker.stdin.write(json.dumps(request))
-        worker.stdin.close()
-        for line in worker.stdout:
-            answer = json.loads(line)
-            left.remove(answer["engine"])
-            if "error" in answer:
-                raise DpbenchError(f"engine {answer['engine']}: {answer['error']}")
-            yield answer["engine"], answer["found"]
-    for engine in left:  # the worker itself was ended, by the kernel for want of memory
-        yield engine, "out of memory: its process was ended"
-
-
-def _cuda_memory(settings: Settings, engine: str, ids: np.ndarray, seed: int) -> Peaks | str:
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
-    bench = handle = None
-    try:
-        bench = Bench(settings, ids, seed)
-        handle = bench.attach(engine)
-        bench.step(handle)
-        peaks = []
-        for _ in range(STEPS):
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            bench.step(handle)
-            torch.cuda.synchronize()
-            peaks.append(float(torch.cuda.max_memory_allocated()))
-        return {"tensors": peaks, "process": float(torch.cuda.max_memory_reserved())}
-    except torch.cuda.OutOfMemoryError as error:
-        return f"out of memory: {str(error).splitlines()[0]}"
-    finally:
-        del bench, handle
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:

@@ -60,3 +60,69 @@ def test_the_choice_of_kernels_names_a_run_only_where_it_is_made():
     given = {"size": "tiny", "tokens": 4, "batch_size": 2, "engines": ["nonprivate", "fused"]}
     assert "kernels" not in Settings(**given).model_dump(mode="json")
     assert Settings(**given, kernels="triton").model_dump(mode="json")["kernels"] == "triton"
+
+
+def test_an_engine_that_runs_out_of_memory_is_OOM_and_the_others_go_on(tmp_path, monkeypatch):
+    from dpbench.jobs import memory
+    from dpbench.jobs.contract import Context
+    from dpbench.tracking import StepLog
+
+    own = throughput.Settings(size="tiny", tokens=8, batch_size=2, engines=["nonprivate", "ghost", "fused"], rounds=3, steps=1)
+    ids = np.zeros((2, 8), dtype=np.int64)
+    peaks = {"tensors": [1.0, 1.0], "process": 0.0}
+    given = [("nonprivate", peaks), ("ghost", memory.out_of_memory(own, "its process was ended")), ("fused", peaks)]
+    monkeypatch.setattr(throughput, "measure_memory", lambda *_: iter(given))
+    monkeypatch.setattr(throughput, "batch_ids", lambda *_: (ids, {}))
+    calls = []
+
+    def timed(_bench, engine):
+        calls.append(engine)
+        if engine == "fused" and calls.count("fused") == 2:
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+        return 1.0
+
+    monkeypatch.setattr(throughput.Bench, "timed", timed)
+    context = Context(tmp_path, 0, {"dataset:wikitext2": None}, StepLog(tmp_path / "steps.jsonl"))
+    found = {(m.name, m.labels["engine"]): m for m in throughput.run(own, context).metrics}
+    assert found["throughput", "nonprivate"].rounds == [16.0, 16.0, 16.0]
+    for engine, why in (("ghost", "its process was ended"), ("fused", "tried to allocate 2 GiB")):
+        metric = found["throughput", engine]
+        assert (metric.value, metric.text) == (None, "OOM")
+        assert metric.note == f"OOM: 2 examples of 8 tokens ({why})"
+    assert calls.count("fused") == 2  # it is not tried again
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    from dpbench.jobs.memory import is_out_of_memory
+
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+    assert not is_out_of_memory(RuntimeError("expected a tensor"))
+
+
+@pytest.mark.parametrize("tier", ["gpu", "paper"])
+def test_every_bfloat16_run_has_a_rate_that_moves_a_weight_of_1(tier):
+    """Else the guard against tensors that are not trained stops every private engine: 1 - 1e-4 is 1 in bfloat16."""
+    from dpbench.spec.expand import expand
+    from dpbench.spec.sources import Source
+    from dpbench.spec.tables import all_tables
+
+    seen = 0
+    for spec in all_tables():
+        if spec.job not in ("throughput", "parallel"):
+            continue
+        for run in expand(spec, tier, lambda *_: Source(kind="embedded", revision="x")).runs.values():
+            if run.config["settings"]["dtype"] == "bfloat16":
+                seen += 1
+                one = torch.ones((), dtype=torch.bfloat16)
+                assert one - run.config["settings"]["learning_rate"] != one, f"{spec.paper}/{spec.table}"
+    assert seen > 20
+
+
+def test_a_private_step_in_bfloat16_goes_through_at_that_rate():
+    settings = throughput.Settings(size="tiny", tokens=8, batch_size=6, engines=["fused"], dtype="bfloat16", learning_rate=5e-3)
+    own = throughput.Bench(settings, IDS, seed=0)
+    own.step(own.attach("fused"))
+    too_small = throughput.Bench(settings.model_copy(update={"learning_rate": 1e-4}), IDS, seed=0)
+    handle = too_small.attach("fused")
+    with pytest.raises(DpbenchError, match="has not moved"):
+        too_small.step(handle)

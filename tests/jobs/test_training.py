@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dpbench.errors import DpbenchError
-from dpbench.jobs import classify, throughput, training
+from dpbench.jobs import classify, memory, throughput, training
 from dpbench.validation import parse
 
 BASE = {
@@ -138,7 +138,7 @@ def test_memory_worker_measures_every_engine(tmp_path):
         throughput.Settings, {"size": "tiny", "tokens": 16, "batch_size": 2, "engines": ["nonprivate", "opacus", "fused"]}, "test"
     )
     context = Context(tmp_path, 0, {}, StepLog(tmp_path / "steps.jsonl"))
-    found = dict(throughput.measure_memory(own, own.engines, np.zeros((2, 16), dtype=np.int64), context))
+    found = dict(memory.measure_memory(own, own.engines, np.zeros((2, 16), dtype=np.int64), context))
     assert list(found) == ["nonprivate", "opacus", "fused"]
     for peaks in found.values():
         assert len(set(peaks["tensors"])) == 1, "the count is exact: every step has the same peak"
