@@ -40,7 +40,7 @@ def _flops(half: float, tf32: float, single: float) -> dict[str, float]:
 
 
 H100 = Sheet("H100 SXM", (9, 0), 132, 227 * KIB, 228 * KIB, 2048, 3.35e12, _flops(989e12, 495e12, 67e12))
-A100 = Sheet("A100 SXM 80 GB", (8, 0), 108, 163 * KIB, 164 * KIB, 2048, 2.04e12, _flops(312e12, 156e12, 19.5e12))
+A100 = Sheet("A100 SXM 80 GB", (8, 0), 108, 163 * KIB, 164 * KIB, 2048, 2.039e12, _flops(312e12, 156e12, 19.5e12))
 RTX3090 = Sheet("RTX 3090", (8, 6), 82, 99 * KIB, 100 * KIB, 1536, 0.936e12, _flops(71e12, 35.6e12, 35.6e12))
 SHEETS = (H100, A100, RTX3090)
 
