@@ -20,7 +20,7 @@ from dpbench.kernels.groupnorm import reference as groupnorm_reference
 from dpbench.kernels.groupnorm.cpu import GroupNormLeaf
 from dpbench.kernels.layernorm import reference as layernorm_reference
 from dpbench.kernels.layernorm.cpu import LayerNormLeaf
-from dpbench.kernels.leaf import Sums, Use
+from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.linear import cpu as linear_cpu
 from dpbench.kernels.linear import reference as linear_reference
 from dpbench.kernels.linear.cpu import Conv1DLeaf, LinearLeaf
@@ -325,3 +325,22 @@ def test_embedding_norms_in_pieces_of_the_batch(monkeypatch):
         monkeypatch.setattr(embedding_cpu, "_CHUNK", elements)
         for shape in SHAPES:
             hold(*embedding(shape))
+
+
+@pytest.mark.parametrize("function", ["auto_v", "auto_s", "abadi"])
+@pytest.mark.parametrize("leaf_class", [LinearLeaf, Conv1DLeaf])
+def test_a_single_pass_holds_its_bound_where_tokens_cancel(leaf_class, function):
+    """Tokens in pairs that cancel to one part in 10^5: the norm is taken of the very numbers that are added, so whatever rounding
+    did to them, what is added is no longer than the bound."""
+    torch.manual_seed(0)
+    module = nn.Linear(32, 48) if leaf_class is LinearLeaf else Conv1D(48, 32)
+    leaf = leaf_class(module)
+    half_x, half_g = torch.randn(1, 128, 32), torch.randn(1, 128, 48)
+    x = torch.cat([half_x, half_x * (1 + 1e-5 * torch.randn_like(half_x))], 1)
+    g = torch.cat([half_g, -half_g], 1)
+    assert not linear_cpu.gram_is_cheaper(256, 32, 48)
+    into = sums(leaf)
+    bound = 1e-6
+    leaf.clip_into(Use(x, g), Factor(function, bound, 0.01, FUNCTIONS[function].factor), into)
+    added = float(torch.stack([value.double().square().sum() for value in into.values()]).sum().sqrt())
+    assert 0 < added <= bound * (1 + 1e-5)
