@@ -6,14 +6,13 @@ Book-keeping of Bu et al. (ICML 2023, "Differentially Private Optimization on La
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dpbench.engines.base import Handle, Losses
-from dpbench.engines.capture import Capture, Pass
+from dpbench.engines.capture import Pass
+from dpbench.engines.captured import Captured
 from dpbench.engines.layers import Cluster, Layer
 from dpbench.engines.shared import sq_norms
 from dpbench.kernels.leaf import Use, weighted_factors
@@ -30,23 +29,10 @@ PLUGIN = {
 }
 
 
-class Engine(Handle):
+class Engine(Captured):
     """Flat and per-layer. Extra memory: the output gradients of all trained layers of one physical batch."""
 
     name = "bookkeeping"
-
-    def _prepare_clipping(self) -> None:
-        super()._prepare_clipping()
-        assert self.layout is not None
-        self._capture = Capture(self.layout)
-
-    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
-        one, values = self._capture.losses(losses, self.model, batch)
-        self.backward_of(one, values.sum())
-        return values.detach()
-
-    def forward_of(self, call: Callable[[], Tensor]) -> tuple[Pass, Tensor]:
-        return self._capture.forward(call)
 
     def backward_of(
         self, one: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
@@ -73,7 +59,3 @@ class Engine(Handle):
             self.exchange.finished(self, [layer])
         groups = sorted(norms)
         self.count(torch.stack([norms[k] for k in groups], 1), self.bounds_of(groups, norms[groups[0]].device))
-
-    def detach(self) -> None:
-        self._capture.remove()
-        super().detach()

@@ -6,14 +6,13 @@ no per-example gradient outlives its example and no activation its layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dpbench.engines.base import Handle, Losses
-from dpbench.engines.capture import Capture, Pass
+from dpbench.engines.capture import Pass
+from dpbench.engines.captured import Captured
 from dpbench.engines.layers import Cluster, Layer
 from dpbench.engines.shared import examples, squared_norm
 from dpbench.kernels.leaf import Use, weighted_factors
@@ -30,24 +29,11 @@ PLUGIN = {
 }
 
 
-class Engine(Handle):
+class Engine(Captured):
     """One backward pass; extra memory: one layer's weight-sized buffer."""
 
     name = "fused"
     scopes = ("per_layer",)
-
-    def _prepare_clipping(self) -> None:
-        super()._prepare_clipping()
-        assert self.layout is not None
-        self._capture = Capture(self.layout)
-
-    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
-        one, values = self._capture.losses(losses, self.model, batch)
-        self.backward_of(one, values.sum())
-        return values.detach()
-
-    def forward_of(self, call: Callable[[], Tensor]) -> tuple[Pass, Tensor]:
-        return self._capture.forward(call)
 
     def backward_of(
         self, one: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
@@ -78,7 +64,3 @@ class Engine(Handle):
                 for key, value in one.items():
                     self.sum_of(tensors[key]).add_(value * scale)
         return torch.stack(norms)
-
-    def detach(self) -> None:
-        self._capture.remove()
-        super().detach()

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpbench.engines.base import Handle, Losses, check_losses, select
-from dpbench.engines.capture import Capture
+from dpbench.engines.base import Losses, check_losses, select
+from dpbench.engines.captured import Captured
 from dpbench.engines.layers import Cluster, Layer
 from dpbench.engines.shared import sq_norms
 from dpbench.kernels.leaf import Use, accumulation_dtype, weighted_factors
@@ -29,16 +29,11 @@ PLUGIN = {
 }
 
 
-class Engine(Handle):
+class Engine(Captured):
     """Flat clipping; no memory beyond plain training."""
 
     name = "ghost"
     scopes = ("flat",)
-
-    def _prepare_clipping(self) -> None:
-        super()._prepare_clipping()
-        assert self.layout is not None
-        self._capture = Capture(self.layout)
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
         squared: list[Tensor] = []
@@ -74,7 +69,3 @@ class Engine(Handle):
             if parameter.grad is not None:
                 self.sum_of(parameter).add_(parameter.grad)
                 parameter.grad = None
-
-    def detach(self) -> None:
-        self._capture.remove()
-        super().detach()
