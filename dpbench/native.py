@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -15,41 +16,71 @@ from pathlib import Path
 from dpbench import paths
 
 # No -ffast-math: linked into a shared object it would switch off denormal numbers for the whole process.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 _SECONDS = 60  # a compiler that hangs must not hang a run
 
 
 @cache
-def library(source: Path) -> ctypes.CDLL | None:
+def library(source: Path, openmp: bool = False) -> ctypes.CDLL | None:
     """The functions of a C file, compiled once a machine and kept in the cache folder.
 
-    Returns None where there is no compiler, it fails, or `DPBENCH_NATIVE=0`.
+    Args:
+        openmp: its parallel regions use torch's own threads: a second set would fight them for the cores.
+
+    Returns None where there is no compiler, it fails, or `DPBENCH_NATIVE=0`; with openmp also where torch has no such threads.
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or os.name != "posix" or os.environ.get("DPBENCH_NATIVE") == "0":
         return None
-    made = paths.cache() / "native" / f"{source.stem}-{_identity(source, compiler)}.so"
+    runtime = _openmp_of_torch() if openmp else None
+    if openmp and runtime is None:
+        return None
+    made = paths.cache() / "native" / f"{source.stem}-{_identity(source, compiler, runtime)}.so"
     try:
         if not made.exists():
-            _compile(compiler, source, made)
+            _compile(compiler, source, made, runtime)
         return ctypes.CDLL(str(made))
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _identity(source: Path, compiler: str) -> str:
+def _openmp_of_torch() -> str | None:
+    """The file of the OpenMP runtime that torch has loaded, GNU's or one that answers to its names."""
+    import torch
+
+    maps = Path("/proc/self/maps")
+    if not torch.backends.openmp.is_available() or not maps.exists():
+        return None
+    loaded = dict.fromkeys(line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/" in line)
+    return next((path for path in loaded if Path(path).name.startswith(("libgomp", "libiomp5"))), None)
+
+
+def _identity(source: Path, compiler: str, runtime: str | None) -> str:
     """What the machine code depends on: a cache folder may be shared by machines whose processors differ."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     features = [line for line in lines if line.startswith(("flags", "Features"))][:1]
-    parts = (source.read_text(), compiler, *FLAGS, platform.platform(), platform.machine(), *features)
+    parts = (_text(source), compiler, *FLAGS, runtime or "", platform.platform(), platform.machine(), *features)
     return sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
-def _compile(compiler: str, source: Path, made: Path) -> None:
+def _text(source: Path) -> str:
+    """A C file with the files of ours that it includes."""
+    text = source.read_text()
+    return "\0".join([text, *(_text(source.parent / name) for name in re.findall(r'#include "(.+)"', text))])
+
+
+def _compile(compiler: str, source: Path, made: Path, runtime: str | None) -> None:
     made.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=made.parent) as folder:  # beside it, so that the rename is one step
         part = Path(folder) / made.name
-        words = [compiler, *FLAGS, str(source), "-o", str(part)]
-        subprocess.run(words, check=True, capture_output=True, timeout=_SECONDS)
+        words = [[compiler, *FLAGS, "-shared", str(source), "-o", str(part)]]
+        if runtime is not None:  # in two steps: asked to link with -fopenmp, a compiler takes its own runtime
+            unlinked = str(part.with_suffix(".o"))
+            words = [
+                [compiler, *FLAGS, "-fopenmp", "-c", str(source), "-o", unlinked],
+                [compiler, "-shared", unlinked, runtime, "-o", str(part)],
+            ]
+        for one in words:
+            subprocess.run(one, check=True, capture_output=True, timeout=_SECONDS)
         os.replace(part, made)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dpbench.mechanism import Mechanism
 
 
-KERNELS = ("auto", "torch", "triton")
+KERNELS = ("auto", "torch", "native", "triton")
 
 
 def attach(
@@ -23,20 +23,21 @@ def attach(
     """Attach engine `name` to model and optimizer, in place.
 
     Args:
-        kernels: what forms norms and sums of layers, and on a GPU the noise. `triton` for every layer, or an error; `auto`
-            takes Triton's on a CUDA device for the layers that have them; `torch` never.
+        kernels: what forms norms and sums of layers, and on a GPU the noise. `triton` for every layer, or an error; `native`,
+            kernels in C for the CPU, for every layer that has one, or an error; `auto` takes either where it can run;
+            `torch` neither.
 
     Raises:
-        DpbenchError: unknown engine, a clipping it does not do, a parameter it cannot protect (named); `triton` for a
-            layer (named), device or engine that has no such kernels.
+        DpbenchError: unknown engine, a clipping it does not do, a parameter it cannot protect (named); kernels by name
+            that a layer (named), device or engine does not have.
     """
     plugin = plugins.get("engine", name)
     if kernels not in KERNELS:
         raise unknown("choice of kernels", kernels, KERNELS)
-    if kernels == "triton" and not takes_kernels(name):
+    if kernels in ("native", "triton") and not takes_kernels(name):
         others = ", ".join(n for n in plugins.discover("engine") if takes_kernels(n))
         raise DpbenchError(
-            f"engine {name!r} does not use kernels of ours, so not Triton's", f"leave kernels out, or use {others}"
+            f"engine {name!r} does not use kernels of ours, so not {kernels} ones", f"leave kernels out, or use {others}"
         )
     return plugin.load().Engine(model, optimizer, mechanism, kernels)
 

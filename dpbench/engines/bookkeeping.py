@@ -20,7 +20,7 @@ from dpbench.kernels.leaf import Use, weighted_factors
 PLUGIN = {
     "kind": "engine",
     "name": "bookkeeping",
-    "version": 1,
+    "version": 2,
     "summary": "one backward, sums after all norms",
     "private": True,
     "scopes": ["flat", "per_layer"],

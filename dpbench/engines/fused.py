@@ -20,7 +20,7 @@ from dpbench.kernels.leaf import Use, weighted_factors
 PLUGIN = {
     "kind": "engine",
     "name": "fused",
-    "version": 2,
+    "version": 3,
     "summary": "per-layer, single pass inside backward (FlashDP)",
     "private": True,
     "scopes": ["per_layer"],

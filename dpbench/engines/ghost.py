@@ -20,7 +20,7 @@ from dpbench.kernels.leaf import Use, accumulation_dtype, weighted_factors
 PLUGIN = {
     "kind": "engine",
     "name": "ghost",
-    "version": 2,
+    "version": 3,
     "summary": "flat, two backward passes",
     "private": True,
     "scopes": ["flat"],

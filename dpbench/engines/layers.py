@@ -6,6 +6,7 @@ import importlib
 from dataclasses import dataclass, field
 from functools import cache
 
+import torch
 from torch import nn
 
 from dpbench import plugins
@@ -33,24 +34,33 @@ def _leaf_classes(file: str) -> dict[type[nn.Module], type[Leaf]]:
 
 
 def _leaf(name: str, module: nn.Module, kernels: str) -> Leaf:
-    """The leaf of one module by `kernels`: auto, torch or triton.
+    """The leaf of one module by `kernels`: auto, torch, native or triton.
 
     Raises:
-        DpbenchError: `triton`, and there is no such kernel for this module, dtype or device; names the layer.
+        DpbenchError: `native` or `triton`, and there is no such kernel for this module, dtype or device; names the layer.
     """
     device = next(p for p in module.parameters(recurse=False) if p.requires_grad).device
-    if kernels == "triton" or (kernels == "auto" and device.type in launch.DEVICES):
-        why = launch.unavailable(device)
-        if why is None:
-            kind = _leaf_classes("triton").get(type(module))
-            why = "it has no Triton kernel" if kind is None else kind.refuses(module)
-            if kind is not None and why is None:
+    file = kernels if kernels != "auto" else "triton" if device.type in launch.DEVICES else "native"
+    if file != "torch":
+        why = _unavailable(file, device)
+        if why is None and (kind := _leaf_classes(file).get(type(module))) is not None:
+            why = kind.refuses(module)
+            if why is None:
                 return kind(module)
-        if kernels == "triton":
+        elif why is None and file == "triton":  # in C are those layers alone where torch's way costs a pass over memory
+            why = "it has no Triton kernel"
+        if why is not None and kernels != "auto":
             raise DpbenchError(
-                f"kernels: triton cannot serve layer {name} ({type(module).__name__}): {why}", "use kernels: auto, or torch"
+                f"kernels: {file} cannot serve layer {name} ({type(module).__name__}): {why}", "use kernels: auto, or torch"
             )
     return _leaf_classes("cpu").get(type(module), FallbackLeaf)(module)
+
+
+def _unavailable(file: str, device: torch.device) -> str | None:
+    """Why kernels of one kind cannot run on tensors of `device`, or None; each says the rest itself."""
+    if file == "triton":
+        return launch.unavailable(device)
+    return None if device.type == "cpu" else f"its tensors are on {device.type}, and kernels in C are for the CPU"
 
 
 @dataclass

@@ -75,7 +75,7 @@ class Settings(Strict):
     """One model's shapes, one dtype, the kernels side by side."""
 
     shapes: Literal["small", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "llama-7b", "llama-13b"] = "small"
-    kernels: list[Literal["torch", "triton"]] = Field(["torch"], min_length=1)
+    kernels: list[Literal["torch", "native", "triton"]] = Field(["torch"], min_length=1)
     batch_size: int = Field(4, ge=1, description="B, examples.")
     tokens: int = Field(128, ge=1, description="T, tokens an example.")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -43,7 +43,7 @@ class Settings(Strict):
         "float32", description="Of the weights; amp: float32 weights, products in bfloat16 by autocast."
     )
     device: Literal["cpu", "cuda"] = "cpu"
-    kernels: Literal["auto", "torch", "triton"] = Field(
+    kernels: Literal["auto", "torch", "native", "triton"] = Field(
         "auto", exclude_if=lambda v: v == "auto", description="What forms norms and sums in engines of ours; see engines.attach."
     )
     function: str = "abadi"
@@ -183,6 +183,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     import torch
 
     from dpbench.engines import gaussian
+    from dpbench.kernels.linear import native
 
     require_device(settings.device)
     ids, facts = batch_ids(settings, context.sources[f"dataset:{settings.dataset}"])
@@ -201,6 +202,7 @@ def run(settings: Settings, context: Context) -> Outcome:
         context.report(done, total, f"memory of {engine}")
     torch.set_num_threads(context.threads)
     facts["noise_is_compiled"] = settings.device == "cpu" and gaussian.compiled() is not None
+    facts["kernels_are_compiled"] = settings.device == "cpu" and settings.kernels != "torch" and native.unavailable() is None
     facts["freed_memory_is_kept"] = keep_freed_memory() if settings.device == "cpu" else True
     rounds, lost = _rounds(settings, context, ids, runnable, done, total) if runnable else ({}, {})
     for engine, why in lost.items():

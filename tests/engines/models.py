@@ -104,15 +104,16 @@ def plain(expected=4.0) -> Mechanism:
     return Mechanism(Sampling("poisson", 100, expected), 10)
 
 
-def gradients(name, model, plan, batches, loss=losses, dtype=torch.float32):
-    """Released gradients of one logical step, flattened to fp64, on a copy of `model`."""
+def gradients(name, model, plan, batches, loss=losses, dtype=torch.float32, kernels="auto"):
+    """Released gradients of one logical step, flattened to fp64, on a copy of `model`; and the handle."""
     model = copy.deepcopy(model).to(dtype).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    handle = engines.attach(name, model, optimizer, plan)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    handle = engines.attach(name, model, optimizer, plan, kernels)
     for batch in batches:
         handle.backward(loss, batch)
     optimizer.step()
-    found = torch.cat([p.grad.double().flatten() for p in model.parameters()])
+    found = torch.cat([p.grad.double().flatten() for p in trained])
     handle.detach()
     return found, handle
 

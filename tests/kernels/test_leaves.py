@@ -20,12 +20,15 @@ from dpbench.kernels.groupnorm import reference as groupnorm_reference
 from dpbench.kernels.groupnorm.cpu import GroupNormLeaf
 from dpbench.kernels.layernorm import reference as layernorm_reference
 from dpbench.kernels.layernorm.cpu import LayerNormLeaf
+from dpbench.kernels.layernorm.native import NativeLayerNormLeaf
 from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.linear import cpu as linear_cpu
+from dpbench.kernels.linear import native as linear_native
 from dpbench.kernels.linear import reference as linear_reference
 from dpbench.kernels.linear.cpu import Conv1DLeaf, LinearLeaf
 from dpbench.kernels.rmsnorm import reference as rmsnorm_reference
 from dpbench.kernels.rmsnorm.cpu import RMSNormLeaf
+from dpbench.kernels.rmsnorm.native import NativeRMSNormLeaf
 
 FUNCTIONS = {"abadi": abadi, "auto_v": auto_v, "auto_s": auto_s}
 
@@ -142,6 +145,23 @@ def oracle_conv(leaf, use):
 
 MAKERS = {"linear": linear, "conv1d": conv1d, "layernorm": layernorm, "embedding": embedding}
 MAKERS |= {"rmsnorm": rmsnorm, "groupnorm": groupnorm, "conv": conv}
+
+
+def in_c(make, leaf_class):
+    def made(*args, **options):
+        leaf, use, oracle = make(*args, **options)
+        return leaf_class(leaf.module), use, oracle
+
+    return made
+
+
+if linear_native.NativeLinearLeaf.refuses(nn.Linear(1, 1)) is None:
+    MAKERS |= {
+        "linear_in_c": in_c(linear, linear_native.NativeLinearLeaf),
+        "conv1d_in_c": in_c(conv1d, linear_native.NativeConv1DLeaf),
+        "layernorm_in_c": in_c(layernorm, NativeLayerNormLeaf),
+        "rmsnorm_in_c": in_c(rmsnorm, NativeRMSNormLeaf),
+    }
 SHAPES = [(1, 1), (3, 1), (4, 5), (2, 37), (5, 3, 4)]
 
 
@@ -163,7 +183,7 @@ def hold(leaf, use, oracle, tolerance=1e-5, error=of_sum):
     for name, function in FUNCTIONS.items():
         scale = function.factor(norms, bound, 0.01)
         for into in (sums(leaf), fresh(leaf)):
-            found = leaf.clip_into(use, lambda n, f=function: f.factor(n, bound, 0.01), into)
+            found = leaf.clip_into(use, Factor(name, bound, 0.01, function.factor), into)
             assert relative(found, norms) < tolerance, name
             for tensor, gradient in wanted.items():
                 assert error(into[tensor], scale, gradient) < tolerance, (name, tensor)
@@ -184,8 +204,12 @@ def test_bf16_parity_on_the_same_rounded_inputs(kind):
 def test_both_ways_of_a_linear_norm(way, monkeypatch):
     monkeypatch.setattr(linear_cpu, "GRAM_BELOW", way)
     monkeypatch.setattr(linear_cpu, "gram_is_shorter", lambda *_: way > 0)
+    monkeypatch.setattr(linear_native, "GRAM_BELOW", way)
+    monkeypatch.setattr(linear_native, "gram_is_shorter", lambda *_: way > 0)
     for shape in SHAPES:
-        hold(*linear(shape))
+        for kind in ("linear", "linear_in_c"):
+            if kind in MAKERS:
+                hold(*MAKERS[kind](shape))
 
 
 def test_gram_is_chosen_by_cost():
@@ -193,6 +217,10 @@ def test_gram_is_chosen_by_cost():
     assert not linear_cpu.gram_is_cheaper(512, 384, 1536)
     assert linear_cpu.gram_is_shorter(128, 384, 1536)
     assert not linear_cpu.gram_is_shorter(512, 384, 384)
+    assert linear_native.gram_is_cheaper(16, 384, 384)
+    assert not linear_native.gram_is_cheaper(64, 384, 1536)
+    assert linear_native.gram_is_shorter(128, 384, 1536)
+    assert not linear_native.gram_is_shorter(512, 384, 8192)
 
 
 @given(batch=st.integers(1, 5), tokens=st.integers(1, 9), inputs=st.integers(1, 8), outputs=st.integers(1, 8), bias=st.booleans())
@@ -277,11 +305,11 @@ def test_a_non_finite_example_adds_nothing(kind):
     use.g[1, 0, 0] = float("nan")
     use.g[2] = float("inf")
     into = fresh(leaf)
-    norms = leaf.clip_into(use, lambda n: abadi.factor(n, 0.5, 0.0), into)
+    norms = leaf.clip_into(use, Factor("abadi", 0.5, 0.0, abadi.factor), into)
     if kind == "embedding":  # the padding id hides whatever is in its row
         use.x[1, 0], use.x[2] = 0, torch.tensor([0, 1, 0, 1, 0])
         into = sums(leaf)
-        norms = leaf.clip_into(use, lambda n: abadi.factor(n, 0.5, 0.0), into)
+        norms = leaf.clip_into(use, Factor("abadi", 0.5, 0.0, abadi.factor), into)
     assert torch.isfinite(norms).tolist() == [True, False, False, True]
     good = Use(use.x[[0, 3]], use.g[[0, 3]])
     wanted = oracle(leaf, good)
@@ -297,7 +325,7 @@ def test_incoming_tensors_are_left_as_they_were(kind):
     into = sums(leaf)
     leaf.sq_norms(use)
     leaf.add_weighted(use, torch.rand(4), into)
-    leaf.clip_into(use, lambda n: abadi.factor(n, 0.1, 0.0), into)
+    leaf.clip_into(use, Factor("abadi", 0.1, 0.0, abadi.factor), into)
     assert torch.equal(use.x, x)
     assert torch.equal(use.g, g)
 
@@ -314,7 +342,7 @@ def test_nothing_finite_leaves_a_fresh_sum_at_zero(kind):
     if kind == "embedding":
         use.x[:] = 0
     into = fresh(leaf)
-    leaf.clip_into(use, lambda n: abadi.factor(n, 0.5, 0.0), into)
+    leaf.clip_into(use, Factor("abadi", 0.5, 0.0, abadi.factor), into)
     assert all(not value.any() for value in into.values())
 
 
@@ -328,12 +356,18 @@ def test_embedding_norms_in_pieces_of_the_batch(monkeypatch):
 
 
 @pytest.mark.parametrize("function", ["auto_v", "auto_s", "abadi"])
-@pytest.mark.parametrize("leaf_class", [LinearLeaf, Conv1DLeaf])
+@pytest.mark.parametrize(
+    "leaf_class",
+    [LinearLeaf, Conv1DLeaf, linear_native.NativeLinearLeaf, linear_native.NativeConv1DLeaf],
+    ids=lambda c: c.__name__,
+)
 def test_a_single_pass_holds_its_bound_where_tokens_cancel(leaf_class, function):
     """Tokens in pairs that cancel to one part in 10^5: the norm is taken of the very numbers that are added, so whatever rounding
     did to them, what is added is no longer than the bound."""
     torch.manual_seed(0)
-    module = nn.Linear(32, 48) if leaf_class is LinearLeaf else Conv1D(48, 32)
+    module = Conv1D(48, 32) if issubclass(leaf_class, Conv1DLeaf) else nn.Linear(32, 48)
+    if "native" in leaf_class.__module__ and (why := leaf_class.refuses(module)):
+        pytest.skip(why)
     leaf = leaf_class(module)
     half_x, half_g = torch.randn(1, 128, 32), torch.randn(1, 128, 48)
     x = torch.cat([half_x, half_x * (1 + 1e-5 * torch.randn_like(half_x))], 1)

@@ -111,7 +111,7 @@ class LinearLeaf(Leaf):
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
         x, g = self._flat(use)
-        if "weight" not in into or g.device.type != "cpu" or gram_is_cheaper(g.shape[1], x.shape[2], g.shape[2]):
+        if "weight" not in into or g.device.type != "cpu" or self._gram_is_cheaper(x, g):
             return self.two_stage(use, factor, into)
         weight, written = into["weight"], "weight" not in into.fresh
         into.fresh.discard("weight")
@@ -119,14 +119,17 @@ class LinearLeaf(Leaf):
         bias = g.sum(1, dtype=accumulation_dtype(g)) if "bias" in into else None
         left, right = self._sides(x, g)
         if left.shape[2] >= right.shape[2]:
-            return _single_pass(left, right, bias, factor, weight, into.get("bias"), written)
+            return single_pass(left, right, bias, factor, weight, into.get("bias"), written)
         turned = torch.empty(weight.shape[::-1], dtype=weight.dtype)
-        norms = _single_pass(right, left, bias, factor, turned, into.get("bias"), written=False)
+        norms = single_pass(right, left, bias, factor, turned, into.get("bias"), written=False)
         if written:
             weight.add_(turned.T)
         else:
             torch.mul(turned.T, 1, out=weight)  # half the time of copy_, which transposes on one core
         return norms
+
+    def _gram_is_cheaper(self, x: Tensor, g: Tensor) -> bool:
+        return gram_is_cheaper(g.shape[1], x.shape[2], g.shape[2])
 
 
 class Conv1DLeaf(LinearLeaf):
@@ -136,7 +139,7 @@ class Conv1DLeaf(LinearLeaf):
     transposed = True
 
 
-def _single_pass(
+def single_pass(
     left: Tensor, right: Tensor, bias: Tensor | None, factor: Factor, weight: Tensor, bias_sum: Tensor | None, written: bool
 ) -> Tensor:
     """weight (+)= sum_i factor_i left_i^T right_i, one product at a time in one buffer; returns the [B] norms.

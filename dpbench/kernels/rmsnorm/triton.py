@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from dpbench.kernels.layernorm.triton import norm_gradients, refuses, tokens_of
 from dpbench.kernels.leaf import Sums, Use
@@ -24,7 +22,5 @@ class RMSNormTritonLeaf(DeviceSmallLeaf, RMSNormLeaf):
     def gradients(self, use: Use) -> Sums:
         """weight -> [B, D]."""
         width = self.parameters["weight"].numel()
-        eps = self.module.variance_epsilon if isinstance(self.module, LlamaRMSNorm) else self.module.eps
-        eps = torch.finfo(use.x.dtype).eps if eps is None else eps
-        found = norm_gradients(tokens_of(use.x, width), tokens_of(use.g, width), eps, False, True, False)
+        found = norm_gradients(tokens_of(use.x, width), tokens_of(use.g, width), self.eps(use.x), False, True, False)
         return Sums({"weight": found[:, 0]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import Language, Twice, data, losses, mechanism, relative
+from models import Language, Twice, data, gradients, losses, mechanism, relative
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,16 +24,9 @@ MODELS = {
 PAIRS = [("fused", "per_layer"), ("bookkeeping", "flat"), ("bookkeeping", "per_layer"), ("ghost", "flat")]
 
 
-def released(name, model, plan, batches, kernels="triton"):
+def released(name, model, plan, batches, kernels="triton", dtype=torch.float32):
     """(gradients of one logical step, the handle)."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    handle = engines.attach(name, model, optimizer, plan, kernels=kernels)
-    for batch in batches:
-        handle.backward(losses, batch)
-    optimizer.step()
-    found = torch.cat([p.grad.double().flatten() for p in model.parameters()])
-    handle.detach()
-    return found, handle
+    return gradients(name, model, plan, batches, losses, dtype, kernels)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -43,7 +36,7 @@ def test_parity_with_the_oracle_over_physical_batches(name, scope, model, poison
     plan, batches = mechanism(scope, function), [data(4), data(3, seed=1)]
     if model in ("plain", "rmsnorm"):  # a tensor of several layers is summed by torch, which wants at least one example
         batches.append(data(0))
-    wanted, oracle = released("loop", MODELS[model]().double(), plan, batches, "auto")
+    wanted, oracle = released("loop", MODELS[model](), plan, batches, "auto", torch.float64)
     found, handle = released(name, MODELS[model](), plan, batches)
     assert relative(found, wanted) < 1e-5
     assert handle.clipped_fraction == oracle.clipped_fraction
@@ -53,7 +46,7 @@ def test_parity_with_the_oracle_over_physical_batches(name, scope, model, poison
 @pytest.mark.parametrize("name", ["fused", "bookkeeping"])
 def test_tied_per_use(name):
     plan = mechanism("per_layer", tied="per_use", bound=0.3)
-    wanted, _ = released("loop", Language(tied=True).double(), plan, [data(5)], "auto")
+    wanted, _ = released("loop", Language(tied=True), plan, [data(5)], "auto", torch.float64)
     found, _ = released(name, Language(tied=True), plan, [data(5)])
     assert relative(found, wanted) < 1e-5
 
@@ -62,7 +55,7 @@ def test_tied_per_use(name):
 def test_one_bad_example_adds_nothing_and_is_counted(name, scope):
     batch = data(5)
     good = {k: v[[0, 1, 3, 4]] for k, v in batch.items()}
-    wanted, _ = released("loop", Language().double(), mechanism(scope), [good], "auto")
+    wanted, _ = released("loop", Language(), mechanism(scope), [good], "auto", torch.float64)
     batch["weight"] = batch["weight"].clone()
     batch["weight"][2] = float("nan")
     found, handle = released(name, Language(), mechanism(scope), [batch])
@@ -124,7 +117,7 @@ def test_a_function_of_the_user_takes_the_way_of_two_kernels(monkeypatch):
     calls = []
     form = abadi.factor
     monkeypatch.setattr(abadi, "factor", lambda *a: calls.append(1) or form(*a))
-    wanted, _ = released("loop", Language().double(), mechanism("per_layer"), [data(4)], "auto")
+    wanted, _ = released("loop", Language(), mechanism("per_layer"), [data(4)], "auto", torch.float64)
     calls.clear()
     found, handle = released("fused", Language(), mechanism("per_layer"), [data(4)])
     assert relative(found, wanted) < 1e-5

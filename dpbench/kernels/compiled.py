@@ -1,0 +1,67 @@
+"""What the kernels in C share: when they can be used, and how they get a clipping function."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpbench.kernels.leaf import Factor
+
+FUNCTIONS = {"abadi": 0, "auto_v": 1, "auto_s": 2}
+"""Clipping functions that `clipping.h` knows; it asks for the factors of any other, one by one."""
+_OTHER = 3
+_Asked = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_double)
+
+CLIPPING = (ctypes.c_int, ctypes.c_double, ctypes.c_double, _Asked)
+"""Types of what `clipping` gives."""
+
+
+def unavailable(library: ctypes.CDLL | None) -> str | None:
+    """Why kernels in C cannot run here, or None."""
+    if library is not None:
+        return None
+    if os.environ.get("DPBENCH_NATIVE") == "0":
+        return "DPBENCH_NATIVE is 0"
+    return "there is no C compiler that works, or torch runs without GNU's OpenMP"
+
+
+def refused_dtype(module: nn.Module) -> str | None:
+    """Names the first trainable parameter that is not float32; None if all are."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            return f"{name} is {str(parameter.dtype).removeprefix('torch.')}, the kernels in C are for float32"
+    return None
+
+
+def suits(*values: Tensor) -> bool:
+    """Whether all are float32 on the CPU: under autocast a layer's input and output gradient are not."""
+    return all(value.dtype == torch.float32 and value.device.type == "cpu" for value in values)
+
+
+@contextmanager
+def clipping(factor: Factor | None) -> Iterator[tuple[Any, ...]]:
+    """(function, bound, gamma, whom to ask) for a call into C; what goes wrong in a function that is asked is raised after it."""
+    failures: list[Exception] = []
+
+    def asked(norm: float) -> float:
+        assert factor is not None
+        try:
+            return float(factor(torch.tensor([norm], dtype=torch.float32)).item())
+        except Exception as failure:
+            failures.append(failure)
+            return 0.0
+
+    if factor is None:
+        yield _OTHER, 0.0, 0.0, _Asked()
+    elif factor.function in FUNCTIONS:
+        yield FUNCTIONS[factor.function], factor.bound, factor.gamma, _Asked()
+    else:
+        yield _OTHER, factor.bound, factor.gamma, _Asked(asked)
+    if failures:
+        raise failures[0]

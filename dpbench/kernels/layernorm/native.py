@@ -1,0 +1,111 @@
+"""LayerNorm by `gradients.c`."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from dpbench import native
+from dpbench.kernels import compiled
+from dpbench.kernels.layernorm.cpu import LayerNormLeaf
+from dpbench.kernels.leaf import Factor, Sums, Use
+from dpbench.kernels.small import SmallLeaf
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    found = native.library(Path(__file__).with_name("gradients.c"), openmp=True)
+    if found is not None:
+        pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        found.dpbench_norm_gradients_room.restype = size
+        found.dpbench_norm_gradients_room.argtypes = [size, number]
+        found.dpbench_norm_gradients.restype = None
+        found.dpbench_norm_gradients.argtypes = [
+            *(pointer, pointer, size, size, size, ctypes.c_float, number, number, number),
+            *(pointer, pointer, number),
+        ]
+        found.dpbench_norm_clip.restype = None
+        found.dpbench_norm_clip.argtypes = [pointer, size, size, size, pointer, *compiled.CLIPPING, pointer]
+    return found
+
+
+def _gradients(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shift: bool) -> Tensor:
+    library = _library()
+    assert library is not None
+    x, g = x.contiguous(), g.contiguous()
+    batch, tokens, width = g.shape
+    threads = torch.get_num_threads()
+    found = g.new_empty(batch, int(scale) + int(shift), width)
+    room = g.new_empty(library.dpbench_norm_gradients_room(width, threads))
+    places = (found.data_ptr(), room.data_ptr())
+    library.dpbench_norm_gradients(x.data_ptr(), g.data_ptr(), batch, tokens, width, eps, centred, scale, shift, *places, threads)
+    return found
+
+
+@torch.library.custom_op("dpbench::native_norm_gradients", mutates_args=())
+def norm_gradients(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shift: bool) -> Tensor:
+    """x, g [B, T, D], float32 -> [B, scale + shift, D]: each example's gradient of the scale, then of the shift, as asked for.
+
+    centred: of layer norm, else of RMS norm.
+    """
+    return _gradients(x, g, eps, centred, scale, shift)
+
+
+@norm_gradients.register_fake
+def _(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shift: bool) -> Tensor:
+    return g.new_empty((g.shape[0], int(scale) + int(shift), g.shape[2]))
+
+
+class NativeNormLeaf(SmallLeaf):
+    """What the normalisations share: `gradients` and sums in C, without a small operation of torch between."""
+
+    @classmethod
+    def refuses(cls, module: nn.Module) -> str | None:
+        return compiled.unavailable(_library()) or compiled.refused_dtype(module)
+
+    def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
+        if isinstance(use.g, FakeTensor) or not compiled.suits(use.x, use.g, *into.values()):
+            return super().clip_into(use, factor, into)
+        if not all(value.is_contiguous() for value in into.values()):
+            return super().clip_into(use, factor, into)
+        library = _library()
+        assert library is not None
+        found = _gradients(*self.asked(use))  # past the operator: its dispatch takes longer than the work
+        batch, kinds, width = found.shape
+        norms = found.new_empty(batch)
+        into.zeroed()
+        sums = (ctypes.c_void_p * kinds)(*(into[name].data_ptr() for name in self.names))
+        with compiled.clipping(factor) as clipping:
+            library.dpbench_norm_clip(found.data_ptr(), batch, kinds, width, sums, *clipping, norms.data_ptr())
+        return norms
+
+    def asked(self, use: Use) -> tuple[Tensor, Tensor, float, bool, bool, bool]:
+        """The arguments of `norm_gradients`."""
+        raise NotImplementedError
+
+    def gradients(self, use: Use) -> Sums:
+        """name -> [B, D]."""
+        if not compiled.suits(use.x, use.g):
+            return super().gradients(use)
+        return Sums(dict(zip(self.names, norm_gradients(*self.asked(use)).unbind(1), strict=True)))
+
+
+class NativeLayerNormLeaf(NativeNormLeaf, LayerNormLeaf):
+    """`nn.LayerNorm` in float32 by `gradients.c`: weight and bias of the normalised shape."""
+
+    modules = LayerNormLeaf.modules
+
+    def asked(self, use: Use) -> tuple[Tensor, Tensor, float, bool, bool, bool]:
+        width = int(torch.Size(self.shape).numel())
+        return (*rows(use, width), self.eps, True, "weight" in self.names, "bias" in self.names)
+
+
+def rows(use: Use, width: int) -> tuple[Tensor, Tensor]:
+    """Input and output gradient, [B, T, D] each."""
+    x, g = (value.reshape(len(use.g), value[:1].numel() // width, width) for value in (use.x, use.g))
+    return x, g
