@@ -121,7 +121,7 @@ def test_unknown_names_name_the_nearest(call, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda v: v["columns"].update(engine=["nonprivate", "fusd"]), "unknown engine 'fusd'\n.*did you mean 'fused'"),
+        (lambda v: v["tiers"]["smoke"]["columns"].update(engine=["nonprivate", "fusd"]), "unknown engine 'fusd'\n.*did you mean 'fused'"),
         (lambda v: v["settings"].update(dataset="wikitext3"), "wikitext3"),
         (lambda v: v["settings"].update(tokns=1), "unknown key 'tokns'"),
         (lambda v: v.update(job="thruput"), "unknown job 'thruput'"),
@@ -184,7 +184,8 @@ def test_engines_of_a_row_are_measured_in_one_run():
     by_run = {}
     for cell in plan.cells:
         by_run.setdefault(cell.run, []).append(cell.select["engine"])
-    assert all(engines == ["nonprivate", "opacus", "opacus_ghost", "ghost", "fused"] for engines in by_run.values())
+    wanted = ["nonprivate", "opacus", "opacus_ghost", "opake", "ghost", "bookkeeping", "fused"]
+    assert all(engines == wanted for engines in by_run.values())
 
 
 def test_methods_of_a_seed_share_it():
