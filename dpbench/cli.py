@@ -81,12 +81,12 @@ def _doctor(_args: argparse.Namespace) -> None:
 def _bench(args: argparse.Namespace) -> int:
     from dpbench.jobs import kernel_bench
     from dpbench.runner import execute
-    from dpbench.spec.expand import run_id
+    from dpbench.spec.expand import config_of, run_id
     from dpbench.validation import parse
 
     settings = {key: getattr(args, key) for key in ("shapes", "kernels", "batch_size", "tokens", "dtype", "device", "rounds")}
     given = parse(kernel_bench.Settings, {key: value for key, value in settings.items() if value is not None}, "bench kernels")
-    config = kernel_bench.config(given)
+    config = config_of("kernel_bench", given.model_dump())
     record = execute(config, Path(args.out) / run_id(config), args.threads, quiet=args.quiet)
     print("\n".join(kernel_bench.lines(record.metrics)))
     return 1 if record.warnings else 0
@@ -192,7 +192,7 @@ def parser() -> argparse.ArgumentParser:
     bench = verb("bench", _bench, "hold kernels to the fp64 oracle, then time them; the results are a record")
     bench.add_argument("what", choices=["kernels"])
     bench.add_argument("--shapes", help="small (default), gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-7b or llama-13b")
-    bench.add_argument("--kernels", nargs="+", help="torch (default), triton, or both in turn")
+    bench.add_argument("--kernels", nargs="+", help="torch (default), native, triton: in turn")
     bench.add_argument("--batch-size", type=int, metavar="B")
     bench.add_argument("--tokens", type=int, metavar="T")
     bench.add_argument("--dtype", help="float32 (default), bfloat16 or float16")

@@ -9,6 +9,7 @@ from dpbench import environment, plugins
 from dpbench.data import registry as datasets
 from dpbench.engines import gaussian
 from dpbench.errors import DpbenchError
+from dpbench.kernels.linear import native
 from dpbench.models import registry as models
 from dpbench.spec.config import Config
 from dpbench.spec.models import TIERS
@@ -35,6 +36,7 @@ def _devices() -> Iterator[str]:
     yield f"  cpu            {found.cpu}, {found.cores} cores, {found.memory_gib} GiB"
     noise = "compiled" if gaussian.compiled() is not None else "by numpy, half as fast (no C compiler was found, or it failed)"
     yield f"  cpu noise      {noise}"
+    yield f"  cpu kernels    {native.unavailable() or 'compiled'}"
     if not torch.cuda.is_available():
         yield "  cuda           none (the gpu and paper tiers need one)"
     yield f"  triton         {_triton()}"

@@ -58,7 +58,7 @@ class Noise:
             if std <= 0:
                 total.mul_(1 / divisor)
             elif self._by_triton(total):
-                on_chip.append((number, _in_memory_order(total).reshape(-1), std))
+                on_chip.append((number, in_memory_order(total).reshape(-1), std))
             elif total.device.type == "cpu":
                 on_cpu.append((total, std / divisor))
             else:
@@ -77,7 +77,7 @@ class Noise:
     def _by_triton(self, total: Tensor) -> bool:
         """Whether a sum gets its noise from the Triton kernel: its elements must lie together."""
         wanted = self._kernels == "triton" or (self._kernels == "auto" and total.device.type in launch.DEVICES)
-        return wanted and launch.unavailable(total.device) is None and _in_memory_order(total).is_contiguous()
+        return wanted and launch.unavailable(total.device) is None and in_memory_order(total).is_contiguous()
 
     def generator(self, device: torch.device) -> torch.Generator:
         """This mechanism's torch generator, for noise that is not made here: on other devices, or by a peer."""
@@ -90,7 +90,7 @@ class Noise:
         """sum = scale x sum + N(0, std^2) for CPU tensors of one dtype."""
         if not self._streams:
             self._streams = [Gaussian(self._key(number)) for number in range(_STREAMS)]
-        flat = [(_in_memory_order(total).contiguous().view(-1), std) for total, std in sums]
+        flat = [(in_memory_order(total).contiguous().view(-1), std) for total, std in sums]
         split = [(piece, std) for values, std in flat for piece in values.split(PIECE)]
         workers = min(torch.get_num_threads(), _STREAMS)
         dtype = {torch.float32: np.dtype("f4"), torch.float64: np.dtype("f8")}[split[0][0].dtype]
@@ -105,7 +105,7 @@ class Noise:
             job.result()
         for (values, _), (total, _) in zip(flat, sums, strict=True):
             if values.data_ptr() != total.data_ptr():  # its elements do not lie together: `values` is a copy
-                ordered = _in_memory_order(total)
+                ordered = in_memory_order(total)
                 ordered.copy_(values.view(ordered.shape))
 
     def _key(self, number: int) -> bytes:
@@ -116,7 +116,8 @@ class Noise:
         return state.astype("<u4").tobytes()
 
 
-def _in_memory_order(total: Tensor) -> Tensor:
+def in_memory_order(total: Tensor) -> Tensor:
+    """A view of a dense tensor whose last dimension is the one that lies together."""
     return total.detach().permute(sorted(range(total.dim()), key=total.stride, reverse=True))
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dpbench.errors import DpbenchError
 from dpbench.records.schema import Metric, Privacy
@@ -57,3 +60,9 @@ class Outcome:
 def metric(name: str, value: float, unit: str) -> Metric:
     """A metric of a run that is one cell."""
     return Metric(name=name, value=float(value), unit=unit)
+
+
+def over_rounds(name: str, unit: str, labels: dict[str, str], values: list[float]) -> Metric:
+    """The median over rounds, with its 20 % and 80 % quantiles."""
+    low, high = (float(q) for q in np.quantile(values, [0.2, 0.8]))
+    return Metric(name=name, value=statistics.median(values), unit=unit, labels=labels, rounds=values, low=low, high=high)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from dpbench.errors import DpbenchError
-from dpbench.jobs.contract import Context, Outcome
+from dpbench.jobs.contract import Context, Outcome, over_rounds
 from dpbench.records.schema import Metric
 from dpbench.spec.expand import Uses
 from dpbench.spec.sources import Source
@@ -24,6 +22,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-2}
 """Of a clipped sum against fp64 on the same rounded inputs, relative (DESIGN, section 8); norms are held to 1e-4 in any dtype."""
 NORMS = 1e-4
 _WRONG = "not timed: wrong"
+_NONE_IN_C = "skipped: there is none in C, torch's way is taken"
 
 
 @dataclass(frozen=True)
@@ -219,9 +218,17 @@ def _require_kernels(settings: Settings) -> None:
     import torch
 
     from dpbench.kernels import launch
+    from dpbench.kernels.linear import native
 
     if "triton" in settings.kernels and (why := launch.unavailable(torch.device(settings.device))):
         raise DpbenchError(f"kernels: triton cannot run on {settings.device}: {why}", "leave triton out, or use a GPU machine")
+    if "native" not in settings.kernels:
+        return
+    if settings.dtype != "float32":
+        raise DpbenchError(f"kernels: native cannot run in {settings.dtype}", "leave native out, or use float32")
+    if settings.device != "cpu" or (why := native.unavailable()):
+        why = why if settings.device == "cpu" else "kernels in C are for the CPU"
+        raise DpbenchError(f"kernels: native cannot run on {settings.device}: {why}", "leave native out")
 
 
 def _measure(case: Case, settings: Settings, context: Context) -> list[Metric]:
@@ -231,6 +238,10 @@ def _measure(case: Case, settings: Settings, context: Context) -> list[Metric]:
     metrics, right = [], []
     for kernels in settings.kernels:
         labels = {"op": case.op, "shape": case.label, "kernels": kernels}
+        if kernels == "native" and case.op == "embedding":
+            units = {"error of norms": "relative", "error of sums": "relative", "time": "ms"}
+            metrics += [Metric(name=n, value=None, unit=u, labels=labels, note=_NONE_IN_C) for n, u in units.items()]
+            continue
         norms, sums = bench.error(kernels)
         fine = norms <= NORMS and sums <= TOLERANCE[settings.dtype]
         for name, error in (("error of norms", norms), ("error of sums", sums)):
@@ -254,38 +265,17 @@ def _measure(case: Case, settings: Settings, context: Context) -> list[Metric]:
     for kernels, seconds in found.items():
         labels = {"op": case.op, "shape": case.label, "kernels": kernels}
         metrics += [
-            _over_rounds("time", "ms", labels, [s * 1e3 for s in seconds]),
-            _over_rounds("bandwidth", "GB/s", labels, [moved / s / 1e9 for s in seconds]),
-            _over_rounds("rate", "GFLOP/s", labels, [flops / s / 1e9 for s in seconds]),
+            over_rounds("time", "ms", labels, [s * 1e3 for s in seconds]),
+            over_rounds("bandwidth", "GB/s", labels, [moved / s / 1e9 for s in seconds]),
+            over_rounds("rate", "GFLOP/s", labels, [flops / s / 1e9 for s in seconds]),
         ]
     return metrics
-
-
-def _over_rounds(name: str, unit: str, labels: dict[str, str], values: list[float]) -> Metric:
-    low, high = (float(q) for q in np.quantile(values, [0.2, 0.8]))
-    return Metric(name=name, value=statistics.median(values), unit=unit, labels=labels, rounds=values, low=low, high=high)
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     """Prove a run without running it: what it will measure."""
     ops = sorted({case.op for case in SHAPES[settings.shapes]})
     return [f"{len(SHAPES[settings.shapes])} shapes of {settings.shapes}: {', '.join(ops)} by {', '.join(settings.kernels)}"]
-
-
-def config(settings: Settings, seed: int = 0) -> dict[str, Any]:
-    """The run's config, as a table would make it."""
-    from dpbench import plugins
-
-    kinds = (("job", PLUGIN["name"]), *uses(settings).plugins)
-    versions = {f"{kind}:{name}": plugins.get(kind, str(name)).version for kind, name in kinds}
-    return {
-        "job": PLUGIN["name"],
-        "settings": settings.model_dump(mode="json"),
-        "seed": seed,
-        "versions": dict(sorted(versions.items())),
-        "sources": {},
-        "parents": {},
-    }
 
 
 def lines(metrics: list[Metric]) -> list[str]:
@@ -296,8 +286,9 @@ def lines(metrics: list[Metric]) -> list[str]:
         rows.setdefault(key, {})[metric.name] = metric
     found = [f"{'op':10} {'shape':14} {'kernels':8} {'error':>9} {'ms':>9} {'20 %':>9} {'80 %':>9} {'GB/s':>8} {'GFLOP/s':>9}"]
     for (op, shape, kernels), own in rows.items():
-        error = own["error of sums"].value
-        start = f"{op:10} {shape:14} {kernels:8} {'inf' if error is None else f'{error:.1e}':>9}"
+        error, note = own["error of sums"].value, own["error of sums"].note
+        text = f"{error:.1e}" if error is not None else "" if note == _NONE_IN_C else "inf"
+        start = f"{op:10} {shape:14} {kernels:8} {text:>9}"
         clock = own["time"]
         if clock.value is None:
             found.append(f"{start} {clock.note}")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 from pydantic import Field
 
 from dpbench import plugins
 from dpbench.jobs import throughput
-from dpbench.jobs.contract import Context, Outcome
-from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.jobs.contract import Context, Outcome, over_rounds
+from dpbench.mechanism import Clipping, Mechanism
 from dpbench.records.schema import Metric
 from dpbench.spec.expand import Uses
 from dpbench.spec.sources import Source
@@ -50,11 +48,8 @@ def uses(settings: Settings) -> Uses:
 
 def mechanism(settings: Settings, engine: str) -> Mechanism:
     """Clipping with the engine's first scope, noise multiplier 1, a fixed batch."""
-    sampling = Sampling("fixed", settings.batch_size, settings.batch_size)
     scope = throughput.scope_of(engine)
-    if scope is None:
-        return Mechanism(sampling, 1)
-    return Mechanism(sampling, 1, Clipping(scope=scope), 1.0, caveats=("a timing, no model is released",))
+    return throughput.of_timing(settings.batch_size, Clipping(scope=scope) if scope else None)
 
 
 def run(settings: Settings, context: Context) -> Outcome:
@@ -138,14 +133,7 @@ def _timed(settings: Settings, engines: list[str]) -> list[Metric]:
             torch.cuda.synchronize()
             if number >= 0:
                 found[engine].append(1e3 * (time.perf_counter() - begun))
-    metrics = []
-    for engine, values in found.items():
-        low, high = (float(q) for q in np.quantile(values, [0.2, 0.8]))
-        labels = {"engine": engine}
-        metrics.append(
-            Metric(name="time", value=statistics.median(values), unit="ms", labels=labels, rounds=values, low=low, high=high)
-        )
-    return metrics
+    return [over_rounds("time", UNITS["time"], {"engine": engine}, values) for engine, values in found.items()]
 
 
 def _metric(engine: str, name: str, value: float | None, note: str = "") -> Metric:

@@ -10,17 +10,14 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from dpbench import plugins
 from dpbench.errors import DpbenchError
 from dpbench.jobs.contract import Context, Outcome
 from dpbench.jobs.memory import out_of_memory
-from dpbench.jobs.throughput import batch_ids, empty_metrics, metrics_of, require_device, skip_missing
-from dpbench.mechanism import Clipping, Mechanism, Sampling
-from dpbench.models.language import language_model_family, language_model_size
+from dpbench.jobs.throughput import StepSettings, batch_ids, empty_metrics, metrics_of, require_device, skip_missing
+from dpbench.models.language import language_model_size
 from dpbench.records.schema import Metric
 from dpbench.spec.expand import Uses
 from dpbench.spec.sources import Source
-from dpbench.validation import Strict
 
 PLUGIN = {
     "kind": "job",
@@ -37,32 +34,24 @@ WAYS = {"ddp": "replicas", "fsdp": "shards", "gpipe": "stages", "1f1b": "stages"
 """Mode -> what an engine must be able to run as."""
 
 
-class Settings(Strict):
-    """One cell row: a model, a mode, a number of processes; every engine on the same tokens and the same weights."""
+class Settings(StepSettings):
+    """One cell row: a model, a mode, a number of processes."""
 
     mode: Literal["ddp", "fsdp", "gpipe", "1f1b"] = Field(description="ddp, fsdp: data parallel; gpipe, 1f1b: a pipeline.")
     processes: int = Field(ge=1, description="One a GPU; on a CPU they share its cores.")
-    dataset: str = "wikitext2"
-    size: str = Field(description="Size of the GPT-2 or Llama family.")
-    tokens: int = Field(ge=2, description="T, tokens an example.")
-    batch_size: int = Field(ge=1, description="B, examples a step of the whole group.")
     micro_batch: int | None = Field(
         None, ge=1, description="Examples a backward pass of one process; None: its whole share, or for a pipeline B / processes."
     )
-    engines: list[str] = Field(min_length=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["cpu", "cuda"] = "cpu"
-    function: str = "abadi"
-    bound: float = 1.0
-    noise_multiplier: float = 1.0
-    learning_rate: float = 1e-4
-    rounds: int = Field(5, ge=1, description="Every engine is measured once a round, in turn.")
-    steps: int = Field(2, ge=1, description="Timed steps of an engine in a round.")
-    warmup: int = Field(1, ge=1, description="Steps before them, not timed.")
 
     @property
     def pipeline(self) -> bool:
         return WAYS[self.mode] == "stages"
+
+    def scope_of(self, engine: str) -> str | None:
+        """As on one process; in a pipeline per_layer."""
+        scope = super().scope_of(engine)
+        return "per_layer" if scope and self.pipeline else scope
 
     @property
     def share(self) -> int:
@@ -89,32 +78,7 @@ class Settings(Strict):
 
 def uses(settings: Settings) -> Uses:
     """Versions and sources that decide the numbers."""
-    engines = tuple(("engine", name) for name in settings.engines)
-    scopes = tuple(dict.fromkeys(("scope", s) for s in (scope_of(settings, name) for name in settings.engines) if s))
-    return Uses(
-        plugins=(*engines, *scopes, ("function", settings.function)),
-        datasets=(settings.dataset,),
-        models=(language_model_family(settings.size),),
-    )
-
-
-def scope_of(settings: Settings, engine: str) -> str | None:
-    """The scope an engine is measured with: the first it declares, in a pipeline per_layer; None for the non-private one."""
-    scopes = plugins.get("engine", engine).extra["scopes"]
-    if not scopes:
-        return None
-    return "per_layer" if settings.pipeline else scopes[0]
-
-
-def mechanism(settings: Settings, engine: str) -> Mechanism:
-    """What one engine does in a timed step. The batch is fixed: a timing says nothing about epsilon."""
-    scope = scope_of(settings, engine)
-    sampling = Sampling("fixed", settings.batch_size, settings.batch_size)
-    steps = settings.rounds * (settings.steps + settings.warmup)
-    if scope is None:
-        return Mechanism(sampling, steps)
-    clipping = Clipping(function=settings.function, scope=scope, bound=settings.bound)
-    return Mechanism(sampling, steps, clipping, settings.noise_multiplier, caveats=("a timing, no model is released",))
+    return settings.uses()
 
 
 def run(settings: Settings, context: Context) -> Outcome:
@@ -126,7 +90,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     """
     require_devices(settings)
     runnable, metrics = _able(settings)
-    ids, facts = batch_ids(settings, context.sources[f"dataset:{settings.dataset}"])  # type: ignore[arg-type]
+    ids, facts = batch_ids(settings, context.sources[f"dataset:{settings.dataset}"])
     request = {
         "settings": settings.model_dump(),
         "ids": ids.tolist(),
@@ -147,9 +111,9 @@ def run(settings: Settings, context: Context) -> Outcome:
             found = None
     if found is not None:
         for engine in runnable:
-            metrics += metrics_of(settings, engine, found.rounds, found.memory)  # type: ignore[arg-type]
+            metrics += metrics_of(settings, engine, found.rounds, found.memory)
         facts |= found.facts
-    facts["mechanisms"] = {engine: mechanism(settings, engine).describe() for engine in runnable}
+    facts["mechanisms"] = {engine: settings.mechanism(engine).describe() for engine in runnable}
     return Outcome(metrics, facts=facts, device=settings.device)
 
 
@@ -244,7 +208,7 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     for part in parts:
         optimizer = torch.optim.AdamW(part.parameters(), lr=settings.learning_rate)
         for engine in runnable:
-            handle = engines.attach(engine, part.train(), optimizer, mechanism(settings, engine))
+            handle = engines.attach(engine, part.train(), optimizer, settings.mechanism(engine))
             if handle.unprotected:
                 raise DpbenchError(f"engine {engine} leaves {handle.unprotected[0]} unprotected")
             handle.detach()

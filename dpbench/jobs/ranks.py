@@ -5,14 +5,13 @@ from __future__ import annotations
 import datetime
 import gc
 import os
-import time
 import traceback
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from dpbench.errors import DpbenchError
 from dpbench.jobs.memory import STEPS, is_out_of_memory
-from dpbench.jobs.parallel import Settings, mechanism
+from dpbench.jobs.parallel import Settings
 from dpbench.parallel.launch import STORE, receive, say
 
 if TYPE_CHECKING:
@@ -192,7 +191,7 @@ class Bench:
         """An engine ready to step. `nonprivate` is torch's own way in every mode, with what it overlaps."""
         from dpbench import parallel
 
-        plan = mechanism(self.settings, engine)
+        plan = self.settings.mechanism(engine)
         if self.settings.pipeline:
             count = self.settings.share // self.settings.physical
             return Attached(
@@ -207,15 +206,7 @@ class Bench:
         """Seconds a step of the whole group, attaching and warm-up apart."""
         attached = self.attach(engine)
         try:
-            for _ in range(self.settings.warmup):
-                attached.step()
-            gc.collect()
-            self._all_here()
-            begun = time.perf_counter()
-            for _ in range(self.settings.steps):
-                attached.step()
-            self._all_here()
-            return (time.perf_counter() - begun) / self.settings.steps
+            return self.settings.seconds_per_step(attached.step, self._all_here)
         finally:
             attached.detach()
 

@@ -95,7 +95,7 @@ def _setting(settings: Settings, engine: str, batch: int) -> Setting:
     from dpbench.simulate.step import Setting
 
     timing = _timing(settings).model_copy(update={"batch_size": batch})
-    mechanism = throughput.mechanism(timing, engine)
+    mechanism = timing.mechanism(engine)
     return Setting(settings.size, engine, mechanism, settings.tokens, batch, dtype=settings.dtype, tied=settings.tied)
 
 

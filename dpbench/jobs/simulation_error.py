@@ -66,7 +66,7 @@ def run(settings: Settings, context: Context) -> Outcome:
         setting = Setting(
             settings.size,
             engine,
-            throughput.mechanism(timing, engine),
+            timing.mechanism(engine),
             settings.tokens,
             settings.batch_size,
             dtype=settings.dtype,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
-import statistics
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError
-from dpbench.jobs.contract import Context, Outcome
+from dpbench.jobs.contract import Context, Outcome, over_rounds
 from dpbench.jobs.memory import Peaks, is_out_of_memory, measure_memory, out_of_memory
 from dpbench.mechanism import Clipping, Mechanism, Sampling
 from dpbench.models.language import language_model_family
@@ -27,25 +27,15 @@ PLUGIN = {"kind": "job", "name": "throughput", "version": 1, "summary": "memory 
 BASELINE = "nonprivate"
 
 
-class Settings(Strict):
-    """One cell row: a model, a length, a batch size; every engine on the same tokens and the same weights."""
+class StepSettings(Strict):
+    """What is said of timed steps, on one process or several; every engine on the same tokens and the same weights."""
 
     dataset: str = "wikitext2"
     size: str = Field(description="Size of the GPT-2 or Llama family.")
     tokens: int = Field(ge=2, description="T, tokens an example.")
-    batch_size: int = Field(ge=1, description="B, examples a step.")
+    batch_size: int = Field(ge=1, description="B, examples a step, of all processes together.")
     engines: list[str] = Field(min_length=1)
-    tied: bool = False
-    micro_batch: int | None = Field(
-        None, ge=1, exclude_if=lambda v: v is None, description="Examples a backward pass, if not B: the step adds them up."
-    )
-    dtype: Literal["float32", "bfloat16", "amp"] = Field(
-        "float32", description="Of the weights; amp: float32 weights, products in bfloat16 by autocast."
-    )
     device: Literal["cpu", "cuda"] = "cpu"
-    kernels: Literal["auto", "torch", "native", "triton"] = Field(
-        "auto", exclude_if=lambda v: v == "auto", description="What forms norms and sums in engines of ours; see engines.attach."
-    )
     function: str = "abadi"
     bound: float = 1.0
     noise_multiplier: float = 1.0
@@ -53,6 +43,53 @@ class Settings(Strict):
     rounds: int = Field(5, ge=1, description="Every engine is measured once a round, in turn.")
     steps: int = Field(2, ge=1, description="Timed steps of an engine in a round.")
     warmup: int = Field(1, ge=1, description="Steps before them, not timed.")
+
+    def scope_of(self, engine: str) -> str | None:
+        """The scope an engine is measured with: the first it declares; None for the non-private one."""
+        return scope_of(engine)
+
+    def uses(self) -> Uses:
+        """Versions and sources that decide the numbers."""
+        engines = tuple(("engine", name) for name in self.engines)
+        scopes = tuple(dict.fromkeys(("scope", s) for s in map(self.scope_of, self.engines) if s))
+        return Uses(
+            plugins=(*engines, *scopes, ("function", self.function)),
+            datasets=(self.dataset,),
+            models=(language_model_family(self.size),),
+        )
+
+    def mechanism(self, engine: str) -> Mechanism:
+        """What one engine does in a timed step."""
+        scope, steps = self.scope_of(engine), self.rounds * (self.steps + self.warmup)
+        clipping = Clipping(function=self.function, scope=scope, bound=self.bound) if scope else None
+        return of_timing(self.batch_size, clipping, self.noise_multiplier, steps)
+
+    def seconds_per_step(self, step: Callable[[], None], wait: Callable[[], None]) -> float:
+        """After the warm-up, between two waits for all that is under way."""
+        for _ in range(self.warmup):
+            step()
+        gc.collect()
+        wait()
+        begun = time.perf_counter()
+        for _ in range(self.steps):
+            step()
+        wait()
+        return (time.perf_counter() - begun) / self.steps
+
+
+class Settings(StepSettings):
+    """One cell row: a model, a length, a batch size."""
+
+    tied: bool = False
+    micro_batch: int | None = Field(
+        None, ge=1, exclude_if=lambda v: v is None, description="Examples a backward pass, if not B: the step adds them up."
+    )
+    dtype: Literal["float32", "bfloat16", "amp"] = Field(
+        "float32", description="Of the weights; amp: float32 weights, products in bfloat16 by autocast."
+    )
+    kernels: Literal["auto", "torch", "native", "triton"] = Field(
+        "auto", exclude_if=lambda v: v == "auto", description="What forms norms and sums in engines of ours; see engines.attach."
+    )
 
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> Settings:
@@ -63,13 +100,7 @@ class Settings(Strict):
 
 def uses(settings: Settings) -> Uses:
     """Versions and sources that decide the numbers."""
-    engines = tuple(("engine", name) for name in settings.engines)
-    scopes = tuple(dict.fromkeys(("scope", s) for s in (scope_of(name) for name in settings.engines) if s))
-    return Uses(
-        plugins=(*engines, *scopes, ("function", settings.function)),
-        datasets=(settings.dataset,),
-        models=(language_model_family(settings.size),),
-    )
+    return settings.uses()
 
 
 def scope_of(engine: str) -> str | None:
@@ -78,15 +109,13 @@ def scope_of(engine: str) -> str | None:
     return scopes[0] if scopes else None
 
 
-def mechanism(settings: Settings, engine: str) -> Mechanism:
-    """What one engine does in a timed step. The batch is fixed: a timing says nothing about epsilon."""
-    scope = scope_of(engine)
-    sampling = Sampling("fixed", settings.batch_size, settings.batch_size)
-    steps = settings.rounds * (settings.steps + settings.warmup)
-    if scope is None:
+def of_timing(batch_size: int, clipping: Clipping | None, noise_multiplier: float = 1.0, steps: int = 1) -> Mechanism:
+    """What steps do that are only timed, without `clipping` those of plain training. The batch is fixed: a timing says nothing
+    about epsilon."""
+    sampling = Sampling("fixed", batch_size, batch_size)
+    if clipping is None:
         return Mechanism(sampling, steps)
-    clipping = Clipping(function=settings.function, scope=scope, bound=settings.bound)
-    return Mechanism(sampling, steps, clipping, settings.noise_multiplier, caveats=("a timing, no model is released",))
+    return Mechanism(sampling, steps, clipping, noise_multiplier, caveats=("a timing, no model is released",))
 
 
 class Bench:
@@ -118,7 +147,7 @@ class Bench:
         from dpbench import engines
 
         kernels = self.settings.kernels if engines.takes_kernels(engine) else "auto"
-        return engines.attach(engine, self.model, self.optimizer, mechanism(self.settings, engine), kernels)
+        return engines.attach(engine, self.model, self.optimizer, self.settings.mechanism(engine), kernels)
 
     def step(self, handle: Any) -> None:
         """One logical step of one or more physical batches."""
@@ -131,15 +160,7 @@ class Bench:
         """Seconds a step, attaching and warm-up apart."""
         handle = self.attach(engine)
         try:
-            for _ in range(self.settings.warmup):
-                self.step(handle)
-            gc.collect()
-            self._wait()
-            begun = time.perf_counter()
-            for _ in range(self.settings.steps):
-                self.step(handle)
-            self._wait()
-            return (time.perf_counter() - begun) / self.settings.steps
+            return self.settings.seconds_per_step(lambda: self.step(handle), self._wait)
         finally:
             handle.detach()
 
@@ -209,7 +230,7 @@ def run(settings: Settings, context: Context) -> Outcome:
         metrics += empty_metrics(engine, why)
     for engine in rounds:
         metrics += metrics_of(settings, engine, rounds, memory)
-    facts["mechanisms"] = {engine: mechanism(settings, engine).describe() for engine in runnable}
+    facts["mechanisms"] = {engine: settings.mechanism(engine).describe() for engine in runnable}
     return Outcome(metrics, facts=facts, device=settings.device)
 
 
@@ -244,28 +265,21 @@ def _rounds(
     return found, lost
 
 
-def metrics_of(settings: Settings, engine: str, rounds: dict[str, list[float]], memory: dict[str, Peaks]) -> list[Metric]:
+def metrics_of(settings: StepSettings, engine: str, rounds: dict[str, list[float]], memory: dict[str, Peaks]) -> list[Metric]:
     tokens = settings.batch_size * settings.tokens
-    own = memory[engine]
+    own, labels = memory[engine], {"engine": engine}
     found = [
-        _over_rounds("throughput", "tokens/s", engine, [tokens / s for s in rounds[engine]]),
-        _over_rounds("peak_memory", "MiB", engine, [b / 2**20 for b in own["tensors"]]),
+        over_rounds("throughput", "tokens/s", labels, [tokens / s for s in rounds[engine]]),
+        over_rounds("peak_memory", "MiB", labels, [b / 2**20 for b in own["tensors"]]),
     ]
     if own["process"]:
-        found.append(Metric(name="process_peak", value=own["process"] / 2**20, unit="MiB", labels={"engine": engine}))
+        found.append(Metric(name="process_peak", value=own["process"] / 2**20, unit="MiB", labels=labels))
     if BASELINE in rounds:
         ratios = [base / s for base, s in zip(rounds[BASELINE], rounds[engine], strict=True)]
-        found.append(_over_rounds("throughput_ratio", "x", engine, ratios))
+        found.append(over_rounds("throughput_ratio", "x", labels, ratios))
         ratios = [b / base for b, base in zip(own["tensors"], memory[BASELINE]["tensors"], strict=True)]
-        found.append(_over_rounds("memory_ratio", "x", engine, ratios))
+        found.append(over_rounds("memory_ratio", "x", labels, ratios))
     return found
-
-
-def _over_rounds(name: str, unit: str, engine: str, values: list[float]) -> Metric:
-    low, high = (float(q) for q in np.quantile(values, [0.2, 0.8]))
-    return Metric(
-        name=name, value=statistics.median(values), unit=unit, labels={"engine": engine}, rounds=values, low=low, high=high
-    )
 
 
 def empty_metrics(engine: str, why: str) -> list[Metric]:
@@ -286,7 +300,7 @@ def skip_missing(engines: list[str]) -> tuple[list[str], list[Metric]]:
     return runnable, metrics
 
 
-def batch_ids(settings: Settings, source: Source) -> tuple[np.ndarray, dict[str, Any]]:
+def batch_ids(settings: StepSettings, source: Source) -> tuple[np.ndarray, dict[str, Any]]:
     """The step's tokens [B, T] from the public text, and what they were made with."""
     from dpbench.data import registry as datasets
     from dpbench.data.tokenizer import bpe, token_blocks

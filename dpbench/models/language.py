@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError, unknown
@@ -70,13 +70,25 @@ def language_model(
     return model if dtype is None else model.to(dtype)
 
 
+def _common(shape: dict[str, int], tied: bool) -> dict[str, Any]:
+    """What both families' configs call by the same name."""
+    from dpbench.models.wrappers import CAUSAL
+
+    return {
+        "vocab_size": shape["vocabulary"],
+        "use_cache": False,
+        "tie_word_embeddings": tied,
+        "attn_implementation": CAUSAL,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
 def _gpt2(shape: dict[str, int], tied: bool) -> PreTrainedModel:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from dpbench.models.wrappers import CAUSAL
-
     config = GPT2Config(
-        vocab_size=shape["vocabulary"],
+        **_common(shape, tied),
         n_positions=shape["context"],
         n_embd=shape["width"],
         n_layer=shape["layers"],
@@ -84,11 +96,6 @@ def _gpt2(shape: dict[str, int], tied: bool) -> PreTrainedModel:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        use_cache=False,
-        tie_word_embeddings=tied,
-        attn_implementation=CAUSAL,
-        bos_token_id=None,
-        eos_token_id=None,
     )
     return GPT2LMHeadModel(config)
 
@@ -96,21 +103,14 @@ def _gpt2(shape: dict[str, int], tied: bool) -> PreTrainedModel:
 def _llama(shape: dict[str, int], tied: bool) -> PreTrainedModel:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from dpbench.models.wrappers import CAUSAL
-
     config = LlamaConfig(
-        vocab_size=shape["vocabulary"],
+        **_common(shape, tied),
         max_position_embeddings=shape["context"],
         hidden_size=shape["width"],
         intermediate_size=shape["hidden"],
         num_hidden_layers=shape["layers"],
         num_attention_heads=shape["heads"],
         attention_dropout=0.0,
-        use_cache=False,
-        tie_word_embeddings=tied,
-        attn_implementation=CAUSAL,
-        bos_token_id=None,
-        eos_token_id=None,
     )
     return LlamaForCausalLM(config)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from dpbench.engines.exchange import Tally
 from dpbench.errors import DpbenchError
@@ -94,8 +94,3 @@ def facts_of_training(optimizer: torch.optim.Optimizer, mechanism: Mechanism, en
     """What all processes of a group must have in common, whatever part of the model they hold."""
     settings = [{k: repr(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     return {"mechanism": mechanism.describe(), "optimizer": [type(optimizer).__name__, settings], "engine": engine}
-
-
-def in_memory_order(total: Tensor) -> Tensor:
-    """[n]: a view of the elements of a dense tensor as they lie."""
-    return total.permute(sorted(range(total.dim()), key=total.stride, reverse=True)).reshape(-1)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from dpbench.engines.base import Handle
 from dpbench.engines.exchange import Exchange, Tally
+from dpbench.engines.noise import in_memory_order
 from dpbench.errors import DpbenchError
-from dpbench.parallel.group import Group, in_memory_order
+from dpbench.parallel.group import Group
 
 BUCKET = 25 << 20
 """Bytes of small sums that are collected before they are sent; torch's DistributedDataParallel collects as much."""
@@ -109,6 +110,6 @@ def _buckets(sums: list[tuple[Tensor, float]]) -> Iterator[list[tuple[Tensor, fl
 
 
 def _writable(total: Tensor) -> Tensor:
-    flat = in_memory_order(total.detach())
+    flat = in_memory_order(total).reshape(-1)
     assert flat.data_ptr() == total.data_ptr(), "a sum is dense: the engine allocated it"
     return flat

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dpbench.errors import unknown
+from dpbench.kernels import sheet
+from dpbench.kernels.sheet import Sheet
 
 CONTEXT = 600 * 2**20
 """Bytes that the driver, the context and loaded kernels take before the first tensor: ours, a round number."""
@@ -33,11 +35,16 @@ class Device:
         return self.memory - CONTEXT - self.workspace
 
 
+def _rates(own: Sheet) -> tuple[float, float, float]:
+    """Bandwidth, half and single of a sheet that the kernels' cost models use too."""
+    return own.bytes_per_second, own.flops["bfloat16"], own.flops["float32"]
+
+
 DEVICES = {
-    "a100_80": Device("A100 80GB SXM", 80 * 2**30, 2.039e12, 312e12, 19.5e12),
-    "h100_80": Device("H100 80GB SXM", 80 * 2**30, 3.35e12, 989e12, 67e12, workspace=32 * 2**20),
+    "a100_80": Device("A100 80GB SXM", 80 * 2**30, *_rates(sheet.A100)),
+    "h100_80": Device("H100 80GB SXM", 80 * 2**30, *_rates(sheet.H100), workspace=32 * 2**20),
     "a6000_48": Device("RTX A6000", 48 * 2**30, 0.768e12, 154.8e12, 38.7e12),
-    "rtx3090_24": Device("RTX 3090", 24 * 2**30, 0.936e12, 71e12, 35.6e12),
+    "rtx3090_24": Device("RTX 3090", 24 * 2**30, *_rates(sheet.RTX3090)),
     "titan_rtx_24": Device("Titan RTX", 24 * 2**30, 0.672e12, 130.5e12, 16.3e12, bfloat16=False),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -145,6 +145,22 @@ class _Builder:
             role: self.run(job, settings, parent_seed, resources, f"{where}: parent {role}")
             for role, (job, settings, parent_seed, resources) in wanted.items()
         }
+
+
+def config_of(job: str, settings: Mapping[str, Any], seed: int = 0, resolve: Resolve | None = None) -> dict[str, Any]:
+    """The config of one run outside any table, as a table would make it.
+
+    Args:
+        resolve: as in `expand`; None for a job without datasets, models and parents.
+
+    Raises:
+        DpbenchError: an unknown job, setting or plug-in.
+    """
+
+    def nowhere(kind: str, name: str) -> Source:
+        raise DpbenchError(f"job {job} names the {kind} {name!r}, and nobody says where it comes from")
+
+    return _Builder(resolve or nowhere).run(job, dict(settings), seed, Resources(minutes=1), f"job {job}").config
 
 
 def _with_parents(run: Run) -> Iterator[Run]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from functools import cache
 from pathlib import Path
 
 from dpbench import paths
 from dpbench.errors import DpbenchError, unknown
 from dpbench.spec.models import TableSpec
+from dpbench.spec.values import read_values
 from dpbench.validation import Strict, parse, read_yaml
 
 
@@ -102,31 +102,17 @@ def published(spec: TableSpec) -> list[Published]:
     path = paths.benchmarks() / spec.paper / "published" / f"{spec.table}.csv"
     if not path.exists():
         return []
-    needed = [*spec.axes, "metric", "value", "unit", "source"]
-    found = []
-    with path.open(newline="", encoding="utf-8") as handle:
-        reader = csv.DictReader(handle)
-        if missing := [c for c in needed if c not in (reader.fieldnames or [])]:
-            raise DpbenchError(f"{path}: column {missing[0]!r} is missing", f"the columns are {', '.join(needed)}")
-        for row in reader:
-            where = f"{path}: line {reader.line_num}"
-            if not row["source"]:
-                raise DpbenchError(f"{where}: a value without a source", "name the document it was read in")
-            try:
-                value = float(row["value"])
-                spread = float(row["spread"]) if row.get("spread") else None
-            except ValueError as error:
-                raise DpbenchError(f"{where}: {error}", "leave a value that nobody has read out of the file") from error
-            labels = {axis: row[axis] for axis in spec.axes}
-            found.append(
-                Published(
-                    labels=labels,
-                    metric=row["metric"],
-                    value=value,
-                    unit=row["unit"],
-                    spread=spread,
-                    spread_kind=row.get("spread_kind") or "",
-                    source=row["source"],
-                )
-            )
-    return found
+    _, lines = read_values(path, [*spec.axes, "metric", "value", "unit", "source"])
+    return [
+        Published(
+            labels={axis: line.row[axis] for axis in spec.axes},
+            metric=line.row["metric"],
+            value=line.value,
+            unit=line.row["unit"],
+            spread=line.spread,
+            spread_kind=line.row.get("spread_kind") or "",
+            source=line.row["source"],
+        )
+        for line in lines
+        if line.value is not None
+    ]

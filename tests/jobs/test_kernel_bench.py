@@ -7,17 +7,17 @@ import torch
 
 from dpbench import cli
 from dpbench.errors import DpbenchError
-from dpbench.jobs import kernel_bench
-from dpbench.jobs.kernel_bench import SHAPES, Case, Settings
+from dpbench.jobs.kernel_bench import SHAPES, Case
 from dpbench.kernels.linear.cpu import LinearLeaf
 from dpbench.records.store import read_record
 from dpbench.runner import execute
+from dpbench.spec.expand import config_of
 
 QUICK = {"batch_size": 2, "tokens": 5, "rounds": 2, "milliseconds": 0.1}
 
 
 def test_a_record_of_every_small_kernel(tmp_path):
-    record = execute(kernel_bench.config(Settings(**QUICK)), tmp_path, quiet=True)
+    record = execute(config_of("kernel_bench", QUICK), tmp_path, quiet=True)
     found = {(m.labels["op"], m.name): m for m in record.metrics}
     assert {op for op, _ in found} == {"linear", "layernorm", "rmsnorm", "embedding"}
     for case in SHAPES["small"]:
@@ -40,7 +40,7 @@ def test_a_wrong_kernel_is_reported_and_not_timed(tmp_path, monkeypatch):
         return norms
 
     monkeypatch.setattr(LinearLeaf, "clip_into", wrong)
-    record = execute(kernel_bench.config(Settings(**QUICK)), tmp_path, quiet=True)
+    record = execute(config_of("kernel_bench", QUICK), tmp_path, quiet=True)
     clocks = {m.labels["op"]: m for m in record.metrics if m.name == "time"}
     assert clocks["linear"].value is None
     assert "wrong by" in clocks["linear"].note
@@ -55,9 +55,13 @@ def test_the_least_work_of_a_linear_layer():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
 def test_what_cannot_run_says_so(tmp_path):
-    for settings, match in ((Settings(kernels=["triton"]), "triton cannot run on cpu"), (Settings(device="cuda"), "CUDA device")):
+    for settings, match in (
+        ({"kernels": ["triton"]}, "triton cannot run on cpu"),
+        ({"device": "cuda"}, "CUDA device"),
+        ({"kernels": ["native"], "dtype": "bfloat16"}, "native cannot run in bfloat16"),
+    ):
         with pytest.raises(DpbenchError, match=match):
-            execute(kernel_bench.config(settings), tmp_path, quiet=True)
+            execute(config_of("kernel_bench", settings), tmp_path, quiet=True)
 
 
 def test_the_command_writes_a_record(tmp_path, capsys):

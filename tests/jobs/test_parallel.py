@@ -55,9 +55,9 @@ def test_fewer_gpus_than_processes_is_said_before_work(monkeypatch):
 
 
 def test_a_pipeline_measures_per_layer_clipping():
-    assert parallel.mechanism(settings(mode="gpipe"), "bookkeeping").clipping.scope == "per_layer"
-    assert parallel.mechanism(settings(), "bookkeeping").clipping.scope == "flat"
-    assert parallel.mechanism(settings(), "nonprivate").clipping is None
+    assert settings(mode="gpipe").mechanism("bookkeeping").clipping.scope == "per_layer"
+    assert settings().mechanism("bookkeeping").clipping.scope == "flat"
+    assert settings().mechanism("nonprivate").clipping is None
 
 
 @pytest.mark.parametrize("size", ["tiny", "llama_tiny"])

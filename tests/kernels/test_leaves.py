@@ -355,6 +355,22 @@ def test_embedding_norms_in_pieces_of_the_batch(monkeypatch):
             hold(*embedding(shape))
 
 
+@pytest.mark.parametrize(
+    ("tokens", "inputs", "outputs"), [(2, 8, 8), (16, 300, 500), (48, 33, 7), (128, 384, 999), (200, 64, 64)]
+)
+@pytest.mark.parametrize("noise", [0.0, 1e-5, 1e-3])
+def test_a_gram_norm_says_no_less_where_tokens_cancel(tokens, inputs, outputs, noise):
+    torch.manual_seed(tokens)
+    half_x, half_g = torch.randn(4, tokens // 2, inputs), torch.randn(4, tokens // 2, outputs)
+    x = torch.cat([half_x, half_x + noise * torch.randn_like(half_x)], 1)
+    g = torch.cat([half_g, -half_g], 1)
+    found = linear_cpu.gram_sq_norms(x, g).double()
+    true = norms_of({"weight": linear_reference.per_example(x, g)[0]}).square()
+    terms = (x.double().square().sum(2) * g.double().square().sum(2)).sum(1)
+    assert (found >= true * (1 - 1e-5)).all()
+    assert (found <= true + 1e-5 * terms).all()  # and not much more
+
+
 @pytest.mark.parametrize("function", ["auto_v", "auto_s", "abadi"])
 @pytest.mark.parametrize(
     "leaf_class",

@@ -71,12 +71,12 @@ def test_every_way_of_a_linear_layer(way, shape, dtype, monkeypatch):
 
 
 def test_the_bench_finds_every_kernel_right(tmp_path):
-    from dpbench.jobs import kernel_bench
     from dpbench.runner import execute
+    from dpbench.spec.expand import config_of
 
     for dtype in ("float32", "bfloat16"):
-        given = kernel_bench.Settings(kernels=["torch", "triton"], device="cuda", dtype=dtype, rounds=1, milliseconds=1.0)
-        assert execute(kernel_bench.config(given), tmp_path / dtype, quiet=True).warnings == []
+        given = {"kernels": ["torch", "triton"], "device": "cuda", "dtype": dtype, "rounds": 1, "milliseconds": 1.0}
+        assert execute(config_of("kernel_bench", given), tmp_path / dtype, quiet=True).warnings == []
 
 
 def test_noise_on_the_device_is_that_of_the_interpreter():

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from test_step import setting
 
 from dpbench.errors import DpbenchError
-from dpbench.kernels import sheet
 from dpbench.simulate.devices import DEVICES, device
 from dpbench.simulate.scale import estimate, largest_batch
 
@@ -41,12 +40,6 @@ def test_the_largest_batch_never_exceeds_the_truth(lines, usable):
         assert peak(found + 1.001) > usable
     if found == 0:
         assert peak(1) > usable
-
-
-@pytest.mark.parametrize(("name", "sheet"), [("h100_80", sheet.H100), ("a100_80", sheet.A100), ("rtx3090_24", sheet.RTX3090)])
-def test_kernels_and_simulation_know_the_same_devices(name, sheet):
-    own = device(name)
-    assert (own.bandwidth, own.half, own.single) == (sheet.bytes_per_second, sheet.flops["bfloat16"], sheet.flops["float32"])
 
 
 def test_one_point_is_no_line():

@@ -18,7 +18,7 @@ ENGINES = ["nonprivate", "fused", "bookkeeping", "ghost", "vmap", "opacus", "opa
 def setting(engine, **changes):
     given = {"size": "tiny", "tokens": 64, "batch_size": 4, "device": "cpu"} | changes
     timing = throughput.Settings(size=given["size"], tokens=given["tokens"], batch_size=given["batch_size"], engines=[engine])
-    return Setting(engine=engine, mechanism=throughput.mechanism(timing, engine), **given)
+    return Setting(engine=engine, mechanism=timing.mechanism(engine), **given)
 
 
 def measured(own):

@@ -121,7 +121,10 @@ def test_unknown_names_name_the_nearest(call, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda v: v["tiers"]["smoke"]["columns"].update(engine=["nonprivate", "fusd"]), "unknown engine 'fusd'\n.*did you mean 'fused'"),
+        (
+            lambda v: v["tiers"]["laptop"]["columns"].update(engine=["nonprivate", "fusd"]),
+            "unknown engine 'fusd'\n.*did you mean 'fused'",
+        ),
         (lambda v: v["settings"].update(dataset="wikitext3"), "wikitext3"),
         (lambda v: v["settings"].update(tokns=1), "unknown key 'tokns'"),
         (lambda v: v.update(job="thruput"), "unknown job 'thruput'"),

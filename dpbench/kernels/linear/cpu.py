@@ -44,17 +44,27 @@ def squared(values: Tensor) -> Tensor:
 
 
 def gram_sq_norms(x: Tensor, g: Tensor) -> Tensor:
-    """x [B, T, I], g [B, T, O] -> [B] squared norms of the products: sum_tu (x_t . x_u)(g_t . g_u)."""
+    """x [B, T, I], g [B, T, O] -> [B] squared norms of the products: sum_tu (x_t . x_u)(g_t . g_u).
+
+    Where the tokens of an example cancel, rounding would make the sum too small, even negative: what rounding can take away,
+    32 units in the last place of the terms with t = u, is added.
+    """
     wide = accumulation_dtype(g)
     x, g = x.to(wide), g.to(wide)
     if x.shape[1] == 1:
         return x.square().sum((1, 2)) * g.square().sum((1, 2))
     if x.shape[1] < _HALVED:
-        return (torch.bmm(x, x.mT) * torch.bmm(g, g.mT)).sum((1, 2)).clamp_(min=0)
+        return _with_rounding(torch.bmm(x, x.mT) * torch.bmm(g, g.mT)).clamp_(min=0)
     half = x.shape[1] // 2
-    upper = (torch.bmm(x[:, :half], x[:, :half].mT) * torch.bmm(g[:, :half], g[:, :half].mT)).sum((1, 2))
+    upper = torch.bmm(x[:, :half], x[:, :half].mT) * torch.bmm(g[:, :half], g[:, :half].mT)
     lower = torch.bmm(x[:, half:], x.mT) * torch.bmm(g[:, half:], g.mT)
-    return (upper + 2 * lower[:, :, :half].sum((1, 2)) + lower[:, :, half:].sum((1, 2))).clamp_(min=0)
+    found = _with_rounding(upper) + 2 * lower[:, :, :half].sum((1, 2)) + _with_rounding(lower[:, :, half:])
+    return found.clamp_(min=0)
+
+
+def _with_rounding(terms: Tensor) -> Tensor:
+    """[B] sums of [B, T, T] terms, and what rounding may have taken from them."""
+    return terms.sum((1, 2)) + 32 * torch.finfo(terms.dtype).eps * terms.diagonal(dim1=1, dim2=2).sum(1)
 
 
 class LinearLeaf(Leaf):

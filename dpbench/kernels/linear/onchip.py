@@ -160,7 +160,8 @@ def linear_gram_kernel(
 ):  # fmt: skip
     """parts [B, tiles] of ||G_i||^2 = sum_tu (x_t . x_u)(g_t . g_u), tiles on and below the diagonal only; grid (tiles, B).
 
-    A bias is an input that is always 1: it adds 1 to every x_t . x_u. Neither T x T matrix leaves the chip.
+    A bias is an input that is always 1: it adds 1 to every x_t . x_u. Neither T x T matrix leaves the chip. Where tokens cancel,
+    rounding would make the sum too small: what it can take away, a share of the terms with t = u, is added.
     """
     number, example = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row, column = lower_triangle(number)
@@ -172,7 +173,9 @@ def linear_gram_kernel(
         inner += 1.0  # rows past the end have g = 0
     inner *= gram(g + example * g_b, rows * g_t, columns * g_t, down, across, outputs, g_o, BLOCK_T, BLOCK_F, PRECISION)
     found = tl.sum(tl.sum(inner, 1), 0)
-    tl.store(parts + example * tl.num_programs(0) + number, tl.where(row == column, found, 2 * found))
+    same = tl.sum(tl.sum(tl.where(rows[:, None] == columns[None, :], inner, 0.0), 1), 0)
+    rounding: tl.constexpr = 2.0**-11 if PRECISION == "tf32" else 2.0**-18
+    tl.store(parts + example * tl.num_programs(0) + number, tl.where(row == column, found + rounding * same, 2 * found))
 
 
 @triton.jit

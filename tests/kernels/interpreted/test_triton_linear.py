@@ -302,3 +302,17 @@ def test_the_ways_are_all_taken_by_the_chooser():
     """What the tests above force is what shapes of real models get on a real device."""
     ways = {plan.choose(H100, 8, tokens, width, width, "bfloat16").way for tokens in (16, 1024) for width in (768, 8192)}
     assert {"single", "gram"} <= ways
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-5, 1e-3])
+def test_a_gram_norm_says_no_less_where_tokens_cancel(noise, monkeypatch):
+    take(monkeypatch, "gram")
+    torch.manual_seed(0)
+    half_x, half_g = torch.randn(3, 20, 65), torch.randn(3, 20, 33)
+    x = torch.cat([half_x, half_x + noise * torch.randn_like(half_x)], 1)
+    g = torch.cat([half_g, -half_g], 1)
+    found = ours.linear_sq_norms(x, g, False).double()
+    true = norms_of({"weight": torch.einsum("bto,bti->boi", g.double(), x.double())}).square()
+    terms = (x.double().square().sum(2) * g.double().square().sum(2)).sum(1)
+    assert (found >= true * (1 - 1e-5)).all()
+    assert (found <= true + 1e-5 * terms).all()
