@@ -15,7 +15,7 @@ GRAM_BELOW = 25.0
 example's product and reading it twice. From measurements on two cores at about 150 GFLOP/s."""
 
 _HALVED = 64  # tokens from which a quarter of the symmetric Gram matrices is not computed twice
-_BLOCK = 1 << 20  # elements per dot product: keeps the fp32 rounding of a norm near 1e-6
+_BLOCK = 1 << 18  # elements per dot product: keeps the fp32 rounding of a norm near 1e-6
 
 
 def gram_is_cheaper(tokens: int, inputs: int, outputs: int) -> bool:
