@@ -30,6 +30,12 @@ def header_rows(block: Block) -> list[list[tuple[str, int]]]:
     return rows
 
 
+def only_place(block: Block) -> str:
+    """Where all values of a table with several columns come from, if it is one place: said once then, not above every column."""
+    places = {column.place_text for column in block.columns if column.place}
+    return places.pop() if len(places) == 1 and len(block.columns) > 1 else ""
+
+
 def href(table: TableData, entry: Entry) -> str:
     """Where a number's evidence is: its record, or the document it was read in."""
     if entry.runs:
@@ -58,6 +64,7 @@ def environment() -> Environment:
     functions: dict[str, Any] = {
         "blocks": blocks,
         "header_rows": header_rows,
+        "only_place": only_place,
         "href": href,
         "hint": hint,
         "slug": slug,

@@ -21,7 +21,7 @@ from dpbench.report.layout import marks_of, without_smoke
 from dpbench.report.words import MARKS, label_text
 from dpbench.spec.models import Plot
 
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C8C8C"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C8C8C", "#882255", "#999933", "#332288"]
 """Okabe and Ito's colours that hold on white and on black."""
 _MARKERS = "os^Dvp"
 _DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2))]

@@ -19,6 +19,7 @@ from dpbench.records.schema import Metric
 from dpbench.report.claims import judge
 from dpbench.report.collect import build_table
 from dpbench.report.data import TableData
+from dpbench.report.html import table_fragment
 from dpbench.report.layout import blocks
 from dpbench.report.long import COLUMNS, long_rows, write_long
 from dpbench.report.page import render
@@ -221,3 +222,17 @@ def test_tiers_that_share_their_runs_are_one_column() -> None:
         table = build_table(spec, tier, resolver(REAL), stored, [])
         columns = blocks(table)[0].columns
         assert [column.place for column in columns] == [("here", tier, "")] * 4
+
+
+def test_where_all_values_come_from_is_said_once() -> None:
+    spec = batch_size()
+    here = made_up(spec, "laptop", lambda labels, seed, metric: 1.0)
+    alone = build_table(spec, "laptop", resolver(REAL), here, [])
+    text = table_fragment(alone)
+    assert text.count(f"All values: {blocks(alone)[0].columns[0].place_text}.") == len(blocks(alone))
+    assert 'class="place' not in text
+    other = made_up(spec, "laptop", lambda labels, seed, metric: 2.0, machine="m1")
+    both = build_table(spec, "laptop", resolver(REAL), here, other)
+    assert len({column.place for column in blocks(both)[0].columns}) == 2
+    assert "All values" not in table_fragment(both)
+    assert 'class="place' in table_fragment(both)
