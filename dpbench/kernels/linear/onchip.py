@@ -174,7 +174,7 @@ def linear_gram_kernel(
     inner *= gram(g + example * g_b, rows * g_t, columns * g_t, down, across, outputs, g_o, BLOCK_T, BLOCK_F, PRECISION)
     found = tl.sum(tl.sum(inner, 1), 0)
     same = tl.sum(tl.sum(tl.where(rows[:, None] == columns[None, :], inner, 0.0), 1), 0)
-    rounding: tl.constexpr = 2.0**-11 if PRECISION == "tf32" else 2.0**-18
+    rounding: tl.constexpr = 2.0**-11 if PRECISION == "tf32" else 2.0**-20
     tl.store(parts + example * tl.num_programs(0) + number, tl.where(row == column, found + rounding * same, 2 * found))
 
 
