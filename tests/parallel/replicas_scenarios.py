@@ -12,7 +12,6 @@ from torch import nn
 
 from dpbench import engines, parallel
 from dpbench.jobs.parallel import Settings
-from dpbench.jobs.parallel import mechanism as job_mechanism
 from dpbench.jobs.ranks import Attached, Bench
 from dpbench.parallel import deal, replicas
 from dpbench.parallel.group import Group
@@ -184,7 +183,7 @@ def baseline(rank, size):
     ids = torch.randint(0, 512, (8, 8)).tolist()
     bench = Bench(settings, {"ids": ids, "seed": 0}, rank)
     bench.optimizer = torch.optim.SGD(bench.model.parameters(), lr=0.0)
-    plan = job_mechanism(settings, "nonprivate")
+    plan = settings.mechanism("nonprivate")
     found = {}
     for name, attach in (
         ("ours", lambda: Attached(bench, parallel.attach("nonprivate", bench.model, bench.optimizer, plan))),
