@@ -69,9 +69,8 @@ class NativeNormLeaf(SmallLeaf):
         return compiled.unavailable(_library()) or compiled.refused_dtype(module)
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
-        if isinstance(use.g, FakeTensor) or not compiled.suits(use.x, use.g, *into.values()):
-            return super().clip_into(use, factor, into)
-        if not all(value.is_contiguous() for value in into.values()):
+        whole = all(value.is_contiguous() for value in into.values())
+        if isinstance(use.g, FakeTensor) or not whole or not compiled.suits(use.x, use.g, *into.values()):
             return super().clip_into(use, factor, into)
         library = _library()
         assert library is not None
