@@ -16,7 +16,8 @@ PLUGIN = {
     "version": 1,
     "summary": "one example at a time (the oracle)",
     "private": True,
-    "scopes": ["flat", "per_layer"],
+    "scopes": ["flat", "per_layer", "per_tensor", "per_block", "per_device"],
+    "adaptive": True,
 }
 
 
@@ -27,6 +28,8 @@ class Engine(Handle):
     """
 
     name = "loop"
+    scopes = ("flat", "per_layer", "per_tensor", "per_block", "per_device")
+    adapts = True
     needs_layers = False
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
