@@ -17,7 +17,13 @@ from dpbench.models.stages import stage_of
 
 SIZES = ("tiny", "llama_tiny")
 ENGINES = ("nonprivate", "fused", "bookkeeping")
-GROUPED = (("fused", "per_layer"), ("fused", "per_tensor"), ("bookkeeping", "per_block"), ("bookkeeping", "per_device"))
+GROUPED = [
+    ("tiny", "fused", "per_layer"),
+    ("tiny", "fused", "per_tensor"),
+    ("tiny", "bookkeeping", "per_block"),
+    ("tiny", "bookkeeping", "per_device"),
+    ("llama_tiny", "bookkeeping", "per_device"),
+]
 ADAPTIVE = Adaptive(0.6, budget=0.1)
 BATCHES = [(8, 8), (8, 5)]  # examples, of which real
 
@@ -88,7 +94,7 @@ def equality(rank, stages):
 def scopes(rank, stages):
     """Two steps with thresholds that adapt, against one process: differences of released gradients, trajectories, groups."""
     found = {}
-    for size, (name, scope), noise_multiplier in itertools.product(SIZES, GROUPED, (0.0, 1.0)):
+    for (size, name, scope), noise_multiplier in itertools.product(GROUPED, (0.0, 1.0)):
         rest = {"scope": scope, "adaptive": ADAPTIVE, "allocation": "equal", "noise_multiplier": noise_multiplier}
         devices = {"devices": stages} if scope == "per_device" else {}
         model, whole = language_model(size, seed=1).train(), language_model(size, seed=1).train()

@@ -36,10 +36,10 @@ def test_two_stages_release_what_one_process_does(both, size, engine, schedule):
         assert 0 < first["clipped"][1] < 1, "the data do not make clipping bite"
 
 
-@pytest.mark.parametrize(("engine", "scope"), [
-    ("fused", "per_layer"), ("fused", "per_tensor"), ("bookkeeping", "per_block"), ("bookkeeping", "per_device"),
+@pytest.mark.parametrize(("size", "engine", "scope"), [
+    ("tiny", "fused", "per_layer"), ("tiny", "fused", "per_tensor"), ("tiny", "bookkeeping", "per_block"),
+    ("tiny", "bookkeeping", "per_device"), ("llama_tiny", "bookkeeping", "per_device"),
 ])  # fmt: skip
-@pytest.mark.parametrize("size", ["tiny", "llama_tiny"])
 def test_stages_group_and_adapt_as_one_process_does(both, size, engine, scope):
     """In a pipeline a stage is a device; of these models one process cuts its virtual devices at the same layer."""
     first, last = (rank["scopes"][size, engine, scope, 0.0] for rank in both)
