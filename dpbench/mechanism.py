@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from dpbench import accounting, plugins
-from dpbench.errors import DpbenchError
+from dpbench.clipping.adaptive import Adaptive
+from dpbench.errors import DpbenchError, unknown
 
 Relation = Literal["add_or_remove", "replace_one"]
 
@@ -17,8 +18,12 @@ Relation = Literal["add_or_remove", "replace_one"]
 class Clipping:
     """How one example's contribution is bounded.
 
-    bound: L2 bound of the whole contribution; with K groups and fixed uniform thresholds each gets bound / sqrt(K).
+    bound: L2 bound of the whole contribution; with K groups and uniform thresholds each gets bound / sqrt(K).
     gamma: AUTO-S' stability constant. allocation: how noise is shared between groups. tied: see DESIGN, section 5.
+    devices: how many the scope per_device cuts a model on one process into.
+    given: thresholds instead of uniform ones, one a group in the model's order or by the group's label; `bound` is then their
+    hypotenuse, whatever was passed.
+    adaptive: how the thresholds move from step to step; those of the first step are uniform or given.
     """
 
     function: str = "abadi"
@@ -27,20 +32,66 @@ class Clipping:
     gamma: float = 0.01
     allocation: Literal["global", "equal", "weighted"] = "global"
     tied: Literal["sum", "per_use"] = "sum"
+    devices: int | None = None
+    given: Sequence[float] | Mapping[str, float] | None = None
+    adaptive: Adaptive | None = None
 
     def __post_init__(self) -> None:
-        plugins.get("function", self.function)
-        plugins.get("scope", self.scope)
+        function, scope = plugins.get("function", self.function), plugins.get("scope", self.scope)
+        if self.given is not None:
+            object.__setattr__(self, "bound", _whole(self.given))
         if not (self.bound > 0 and math.isfinite(self.bound)):
             raise DpbenchError(f"clipping bound {self.bound} is not a positive number", "give a bound above 0")
         if self.gamma < 0:
             raise DpbenchError(f"clipping gamma {self.gamma} is below 0", "AUTO-S uses 0.01")
         if self.tied == "per_use" and self.scope == "flat":
             raise DpbenchError("tied: per_use needs a scope with more than one group", "use tied: sum with flat clipping")
+        if self.devices is not None and "devices" not in scope.extra.get("needs", ()):
+            raise DpbenchError(f"scope {self.scope} has no use for devices {self.devices}", "leave it out, or use per_device")
+        if self.adaptive is not None and not function.extra.get("threshold"):
+            raise DpbenchError(
+                f"adaptive thresholds with {self.function}: it brings every example to the bound, whatever its norm, so no "
+                "quantile of norms says what the bound should be",
+                "use function abadi, or leave adaptive out",
+            )
 
-    def bounds(self, groups: int) -> list[float]:
-        """Fixed uniform thresholds: C_k = bound / sqrt(K), so that hypot(C_1..C_K) = bound."""
-        return [self.bound / math.sqrt(groups)] * groups
+    def bounds(self, groups: int, labels: Sequence[str] = ()) -> list[float]:
+        """C_1..C_K of the first step: the given ones, or uniform, C_k = bound / sqrt(K), so that hypot(C_1..C_K) = bound.
+
+        Args:
+            labels: of the groups, for thresholds given by label.
+
+        Raises:
+            DpbenchError: thresholds for other groups than there are.
+        """
+        if self.given is None:
+            return [self.bound / math.sqrt(groups)] * groups
+        if isinstance(self.given, Mapping):
+            for name in self.given:
+                if name not in labels:
+                    raise unknown("group", name, labels, "clipping given")
+            if missing := [label for label in labels if label not in self.given]:
+                raise DpbenchError(f"clipping given: no threshold for group {missing[0]}", f"{len(missing)} of {groups} lack one")
+            return [float(self.given[label]) for label in labels]
+        if len(self.given) != groups:
+            listed = f": {', '.join(labels)}" if labels else ""
+            raise DpbenchError(f"clipping given: {len(self.given)} thresholds for {groups} groups{listed}", "give one a group")
+        return [float(value) for value in self.given]
+
+
+def _whole(given: Sequence[float] | Mapping[str, float]) -> float:
+    """The hypotenuse of given thresholds.
+
+    Raises:
+        DpbenchError: one is not a positive number; says which.
+    """
+    named = given if isinstance(given, Mapping) else {f"number {number}": value for number, value in enumerate(given)}
+    if not named:
+        raise DpbenchError("clipping given holds no threshold", "give one a group")
+    for name, value in named.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise DpbenchError(f"clipping given: threshold {value} of {name} is not a positive number", "give it one above 0")
+    return math.hypot(*named.values())
 
 
 def sensitivity(bounds: Sequence[float]) -> float:
@@ -97,7 +148,8 @@ class Mechanism:
     """What is released.
 
     clipping None means a non-private run: no noise, no epsilon. noise_multiplier: noise std / add-or-remove sensitivity,
-    whatever the relation. caveats: reasons beyond the sampler for which epsilon is only nominal. seed: of noise and
+    whatever the relation; of all that a step releases, so with adaptive thresholds of sums and counts together.
+    caveats: reasons beyond the sampler for which epsilon is only nominal. seed: of noise and
     sampling under `randomness: seeded`; `secret` draws from the operating system instead.
     """
 
@@ -135,8 +187,16 @@ class Mechanism:
 
     @property
     def sensitivity(self) -> float:
-        """Of the sum over a batch, adding or removing one example, for groups on disjoint tensors."""
+        """Of the sum over a batch, adding or removing one example, for groups on disjoint tensors; with adaptive thresholds that
+        of the first step (and of all, if they are rescaled)."""
         return self.clipping.bound if self.clipping else math.inf
+
+    @property
+    def gradient_noise_multiplier(self) -> float:
+        """Of the bounded sums: more than `noise_multiplier` where a part of the budget pays for adaptive thresholds."""
+        if self.clipping is None or self.clipping.adaptive is None:
+            return self.noise_multiplier
+        return self.clipping.adaptive.gradient_noise_multiplier(self.noise_multiplier)
 
     @property
     def reasons(self) -> list[str]:
@@ -169,7 +229,8 @@ class Mechanism:
         values["caveats"] = list(self.caveats)
         values["sampling"]["sample_rate"] = self.sampling.sample_rate
         values["sensitivity"] = self.sensitivity if self.private else None
-        values["noise_std"] = self.noise_multiplier * self.sensitivity if self.private else None
+        values["noise_std"] = self.gradient_noise_multiplier * self.sensitivity if self.private else None
+        values["gradient_noise_multiplier"] = self.gradient_noise_multiplier if self.private else None
         return values
 
 

@@ -25,6 +25,7 @@ FOLDERS = {
     "published_engine": ("engines/published",),
     "function": ("clipping",),
     "scope": ("clipping",),
+    "threshold": ("clipping",),
     "dataset": ("data",),
     "model": ("models",),
 }

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-PLUGIN = {"kind": "function", "name": "abadi", "version": 1, "summary": "scale down what is longer than the bound"}
+PLUGIN = {
+    "kind": "function",
+    "name": "abadi",
+    "version": 1,
+    "summary": "scale down what is longer than the bound",
+    "threshold": True,
+}
 
 
 def factor(norms: Tensor, bound: float, gamma: float) -> Tensor:

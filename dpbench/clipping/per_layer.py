@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PLUGIN = {"kind": "scope", "name": "per_layer", "version": 1, "summary": "one norm per leaf module"}
+PLUGIN = {"kind": "scope", "name": "per_layer", "version": 1, "summary": "one norm per leaf module", "stages": True}
 
 
 def groups(layers: list[str]) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dpbench import plugins
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from dpbench.engines.base import Handle
+    from dpbench.engines.layers import Layout
     from dpbench.mechanism import Mechanism
 
 
@@ -18,7 +20,12 @@ KERNELS = ("auto", "torch", "native", "triton")
 
 
 def attach(
-    name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism, kernels: str = "auto"
+    name: str,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    mechanism: Mechanism,
+    kernels: str = "auto",
+    whole: Callable[[Layout], Layout] | None = None,
 ) -> Handle:
     """Attach engine `name` to model and optimizer, in place.
 
@@ -26,6 +33,7 @@ def attach(
         kernels: what forms norms and sums of layers, and on a GPU the noise. `triton` for every layer, or an error; `native`,
             kernels in C for the CPU, for every layer that has one, or an error; `auto` takes either where it can run;
             `torch` neither.
+        whole: of a stage of a pipeline: the layout of its layers -> theirs among the groups of the whole model.
 
     Raises:
         DpbenchError: unknown engine, a clipping it does not do, a parameter it cannot protect (named); kernels by name
@@ -39,7 +47,7 @@ def attach(
         raise DpbenchError(
             f"engine {name!r} does not use kernels of ours, so not {kernels} ones", f"leave kernels out, or use {others}"
         )
-    return plugin.load().Engine(model, optimizer, mechanism, kernels)
+    return plugin.load().Engine(model, optimizer, mechanism, kernels, whole)
 
 
 def takes_kernels(name: str) -> bool:

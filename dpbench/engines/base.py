@@ -20,6 +20,7 @@ from dpbench import plugins
 from dpbench.engines.exchange import Exchange, Tally
 from dpbench.engines.layers import Layer, Layout, check_examples_apart, lay_out
 from dpbench.engines.noise import Noise
+from dpbench.engines.thresholds import Thresholds
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Factor, Sums
 from dpbench.mechanism import Mechanism, noise_stds, sensitivity
@@ -38,17 +39,26 @@ class Handle:
     """An attached engine. Subclasses implement `_accumulate`.
 
     groups: names of the layers in each group; bounds: C_k; sensitivity: of the sum over a batch, adding or removing
-    one example; unprotected: trainable tensors outside every group (always empty: attaching refuses them); real: how many
-    examples of the physical batch at hand count, None for all.
+    one example; thresholds: how adaptive bounds move, None for fixed ones; unprotected: trainable tensors outside every group
+    (always empty: attaching refuses them); real: how many examples of the physical batch at hand count, None for all.
     """
 
     name = ""
     scopes: tuple[str, ...] = ("flat", "per_layer")
     functions: tuple[str, ...] | None = None
+    adapts = False  # does not do adaptive thresholds, unless the engine says so
     needs_layers = True
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism, kernels: str = "auto") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        mechanism: Mechanism,
+        kernels: str = "auto",
+        whole: Callable[[Layout], Layout] | None = None,
+    ) -> None:
         self.model, self.optimizer, self.mechanism, self.kernels = model, optimizer, mechanism, kernels
+        self._whole = whole
         self.steps = 0
         self.trainable = _trainable(model, optimizer)
         self._sums: dict[int, Tensor] = {}
@@ -62,6 +72,7 @@ class Handle:
         self.layout: Layout | None = None
         self.bounds: list[float] = []
         self.sensitivity = float("inf")
+        self.thresholds: Thresholds | None = None
         self.noise_stds: dict[int, float] = {}
         if mechanism.clipping is not None:
             self._prepare_clipping()
@@ -79,33 +90,42 @@ class Handle:
             raise DpbenchError(f"engine {self.name!r} does not do {clipping.scope} clipping", f"it does {', '.join(self.scopes)}")
         if self.functions is not None and clipping.function not in self.functions:
             raise DpbenchError(f"engine {self.name!r} does not do {clipping.function}", f"it does {', '.join(self.functions)}")
+        if clipping.adaptive is not None and not self.adapts:
+            able = ", ".join(n for n, plugin in plugins.discover("engine").items() if plugin.extra.get("adaptive"))
+            raise DpbenchError(f"engine {self.name!r} does not do adaptive thresholds", f"these do: {able}")
         self._function = plugins.get("function", clipping.function).load()
         if not self.needs_layers and clipping.scope == "flat":  # needs no layout, so any parameter is protected
             check_examples_apart(self.model)
-            self.bounds, self.sensitivity = [clipping.bound], clipping.bound
-            std = self.mechanism.noise_multiplier * clipping.bound
-            self.noise_stds = {id(p): std for p in self.trainable.values()}
+            self._set_bounds(["all"], [0])
             return
-        self.set_layout(lay_out(self.model, clipping, self.kernels))
+        own = lay_out(self.model, clipping, self.kernels, stage=self._whole is not None)
+        self.layout = layout = own if self._whole is None else self._whole(own)
+        self._set_bounds(layout.labels, sorted({cluster.group for cluster in layout.clusters}))
 
-    def set_layout(self, layout: Layout) -> None:
-        """Bounds, sensitivity and noise of all groups of `layout`, of which this process may hold a part."""
-        assert self.mechanism.clipping is not None
-        self.layout = layout
-        self.bounds = self.mechanism.clipping.bounds(len(layout.groups))
+    def _set_bounds(self, labels: list[str], own: list[int]) -> None:
+        """Bounds, sensitivity and noise of all groups, of which this process may hold a part."""
+        clipping = self.mechanism.clipping
+        assert clipping is not None
+        self.bounds = clipping.bounds(len(labels), labels)
+        if clipping.adaptive is not None:
+            self.thresholds = Thresholds(self.mechanism, labels, own, self.bounds)
         self._set_noise()
 
     def _set_noise(self) -> None:
         """Sensitivity and the noise std of every tensor; groups that share a tensor count as one with the sum of their bounds."""
         layout, clipping = self.layout, self.mechanism.clipping
-        assert layout is not None
         assert clipping is not None
+        noise_multiplier = self.mechanism.gradient_noise_multiplier
+        if layout is None:
+            self.sensitivity = self.bounds[0]
+            self.noise_stds = {id(p): noise_multiplier * self.bounds[0] for p in self.trainable.values()}
+            return
         merged = {k: group for group in layout.shared for k in group}
         sets = [[k] for k in range(len(self.bounds)) if k not in merged] + layout.shared
         bounds = [sum(self.bounds[k] for k in group) for group in sets]
         sizes = [max(layout.sizes[k] for k in group) for group in sets]
         self.sensitivity = sensitivity(bounds)
-        stds = noise_stds(bounds, self.mechanism.noise_multiplier, clipping.allocation, sizes)
+        stds = noise_stds(bounds, noise_multiplier, clipping.allocation, sizes)
         group_std = {k: std for group, std in zip(sets, stds, strict=True) for k in group}
         for cluster in layout.clusters:
             for layer in cluster.layers:
@@ -212,13 +232,16 @@ class Handle:
         """The running sum of a parameter, which is forgotten here; None if there is none."""
         return self._sums.pop(id(parameter), None)
 
-    def count(self, norms: Tensor, bounds: Tensor | float) -> None:
-        """Note norms [B] or [B, K] for `clipped_fraction` and the non-finite guard. Does not wait for the device."""
+    def count(self, norms: Tensor, bounds: Tensor | float, groups: Sequence[int] | None = None) -> None:
+        """Note norms [B] or [B, K] of `groups` (None: all that this process holds) for `clipped_fraction`, the non-finite guard
+        and adaptive thresholds. Does not wait for the device."""
         norms = (norms[:, None] if norms.dim() == 1 else norms)[: self.real]
         finite = torch.isfinite(norms)
         over, whole = ((norms > bounds) & finite).any(1), finite.all(1)
         self.exchange.noted(over, whole)
         self._counts.append(torch.stack([over.sum(), whole.sum(), (~whole).sum()]))
+        if self.thresholds is not None:
+            self.thresholds.note(norms <= bounds, groups)
 
     def counted(self) -> Tally:
         """This process' examples of the step so far; waits for the device."""
@@ -267,6 +290,9 @@ class Handle:
         tally, self._tally = self._tally, Tally()
         self.clipped_fraction = tally.clipped / tally.examples if tally.examples else None
         self.non_finite_examples += tally.non_finite
+        if self.thresholds is not None:
+            self.bounds = self.thresholds.move(lambda counts, std: self.exchange.release_counts(self, counts, std))
+            self._set_noise()
         if self._witness is not None:
             self._check_moved()
             self._witness = None

@@ -23,16 +23,18 @@ PLUGIN = {
     "version": 2,
     "summary": "one backward, sums after all norms",
     "private": True,
-    "scopes": ["flat", "per_layer"],
+    "scopes": ["flat", "per_layer", "per_tensor", "per_block", "per_device"],
+    "adaptive": True,
     "kernels": True,
     "parallel": ["replicas", "shards", "stages"],
 }
 
 
 class Engine(Captured):
-    """Flat and per-layer. Extra memory: the output gradients of all trained layers of one physical batch."""
+    """Every scope. Extra memory: the output gradients of all trained layers of one physical batch."""
 
     name = "bookkeeping"
+    scopes = ("flat", "per_layer", "per_tensor", "per_block", "per_device")
 
     def backward_of(
         self, one: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
@@ -58,4 +60,5 @@ class Engine(Captured):
             layer.leaf.add_finite(use, *factors[group], self.sums_of(layer))
             self.exchange.finished(self, [layer])
         groups = sorted(norms)
-        self.count(torch.stack([norms[k] for k in groups], 1), self.bounds_of(groups, norms[groups[0]].device))
+        bounds = self.bounds_of(groups, norms[groups[0]].device)
+        self.count(torch.stack([norms[k] for k in groups], 1), bounds, groups)

@@ -14,6 +14,8 @@ from dpbench.engines.capture import Capture, Pass
 class Captured(Handle):
     """A handle with hooks on all its layers. An engine of one backward pass gives `backward_of`."""
 
+    adapts = True
+
     def _prepare_clipping(self) -> None:
         super()._prepare_clipping()
         assert self.layout is not None

@@ -63,6 +63,10 @@ class Exchange:
         """Each (sum, std) becomes (sum + N(0, std^2)) / divisor, in place."""
         handle.noise.release_(sums, divisor)
 
+    def release_counts(self, handle: Handle, counts: list[float], std: float) -> list[float]:
+        """(counts of all processes) + N(0, std^2), of adaptive thresholds."""
+        return handle.noise.on_counts(counts, std)
+
     def gradient(self, parameter: Tensor, released: Tensor) -> Tensor:
         """`released` as what the optimizer takes for this parameter."""
         return released.to(parameter.dtype)

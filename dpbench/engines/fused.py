@@ -1,4 +1,4 @@
-"""Per-layer clipping in one backward pass: each layer's gradients are clipped and summed the moment they exist.
+"""Per-layer or per-tensor clipping in one backward pass: gradients are clipped and summed the moment they exist.
 
 FlashDP (arXiv 2507.01154), algorithm 1: norm, factor and sum of one layer while its output gradient is at hand, so
 no per-example gradient outlives its example and no activation its layer.
@@ -23,7 +23,8 @@ PLUGIN = {
     "version": 3,
     "summary": "per-layer, single pass inside backward (FlashDP)",
     "private": True,
-    "scopes": ["per_layer"],
+    "scopes": ["per_layer", "per_tensor"],
+    "adaptive": True,
     "kernels": True,
     "parallel": ["replicas", "shards", "stages"],
 }
@@ -33,7 +34,7 @@ class Engine(Captured):
     """One backward pass; extra memory: one layer's weight-sized buffer."""
 
     name = "fused"
-    scopes = ("per_layer",)
+    scopes = ("per_layer", "per_tensor")
 
     def backward_of(
         self, one: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
@@ -46,7 +47,7 @@ class Engine(Captured):
 
         found = one.backward(outputs, ready, gradients, inputs)
         groups = sorted(norms)
-        self.count(torch.stack([norms[k] for k in groups], 1), self.bounds_of(groups, outputs.device))
+        self.count(torch.stack([norms[k] for k in groups], 1), self.bounds_of(groups, outputs.device), groups)
         return found
 
     def _clip(self, cluster: Cluster, uses: list[tuple[Layer, Use]]) -> Tensor:

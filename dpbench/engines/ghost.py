@@ -24,6 +24,7 @@ PLUGIN = {
     "summary": "flat, two backward passes",
     "private": True,
     "scopes": ["flat"],
+    "adaptive": True,
     "kernels": True,
     "parallel": ["replicas"],
 }

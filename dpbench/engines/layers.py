@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import takewhile
 
 import torch
 from torch import nn
@@ -65,15 +66,23 @@ def _unavailable(file: str, device: torch.device) -> str | None:
 
 @dataclass
 class Layer:
-    """One leaf module with trainable parameters. parameters: local name -> parameter."""
+    """One leaf module with trainable parameters, or one of its tensors where each is clipped by itself.
+
+    name: of the module; parameters: local name -> parameter; tensor: the local name of the one that this is of, "" for all.
+    """
 
     name: str
     module: nn.Module
     leaf: Leaf
+    tensor: str = ""
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         return self.leaf.parameters
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}.{self.tensor}" if self.tensor else self.name
 
 
 @dataclass
@@ -85,7 +94,7 @@ class Cluster:
 
     @property
     def name(self) -> str:
-        return "+".join(layer.name for layer in self.layers)
+        return "+".join(layer.label for layer in self.layers)
 
 
 @dataclass
@@ -104,6 +113,20 @@ class Layout:
     @property
     def layers(self) -> list[Layer]:
         return [layer for cluster in self.clusters for layer in cluster.layers]
+
+    @property
+    def labels(self) -> list[str]:
+        """One of each group, none twice: `all` for a single one, the longest prefix that its names share, or its number."""
+        if len(self.groups) == 1:
+            return ["all"]
+        shared = [_prefix(names) for names in self.groups]
+        return [name if name and shared.count(name) == 1 else f"group{number}" for number, name in enumerate(shared)]
+
+
+def _prefix(names: list[str]) -> str:
+    """The longest dotted prefix of all."""
+    parts = zip(*(name.split(".") for name in names), strict=False)
+    return ".".join(part[0] for part in takewhile(lambda part: len(set(part)) == 1, parts))
 
 
 def check_examples_apart(model: nn.Module) -> None:
@@ -143,24 +166,44 @@ def find_layers(model: nn.Module, kernels: str = "torch") -> list[Layer]:
     return found
 
 
-def lay_out(model: nn.Module, clipping: Clipping, kernels: str = "torch") -> Layout:
-    """Layers, what is tied to what, and the groups of the clipping's scope; `kernels` as in `engines.attach`."""
+def lay_out(model: nn.Module, clipping: Clipping, kernels: str = "torch", stage: bool = False) -> Layout:
+    """Layers, what is tied to what, and the groups of the clipping's scope; `kernels` as in `engines.attach`.
+
+    Args:
+        stage: the model is one stage of a pipeline, which is one device.
+
+    Raises:
+        DpbenchError: a scope that cannot group this model, or uses of a tied tensor that cannot be bounded apart.
+    """
+    scope = plugins.get("scope", clipping.scope)
     layers = find_layers(model, kernels)
+    if scope.extra.get("unit") == "tensor":
+        layers = [Layer(layer.name, layer.module, layer.leaf.only(n), n) for layer in layers for n in layer.parameters]
     families = _families(layers)
     clusters = [Cluster(f) for f in families] if clipping.tied == "sum" else [Cluster([layer]) for layer in layers]
     by_name = {cluster.name: cluster for cluster in clusters}
-    groups = plugins.get("scope", clipping.scope).load().groups(list(by_name))
+    known = {"sizes": [_size([cluster]) for cluster in clusters], "devices": 1 if stage else clipping.devices}
+    groups = scope.load().groups(list(by_name), **{need: known[need] for need in scope.extra.get("needs", ())})
     sizes = []
     for number, names in enumerate(groups):
-        tensors = {}
         for name in names:
             by_name[name].group = number
-            tensors |= {id(p): p.numel() for layer in by_name[name].layers for p in layer.parameters.values()}
-        sizes.append(sum(tensors.values()))
+        sizes.append(_size([by_name[name] for name in names]))
     shared = []
     if clipping.tied == "per_use":
-        shared = [[by_name[layer.name].group for layer in f] for f in families if len(f) > 1]
+        shared = [[by_name[layer.label].group for layer in f] for f in families if len(f) > 1]
+        if crowded := [k for together in shared for k in together if len(groups[k]) > 1]:
+            raise DpbenchError(
+                f"tied: per_use with {clipping.scope} clipping: a use of a tied tensor is in a group with others "
+                f"({', '.join(groups[crowded[0]][:3])}, ...) and has no bound of its own",
+                "use tied: sum, or scope per_layer or per_tensor",
+            )
     return Layout(clusters, groups, sizes, shared)
+
+
+def _size(clusters: list[Cluster]) -> int:
+    """Parameters of all together, a shared tensor counted once."""
+    return sum({id(p): p.numel() for c in clusters for layer in c.layers for p in layer.parameters.values()}.values())
 
 
 def _families(layers: list[Layer]) -> list[list[Layer]]:

@@ -16,7 +16,8 @@ PLUGIN = {
     "version": 1,
     "summary": "one example at a time (the oracle)",
     "private": True,
-    "scopes": ["flat", "per_layer"],
+    "scopes": ["flat", "per_layer", "per_tensor", "per_block", "per_device"],
+    "adaptive": True,
 }
 
 
@@ -27,6 +28,8 @@ class Engine(Handle):
     """
 
     name = "loop"
+    scopes = ("flat", "per_layer", "per_tensor", "per_block", "per_device")
+    adapts = True
     needs_layers = False
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
@@ -53,8 +56,10 @@ class Engine(Handle):
                 if gradient is not None:
                     key = id(owner[name])
                     total[key] = total[key] + gradient if key in total else gradient
-            norm = torch.stack([g.double().square().sum() for g in total.values()]).sum().sqrt() if total else torch.zeros(())
-            norms.append(norm.double())
+            device = owner[names[0]].device
+            squares = [g.double().square().sum() for g in total.values()]
+            norm = torch.stack(squares).sum().sqrt() if total else torch.zeros((), dtype=torch.float64, device=device)
+            norms.append(norm)
             if not torch.isfinite(norm):
                 continue
             factor = self._function.factor(norm.reshape(1), self.bounds[group], clipping.gamma)[0]
@@ -63,7 +68,7 @@ class Engine(Handle):
                 if key in total:
                     gradient = total.pop(key)
                     self.sum_of(owner[name]).add_(gradient * factor.to(gradient.dtype))
-        self.count(torch.stack(norms)[None], torch.tensor(self.bounds, dtype=torch.float64))
+        self.count(torch.stack(norms)[None], torch.tensor(self.bounds, dtype=torch.float64, device=norms[0].device))
 
     def _parts(self, owner: dict[str, nn.Parameter]) -> list[list[str]]:
         """Names of the uses in each group."""

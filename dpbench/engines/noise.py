@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -17,6 +18,7 @@ from dpbench.mechanism import Mechanism
 
 _NOISE = 3  # stream of the mechanism's seed; sampling uses 1 and 2
 _STREAMS = 4  # on the CPU; each perturbs its share of the pieces
+_COUNTS = _STREAMS + 2  # number of the stream of adaptive thresholds; the two between are torch's and Triton's
 
 Piece = tuple[Array, float]
 """Elements [n] of a sum, and their noise's standard deviation."""
@@ -38,6 +40,7 @@ class Noise:
         self._mechanism, self._rank, self._kernels = mechanism, rank, kernels
         self._generators: dict[torch.device, torch.Generator] = {}
         self._streams: list[Gaussian] = []
+        self._of_counts: Gaussian | None = None
         self._steps = 0
 
     def release_(self, sums: list[tuple[Tensor, float]], divisor: float) -> None:
@@ -73,6 +76,15 @@ class Noise:
             for number, values, std in on_chip:
                 noise_add_(values, std, 1 / divisor, key, number, self._steps)
         self._steps += 1
+
+    def on_counts(self, counts: Sequence[float], std: float) -> list[float]:
+        """counts + N(0, std^2), in fp64 on the host, from a stream of their own: the sums' noise is the same with and without."""
+        found = np.array(counts, dtype="f8")
+        if std > 0 and len(found):
+            self._of_counts = self._of_counts or Gaussian(self._key(_COUNTS))
+            room = np.empty(Scratch.room_for(len(found), found.dtype), np.uint8)
+            self._of_counts.perturb_(found, 1.0, std, Scratch.inside(room, found.dtype))
+        return [float(value) for value in found]
 
     def _by_triton(self, total: Tensor) -> bool:
         """Whether a sum gets its noise from the Triton kernel: its elements must lie together."""

@@ -20,7 +20,8 @@ PLUGIN = {
     "version": 1,
     "summary": "all per-example gradients at once (torch.func)",
     "private": True,
-    "scopes": ["flat", "per_layer"],
+    "scopes": ["flat", "per_layer", "per_tensor", "per_block", "per_device"],
+    "adaptive": True,
 }
 
 

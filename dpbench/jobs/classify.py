@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError
+from dpbench.jobs.clipping import GroupSettings
 from dpbench.jobs.contract import Context, Outcome, metric
 from dpbench.jobs.features import PUBLIC
 from dpbench.mechanism import Clipping, Mechanism, Sampling, calibrated
@@ -29,13 +30,24 @@ class Optimizer(Strict):
     schedule: Literal["constant", "linear"] = "constant"
 
 
-class ClippingSettings(Strict):
+class ClippingSettings(GroupSettings):
     """See dpbench.mechanism.Clipping."""
 
     function: str
     scope: str = "flat"
     bound: float = 1.0
     gamma: float = 0.01
+
+    @model_validator(mode="after")
+    def _stands(self) -> ClippingSettings:
+        if self.given is not None and self.bound != 1.0:
+            raise ValueError(f"bound {self.bound:g} beside given thresholds: their hypotenuse is the bound")
+        self.must_stand(function=self.function, scope=self.scope, gamma=self.gamma)
+        return self
+
+    def made(self) -> Clipping:
+        """The mechanism's clipping."""
+        return self.clipping_of(function=self.function, scope=self.scope, bound=self.bound, gamma=self.gamma)
 
 
 class Settings(Strict):
@@ -89,7 +101,7 @@ def uses(settings: Settings) -> Uses:
     """Versions and sources that decide the numbers."""
     found = [("engine", settings.engine)]
     if settings.clipping is not None:
-        found += [("function", settings.clipping.function), ("scope", settings.clipping.scope)]
+        found += [("function", settings.clipping.function), ("scope", settings.clipping.scope), *settings.clipping.policies]
     return Uses(plugins=tuple(found), datasets=(settings.task, PUBLIC), models=(settings.model,))
 
 
@@ -122,7 +134,7 @@ def mechanism(settings: Settings, rows: int, kept: int, seed: int) -> Mechanism:
     return calibrated(
         sampling,
         settings.steps,
-        Clipping(**settings.clipping.model_dump()),
+        settings.clipping.made(),
         settings.epsilon,
         delta,
         relation=settings.relation,
@@ -170,6 +182,7 @@ def run(settings: Settings, context: Context) -> Outcome:
             batch_size=len(drawn),
             loss=loss if loss is None or loss == loss else None,
             clipped_fraction=handle.clipped_fraction,
+            **(handle.thresholds.last if handle.thresholds is not None else {}),
         )
         context.report(
             step + 1, plan.steps, f"{settings.engine}, loss {loss:.3f} (not private)" if loss is not None else "empty batch"
@@ -189,6 +202,7 @@ def run(settings: Settings, context: Context) -> Outcome:
         "groups": len(handle.bounds),
         "mean_batch_size": sum(counts) / len(counts),
         "clipped_fraction_not_private": [c for c in clipped if c is not None],
+        **(handle.thresholds.facts if handle.thresholds is not None else {}),
         **task.facts,
     }
     return Outcome(
@@ -226,5 +240,5 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
 def _uncalibrated(settings: Settings) -> Mechanism:
     """For a dataset whose size is known only once it has been fetched."""
     sampling = Sampling(settings.sampler, int(settings.expected_batch_size), settings.expected_batch_size)
-    clipping = Clipping(**settings.clipping.model_dump()) if settings.clipping else None
+    clipping = settings.clipping.made() if settings.clipping else None
     return Mechanism(sampling, settings.steps, clipping)

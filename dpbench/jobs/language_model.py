@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from dpbench import accounting, plugins
 from dpbench.errors import DpbenchError
+from dpbench.jobs.clipping import GroupSettings
 from dpbench.jobs.contract import Context, Outcome, metric
 from dpbench.mechanism import Clipping, Mechanism, Sampling, calibrated
 from dpbench.models.language import language_model_family
@@ -56,8 +57,9 @@ class Optimizer(Strict):
         return self.min_learning_rate + (self.learning_rate - self.min_learning_rate) * (1 + math.cos(math.pi * done)) / 2
 
 
-class ClippingSettings(Strict):
-    """One of bound (of an example's whole gradient) and group_bound (of each of its K groups: sqrt(K) times that in all)."""
+class ClippingSettings(GroupSettings):
+    """One of bound (of an example's whole gradient), group_bound (of each of its K groups: sqrt(K) times that in all) and given
+    (of each group by itself)."""
 
     function: str = "abadi"
     scope: str
@@ -67,14 +69,16 @@ class ClippingSettings(Strict):
 
     @model_validator(mode="after")
     def _one_bound(self) -> ClippingSettings:
-        if (self.bound is None) == (self.group_bound is None):
-            raise ValueError("exactly one of bound and group_bound")
+        if sum(value is not None for value in (self.bound, self.group_bound, self.given)) != 1:
+            raise ValueError("exactly one of bound, group_bound and given")
+        self.must_stand(function=self.function, scope=self.scope, gamma=self.gamma)
         return self
 
     def made(self, groups: int) -> Clipping:
         """The mechanism's clipping for a model of so many groups."""
         total = self.bound if self.bound is not None else (self.group_bound or 0.0) * math.sqrt(groups)
-        return Clipping(self.function, self.scope, total, self.gamma)
+        rest = {} if self.given is not None else {"bound": total}
+        return self.clipping_of(function=self.function, scope=self.scope, gamma=self.gamma, **rest)
 
 
 class Settings(Strict):
@@ -122,6 +126,8 @@ class Settings(Strict):
             raise ValueError(f"engine {self.engine} takes neither clipping nor epsilon")
         if not clips and self.noise != "calibrated":
             raise ValueError(f"engine {self.engine} adds no noise")
+        if self.noise != "calibrated" and self.clipping is not None and self.clipping.adaptive is not None:
+            raise ValueError(f"noise: {self.noise} pays for no adaptive thresholds: what is published has fixed ones")
         if self.expected_batch_size > self.train_blocks:
             raise ValueError(f"expected_batch_size {self.expected_batch_size:g} is more than train_blocks {self.train_blocks}")
         return self
@@ -136,7 +142,7 @@ def uses(settings: Settings) -> Uses:
     """Versions and sources that decide the numbers."""
     found = [(kind_of(settings.engine), settings.engine)]
     if settings.clipping is not None:
-        found += [("function", settings.clipping.function), ("scope", settings.clipping.scope)]
+        found += [("function", settings.clipping.function), ("scope", settings.clipping.scope), *settings.clipping.policies]
     return Uses(plugins=tuple(found), datasets=(settings.dataset,), models=(language_model_family(settings.size),))
 
 
@@ -227,7 +233,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     metrics = [metric("validation_loss", loss, "nats/token"), metric("perplexity", math.exp(loss), "")]
     metrics += epsilon_metrics(settings, real)
     if plan.private:
-        metrics.append(metric("noise_std", plan.noise_multiplier * plan.sensitivity, ""))
+        metrics.append(metric("noise_std", plan.gradient_noise_multiplier * plan.sensitivity, ""))
         metrics.append(metric("clipped_fraction", sum(done.clipped) / max(1, len(done.clipped)), ""))
     else:
         metrics.append(Metric(name="clipped_fraction", value=None, unit="", note="no clipping"))
@@ -238,6 +244,7 @@ def run(settings: Settings, context: Context) -> Outcome:
         "groups": task.groups,
         "mean_batch_size": done.drawn / settings.steps,
         "trained_tokens": done.drawn * settings.tokens,
+        **done.thresholds,
         **task.facts,
     }
     artefacts = []

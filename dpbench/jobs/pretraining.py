@@ -113,13 +113,15 @@ class Task:
 
 @dataclass
 class Trained:
-    """curve: [steps done, validation loss]; clipped: fraction a non-empty step, not private; drawn: examples of all steps."""
+    """curve: [steps done, validation loss]; clipped: fraction a non-empty step, not private; drawn: examples of all steps;
+    thresholds: facts of adaptive ones."""
 
     curve: list[list[float]] = field(default_factory=list)
     clipped: list[float] = field(default_factory=list)
     drawn: int = 0
     ignored: int = 0
     unprotected: list[str] = field(default_factory=list)
+    thresholds: dict[str, Any] = field(default_factory=dict)
 
 
 def vocabulary_of(settings: Settings) -> int:
@@ -136,7 +138,9 @@ def model_of(settings: Settings, seed: int = 0, meta: bool = False) -> nn.Module
 
 def groups_of(settings: Settings, model: nn.Module) -> int:
     """K: groups that the clipping's scope makes of the model; 0 without clipping."""
-    return len(lay_out(model, Clipping(scope=settings.clipping.scope)).groups) if settings.clipping else 0
+    if settings.clipping is None:
+        return 0
+    return len(lay_out(model, Clipping(scope=settings.clipping.scope, devices=settings.clipping.devices)).groups)
 
 
 def optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.AdamW:
@@ -187,12 +191,14 @@ def train(settings: Settings, task: Task, plan: Mechanism, context: Context) -> 
         loss = float(total) / len(drawn) if len(drawn) else None
         noted: dict[str, Any] = {"step": step, "batch_size": len(drawn), "learning_rate": rate}
         noted |= {"loss": loss if loss == loss else None, "clipped_fraction": handle.clipped_fraction}
+        noted |= handle.thresholds.last if handle.thresholds is not None else {}
         if (step + 1) % settings.evaluate_every == 0 or step + 1 == plan.steps:
             found.curve.append([step + 1, task.evaluate()])
             noted["validation_loss"] = found.curve[-1][1]
         context.steps.write(**noted)
         context.report(step + 1, plan.steps, f"{settings.engine}, validation loss {found.curve[-1][1]:.3f}")
     found.ignored = handle.non_finite_examples
+    found.thresholds = handle.thresholds.facts if handle.thresholds is not None else {}
     handle.detach()
     return found
 

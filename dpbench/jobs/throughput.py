@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError
+from dpbench.jobs.clipping import AdaptiveSettings
 from dpbench.jobs.contract import Context, Outcome, over_rounds
 from dpbench.jobs.memory import Peaks, is_out_of_memory, measure_memory, out_of_memory
 from dpbench.mechanism import Clipping, Mechanism, Sampling
@@ -43,6 +44,9 @@ class StepSettings(Strict):
     rounds: int = Field(5, ge=1, description="Every engine is measured once a round, in turn.")
     steps: int = Field(2, ge=1, description="Timed steps of an engine in a round.")
     warmup: int = Field(1, ge=1, description="Steps before them, not timed.")
+    adaptive: AdaptiveSettings | None = Field(
+        None, exclude_if=lambda v: v is None, description="Thresholds of the engines that do such; others keep fixed ones."
+    )
 
     def scope_of(self, engine: str) -> str | None:
         """The scope an engine is measured with: the first it declares; None for the non-private one."""
@@ -52,8 +56,9 @@ class StepSettings(Strict):
         """Versions and sources that decide the numbers."""
         engines = tuple(("engine", name) for name in self.engines)
         scopes = tuple(dict.fromkeys(("scope", s) for s in map(self.scope_of, self.engines) if s))
+        policies = (("threshold", "adaptive"),) if self.adaptive is not None else ()
         return Uses(
-            plugins=(*engines, *scopes, ("function", self.function)),
+            plugins=(*engines, *scopes, ("function", self.function), *policies),
             datasets=(self.dataset,),
             models=(language_model_family(self.size),),
         )
@@ -61,7 +66,9 @@ class StepSettings(Strict):
     def mechanism(self, engine: str) -> Mechanism:
         """What one engine does in a timed step."""
         scope, steps = self.scope_of(engine), self.rounds * (self.steps + self.warmup)
-        clipping = Clipping(function=self.function, scope=scope, bound=self.bound) if scope else None
+        adapts = plugins.get("engine", engine).extra.get("adaptive")
+        adaptive = self.adaptive.made() if self.adaptive is not None and adapts else None
+        clipping = Clipping(self.function, scope, self.bound, adaptive=adaptive) if scope else None
         return of_timing(self.batch_size, clipping, self.noise_multiplier, steps)
 
     def seconds_per_step(self, step: Callable[[], None], wait: Callable[[], None]) -> float:

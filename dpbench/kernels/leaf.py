@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -74,6 +75,12 @@ class Leaf:
         self.module = module
         self.names = [n for n, p in module.named_parameters(recurse=False) if p.requires_grad]
         self.parameters = {n: p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
+
+    def only(self, name: str) -> Leaf:
+        """The same for one of its parameters alone, as if the others were frozen."""
+        one = copy.copy(self)
+        one.names, one.parameters = [name], {name: self.parameters[name]}
+        return one
 
     def buffers(self, like: Tensor) -> Sums:
         """Zeroed space for one example's gradient."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch.distributed as dist
 
     from dpbench.engines.base import Handle
-    from dpbench.mechanism import Mechanism
+    from dpbench.mechanism import Clipping, Mechanism
     from dpbench.parallel.stages import Inputs, Pipeline, Schedule
 
 
@@ -92,23 +92,35 @@ def attach_stage(
 
     members = Group(group)
     require(name, "stages")
-    if mechanism.clipping is not None and mechanism.clipping.scope != "per_layer":
-        raise DpbenchError(
-            f"{mechanism.clipping.scope} clipping in a pipeline: an example's factor needs its norm over all stages",
-            "use scope per_layer, whose groups each lie in one stage",
-        )
+    if mechanism.clipping is not None:
+        _check_clipping(mechanism.clipping, members.size)
     if micro_batches < (members.size if schedule == "1f1b" else 1):
         raise DpbenchError(f"{micro_batches} micro-batches for {members.size} stages", "use as many as stages, or more")
     facts = facts_of_training(optimizer, mechanism, name)
     members.agree(**facts, schedule=[schedule, micro_batches])
-    handle = engines.attach(name, stage, optimizer, mechanism, kernels)
-    own = handle.layout if handle.layout is not None else Layout([], [], [])
-    layout = whole_layout(own, [n for n, _ in stage.named_parameters()], members)
-    if handle.layout is not None:
-        handle.set_layout(layout)
+    names = [n for n, _ in stage.named_parameters()]
+    handle = engines.attach(name, stage, optimizer, mechanism, kernels, lambda own: whole_layout(own, names, members))
+    if handle.layout is None:  # of plain training, for what is seen to beside groups
+        whole_layout(Layout([], [], []), names, members)
     handle.exchange = Stages(members)
     handle.noise = Noise(mechanism, members.rank, kernels)
     return Pipeline(handle, members, schedule, micro_batches, inputs or input_ids)
+
+
+def _check_clipping(clipping: Clipping, stages: int) -> None:
+    """Stop unless each group of the clipping lies in one stage.
+
+    Raises:
+        DpbenchError: a scope whose groups do not, or more or fewer devices than stages.
+    """
+    if not plugins.get("scope", clipping.scope).extra.get("stages"):
+        able = [name for name, plugin in plugins.discover("scope").items() if plugin.extra.get("stages")]
+        raise DpbenchError(
+            f"{clipping.scope} clipping in a pipeline: an example's factor needs its norm over all stages",
+            f"use a scope whose groups each lie in one stage: {', '.join(able)}",
+        )
+    if clipping.devices not in (None, stages):
+        raise DpbenchError(f"{clipping.devices} devices in a pipeline of {stages} stages", "leave devices out: each stage is one")
 
 
 def require(name: str, how: str) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from dpbench.engines.exchange import Tally
+from dpbench.engines.exchange import Exchange, Tally
 from dpbench.errors import DpbenchError
 from dpbench.files import canonical_json
 from dpbench.mechanism import Mechanism
+
+if TYPE_CHECKING:
+    from dpbench.engines.base import Handle
 
 
 class Group:
@@ -45,6 +48,13 @@ class Group:
         found = torch.tensor(value, device=self.device)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self.process_group)
         return int(found)
+
+    def added(self, values: list[float]) -> list[float]:
+        """The sums of all ranks' values, in fp64, the same bits on every rank."""
+        found = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(found, group=self.process_group)
+        sums: list[float] = found.tolist()
+        return sums
 
     def agree(self, **facts: Any) -> None:
         """See that every rank has the same facts.
@@ -82,6 +92,20 @@ class Group:
             if self.size * square != total * total:  # their variance is 0 only where all are equal
                 raise DpbenchError(f"the ranks do not have the same number of {name}", "run the same loop on every rank")
         return Tally(*counts)
+
+
+class Grouped(Exchange):
+    """One process of a group."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def release_counts(self, handle: Handle, counts: list[float], std: float) -> list[float]:
+        """(counts of all ranks) + N(0, std^2), the same on all of them.
+
+        Guarantee: one draw of noise over the group: rank 0 adds it to its own counts before they are summed.
+        """
+        return self.group.added(handle.noise.on_counts(counts, std) if self.group.rank == 0 else counts)
 
 
 def facts_of(model: nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism, engine: str) -> dict[str, Any]:

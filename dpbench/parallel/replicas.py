@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dpbench.engines.base import Handle
-from dpbench.engines.exchange import Exchange, Tally
+from dpbench.engines.exchange import Tally
 from dpbench.engines.noise import in_memory_order
 from dpbench.errors import DpbenchError
-from dpbench.parallel.group import Group
+from dpbench.parallel.group import Group, Grouped
 
 BUCKET = 25 << 20
 """Bytes of small sums that are collected before they are sent; torch's DistributedDataParallel collects as much."""
@@ -29,11 +29,8 @@ LARGE = 4 << 20
 """Bytes from which a sum is sent from where it lies: a copy would cost more than it saves."""
 
 
-class Replicas(Exchange):
+class Replicas(Grouped):
     """Sums over the ranks of a group, each with one share of one draw of noise."""
-
-    def __init__(self, group: Group) -> None:
-        self.group = group
 
     def total(self, tally: Tally, steps: int, fault: DpbenchError | None) -> Tally:
         return self.group.total(tally, fault, steps=steps)

@@ -18,23 +18,23 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from dpbench.engines.base import Handle
-from dpbench.engines.exchange import Exchange, Tally
+from dpbench.engines.exchange import Tally
 from dpbench.engines.layers import Layer
 from dpbench.errors import DpbenchError
 from dpbench.kernels.fallback.cpu import FallbackLeaf
 from dpbench.kernels.leaf import accumulation_dtype
-from dpbench.parallel.group import Group
+from dpbench.parallel.group import Group, Grouped
 
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # its name from torch 2.13 on
 
 
-class Shards(Exchange):
+class Shards(Grouped):
     """Every rank runs the same number of physical batches, with padding (`real=0`) where its share is done."""
 
     keeps_padding = True
 
     def __init__(self, group: Group) -> None:
-        self.group = group
+        super().__init__(group)
         self._rooms: dict[int, Tensor] = {}
         self._shards: dict[int, Tensor] = {}
 

@@ -1,7 +1,8 @@
-"""Pipeline parallel with per-layer clipping: every rank has one stage of the model and sees every example.
+"""Pipeline parallel with clipping by groups of layers: every rank has one stage of the model and sees every example.
 
-Each layer is clipped by its own norm, so stages exchange activations and their gradients as in plain training, and no norm.
-Number of groups, bounds and noise are those of the whole model: they are exchanged once, when attached.
+Each group lies in one stage and is clipped by its own norm, so stages exchange activations and their gradients as in plain
+training, and no norm. Number of groups, bounds and noise are those of the whole model: they are exchanged once, when attached;
+with adaptive thresholds the counts of all groups are exchanged once a step.
 
 Sensitivity: the groups of all stages are disjoint, and an example adds at most C_k to each, hypot(C_1..C_K) over the model.
 Each stage adds the noise of its own parameters with the std of the whole, from a stream of its own, so the stages together
@@ -20,10 +21,10 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
 from dpbench.engines.base import Handle, Losses, batch_size, select, without_padding
-from dpbench.engines.exchange import Exchange, Tally
+from dpbench.engines.exchange import Tally
 from dpbench.engines.layers import Layout
 from dpbench.errors import DpbenchError
-from dpbench.parallel.group import Group
+from dpbench.parallel.group import Group, Grouped
 
 Schedule = Literal["gpipe", "1f1b"]
 Inputs = Callable[[Any], Sequence[Tensor]]
@@ -32,13 +33,13 @@ Inputs = Callable[[Any], Sequence[Tensor]]
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
 
-class Stages(Exchange):
-    """Nothing of a release is exchanged; which examples were clipped or non-finite in any stage is."""
+class Stages(Grouped):
+    """Of a release only the counts of adaptive thresholds are exchanged; of examples, which were clipped or non-finite."""
 
     keeps_padding = True
 
     def __init__(self, group: Group) -> None:
-        self.group = group
+        super().__init__(group)
         self._flags: list[Tensor] = []
 
     def noted(self, over: Tensor, finite: Tensor) -> None:

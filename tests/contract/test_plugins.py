@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dpbench import engines, plugins
+from dpbench.clipping.adaptive import Adaptive
 from dpbench.engines.base import Handle
 from dpbench.errors import DpbenchError
 from dpbench.mechanism import Clipping, Mechanism, Sampling
@@ -73,7 +74,10 @@ def test_functions_bound_every_norm(name, bound, gamma):
 @pytest.mark.parametrize("name", names("scope"))
 def test_scopes_put_every_layer_in_one_group(name):
     layers = [f"layer{i}" for i in range(5)]
-    groups = plugins.get("scope", name).load().groups(layers)
+    plugin = plugins.get("scope", name)
+    known = {"sizes": [7, 1, 1, 30, 2], "devices": 3}
+    groups = plugin.load().groups(layers, **{need: known[need] for need in plugin.extra.get("needs", ())})
+    assert all(groups)
     assert sorted(x for group in groups for x in group) == layers
 
 
@@ -89,11 +93,15 @@ def losses(net, batch):
 BATCH = {"x": torch.randn(5, 4), "y": torch.randint(0, 3, (5,))}
 
 
+def devices(scope):
+    return 2 if "devices" in plugins.get("scope", scope).extra.get("needs", ()) else None
+
+
 @pytest.mark.parametrize("name", there("engine"))
 def test_engines_keep_their_contract(name):
     plugin = plugins.get("engine", name)
     for scope in plugin.extra["scopes"] or [None]:
-        clipping = Clipping(scope=scope, bound=0.2) if scope else None
+        clipping = Clipping(scope=scope, bound=0.2, devices=devices(scope)) if scope else None
         net = model()
         before = {k: v.clone() for k, v in net.state_dict().items()}
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -132,6 +140,29 @@ def test_engines_train(name):
         optimizer.zero_grad()
     handle.detach()
     assert float(losses(net, BATCH).detach().mean()) < first - 0.1
+
+
+@pytest.mark.parametrize("name", there("engine"))
+def test_engines_do_adaptive_thresholds_or_refuse_them(name):
+    plugin = plugins.get("engine", name)
+    for scope in plugin.extra["scopes"]:
+        net = model()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        clipping = Clipping(scope=scope, bound=0.2, devices=devices(scope), adaptive=Adaptive(0.5))
+        plan = Mechanism(Sampling("poisson", 50, 5.0), 3, clipping, 1.0)
+        if not plugin.extra.get("adaptive"):
+            with pytest.raises(DpbenchError, match="does not do adaptive thresholds") as caught:
+                engines.attach(name, net, optimizer, plan)
+            assert "bookkeeping" in caught.value.way_out
+            continue
+        handle = engines.attach(name, net, optimizer, plan)
+        before = list(handle.bounds)
+        handle.backward(losses, BATCH)
+        assert handle.bounds == before
+        optimizer.step()
+        assert all(a != b for a, b in zip(handle.bounds, before, strict=True))
+        assert handle.thresholds.trajectory == [before, handle.bounds]
+        handle.detach()
 
 
 @pytest.mark.parametrize("name", names("published_engine"))

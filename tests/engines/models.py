@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers.pytorch_utils import Conv1D
 
-from dpbench import engines
+from dpbench import engines, plugins
 from dpbench.mechanism import Clipping, Mechanism, Sampling
 
 VOCABULARY, WIDTH, TOKENS = 17, 8, 5
@@ -94,9 +94,20 @@ def losses(model, batch):
 
 
 def mechanism(
-    scope="flat", function="abadi", bound=0.5, noise_multiplier=0.0, expected=4.0, tied="sum", seed=0, **rest
+    scope="flat",
+    function="abadi",
+    bound=0.5,
+    noise_multiplier=0.0,
+    expected=4.0,
+    tied="sum",
+    seed=0,
+    allocation="global",
+    given=None,
+    adaptive=None,
+    **rest,
 ) -> Mechanism:
-    clipping = Clipping(function=function, scope=scope, bound=bound, tied=tied)
+    devices = 2 if "devices" in plugins.get("scope", scope).extra.get("needs", ()) else None
+    clipping = Clipping(function, scope, bound, 0.01, allocation, tied, devices, given, adaptive)
     return Mechanism(Sampling("poisson", 100, expected), 10, clipping, noise_multiplier, seed=seed, **rest)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -64,7 +65,7 @@ def losses_of(done):
     [
         ({"engine": "nonprivate"}, "takes neither clipping nor epsilon"),
         ({"clipping": None}, "needs clipping and epsilon"),
-        ({"clipping": {"group_bound": 1.0}}, "exactly one of bound and group_bound"),
+        ({"clipping": {"group_bound": 1.0}}, "exactly one of bound, group_bound and given"),
         ({**PLAIN, "noise": "flashdp_published"}, "adds no noise"),
         ({"expected_batch_size": 500}, "more than train_blocks"),
         ({"optimizer": {"min_learning_rate": 1.0}}, "is above learning_rate"),
@@ -195,6 +196,36 @@ def test_a_private_run_records_its_epsilon_and_curve(context):
 
     kept = load_file(context.out / done.artefacts[0])
     assert sum(t.numel() for t in kept.values()) == done.facts["parameters"]
+
+
+def test_thresholds_that_adapt_are_in_the_log_and_in_the_facts(context):
+    own = settings(clipping={"adaptive": {"quantile": 0.6, "budget": 0.1}})
+    outcome = job.run(own, context)
+    lines = [json.loads(line) for line in (context.out / "steps.jsonl").read_text().splitlines()]
+    bounds = outcome.facts["thresholds"]
+    assert len(bounds) == outcome.facts["groups"]
+    assert [first for first, _ in bounds.values()] == lines[0]["thresholds"]
+    assert all(first != last for first, last in bounds.values())
+    assert all(len(line["released_fractions"]) == len(bounds) for line in lines)
+    assert outcome.privacy.epsilon <= 8
+    stds = {m.name: m.value for m in outcome.metrics}
+    assert stds["noise_std"] == pytest.approx(outcome.privacy.noise_multiplier / math.sqrt(0.9))
+
+
+def test_check_proves_groups_and_thresholds():
+    sources = {"dataset:wikitext2": registry.resolve("wikitext2", "embedded")}
+    for over in ({"adaptive": {"quantile": 0.6}}, {"scope": "per_tensor", "allocation": "equal"}):
+        assert any("epsilon" in remark for remark in job.check(settings(clipping=over), sources))
+    deep = {"scope": "per_device", "devices": 2}
+    assert job.check(settings(engine="bookkeeping", clipping=deep), sources)
+    for over, says in (
+        ({"engine": "bookkeeping", "clipping": {"scope": "per_device"}}, "needs a number of devices"),
+        ({"clipping": {"bound": None, "given": [1.0, 2.0]}}, "2 thresholds for 16 groups"),
+        ({"engine": "opacus", "clipping": {"scope": "flat", "adaptive": {"quantile": 0.6}}}, "does not do adaptive"),
+        ({"engine": "flashdp_published", "clipping": {"adaptive": {"quantile": 0.6}}}, "does not do adaptive"),
+    ):
+        with pytest.raises(DpbenchError, match=says):
+            job.check(settings(**over), sources)
 
 
 def test_a_run_as_published_says_the_real_epsilon_or_none(context):

@@ -11,6 +11,7 @@ from scenario import refused
 from torch import nn
 
 from dpbench import engines, parallel
+from dpbench.clipping.adaptive import Adaptive
 from dpbench.jobs.parallel import Settings
 from dpbench.jobs.ranks import Attached, Bench
 from dpbench.parallel import deal, replicas
@@ -48,7 +49,9 @@ def train(name, mechanism, deal_to, attach, model=None):
         tallies.append((handle.clipped_fraction, handle.non_finite_examples))
         optimizer.zero_grad()
     handle.detach()
-    return {"gradients": found, "weights": flat(model.parameters()), "tallies": tallies, "sensitivity": handle.sensitivity}
+    done = {"gradients": found, "weights": flat(model.parameters()), "tallies": tallies, "sensitivity": handle.sensitivity}
+    moved = handle.thresholds
+    return done if moved is None else done | {"trajectory": moved.trajectory, "fractions": moved.fractions}
 
 
 def alone(name, scope, **rest):
@@ -117,6 +120,45 @@ def noises(rank, size):
         "secret": noise(rank, size, randomness="secret"),
         "everyone": noise(rank, size, Everyone),
         "same_half": noise(rank, size, SameHalf),
+    }
+
+
+def adaptive(rank, size):
+    """Training with thresholds that adapt, in the group and in one process, without noise and with."""
+    found = {}
+    for (name, scope), noise_multiplier in itertools.product(ENGINES[1:], (0.0, 1.0)):
+        rest = {"adaptive": Adaptive(0.6, budget=0.1), "noise_multiplier": noise_multiplier}
+        found[name, scope, noise_multiplier] = (together(rank, size, name, scope, **rest), alone(name, scope, **rest))
+    return found
+
+
+class EveryoneCounts(replicas.Replicas):
+    """A planted fault: every rank adds the whole noise to its counts."""
+
+    def release_counts(self, handle, counts, std):
+        return self.group.added(handle.noise.on_counts(counts, std))
+
+
+def count_noise(rank, size, exchange=None, randomness="seeded", steps=150):
+    """[steps, K] noise of the counts over its std, of empty batches."""
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(8)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plan = mechanism("per_layer", noise_multiplier=2.0, randomness=randomness, adaptive=Adaptive(0.5, rate=1e-3))
+    handle = parallel.attach("fused", model, optimizer, plan)
+    if exchange is not None:
+        handle.exchange = exchange(handle.exchange.group)
+    for _ in range(steps):
+        optimizer.step()
+        optimizer.zero_grad()
+    handle.detach()
+    return (torch.tensor(handle.thresholds.fractions, dtype=torch.float64) - 0.5) * 4.0 / handle.thresholds.std
+
+
+def count_noises(rank, size):
+    return {
+        "right": count_noise(rank, size),
+        "secret": count_noise(rank, size, randomness="secret"),
+        "everyone": count_noise(rank, size, EveryoneCounts),
     }
 
 
@@ -215,6 +257,8 @@ SCENARIOS = {
     "other_weights_at_first": other_weights_at_first,
     "large_sums": large_sums,
     "noises": noises,
+    "adaptive": adaptive,
+    "count_noises": count_noises,
     "guards": guards,
     "baseline": baseline,
     "dealing": dealing,

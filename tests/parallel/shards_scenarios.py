@@ -16,11 +16,18 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from dpbench import engines, parallel
+from dpbench.clipping.adaptive import Adaptive
 from dpbench.models.registry import language_model, language_model_losses
 from dpbench.parallel import deal
 from dpbench.parallel.group import Group
 
-ENGINES = [("nonprivate", None), ("fused", "per_layer"), ("bookkeeping", "per_layer"), ("bookkeeping", "flat")]
+ENGINES = [
+    ("nonprivate", None),
+    ("fused", "per_layer"),
+    ("fused", "per_tensor"),
+    ("bookkeeping", "per_layer"),
+    ("bookkeeping", "flat"),
+]
 
 
 def shard(module):
@@ -32,14 +39,14 @@ def whole(tensors):
     return flat(t.full_tensor() if isinstance(t, DTensor) else t for t in tensors)
 
 
-def train(rank, size, name, scope, physical=2):
+def train(rank, size, name, scope, physical=2, **rest):
     """As `replicas_scenarios.train`, with equally many physical batches on every rank."""
     group = Group()
     model = Language()
     shard(model.block)
     shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    handle = parallel.attach(name, model, optimizer, plain() if scope is None else mechanism(scope))
+    handle = parallel.attach(name, model, optimizer, plain() if scope is None else mechanism(scope, **rest))
     found, tallies = [], []
     for indices in STEPS:
         mine = deal.share(np.asarray(indices, dtype=int), rank, size)
@@ -50,11 +57,17 @@ def train(rank, size, name, scope, physical=2):
         tallies.append((handle.clipped_fraction, handle.non_finite_examples))
         optimizer.zero_grad()
     handle.detach()
-    return {"gradients": found, "weights": whole(model.parameters()), "tallies": tallies}
+    done = {"gradients": found, "weights": whole(model.parameters()), "tallies": tallies}
+    return done if handle.thresholds is None else done | {"trajectory": handle.thresholds.trajectory}
 
 
 def equality(rank, size):
     return {(name, scope): (train(rank, size, name, scope), alone(name, scope)) for name, scope in ENGINES}
+
+
+def adaptive(rank, size):
+    rest = {"adaptive": Adaptive(0.6, budget=0.1)}
+    return {pair: (train(rank, size, *pair, **rest), alone(*pair, **rest)) for pair in ENGINES[1:]}
 
 
 def language(rank, size):
@@ -145,4 +158,11 @@ def guards(rank, size):
     }
 
 
-SCENARIOS = {"equality": equality, "language": language, "noise": noise, "frugality": frugality, "guards": guards}
+SCENARIOS = {
+    "equality": equality,
+    "adaptive": adaptive,
+    "language": language,
+    "noise": noise,
+    "frugality": frugality,
+    "guards": guards,
+}

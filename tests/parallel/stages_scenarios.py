@@ -10,17 +10,28 @@ from scenario import refused
 from torch import nn
 
 from dpbench import engines, parallel
+from dpbench.clipping.adaptive import Adaptive
 from dpbench.mechanism import Clipping, Mechanism, Sampling
 from dpbench.models.registry import language_model, language_model_losses
 from dpbench.models.stages import stage_of
 
 SIZES = ("tiny", "llama_tiny")
 ENGINES = ("nonprivate", "fused", "bookkeeping")
+GROUPED = [
+    ("tiny", "fused", "per_layer"),
+    ("tiny", "fused", "per_tensor"),
+    ("tiny", "bookkeeping", "per_block"),
+    ("tiny", "bookkeeping", "per_device"),
+    ("llama_tiny", "bookkeeping", "per_device"),
+]
+ADAPTIVE = Adaptive(0.6, budget=0.1)
 BATCHES = [(8, 8), (8, 5)]  # examples, of which real
 
 
-def plan(name="fused", bound=2.0, scope="per_layer", allocation="global", **rest):
-    clipping = None if name == "nonprivate" else Clipping(scope=scope, bound=bound, allocation=allocation)
+def plan(name="fused", bound=2.0, scope="per_layer", allocation="global", adaptive=None, devices=None, given=None, **rest):
+    if name == "nonprivate":
+        return Mechanism(Sampling("poisson", 100, 8.0), 10, **rest)
+    clipping = Clipping(scope=scope, bound=bound, allocation=allocation, adaptive=adaptive, devices=devices, given=given)
     return Mechanism(Sampling("poisson", 100, 8.0), 10, clipping, **rest)
 
 
@@ -77,6 +88,38 @@ def equality(rank, stages):
             "groups": len(handle.bounds),
             "losses": float((values - losses).abs().max()) if len(values) else None,
         }
+    return found
+
+
+def scopes(rank, stages):
+    """Two steps with thresholds that adapt, against one process: differences of released gradients, trajectories, groups."""
+    found = {}
+    for (size, name, scope), noise_multiplier in itertools.product(GROUPED, (0.0, 1.0)):
+        rest = {"scope": scope, "adaptive": ADAPTIVE, "allocation": "equal", "noise_multiplier": noise_multiplier}
+        devices = {"devices": stages} if scope == "per_device" else {}
+        model, whole = language_model(size, seed=1).train(), language_model(size, seed=1).train()
+        stage = stage_of(model, rank, stages).train()
+        own, other = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (stage, whole))
+        pipeline = parallel.attach_stage(name, stage, own, plan(**rest), 4)
+        lone = engines.attach(name, whole, other, plan(**rest, **devices))
+        pairs = list(zip(stage.parameters(), stage_of(whole, rank, stages).parameters(), strict=True))
+        differences, stds = [], []
+        for _ in range(2):
+            for k, (count, real) in enumerate(BATCHES):
+                pipeline.backward(weighted, physical(k, count), real)
+                lone.backward(weighted, physical(k, count), real)
+            stds.append(max(abs(pipeline.handle.noise_stds[id(a)] - lone.noise_stds[id(b)]) for a, b in pairs))
+            own.step(), other.step()
+            differences.append(max(relative(a.grad.double(), b.grad.double()) for a, b in pairs))
+            own.zero_grad(), other.zero_grad()
+        found[size, name, scope, noise_multiplier] = {
+            "differences": differences,
+            "stds": stds,
+            "trajectories": (pipeline.handle.thresholds.trajectory, lone.thresholds.trajectory),
+            "sizes": (pipeline.handle.layout.sizes, lone.layout.sizes),
+            "own": {cluster.group for cluster in pipeline.handle.layout.clusters},
+        }
+        pipeline.detach(), lone.detach()
     return found
 
 
@@ -165,6 +208,8 @@ def guards(rank, stages):
     return {
         "flat": refused(lambda: attach("bookkeeping", mechanism=plan(scope="flat"))),
         "ghost": refused(lambda: attach("ghost", mechanism=plan(scope="flat"))),
+        "devices": refused(lambda: attach("bookkeeping", mechanism=plan(scope="per_device", devices=3))),
+        "given": refused(lambda: attach(mechanism=plan(given=[1.0] * 3))),
         "twice": refused(lambda: attach(stage=nn.Sequential(nn.Linear(3, 3)))),
         "mechanism": refused(lambda: attach(mechanism=plan(bound=1.0 + rank))),
         "micro-batches": refused(lambda: attach(micro=1, schedule="1f1b")),
@@ -177,6 +222,7 @@ def guards(rank, stages):
 
 SCENARIOS = {
     "equality": equality,
+    "scopes": scopes,
     "micro_batches": micro_batches,
     "noise": noise,
     "fractions": fractions,

@@ -92,6 +92,40 @@ def test_planted_noise_on_every_rank_or_on_half_the_elements_is_seen(both, fault
     assert not one_draw(both[0]["noises"][fault])
 
 
+@pytest.mark.parametrize("name", ENGINES[1:])
+def test_thresholds_adapt_to_the_examples_of_all_ranks(both, name):
+    """Without noise as in one process, a share that is empty and a logical batch that is among the steps; fp64 sums of halves."""
+    two, one = both[0]["adaptive"][(*key(name), 0.0)]
+    assert two["trajectory"] == one["trajectory"]
+    assert len({tuple(bounds) for bounds in one["trajectory"]}) == 5
+    for found, wanted in zip(two["gradients"], one["gradients"], strict=True):
+        assert float((found - wanted).norm()) <= 1e-6 * max(float(wanted.norm()), 1e-6)
+
+
+@pytest.mark.parametrize("name", ENGINES[1:])
+def test_ranks_have_the_same_thresholds_under_noise(both, name):
+    (first, alone), (second, _) = (rank["adaptive"][(*key(name), 1.0)] for rank in both)
+    assert first["trajectory"] == second["trajectory"]
+    assert torch.equal(first["weights"], second["weights"])
+    assert first["fractions"][0] == pytest.approx(alone["fractions"][0], rel=1e-12)  # later weights have other noise
+
+
+def one_draw_of_counts(noise):
+    """1 200 numbers give their std to 5 / sqrt(2 x 1 200) = 10 %."""
+    return abs(float(noise.square().mean().sqrt()) - 1) < 5 / math.sqrt(2 * noise.numel())
+
+
+@pytest.mark.parametrize("kind", ["right", "secret"])
+def test_counts_have_one_draw_of_noise_over_the_group(both, kind):
+    first, second = (rank["count_noises"][kind] for rank in both)
+    assert one_draw_of_counts(first)
+    assert torch.equal(first, second)
+
+
+def test_planted_noise_of_every_rank_on_the_counts_is_seen(both):
+    assert not one_draw_of_counts(both[0]["count_noises"]["everyone"])
+
+
 @pytest.mark.parametrize(("what", "says"), [
     ("mechanism", "rank 1 has another mechanism than rank 0"),
     ("optimizer", "rank 1 has another optimizer than rank 0"),

@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 
-ENGINES = [("nonprivate", None), ("fused", "per_layer"), ("bookkeeping", "per_layer"), ("bookkeeping", "flat")]
+ENGINES = [
+    ("nonprivate", None),
+    ("fused", "per_layer"),
+    ("fused", "per_tensor"),
+    ("bookkeeping", "per_layer"),
+    ("bookkeeping", "flat"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +29,15 @@ def test_two_processes_release_what_one_does(both, pair):
         assert float((found - wanted).norm()) <= 1e-6 * max(float(wanted.norm()), 1e-6)
     assert two["tallies"] == one["tallies"]
     assert torch.allclose(two["weights"], one["weights"], atol=1e-7)
+
+
+@pytest.mark.parametrize("pair", ENGINES[1:], ids=str)
+def test_thresholds_adapt_to_the_examples_of_all_ranks_and_to_no_padding(both, pair):
+    two, one = both[0]["adaptive"][pair]
+    assert two["trajectory"] == both[1]["adaptive"][pair][0]["trajectory"] == one["trajectory"]
+    assert len({tuple(bounds) for bounds in one["trajectory"]}) == 5
+    for found, wanted in zip(two["gradients"], one["gradients"], strict=True):
+        assert float((found - wanted).norm()) <= 1e-6 * max(float(wanted.norm()), 1e-6)
 
 
 @pytest.mark.parametrize("name", ["nonprivate", "fused"])

@@ -36,6 +36,29 @@ def test_two_stages_release_what_one_process_does(both, size, engine, schedule):
         assert 0 < first["clipped"][1] < 1, "the data do not make clipping bite"
 
 
+@pytest.mark.parametrize(("size", "engine", "scope"), [
+    ("tiny", "fused", "per_layer"), ("tiny", "fused", "per_tensor"), ("tiny", "bookkeeping", "per_block"),
+    ("tiny", "bookkeeping", "per_device"), ("llama_tiny", "bookkeeping", "per_device"),
+])  # fmt: skip
+def test_stages_group_and_adapt_as_one_process_does(both, size, engine, scope):
+    """In a pipeline a stage is a device; of these models one process cuts its virtual devices at the same layer."""
+    first, last = (rank["scopes"][size, engine, scope, 0.0] for rank in both)
+    for own in (first, last):
+        assert max(own["differences"]) < 1e-5
+        assert own["sizes"][0] == own["sizes"][1]
+        assert own["trajectories"][0] == own["trajectories"][1]
+    groups = len(first["sizes"][0])
+    assert first["own"] | last["own"] == set(range(groups))
+    assert not first["own"] & last["own"]
+    assert scope != "per_device" or groups == 2
+    noisy = [rank["scopes"][size, engine, scope, 1.0] for rank in both]
+    assert noisy[0]["trajectories"][0] == noisy[1]["trajectories"][0]
+    for own in noisy:
+        once, alone = own["trajectories"]
+        assert once[:2] == alone[:2]  # one draw of the same noise; later weights have other noise
+        assert own["stds"] == [0.0, 0.0]
+
+
 def test_cutting_a_batch_into_micro_batches_changes_nothing(both):
     """Losses are summed: an average over micro-batches would scale the sum by their number."""
     for rank in both:
@@ -73,6 +96,8 @@ def test_bad_examples_are_counted_once_over_all_stages(both):
 @pytest.mark.parametrize(("what", "says"), [
     ("flat", "needs its norm over all stages"),
     ("ghost", "engine 'ghost' does not run as stages"),
+    ("devices", "3 devices in a pipeline of 2 stages"),
+    ("given", "3 thresholds for 16 groups"),
     ("twice", "parameter 0.weight is in the stages of rank 0 and rank 1"),
     ("mechanism", "rank 1 has another mechanism than rank 0"),
     ("micro-batches", "1 micro-batches for 2 stages"),

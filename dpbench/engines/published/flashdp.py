@@ -41,6 +41,8 @@ class Engine(fused.Engine):
     """
 
     name = "flashdp_published"
+    scopes = ("per_layer",)
+    adapts = False  # half of its layers take no norm
 
     def _set_noise(self) -> None:
         super()._set_noise()

@@ -1,0 +1,136 @@
+"""Groups and thresholds in the settings of jobs: names of runs that do not use them stay, and nonsense is named."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from dpbench.errors import DpbenchError
+from dpbench.jobs import classify, language_model, parallel, throughput
+from dpbench.spec.expand import config_of, merge, run_id
+from dpbench.spec.sources import Source
+from dpbench.validation import parse
+
+CLASSIFY = {
+    "task": "sst2",
+    "training": "features",
+    "model": "tiny_bert",
+    "engine": "bookkeeping",
+    "clipping": {"function": "abadi", "bound": 0.1},
+    "epsilon": 3.0,
+    "steps": 5,
+    "expected_batch_size": 10,
+    "optimizer": {"learning_rate": 0.01},
+}
+LANGUAGE = {
+    "size": "tiny",
+    "vocabulary": 300,
+    "tokens": 16,
+    "train_blocks": 400,
+    "validation_blocks": 40,
+    "evaluate_every": 2,
+    "engine": "fused",
+    "clipping": {"scope": "per_layer", "bound": 1.0},
+    "epsilon": 8,
+    "steps": 6,
+    "expected_batch_size": 40,
+    "optimizer": {"learning_rate": 1e-2},
+}
+TIMED = {"size": "tiny", "tokens": 8, "batch_size": 2, "engines": ["nonprivate", "fused"]}
+RANKS = TIMED | {"mode": "ddp", "processes": 2}
+ADAPTIVE = {"quantile": 0.6}
+
+
+def named(job, settings):
+    """The run's name with all versions left out: those are raised on purpose."""
+    config = config_of(job, settings, 1, lambda kind, name: Source(kind="embedded", revision="v1", synthetic=True))
+    return run_id(config | {"versions": {}, "parents": {}})
+
+
+@pytest.mark.parametrize(("job", "settings", "name"), [
+    ("classify", CLASSIFY, "f3d3560b81cd"),
+    ("classify", merge(CLASSIFY, {"clipping": {"function": "auto_s", "bound": 1.0, "gamma": 0.02}}), "afb194b4fcd1"),
+    ("language_model", LANGUAGE, "ebe2a4cb953a"),
+    ("language_model", merge(LANGUAGE, {"clipping": {"bound": None, "group_bound": 100.0}}), "cda55da60b9b"),
+    ("throughput", TIMED, "c5a3971b57f7"),
+    ("parallel", RANKS, "fa0c220334c1"),
+])  # fmt: skip
+def test_runs_that_use_none_of_it_keep_their_names(job, settings, name):
+    """Names as they were before there were groups and thresholds to set."""
+    assert named(job, settings) == name
+
+
+@pytest.mark.parametrize(
+    "over",
+    [{"allocation": "equal"}, {"scope": "per_device", "devices": 2}, {"given": [0.5], "bound": 1.0}, {"adaptive": ADAPTIVE}],
+)
+def test_what_is_given_is_part_of_the_name(over):
+    base = merge(CLASSIFY, {"clipping": {"bound": 1.0}})
+    assert named("classify", merge(base, {"clipping": over})) != named("classify", base)
+
+
+def test_what_is_left_at_its_default_is_not():
+    same = {"allocation": "global", "devices": None, "given": None, "adaptive": None}
+    assert named("classify", merge(CLASSIFY, {"clipping": same})) == named("classify", CLASSIFY)
+    assert named("throughput", TIMED | {"adaptive": None}) == named("throughput", TIMED)
+
+
+def test_the_version_of_adaptive_thresholds_counts_where_they_are_used():
+    def versions(job, settings):
+        return config_of(job, settings, 1, lambda kind, name: Source(kind="embedded", revision="v1", synthetic=True))["versions"]
+
+    for job, base, over in (
+        ("classify", CLASSIFY, {"clipping": {"adaptive": ADAPTIVE}}),
+        ("language_model", LANGUAGE, {"clipping": {"adaptive": ADAPTIVE}}),
+        ("throughput", TIMED, {"adaptive": ADAPTIVE}),
+    ):
+        assert "threshold:adaptive" not in versions(job, base)
+        assert versions(job, merge(base, over))["threshold:adaptive"] >= 1
+
+
+def test_settings_become_the_mechanisms_clipping_and_come_back_from_a_record():
+    over = {"scope": "per_device", "devices": 2, "allocation": "equal", "adaptive": ADAPTIVE | {"budget": 0.1, "rescale": True}}
+    settings = parse(classify.Settings, merge(CLASSIFY, {"clipping": over}), "test")
+    made = settings.clipping.made()
+    assert (made.scope, made.devices, made.allocation, made.bound) == ("per_device", 2, "equal", 0.1)
+    assert (made.adaptive.quantile, made.adaptive.rate, made.adaptive.budget, made.adaptive.rescale) == (0.6, 0.3, 0.1, True)
+    assert parse(classify.Settings, settings.model_dump(mode="json"), "test") == settings
+    given = parse(language_model.Settings, merge(LANGUAGE, {"clipping": {"bound": None, "given": [3.0, 4.0]}}), "test")
+    assert given.clipping.made(2).bound == 5.0
+    assert parse(language_model.Settings, given.model_dump(mode="json"), "test") == given
+
+
+@pytest.mark.parametrize(("over", "says"), [
+    ({"adaptive": {"quantile": 1.0}}, "clipping.adaptive.quantile"),
+    ({"adaptive": {"quantile": 0.5, "budget": 0.0}}, "clipping.adaptive.budget"),
+    ({"adaptive": {"quantile": 0.5, "rate": math.inf}}, "clipping.adaptive.rate"),
+    ({"adaptive": {"quantil": 0.5}}, "did you mean 'quantile'"),
+    ({"adaptive": ADAPTIVE, "function": "auto_s"}, "adaptive thresholds with auto_s"),
+    ({"given": [0.1, -0.1], "bound": 1.0}, "threshold -0.1 of number 1"),
+    ({"given": {"all": 0.0}, "bound": 1.0}, "threshold 0.0 of all"),
+    ({"given": [0.1]}, "bound 0.1 beside given thresholds"),
+    ({"devices": 2}, "flat has no use for devices 2"),
+    ({"allocation": "fair"}, "clipping.allocation"),
+])  # fmt: skip
+def test_nonsense_is_named(over, says):
+    with pytest.raises(DpbenchError, match=says):
+        parse(classify.Settings, merge(CLASSIFY, {"clipping": over}), "test")
+
+
+def test_a_language_model_has_one_kind_of_bound():
+    for over in ({"bound": None}, {"given": [1.0]}, {"group_bound": 1.0}):
+        with pytest.raises(DpbenchError, match="exactly one of bound, group_bound and given"):
+            parse(language_model.Settings, merge(LANGUAGE, {"clipping": over}), "test")
+    with pytest.raises(DpbenchError, match="pays for no adaptive thresholds"):
+        parse(
+            language_model.Settings, merge(LANGUAGE, {"noise": "flashdp_published", "clipping": {"adaptive": ADAPTIVE}}), "test"
+        )
+
+
+def test_timed_engines_that_adapt_do_and_others_keep_fixed_bounds():
+    settings = parse(throughput.Settings, TIMED | {"engines": ["nonprivate", "fused", "opacus"], "adaptive": ADAPTIVE}, "test")
+    assert settings.mechanism("fused").clipping.adaptive.quantile == 0.6
+    assert settings.mechanism("opacus").clipping.adaptive is None
+    assert settings.mechanism("nonprivate").clipping is None
+    assert parse(parallel.Settings, RANKS | {"adaptive": ADAPTIVE}, "test").mechanism("fused").clipping.adaptive is not None
