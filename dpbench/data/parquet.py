@@ -42,7 +42,7 @@ def _holds_bytes(kind: Any) -> bool:
 
     if pa.types.is_struct(kind):
         return any(kind.field(i).name == "bytes" and _holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return any(test(kind) for test in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary))
 
 
 def check(path: Path, columns: dict[str, str]) -> int:

@@ -57,14 +57,15 @@ def test_a_bad_image_is_named_by_its_row(value, says):
         images.decode([bytes(72), value], COLOUR, "here")
 
 
-@pytest.mark.parametrize("as_struct", [False, True])
-def test_a_local_folder_gives_pixels(as_struct, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stored", ["bytes", "fixed", "struct"])
+def test_a_local_folder_gives_pixels(stored, tmp_path, monkeypatch):
     plugin = plugins.get("dataset", "mnist")
     folder = tmp_path / "data" / plugin.extra["folder"]
     folder.mkdir(parents=True)
     given = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
-    column = [encoded(i, "PNG") if as_struct else i.tobytes() for i in given]
-    values = [{"bytes": v, "path": None} for v in column] if as_struct else column
+    values = pa.array([i.tobytes() for i in given], pa.binary(784) if stored == "fixed" else pa.binary())
+    if stored == "struct":
+        values = [{"bytes": encoded(i, "PNG"), "path": None} for i in given]
     for file in plugin.extra["files"].values():
         pq.write_table(pa.table({"image": values, "label": [0, 1, 2, 3, 9]}), folder / file)
     monkeypatch.setenv("DPBENCH_DATA", str(folder.parent))
