@@ -20,7 +20,7 @@ from dpbench.study import study_at
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "opacus", "dp-accounting", "pydantic", "pyyaml"),
-    *("numpy", "scipy", "cryptography", "pyarrow", "tqdm", "filelock", "psutil", "packaging"),
+    *("numpy", "scipy", "cryptography", "pillow", "pyarrow", "tqdm", "filelock", "psutil", "packaging"),
 )
 """What `dpbench record` imports; report and workflow are made elsewhere."""
 GLIBC = (39, 35, 34, 31, 28, 27, 24, 17)  # manylinux names, newest first; pip takes each only as it is spelled

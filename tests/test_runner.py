@@ -50,7 +50,7 @@ def test_the_record_says_everything(made, config):
     assert record.privacy.validity == "nominal"
     assert record.mechanism["sampling"]["kind"] == "poisson"
     assert record.mechanism["noise_multiplier"] == record.privacy.noise_multiplier
-    assert [(r.table, r.tier) for r in record.requests] == [("glue_base", "smoke")]
+    assert [(r.table, r.tier) for r in record.requests] == [("glue_base", "smoke"), ("glue_large", "smoke")]
     assert record.facts["unprotected"] == []
     assert 0 <= record.metrics[0].value <= 100
     assert record.environment.packages["torch"]

@@ -30,15 +30,27 @@ def _check_schema(path: Path, schema: Any, columns: dict[str, str]) -> None:
         kind = schema.field(column).type
         if canonical == "label" and not pa.types.is_integer(kind):
             raise DpbenchError(f"{path}: column {column!r} holds {kind}, not class numbers", "give labels as integers from 0")
+        if canonical.startswith("image") and not _holds_bytes(kind):
+            raise DpbenchError(f"{path}: column {column!r} holds {kind}, not images", "give images as bytes, raw or encoded")
         if canonical.startswith("text") and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise DpbenchError(f"{path}: column {column!r} holds {kind}, not text", "give texts as strings")
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Binary, or the struct of bytes and path in which the `datasets` library keeps an image."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return any(kind.field(i).name == "bytes" and _holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    return any(test(kind) for test in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary))
 
 
 def check(path: Path, columns: dict[str, str]) -> int:
     """Check the columns by the file's metadata alone.
 
     Args:
-        columns: canonical name -> name in the file. `label` must be an integer, `text...` a string.
+        columns: canonical name -> name in the file. `label` must be an integer, `text...` a string,
+            `image...` bytes.
 
     Returns:
         The number of rows.
@@ -54,8 +66,8 @@ def check(path: Path, columns: dict[str, str]) -> int:
     return rows
 
 
-def read(path: Path, columns: dict[str, str]) -> dict[str, list[Any]]:
-    """The columns under their canonical names.
+def read(path: Path, columns: dict[str, str], limit: int | None = None) -> dict[str, list[Any]]:
+    """The columns under their canonical names, of the first `limit` rows.
 
     Raises:
         DpbenchError: as `check`, or a value is missing.
@@ -74,4 +86,12 @@ def read(path: Path, columns: dict[str, str]) -> dict[str, list[Any]]:
             raise DpbenchError(
                 f"{path}: column {column!r} has {nulls} missing values", "drop those rows, or fetch the file again"
             )
-    return {canonical: table[column].to_pylist() for canonical, column in columns.items()}
+    table = table.slice(0, limit)
+    return {canonical: _values(table[column]) for canonical, column in columns.items()}
+
+
+def _values(column: Any) -> list[Any]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return (pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column).to_pylist()

@@ -1,8 +1,10 @@
 """Datasets by name: where each comes from, and its examples. Never imports torch.
 
 A dataset is one file in this folder with a literal `PLUGIN`: `task`, `classes` (classification), `folder` and `files`
-(split -> file) in the local folder, `columns` (canonical name -> column; `text...` are strings, `label` class numbers), `hub`
-(repo, revision, files) or None, `embedded` (a module of `data/embedded`) or None, `licence`, `citation`.
+(split -> file) in the local folder, `columns` (canonical name -> column; `text...` are strings, `label` class numbers, `image`
+bytes), `hub` (repo, revision, files) or None, `embedded` (a module of `data/embedded`) or None, `licence`, `citation`. Images
+have `image` (channels, height, width). `rows` (split -> rows of the official split) and `notes` (kind of source -> what to know
+of that copy) are said beside numbers that were made with less, or with something else.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from dpbench import plugins
-from dpbench.data import hub, local, parquet
+from dpbench.data import hub, images, local, parquet
 from dpbench.errors import DpbenchError, unknown
 from dpbench.plugins import Plugin
 from dpbench.spec.sources import Source
@@ -24,9 +26,9 @@ KINDS = ("local", "hub", "embedded")
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows of one split. columns: canonical name -> one value an example."""
+    """Rows of one split. columns: canonical name -> one value an example; `image`: uint8 [N, C, H, W]."""
 
-    columns: dict[str, list[Any]]
+    columns: dict[str, Any]
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), []))
@@ -58,7 +60,8 @@ def _source(plugin: Plugin, kind: str) -> Source:
         says = f"{_title(plugin)}, from the hub: {spec['repo']} at {spec['revision'][:12]}"
         return Source(kind="hub", revision=spec["revision"], says=says)
     stand_in = plugin.extra["embedded"]
-    says = f"generated text in place of {_title(plugin)} (embedded `{stand_in}`, synthetic)"
+    what = "images" if "image" in plugin.extra else "text"
+    says = f"generated {what} in place of {_title(plugin)} (embedded `{stand_in}`, synthetic)"
     return Source(kind="embedded", revision=f"v{_generator(plugin).VERSION}", synthetic=True, says=says)
 
 
@@ -130,11 +133,12 @@ def _generated(plugin: Plugin, split: str, source: Source) -> dict[str, list[Any
     return {canonical: columns[canonical] for canonical in plugin.extra["columns"]}
 
 
-def load(name: str, split: str, source: Source) -> Examples:
-    """The examples of a split, from the source that the run was named with.
+def load(name: str, split: str, source: Source, limit: int | None = None) -> Examples:
+    """The first `limit` examples of a split, from the source that the run was named with.
 
     Returns:
-        Columns under canonical names: classification `text`, `label`; language modelling `text`.
+        Columns under canonical names: classification `text`, for pairs `text_pair`, `label`; language modelling `text`; images
+        `image`, `label`.
 
     Raises:
         DpbenchError: unknown split; the file is gone, damaged or changed since; a column or value is missing; a label is out
@@ -144,11 +148,14 @@ def load(name: str, split: str, source: Source) -> Examples:
     if split not in _splits(plugin, source):
         raise unknown("split", split, _splits(plugin, source), f"dataset {name} ({source.kind})")
     if source.kind == "embedded":
-        columns = _generated(plugin, split, source)
+        columns = {key: values[:limit] for key, values in _generated(plugin, split, source).items()}
     else:
-        columns = parquet.read(path(name, split, source), plugin.extra["columns"])
+        columns = parquet.read(path(name, split, source), plugin.extra["columns"], limit)
+    where = f"dataset {name}, split {split!r} ({source.kind})"
     if "label" in columns and "classes" in plugin.extra:
-        _check_labels(f"dataset {name}, split {split!r} ({source.kind})", columns["label"], plugin.extra["classes"])
+        _check_labels(where, columns["label"], plugin.extra["classes"])
+    if "image" in columns:
+        columns["image"] = images.decode(columns["image"], plugin.extra["image"], where)
     return Examples(columns)
 
 

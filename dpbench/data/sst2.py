@@ -10,6 +10,7 @@ PLUGIN = {
     "folder": "glue_sst2",
     "files": {"train": "train.parquet", "validation": "validation.parquet"},
     "columns": {"text": "sentence", "label": "label"},
+    "rows": {"train": 67_349, "validation": 872},
     "hub": {
         "repo": "nyu-mll/glue",
         "revision": "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c",

@@ -149,70 +149,33 @@ def run(settings: Settings, context: Context) -> Outcome:
     Raises:
         DpbenchError: no such device, the mechanism is out of reach, or a guard of the engine stopped the run.
     """
-    import torch
-
-    from dpbench import engines
     from dpbench.jobs import training
+    from dpbench.jobs.fitting import fit
     from dpbench.jobs.throughput import require_device
     from dpbench.runner import privacy_of
-    from dpbench.sampling import batches
 
     require_device(settings.device)
     task = (training.FeatureTask if settings.training == "features" else training.TextTask)(settings, context)
     plan = mechanism(settings, task.rows, len(task), context.seed)
-    task.model.train()
     optimizer = training.optimizer(settings.optimizer, task.model)
-    handle = engines.attach(settings.engine, task.model, optimizer, plan)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    counts, clipped = [], []
-    for step, drawn in enumerate(batches(plan)):
-        if settings.optimizer.schedule == "linear":
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * (1 - step / plan.steps)
-        total = torch.zeros(())
-        for physical in task.physical(drawn):
-            total += handle.backward(task.losses, task.batch(physical)).sum().float().cpu()
-        optimizer.step()
-        optimizer.zero_grad()
-        counts.append(len(drawn))
-        clipped.append(handle.clipped_fraction)
-        loss = float(total) / len(drawn) if len(drawn) else None
-        context.steps.write(
-            step=step,
-            batch_size=len(drawn),
-            loss=loss if loss is None or loss == loss else None,
-            clipped_fraction=handle.clipped_fraction,
-            **(handle.thresholds.last if handle.thresholds is not None else {}),
-        )
-        context.report(
-            step + 1, plan.steps, f"{settings.engine}, loss {loss:.3f} (not private)" if loss is not None else "empty batch"
-        )
-    ignored = handle.non_finite_examples
-    handle.detach()
+    fitted = fit(settings.engine, task, optimizer, plan, context, settings.optimizer.schedule)
     accuracy, rows = task.accuracy()
-    warnings = [f"{ignored} examples had non-finite gradients and contributed 0"] if ignored else []
-    if settings.clipping is not None and settings.clipping.function != "auto_s" and "gamma" in settings.clipping.model_fields_set:
-        warnings.append(f"gamma has no effect under {settings.clipping.function}")
-    facts = {
-        "train_rows": task.rows,
-        "rows_drawn_from": len(task),
-        "evaluated_rows": rows,
-        "trainable_parameters": sum(p.numel() for p in handle.trainable.values()),
-        "unprotected": handle.unprotected,
-        "groups": len(handle.bounds),
-        "mean_batch_size": sum(counts) / len(counts),
-        "clipped_fraction_not_private": [c for c in clipped if c is not None],
-        **(handle.thresholds.facts if handle.thresholds is not None else {}),
-        **task.facts,
-    }
+    facts = {"train_rows": task.rows, "rows_drawn_from": len(task), "evaluated_rows": rows, **fitted.facts, **task.facts}
     return Outcome(
         [metric("accuracy", 100 * accuracy, "%")],
         plan.describe(),
         privacy_of(plan),
         facts,
-        warnings=warnings,
+        warnings=[*fitted.warnings, *settings_without_effect(settings.clipping)],
         device=settings.device,
     )
+
+
+def settings_without_effect(clipping: ClippingSettings | None) -> list[str]:
+    """Warnings of a clipping's settings that its function does not read."""
+    if clipping is not None and clipping.function != "auto_s" and "gamma" in clipping.model_fields_set:
+        return [f"gamma has no effect under {clipping.function}"]
+    return []
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:

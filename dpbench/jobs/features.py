@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from dpbench import plugins
 from dpbench.jobs.contract import Context, Outcome, metric
 from dpbench.spec.expand import Uses
 from dpbench.spec.sources import Source
@@ -35,14 +36,27 @@ def uses(settings: Settings) -> Uses:
     return Uses(datasets=(settings.task, PUBLIC), models=(settings.model,))
 
 
+def are_pairs(task: str) -> bool:
+    """Whether a task's examples are pairs of texts."""
+    return "text_pair" in plugins.get("dataset", task).extra["columns"]
+
+
+def width(task: str, encoder: int) -> int:
+    """Elements of one example's features, for an encoder of that width: of a pair, its texts' product and distance."""
+    return 2 * encoder if are_pairs(task) else encoder
+
+
 def run(settings: Settings, context: Context) -> Outcome:
-    """Write train and validation features (fp16 [N, H]), labels [N] and the mean feature of public text [H]."""
+    """Write train and validation features (fp16 [N, H], of pairs [N, 2H]), labels [N] and the mean feature of public text.
+
+    The texts of a pair go through the encoder one by one; public pairs are lines with the next one.
+    """
     import time
 
     import torch
     from safetensors.torch import save_file
 
-    from dpbench.jobs.text import TextData, features
+    from dpbench.jobs.text import TextData, compared, features
     from dpbench.jobs.throughput import require_device
     from dpbench.models import registry as models
 
@@ -53,7 +67,8 @@ def run(settings: Settings, context: Context) -> Outcome:
     )
     autocast = torch.autocast(settings.device, dtype=torch.bfloat16) if settings.precision == "bfloat16" else None
     begun = time.perf_counter()
-    tensors = {"public_mean": features(encoder, data.public_lines(), settings.token_budget, autocast).mean(0)}
+    public = features(encoder, data.public_lines(), settings.token_budget, autocast)
+    tensors = {"public_mean": (compared(public[:-1], public[1:]) if are_pairs(settings.task) else public).mean(0)}
     phrases = data.plugin.extra.get("label_phrases")
     if phrases is not None:
         means = [features(encoder, e, settings.token_budget, autocast).mean(0) for e in data.label_phrases()]
@@ -61,15 +76,18 @@ def run(settings: Settings, context: Context) -> Outcome:
     counts = {}
     for number, split in enumerate(("train", "validation")):
         context.report(number, 2, f"{split} features")
-        encoded, _ = data.split(split, settings.train_limit if split == "train" else None)
-        tensors[f"{split}_x"] = features(encoder, encoded, settings.token_budget, autocast).half()
+        encoded, second = data.apart(split, settings.train_limit if split == "train" else None)
+        found = features(encoder, encoded, settings.token_budget, autocast)
+        if second is not None:
+            found = compared(found, features(encoder, second, settings.token_budget, autocast))
+        tensors[f"{split}_x"] = found.half()
         tensors[f"{split}_y"] = torch.as_tensor(encoded.labels)
         counts[split] = len(encoded.ids)
     seconds = time.perf_counter() - begun
     save_file(tensors, context.out / FILE)
     context.steps.write(step=0, rows=sum(counts.values()), seconds=seconds)
     rate = metric("rows_per_second", sum(counts.values()) / seconds, "rows/s")
-    facts = {"rows": counts, "width": encoder.width, "tokenizer_sha256": data.tokenizer.sha256}
+    facts = {"rows": counts, "width": width(settings.task, encoder.width), "tokenizer_sha256": data.tokenizer.sha256}
     return Outcome([rate], facts=facts, artefacts=[FILE], device=settings.device)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dpbench import plugins
 from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
-from dpbench.jobs.features import PUBLIC
+from dpbench.jobs.features import PUBLIC, are_pairs
 from dpbench.models import registry as models
 from dpbench.sampling import by_tokens
 from dpbench.spec.sources import Source
@@ -56,21 +56,38 @@ class TextData:
         self.classes: list[str] = self.plugin.extra["classes"]
 
     def split(self, name: str, limit: int | None = None) -> tuple[Encoded, list[str]]:
-        """A split's first `limit` examples, encoded, and their texts."""
-        examples = datasets.load(self.task, name, self.source)
-        texts = examples.columns["text"][:limit]
-        labels = np.asarray(examples.columns["label"][:limit], dtype=np.int64)
-        return self.encode(texts, labels), texts
+        """A split's first `limit` examples, encoded, and a text of each that tells it apart. A pair is one input."""
+        texts, pairs, labels = self._texts(name, limit)
+        if pairs is None:
+            return self.encode(texts, labels), texts
+        return self.encode(texts, labels, pairs), [f"{a}\t{b}" for a, b in zip(texts, pairs, strict=True)]
 
-    def encode(self, texts: Sequence[str], labels: np.ndarray | None = None) -> Encoded:
-        """Texts as token ids."""
-        ids = self.tokenizer.encode(texts, self.max_length)
+    def apart(self, name: str, limit: int | None = None) -> tuple[Encoded, Encoded | None]:
+        """A split's first `limit` examples as inputs of their own: the texts, and of pairs the second texts."""
+        texts, pairs, labels = self._texts(name, limit)
+        return self.encode(texts, labels), None if pairs is None else self.encode(pairs, labels)
+
+    def _texts(self, name: str, limit: int | None) -> tuple[list[str], list[str] | None, np.ndarray]:
+        columns = datasets.load(self.task, name, self.source, limit).columns
+        return columns["text"], columns.get("text_pair"), np.asarray(columns["label"], dtype=np.int64)
+
+    def encode(self, texts: Sequence[str], labels: np.ndarray | None = None, pairs: Sequence[str] | None = None) -> Encoded:
+        """Texts, each with its second one if there are pairs, as token ids."""
+        ids = self.tokenizer.encode(texts, self.max_length, pairs)
         return Encoded(ids, np.zeros(len(ids), dtype=np.int64) if labels is None else labels, self.tokenizer.pad)
+
+    def _public(self) -> list[str]:
+        lines = [t for t in datasets.load(PUBLIC, "train", self.public).columns["text"] if len(t.split()) >= 8]
+        return lines[:PUBLIC_LINES]
 
     def public_lines(self) -> Encoded:
         """Lines of public text, for centring: nothing private is in them."""
-        lines = [t for t in datasets.load(PUBLIC, "train", self.public).columns["text"] if len(t.split()) >= 8]
-        return self.encode(lines[:PUBLIC_LINES])
+        return self.encode(self._public())
+
+    def public_inputs(self) -> Encoded:
+        """Public text as the task's examples stand in an input: lines, or lines with the next one."""
+        lines = self._public()
+        return self.encode(lines[:-1], pairs=lines[1:]) if are_pairs(self.task) else self.encode(lines)
 
     def label_phrases(self) -> list[Encoded]:
         """Public phrases of each class, in the order of its classes.
@@ -89,6 +106,11 @@ def pooled(encoder: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     hidden = encoder(batch["input_ids"], batch["attention_mask"])
     mask = batch["attention_mask"][..., None].to(hidden.dtype)
     return (hidden * mask).sum(1) / mask.sum(1)
+
+
+def compared(first: Tensor, second: Tensor) -> Tensor:
+    """[N, 2H] features of pairs from those of their texts [N, H]: product and distance, element by element."""
+    return torch.cat([first * second, (first - second).abs()], dim=1)
 
 
 def in_pieces(encoded: Encoded, budget: int) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:

@@ -126,7 +126,7 @@ class TextTask:
         self.validation, _ = data.split("validation")
         encoder = models.encoder(settings.model, context.sources[f"model:{settings.model}"], settings.layers, seed=context.seed)
         budget = settings.token_budget
-        centre = features(encoder, data.public_lines(), budget).mean(0)
+        centre = features(encoder, data.public_inputs(), budget).mean(0)
         phrases = None
         if settings.head == "label_words":
             phrases = torch.stack(
@@ -230,5 +230,6 @@ def meta_model(settings: Settings, sources: dict[str, Source]) -> nn.Module:
     source = sources[f"model:{settings.model}"]
     encoder = models.encoder(settings.model, source, settings.layers, meta=True)
     classes = len(plugins.get("dataset", settings.task).extra["classes"])
-    head = Head(encoder.width, settings.hidden, classes).to("meta")
+    width = features_job.width(settings.task, encoder.width) if settings.training == "features" else encoder.width
+    head = Head(width, settings.hidden, classes).to("meta")
     return head if settings.training == "features" else classifier(encoder, head, settings).to("meta")

@@ -1,6 +1,7 @@
 """Models by name: the one place to import from. Importing it, `resolve` and `where` never import torch."""
 
 from dpbench.models.encoders import encoder
+from dpbench.models.images import image_model
 from dpbench.models.language import language_model, language_model_family, language_model_losses, language_model_size
 from dpbench.models.sources import KINDS, resolve, where
 from dpbench.models.text import TextTokenizer, text_tokenizer
@@ -9,6 +10,7 @@ __all__ = [
     "KINDS",
     "TextTokenizer",
     "encoder",
+    "image_model",
     "language_model",
     "language_model_family",
     "language_model_losses",

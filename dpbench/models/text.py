@@ -34,20 +34,36 @@ class TextTokenizer:
     sha256: str
     own: bool
 
-    def encode(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], max_length: int, pairs: Sequence[str] | None = None) -> list[list[int]]:
         """Ids of each text, at most `max_length` with its marks, without padding; never empty.
 
+        Args:
+            pairs: a second text for each, behind the first in the same input; of the two the longer is cut first.
+
         Raises:
-            DpbenchError: `max_length` leaves no room for a token beside the marks.
+            DpbenchError: `max_length` leaves no room for a token of each text beside the marks.
         """
-        marks = self.tokenizer.num_special_tokens_to_add(is_pair=False) if self.own else 1
-        if max_length <= marks:
-            raise DpbenchError(f"max_length {max_length} leaves no room for text", f"use more than {marks}")
+        parts = 1 if pairs is None else 2
+        marks = self.tokenizer.num_special_tokens_to_add(is_pair=parts == 2) if self.own else parts
+        if max_length < marks + parts:
+            raise DpbenchError(f"max_length {max_length} leaves no room for text", f"use more than {marks + parts - 1}")
         if self.own:
             self.tokenizer.enable_truncation(max_length)  # counts the marks
-            return [e.ids for e in self.tokenizer.encode_batch(list(texts))]
+            given = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+            return [e.ids for e in self.tokenizer.encode_batch(given)]
         end = self.tokenizer.token_to_id(EOS)
-        return [[*e.ids[: max_length - 1], end] for e in self.tokenizer.encode_batch(list(texts))]
+        first = [e.ids for e in self.tokenizer.encode_batch(list(texts))]
+        if pairs is None:
+            return [[*ids[: max_length - 1], end] for ids in first]
+        second = [e.ids for e in self.tokenizer.encode_batch(list(pairs))]
+        cut = [cut_longer_first(a, b, max_length - marks) for a, b in zip(first, second, strict=True)]
+        return [[*a, end, *b, end] for a, b in cut]
+
+
+def cut_longer_first(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
+    """Both, of `room` ids at most together: what is too much goes from the longer, then from both alike."""
+    kept = min(len(first), max(room - len(second), (room + 1) // 2))
+    return first[:kept], second[: room - kept]
 
 
 def text_tokenizer(name: str, source: Source, public_source: Source) -> TextTokenizer:
@@ -60,7 +76,7 @@ def text_tokenizer(name: str, source: Source, public_source: Source) -> TextToke
         DpbenchError: the model has no text tokenizer; its file is gone or damaged.
     """
     plugin = plugins.get("model", name)
-    if "architecture" not in plugin.extra:
+    if "vocab_size" not in plugin.extra.get("architecture", {}):
         raise DpbenchError(f"model {name} has no text tokenizer of its own", "use dpbench.data.tokenizer.bpe")
     size = plugin.extra["architecture"]["vocab_size"]
     if source.kind == "scratch":

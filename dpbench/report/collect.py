@@ -13,7 +13,7 @@ from dpbench.report.deviations import deviations
 from dpbench.report.lookup import Lookup, Place
 from dpbench.report.values import entry_of
 from dpbench.report.words import environment_line, source_line
-from dpbench.spec.expand import Plan, Resolve, axis_values, expand, merge, tier_axes
+from dpbench.spec.expand import Plan, Resolve, axis_values, expand, merge, skip_of, tier_axes
 from dpbench.spec.models import TIERS, TableSpec
 from dpbench.spec.related import related
 from dpbench.spec.tables import published
@@ -210,8 +210,14 @@ def build_table(
         key = tuple(entry.labels[a] for a in spec.axes)
         known.setdefault(key, {a: entry.labels[a] for a in spec.axes})
         by_cell[key].append(entry)
+    kept = {key for key in skipped if (skip := skip_of(spec, "paper", known[key])) is not None and skip.kept}
     cells = [
-        CellState(labels=labels, state=_state(by_cell[key], tier, key in in_tier, skipped.get(key)), in_tier=key in in_tier)
+        CellState(
+            labels=labels,
+            state=_state(by_cell[key], tier, key in in_tier, skipped.get(key)),
+            in_tier=key in in_tier,
+            kept=key in kept,
+        )
         for key, labels in sorted(known.items(), key=lambda item: order(item[1]))
     ]
 

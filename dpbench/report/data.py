@@ -74,11 +74,15 @@ def place_text(place: tuple[str, str, str]) -> str:
 
 
 class CellState(Strict):
-    """One row and column. in_tier: whether the tier of `here` has it; state: what is known of it, in words."""
+    """One row and column. in_tier: whether the tier of `here` has it; state: what is known of it, in words.
+
+    kept: left out of the run, but a cell of the published table.
+    """
 
     labels: dict[str, str]
     state: str
     in_tier: bool
+    kept: bool = False
 
 
 class TierInfo(Strict):

@@ -165,7 +165,7 @@ def _known_rows(rows: list[dict[str, str]], entries: list[Entry]) -> tuple[list[
 def _block(table: TableData, metric: str, spec: MetricSpec) -> Block:
     entries = without_smoke(table, [e for e in table.entries if e.metric == metric])
     noted = {tuple(e.labels[a] for a in table.axes) for e in entries}
-    exists = {key for c in table.cells if (key := tuple(c.labels.values())) in noted or not c.state.startswith("skipped:")}
+    exists = noted | {tuple(c.labels.values()) for c in table.cells if c.kept or not c.state.startswith("skipped:")}
     rows, unknown = _known_rows(_projections(table, table.rows, exists), entries)
     columns: list[Column] = []
     for labels in _projections(table, table.columns, exists):

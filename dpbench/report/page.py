@@ -13,6 +13,7 @@ from dpbench.report.claims import VERDICTS, Judgement
 from dpbench.report.data import ORIGINS, Entry, RecordInfo, TableData, TierInfo
 from dpbench.report.html import environment, slug
 from dpbench.report.layout import Block, blocks, sources_used, without_smoke
+from dpbench.report.rows import rows_used
 from dpbench.report.words import flatten, spell, whose
 from dpbench.spec.models import Plot
 
@@ -116,7 +117,7 @@ def _view(table: TableData, judgements: list[Judgement], svgs: Svgs) -> _View:
         blocks=blocks(table),
         plots=plots,
         claims=[j for j in judgements if (j.paper, j.table) == (table.paper, table.table)],
-        sources=sources_used(table),
+        sources=[*sources_used(table), *rows_used(table)],
         synthetic=any(e.synthetic for e in valued),
         measured=any(e.origin != "published" for e in valued),
         privacy=_privacy(table),

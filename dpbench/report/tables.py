@@ -14,6 +14,7 @@ from dpbench.files import write_atomic
 from dpbench.report.data import TableData
 from dpbench.report.html import table_fragment
 from dpbench.report.layout import Block, Slot, blocks, published_in, sources_used
+from dpbench.report.rows import rows_used
 from dpbench.report.words import EMPTY
 
 _VALUES = ["value", "text", "unit", "spread", "spread_kind", "low", "high", "n", "by_seed", "rounds", "runs"]
@@ -103,6 +104,8 @@ def to_markdown(table: TableData) -> str:
     sources = [*(f"published: {s}" for s in published_in(table)), *sources_used(table)]
     if sources:
         lines += ["## Sources", "", *(f"- {_md(s)}" for s in sources), ""]
+    if rows := rows_used(table):
+        lines += ["## Rows", "", *(f"- {_md(r)}" for r in rows), ""]
     for item in table.related:
         lines += [f"## {_md(item.title)}", "", _md(item.says), ""]
         lines += ["| " + " | ".join(map(_md, row)) + " |" for row in (item.columns, ["---"] * len(item.columns), *item.rows)]

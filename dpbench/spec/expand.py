@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -100,11 +100,10 @@ def matches(labels: dict[str, str], where: dict[str, str | list[str]]) -> bool:
     return all(labels.get(axis) in (value if isinstance(value, list) else [value]) for axis, value in where.items())
 
 
-def _why_skipped(labels: dict[str, str], skips: Iterable[Skip]) -> str | None:
-    for skip in skips:
-        if matches(labels, skip.where):
-            return skip.why
-    return None
+def skip_of(spec: TableSpec, tier: str, labels: dict[str, str]) -> Skip | None:
+    """The first of a tier's skips that leaves a cell out, None where it exists."""
+    own = spec.tiers[tier].skip  # type: ignore[index]
+    return next((skip for skip in (spec.skip if own is None else own) if matches(labels, skip.where)), None)
 
 
 class _Builder:
@@ -184,7 +183,6 @@ def expand(spec: TableSpec, tier: str, resolve: Resolve, seeds: list[int] | None
     over = spec.tiers[tier]  # type: ignore[index]
     axes = tier_axes(spec, tier)
     base = merge(spec.settings, over.settings)
-    skips = spec.skip if over.skip is None else over.skip
     resources = over.resources or spec.resources
     where = f"benchmarks/{spec.paper}/{spec.table}.yaml (tier {tier})"
     plan, builder = Plan(spec, tier), _Builder(resolve)
@@ -195,10 +193,10 @@ def expand(spec: TableSpec, tier: str, resolve: Resolve, seeds: list[int] | None
         inner = []
         for values in itertools.product(*(axes[name] for name in joint)):
             cell = labels | dict(zip(joint, values, strict=True))
-            if (why := _why_skipped(cell, skips)) is None:
+            if (skip := skip_of(spec, tier, cell)) is None:
                 inner.append({name: cell[name] for name in joint})
             else:
-                plan.skipped.append(({name: cell[name] for name in spec.axes}, why))
+                plan.skipped.append(({name: cell[name] for name in spec.axes}, skip.why))
         if not inner:
             continue
         settings = base

@@ -57,6 +57,7 @@ class Skip(Strict):
 
     where: dict[str, Label | list[Label]]
     why: str
+    kept: bool = Field(False, description="The published table has these cells: they stay in it and say why they are empty.")
 
 
 class Resources(Strict):
@@ -120,12 +121,13 @@ class Plot(Strict):
 
     kind `lines`: metric against a numeric axis `x`, a line per value of `series`, a panel per value of `panels`;
     kind `intervals`: a point with its interval per value of `series`, grouped by `x`;
-    kind `curves`: a metric over the steps of a run (`facts.curve`), a line per row and seed mean, a panel per value of `x`.
+    kind `curves`: a metric over the steps of a run (`facts.curve`), a line per row and seed mean, a panel per value of `x`;
+    kind `heatmap`: a cell per value of `x` and of `series`, coloured by the metric, a panel per value of the other axes.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     title: str
-    kind: Literal["lines", "intervals", "curves"]
+    kind: Literal["lines", "intervals", "curves", "heatmap"]
     metric: str
     x: str
     series: str

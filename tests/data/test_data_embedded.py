@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dpbench.data.embedded import articles, sentiment
+from dpbench.data.embedded import answers, articles, colour_shapes, entailment, grey_shapes, paraphrases, sentiment
 
 PINNED = {
     (sentiment, "train"): "68569a5595b94f465e180a952a951d2d8aaea075d19c1f1bb19a2c3b26fc2058",
@@ -13,6 +13,18 @@ PINNED = {
     (articles, "train"): "d045c8489b3a43e40ca53b35f294db0067fb4102cfe4998f821a245c40d47fe6",
     (articles, "validation"): "b4a31cac3093ba9bfe8235720c845720e79fccb278b761907a617b561d4452ff",
     (articles, "test"): "0a92e98e5901f548c6ba4b9088d89d47906d9d953054f99378000abc1782b188",
+    (entailment, "train"): "869bb33774693a4b398ea6ff42c18b8a949a29e515a94c39a4024f4f5bc2f0b0",
+    (entailment, "validation"): "aec9ebc218a4d8fc2fb22dfcdf9ec2e6206eb7c84c984caa9f59b354f83e39ef",
+    (answers, "train"): "ee39bee17d7e4020a04d138b970a3a13967673a1506e68040c611f6d0db2e044",
+    (answers, "validation"): "a7239a80e3341be67c3e7ca2bf7197960a2f7ede5a0113e6b07d88c02c10df7b",
+    (paraphrases, "train"): "17154955f85ef2771bdc0f300ff4e77c908c40ee9b6fcf4b5d14cbe4accbb7a1",
+    (paraphrases, "validation"): "81f670cb5f69732e552da5370bd5224b175be7d8c1f678c1c077bc78a1168479",
+}
+IMAGES = {
+    (grey_shapes, "train"): "af9ba01351ee1c1fd2b42ebfb5bcd1f081a8f87ca93f492419c03c40a6221af7",
+    (grey_shapes, "test"): "028e99090052d0c997dd809b9d332b5ee9c4118793dae04cd8ed8b2250867b9a",
+    (colour_shapes, "train"): "2d29a20a3b44dec8e6cc642a8e4f64a2f21459fbf6408f1b3996e639c692a346",
+    (colour_shapes, "test"): "2b83bbfb1287b3837840b99c7a2388501266482b18c060c3e7dc2a0191d25d18",
 }
 
 
@@ -21,6 +33,12 @@ def test_same_bytes_everywhere(module, split):
     """A change here must raise the module's VERSION, for it makes old records stale."""
     text = json.dumps(module.generate(split), sort_keys=True)
     assert hashlib.sha256(text.encode()).hexdigest() == PINNED[module, split]
+
+
+@pytest.mark.parametrize(("module", "split"), IMAGES, ids=lambda v: getattr(v, "__name__", v))
+def test_same_pixels_everywhere(module, split):
+    columns = module.generate(split)
+    assert hashlib.sha256(b"".join(columns["image"]) + bytes(columns["label"])).hexdigest() == IMAGES[module, split]
 
 
 def test_sentiment_is_balanced_and_its_splits_are_apart():

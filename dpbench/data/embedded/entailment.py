@@ -1,0 +1,30 @@
+"""Generated premises and hypotheses: the stand-in for MNLI.
+
+Every hypothesis repeats who, action and thing, and says one detail. The premise says the same (entailment), nothing of that kind
+(neutral), or another value (contradiction), so that no hypothesis by itself gives its label away.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpbench.data.embedded.draws import Draws
+from dpbench.data.embedded.scenes import CORE, DETAILS, other, pairs, scene, told
+
+VERSION = 1
+SPLITS = {"train": 6_000, "validation": 1_000}
+SEED = 20_240_603
+
+
+def _pair(draws: Draws, label: int) -> tuple[str, str]:
+    said = draws.some(list(DETAILS), 2)
+    asked = draws.one([d for d in DETAILS if d not in said]) if label == 1 else draws.one(said)
+    facts = scene(draws, said)
+    claim = {name: facts[name] for name in CORE}
+    claim[asked] = facts[asked] if label == 0 else other(draws, asked, facts.get(asked, ""))
+    return f"{told(draws, facts)} .", f"{told(draws, claim)} ."
+
+
+def generate(split: str) -> dict[str, list[Any]]:
+    """`text` (premise), `text_pair` (hypothesis) and `label`: 0 entailment, 1 neutral, 2 contradiction."""
+    return pairs(SEED, SPLITS, split, 3, _pair)

@@ -1,0 +1,86 @@
+"""Scenes that pairs of sentences are about: who does what to which thing, and its colour, place and time where they are said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dpbench.data.embedded.draws import Draws, words
+
+NOISE = 0.02
+CORE = ("who", "action", "thing")
+DETAILS: dict[str, list[str]] = {
+    "colour": words("red green blue white black yellow grey brown orange purple"),
+    "place": words(
+        "near the harbour|in the market|behind the school|at the station|by the old mill|in the park|on the bridge|"
+        "outside the library|beside the river|under the tower",
+        "|",
+    ),
+    "time": words(
+        "in the morning|at noon|late at night|on monday|on friday|last summer|during the storm|after lunch|in early spring|"
+        "before the concert",
+        "|",
+    ),
+}
+WHO = words(
+    "a farmer|two sisters|the new teacher|a young painter|the mayor|three students|an old sailor|the baker|a tall guard|"
+    "my neighbour|the twins|a visiting doctor|the gardener|some tourists|a retired judge|the postman",
+    "|",
+)
+ACTIONS = words("bought sold painted repaired carried found lost moved cleaned hid opened photographed borrowed described")
+THINGS = words("""boat gate piano bicycle lamp carpet statue kite door barrel chair coat clock van tent suitcase mirror umbrella
+fence bench""")
+
+Scene = dict[str, str]
+
+
+def scene(draws: Draws, details: list[str]) -> Scene:
+    """Who, action and thing, and a value of each of `details`."""
+    found = {"who": draws.one(WHO), "action": draws.one(ACTIONS), "thing": draws.one(THINGS)}
+    return found | {name: draws.one(DETAILS[name]) for name in details}
+
+
+def other(draws: Draws, name: str, value: str) -> str:
+    """Another value of a detail."""
+    return draws.one([v for v in DETAILS[name] if v != value])
+
+
+def article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def told(draws: Draws, facts: Scene) -> str:
+    """One sentence that says all that `facts` hold."""
+    thing = f"{facts['colour']} {facts['thing']}" if "colour" in facts else facts["thing"]
+    text = f"{facts['who']} {facts['action']} {article(thing)}"
+    if "place" in facts:
+        text = f"{text} {facts['place']}"
+    if "time" in facts:
+        text = f"{facts['time']} , {text}" if draws.chance(0.4) else f"{text} {facts['time']}"
+    return text
+
+
+def pairs(
+    seed: int, splits: dict[str, int], split: str, classes: int, one: Callable[[Draws, int], tuple[str, str]]
+) -> dict[str, list[Any]]:
+    """`text`, `text_pair` and `label` of a split; no pair stands twice, within or across splits.
+
+    Args:
+        one: makes the two texts of a label; NOISE of the labels are then moved on by one class.
+    """
+    draws, seen = Draws(seed), set()
+    columns: dict[str, list[Any]] = {}
+    for name, rows in splits.items():
+        columns = {"text": [], "text_pair": [], "label": []}
+        while len(columns["text"]) < rows:
+            label = draws.below(classes)
+            texts = one(draws, label)
+            if texts in seen:
+                continue
+            seen.add(texts)
+            columns["text"].append(texts[0])
+            columns["text_pair"].append(texts[1])
+            columns["label"].append((label + 1) % classes if draws.chance(NOISE) else label)
+        if name == split:
+            break
+    return columns

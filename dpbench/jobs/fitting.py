@@ -1,0 +1,103 @@
+"""Training by an engine, step after step: what the jobs that train a classifier share. Imports torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpbench import engines
+from dpbench.engines.base import Handle
+from dpbench.jobs.contract import Context
+from dpbench.mechanism import Mechanism
+from dpbench.sampling import batches
+
+
+class Task(Protocol):
+    """A model and its data. `physical`: a logical batch in pieces; `batch`: what `losses` gets of one; `losses`: [B]."""
+
+    model: nn.Module
+
+    def physical(self, drawn: np.ndarray) -> Iterator[np.ndarray]: ...
+    def batch(self, rows: np.ndarray) -> Any: ...
+    def losses(self, model: nn.Module, batch: Any) -> Tensor: ...
+
+
+@dataclass
+class Fit:
+    """What training left: the handle, already detached, and per step the batch sizes and clipped fractions."""
+
+    handle: Handle
+    counts: list[int]
+    clipped: list[float | None]
+    seconds: float
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For the record."""
+        return {
+            "trainable_parameters": sum(p.numel() for p in self.handle.trainable.values()),
+            "unprotected": self.handle.unprotected,
+            "groups": len(self.handle.bounds),
+            "training_seconds": round(self.seconds, 3),
+            "mean_batch_size": sum(self.counts) / len(self.counts),
+            "clipped_fraction_not_private": [c for c in self.clipped if c is not None],
+            **(self.handle.thresholds.facts if self.handle.thresholds is not None else {}),
+        }
+
+    @property
+    def warnings(self) -> list[str]:
+        ignored = self.handle.non_finite_examples
+        return [f"{ignored} examples had non-finite gradients and contributed 0"] if ignored else []
+
+
+def fit(
+    engine: str,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    plan: Mechanism,
+    context: Context,
+    schedule: Literal["constant", "linear"] = "constant",
+    after_step: Callable[[], None] = lambda: None,
+) -> Fit:
+    """Train `task.model` for `plan.steps` logical steps; `linear` lowers every learning rate to 0.
+
+    Guarantee: that of `plan`, as the engine keeps it; `after_step` must look at what has been released alone.
+
+    Raises:
+        DpbenchError: the engine cannot serve the model, or one of its guards stopped the run.
+    """
+    task.model.train()
+    handle = engines.attach(engine, task.model, optimizer, plan)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    counts, clipped = [], []
+    begun = time.perf_counter()
+    for step, drawn in enumerate(batches(plan)):
+        if schedule == "linear":
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * (1 - step / plan.steps)
+        total = torch.zeros(())
+        for physical in task.physical(drawn):
+            total += handle.backward(task.losses, task.batch(physical)).sum().float().cpu()
+        optimizer.step()
+        optimizer.zero_grad()
+        after_step()
+        counts.append(len(drawn))
+        clipped.append(handle.clipped_fraction)
+        loss = float(total) / len(drawn) if len(drawn) else None
+        context.steps.write(
+            step=step,
+            batch_size=len(drawn),
+            loss=loss if loss is None or loss == loss else None,
+            clipped_fraction=handle.clipped_fraction,
+            **(handle.thresholds.last if handle.thresholds is not None else {}),
+        )
+        context.report(step + 1, plan.steps, f"{engine}, loss {loss:.3f} (not private)" if loss is not None else "empty batch")
+    seconds = time.perf_counter() - begun
+    handle.detach()
+    return Fit(handle, counts, clipped, seconds)

@@ -1,0 +1,175 @@
+"""The image job: copies of an example are one example, averaged weights, and that training is training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dpbench import engines
+from dpbench.data import registry as datasets
+from dpbench.errors import DpbenchError
+from dpbench.jobs import image as job
+from dpbench.jobs.contract import Context
+from dpbench.jobs.imaging import Average, ImageTask, Moves, scaled
+from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.spec.expand import merge
+from dpbench.spec.sources import Source
+from dpbench.tracking import StepLog
+from dpbench.validation import parse
+
+BASE = {
+    "task": "mnist",
+    "model": "cnn4",
+    "engine": "bookkeeping",
+    "clipping": {"function": "auto_s"},
+    "epsilon": 8,
+    "steps": 3,
+    "expected_batch_size": 40,
+    "optimizer": {"learning_rate": 0.5},
+    "train_limit": 400,
+    "train_evaluated": 100,
+}
+COPIES = {"augmentation": {"multiplicity": 3, "flip": True, "shift": 2}}
+PLAIN = {"engine": "nonprivate", "clipping": None, "epsilon": None}
+
+
+def settings(**over):
+    return parse(job.Settings, merge(BASE, over), "test")
+
+
+def context(folder, seed=1):
+    sources = {"dataset:mnist": datasets.resolve("mnist", "embedded"), "model:cnn4": Source(kind="scratch")}
+    return Context(folder, seed, sources, StepLog(folder / "steps.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("over", "says"),
+    [
+        (PLAIN | {"epsilon": 3}, "takes neither clipping nor epsilon"),
+        ({"clipping": None}, "needs clipping and epsilon"),
+        ({"task": "sst2"}, "sst2 has no images"),
+        ({"optimizer": {"name": "adamw", "momentum": 0.9}}, "momentum is a setting of sgd"),
+        ({"ema": 1.0}, "ema"),
+        ({"augmentation": {"copies": 3}}, "unknown key 'augmentation.copies'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(over, says):
+    with pytest.raises(DpbenchError, match=says):
+        settings(**over)
+
+
+def test_a_copy_is_its_image_moved_and_mirrored():
+    images = torch.arange(2 * 1 * 5 * 6, dtype=torch.float32).view(2, 1, 5, 6)
+    moves = Moves(job.Augmentation(multiplicity=4, flip=True, shift=2), 2, np.random.default_rng(0))
+    found = moves.copies(images, np.asarray([1, 0]))
+    assert found.shape == (2, 4, 1, 5, 6)
+    for place, row in enumerate((1, 0)):  # images[place] stands at position `row` of the batch
+        wide = np.pad(images[place, 0].numpy(), 2, mode="reflect")
+        for copy in range(4):
+            top, left = moves.down[row, copy], moves.right[row, copy]
+            wanted = wide[top : top + 5, left : left + 6]
+            wanted = wanted[:, ::-1] if moves.mirrored[row, copy] else wanted
+            assert np.array_equal(found[place, copy, 0].numpy(), wanted)
+    assert 0 < moves.mirrored.sum() < moves.mirrored.size
+
+
+def test_no_move_gives_the_image_itself():
+    images = torch.randn(3, 1, 5, 5)
+    moves = Moves(job.Augmentation(multiplicity=2, flip=False, shift=0), 3, np.random.default_rng(0))
+    assert torch.equal(moves.copies(images, np.arange(3)), images[:, None].expand(3, 2, 1, 5, 5))
+
+
+def test_copies_do_not_depend_on_how_a_batch_is_cut(tmp_path):
+    drawn = np.asarray([3, 8, 20, 21, 90])
+    whole, cut = (ImageTask(settings(physical=size, **COPIES), context(tmp_path)) for size in (8, 2))
+    (piece,) = whole.physical(drawn)
+    wanted = whole.batch(piece)
+    pieces = [cut.batch(rows) for rows in cut.physical(drawn)]
+    assert [len(p["label"]) for p in pieces] == [2, 2, 1]
+    for key in ("image", "label"):
+        assert torch.equal(torch.cat([p[key] for p in pieces]), wanted[key])
+    assert not torch.equal(whole.batch(next(iter(whole.physical(drawn))))["image"], wanted["image"]), "every step draws anew"
+
+
+@pytest.mark.parametrize(
+    ("engine", "scope"), [("bookkeeping", "flat"), ("ghost", "flat"), ("fused", "per_layer"), ("vmap", "flat")]
+)
+def test_copies_of_an_example_are_clipped_as_one(engine, scope, tmp_path):
+    """Every engine gives what one backward pass an example gives, on the mean loss over its copies; rounding of fp64 apart."""
+    task = ImageTask(settings(**COPIES), context(tmp_path))
+    (rows,) = task.physical(np.arange(4))
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in task.batch(rows).items()}
+    task.model.double()
+    found = {}
+    for name in ("loop", engine):
+        optimizer = torch.optim.SGD(task.model.parameters(), lr=0.0)
+        plan = Mechanism(Sampling("poisson", 400, 4.0), 1, Clipping(scope=scope, bound=0.05))
+        handle = engines.attach(name, task.model, optimizer, plan)
+        handle.backward(task.losses, batch)
+        found[name] = torch.cat([handle.sum_of(p).flatten() for p in task.model.parameters()])
+        assert float(handle.sensitivity) == pytest.approx(0.05)
+        handle.detach()
+    assert float((found[engine] - found["loop"]).norm() / found["loop"].norm()) < 1e-6  # the loss is fp32
+    assert float(found["loop"].norm()) <= 4 * 0.05 * (1 + 1e-9)
+
+
+def test_one_example_adds_at_most_the_bound_whatever_its_copies(tmp_path):
+    task = ImageTask(settings(**COPIES), context(tmp_path))
+    (rows,) = task.physical(np.arange(1))
+    plan = Mechanism(Sampling("poisson", 400, 4.0), 1, Clipping(bound=1e-3))
+    handle = engines.attach("bookkeeping", task.model, torch.optim.SGD(task.model.parameters(), lr=0.0), plan)
+    handle.backward(task.losses, task.batch(rows))
+    total = torch.cat([handle.sum_of(p).flatten() for p in task.model.parameters()])
+    assert float(total.norm()) == pytest.approx(1e-3, rel=1e-5)
+    handle.detach()
+
+
+def test_the_average_is_that_of_its_formula():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    average, wanted = Average(model, 0.5), 0.0
+    for step in range(12):
+        with torch.no_grad():
+            model.weight.fill_(step + 1.0)
+        average.update()
+        decay = min(0.5, (1 + step) / (10 + step))
+        wanted = decay * wanted + (1 - decay) * (step + 1.0)
+    average.put_in()
+    assert float(model.weight.detach()) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_pixels_are_scaled_by_constants():
+    assert scaled(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
+
+
+def test_a_private_run_keeps_its_budget_and_says_what_it_saw(tmp_path):
+    done = job.run(settings(ema=0.9, **COPIES), context(tmp_path))
+    assert done.privacy.epsilon <= 8
+    assert done.privacy.validity == "valid"
+    assert done.facts["train_rows"] == 400
+    assert done.facts["evaluated_rows"] == 1000
+    assert done.facts["unprotected"] == []
+    assert [m.name for m in done.metrics] == ["accuracy", "train_accuracy"]
+    again = job.run(settings(ema=0.9, **COPIES), context(tmp_path))
+    assert [m.value for m in again.metrics] == [m.value for m in done.metrics]
+
+
+def test_training_learns_the_shapes(tmp_path):
+    """Ten balanced classes, 1,000 test images: chance is 10 % with a standard deviation of 1 point."""
+    own = settings(
+        **PLAIN, train_limit=None, steps=80, expected_batch_size=200, optimizer={"name": "adamw", "learning_rate": 3e-3}
+    )
+    done = job.run(own, context(tmp_path))
+    assert done.metrics[0].value > 30
+
+
+@pytest.mark.parametrize(
+    ("task", "model"), [("mnist", "cnn4"), ("cifar10", "cifar_cnn"), ("cifar10", "resnet9"), ("cifar10", "wrn16_4")]
+)
+@pytest.mark.parametrize("engine", ["nonprivate", "bookkeeping", "fused"])
+def test_every_model_stands_with_its_engines(task, model, engine):
+    private = {} if engine == "nonprivate" else {"clipping": {"function": "abadi", "scope": "per_layer"}, "epsilon": 3}
+    own = parse(job.Settings, BASE | PLAIN | {"task": task, "model": model, "engine": engine} | private, "test")
+    sources = {f"dataset:{task}": datasets.resolve(task, "embedded"), f"model:{model}": Source(kind="scratch")}
+    assert job.check(own, sources)[0].endswith("M trainable parameters")

@@ -1,0 +1,182 @@
+"""Sentence pairs in the features and classify jobs, and that runs on single sentences keep their names."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dpbench import engines, plugins
+from dpbench.data import registry as datasets
+from dpbench.errors import DpbenchError
+from dpbench.jobs import classify, features, training
+from dpbench.jobs.contract import Context
+from dpbench.jobs.text import TextData, compared, pooled
+from dpbench.models import registry as models
+from dpbench.models.text import cut_longer_first
+from dpbench.records.store import recorded_records
+from dpbench.spec.expand import expand
+from dpbench.spec.sources import Source
+from dpbench.spec.tables import load_table
+from dpbench.tracking import StepLog
+from dpbench.validation import parse
+
+SCRATCH = Source(kind="scratch", synthetic=True)
+SOURCES = {f"dataset:{name}": datasets.resolve(name, "embedded") for name in ("sst2", "qnli", "mnli", "wikitext2")} | {
+    "model:tiny_bert": SCRATCH
+}
+FEATURES = {"task": "qnli", "model": "tiny_bert", "train_limit": 60, "max_length": 24}
+CLASSIFY = {
+    "task": "mnli",
+    "training": "full",
+    "model": "tiny_bert",
+    "engine": "bookkeeping",
+    "clipping": {"function": "auto_s"},
+    "epsilon": 8.0,
+    "steps": 3,
+    "expected_batch_size": 40,
+    "max_length": 32,
+    "train_limit": 300,
+    "optimizer": {"learning_rate": 0.01},
+}
+
+
+def context(folder, **parents):
+    return Context(folder, 0, SOURCES, StepLog(folder / "steps.jsonl"), parents=parents)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "room", "kept"),
+    [((3, 4), 10, (3, 4)), ((2, 40), 10, (2, 8)), ((40, 2), 10, (8, 2)), ((40, 40), 11, (6, 5)), ((1, 40), 2, (1, 1))],
+)
+def test_the_longer_text_is_cut_first(lengths, room, kept):
+    first, second = cut_longer_first(list(range(lengths[0])), list(range(lengths[1])), room)
+    assert (len(first), len(second)) == kept
+    assert first == list(range(kept[0]))
+    assert second == list(range(kept[1]))
+
+
+def test_a_pair_is_one_input_with_a_mark_behind_each_text():
+    tokenizer = models.text_tokenizer("tiny_bert", SCRATCH, SOURCES["dataset:wikitext2"])
+    end = tokenizer.encode([""], 4)[0][-1]
+    (whole,) = tokenizer.encode(["the town"], 32, ["a river"])
+    assert whole == tokenizer.encode(["the town"], 32)[0] + tokenizer.encode(["a river"], 32)[0]
+    assert whole.count(end) == 2
+    (cut,) = tokenizer.encode(["the town"], 6, ["a river " * 20])
+    assert len(cut) == 6
+    with pytest.raises(DpbenchError, match="use more than 3"):
+        tokenizer.encode(["a"], 3, ["b"])
+
+
+def test_real_tokenizers_mark_pairs_as_their_models_were_trained(tmp_path):
+    minilm = plugins.get("model", "minilm")
+    if models.resolve("minilm").kind == "scratch":
+        pytest.skip("no real tokenizer here")
+    from transformers import AutoTokenizer
+
+    from dpbench.models import sources
+
+    source = models.resolve("minilm")
+    ours = models.text_tokenizer("minilm", source, SOURCES["dataset:wikitext2"])
+    theirs = AutoTokenizer.from_pretrained(sources.file_of(minilm, source, sources.TOKENIZER).parent)
+    first, second = ["who came ?", "x " * 30], ["the mayor came", "y " * 12]
+    for length in (64, 20):
+        wanted = theirs(first, second, truncation="longest_first", max_length=length)["input_ids"]
+        assert ours.encode(first, length, second) == wanted
+
+
+def test_features_of_pairs_are_product_and_distance_of_their_texts(tmp_path):
+    outcome = features.run(parse(features.Settings, FEATURES, "test"), context(tmp_path))
+    stored = load_file(tmp_path / features.FILE)
+    assert stored["train_x"].shape == (60, 64)
+    assert stored["public_mean"].shape == (64,)
+    assert outcome.facts["width"] == 64
+    assert "label_phrases" not in stored
+    data = TextData("qnli", "tiny_bert", SOURCES, 24)
+    encoder = models.encoder("tiny_bert", SCRATCH).eval()
+    both = data.apart("train", 3)
+    with torch.no_grad():
+        one, two = (torch.cat([pooled(encoder, part.batch([i])) for i in range(3)]) for part in both)
+    # stored in fp16: 11 significant bits
+    torch.testing.assert_close(stored["train_x"][:3].float(), compared(one, two), rtol=1e-3, atol=1e-5)
+
+
+def test_pairs_train_on_features_and_whole(tmp_path):
+    (tmp_path / "features").mkdir()
+    features.run(parse(features.Settings, FEATURES, "test"), context(tmp_path / "features"))
+    on_features = CLASSIFY | {"task": "qnli", "training": "features", "hidden": [8], "expected_batch_size": 20}
+    done = classify.run(parse(classify.Settings, on_features, "test"), context(tmp_path, features=tmp_path / "features"))
+    assert done.facts["train_rows"] == 60
+    assert done.facts["evaluated_rows"] == 1000
+    done = classify.run(parse(classify.Settings, CLASSIFY, "test"), context(tmp_path))
+    assert done.facts["train_rows"] == 300
+    assert done.privacy.epsilon <= 8
+    assert 0 <= done.metrics[0].value <= 100
+
+
+@pytest.mark.parametrize(("training_kind", "width"), [("features", 64), ("full", 32)])
+def test_the_checked_model_has_the_width_of_the_trained_one(training_kind, width):
+    own = parse(classify.Settings, CLASSIFY | {"training": training_kind}, "test")
+    model = training.meta_model(own, SOURCES)
+    head = model if training_kind == "features" else model.head
+    assert head.out.weight.shape == (3, width)
+    assert classify.check(own, SOURCES)[0].endswith("M trainable parameters")
+
+
+def test_a_pairs_gradient_depends_on_both_of_its_texts():
+    """Swapping another text in for the second changes what one example adds: it is not cut away."""
+    data = TextData("mnli", "tiny_bert", SOURCES, 32)
+    encoded = data.encode(["the mayor sold a boat"] * 2, np.zeros(2, dtype=np.int64), ["in the park", "at noon"])
+    own = parse(classify.Settings, CLASSIFY, "test")
+    head = training.make_head(own, 32, 3, 0, None)
+    torch.nn.init.normal_(head.out.weight)
+    model = training.classifier(models.encoder("tiny_bert", SCRATCH), head, own)
+    sums = []
+    for row in (0, 1):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        plan = classify.mechanism(own, 300, 300, 0)
+        handle = engines.attach("bookkeeping", model, optimizer, plan)
+        handle.backward(
+            lambda net, b: torch.nn.functional.cross_entropy(net(b), b["label"], reduction="none"), encoded.batch([row])
+        )
+        sums.append(torch.cat([handle.sum_of(p).flatten() for p in handle.trainable.values()]))
+        handle.detach()
+    assert (sums[0] - sums[1]).norm() > 1e-3 * sums[0].norm()
+
+
+def test_runs_on_single_sentences_keep_their_names():
+    """The names that SST-2's runs had before there were pairs, at every tier: how many, and the first and last of them."""
+
+    def local(kind, name):
+        return Source(kind="local", files={"train": name * 4})
+
+    wanted = {
+        "smoke": (2, "9e56a83a2e3a", "ad7827b4b3c0"),
+        "laptop": (8, "08b786406663", "e74a2a928050"),
+        "overnight": (43, "03bcb54197b2", "fb6c61680e02"),
+        "gpu": (21, "09af237ef887", "ff7bd7daa141"),
+        "paper": (21, "0f81ed082911", "fc2098e88548"),
+    }
+    for tier, expected in wanted.items():
+        runs = expand(load_table("automatic", "glue_base"), tier, local).runs.values()
+        ids = sorted(run.id for run in runs if run.config["settings"]["task"] == "sst2")
+        assert (len(ids), ids[0], ids[-1]) == expected, tier
+
+
+def test_recorded_runs_keep_their_names():
+    """Every record of present versions is still named by the table it was made for, from the same sources."""
+    checked = 0
+    for stored in recorded_records():
+        record = stored.record
+        present = all(plugins.get(*key.split(":", 1)).version == version for key, version in record.config["versions"].items())
+        for request in record.requests:
+            if not present or (request.paper, request.table) != ("automatic", "glue_base"):
+                continue
+
+            def resolve(kind, name, own=record.sources):
+                return own.get(f"{kind}:{name}", SCRATCH)
+
+            assert record.run in expand(load_table("automatic", "glue_base"), request.tier, resolve, [0, 1, 2, 3, 4]).runs
+            checked += 1
+    assert checked > 3

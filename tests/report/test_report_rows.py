@@ -1,0 +1,88 @@
+"""Columns that stay though no run fills them, how many rows were seen, and heat maps."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from report_fakes import EMBEDDED, REAL, glue, made_up, resolver
+
+from dpbench import plugins
+from dpbench.report.collect import build_table
+from dpbench.report.layout import blocks
+from dpbench.report.page import render
+from dpbench.report.plots import draw
+from dpbench.report.rows import rows_used
+from dpbench.report.tables import to_markdown
+
+FACTS = {"train_rows": 1000, "evaluated_rows": 872}
+HEATMAP = {"name": "map", "title": "Over both", "kind": "heatmap", "metric": "accuracy", "x": "epsilon", "series": "method"}
+WHY = "no run evaluates on it"
+
+
+def values(labels: dict[str, str], seed: int, metric: str) -> float:
+    return 80.0 + seed + len(labels["method"])
+
+
+def table(sources: Any = REAL, **over: Any) -> Any:
+    spec = glue(**over)
+    return build_table(spec, "laptop", resolver(sources), made_up(spec, "laptop", values, sources, facts=FACTS), [])
+
+
+def test_rows_are_said_with_those_of_the_whole_dataset() -> None:
+    made = table()
+    assert rows_used(made) == ["here (laptop), sst2: trained on 1,000 of 67,349 rows, evaluated on 872"]
+    assert "trained on 1,000 of 67,349 rows" in to_markdown(made)
+    assert "trained on 1,000 of 67,349 rows" in render([made], [], {}, "here")
+
+
+def test_generated_rows_are_not_called_a_part_of_real_ones() -> None:
+    assert rows_used(table(EMBEDDED)) == ["here (laptop), sst2: trained on 1,000 rows, evaluated on 872"]
+
+
+def test_what_is_special_about_a_copy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(plugins.discover("dataset")["sst2"].extra, "notes", {"local": "of another split"})
+    assert rows_used(table())[0].endswith("evaluated on 872 (of another split)")
+
+
+def test_qqp_says_that_its_local_validation_split_is_no_validation_split() -> None:
+    assert "not the GLUE validation number" in plugins.discover("dataset")["qqp"].extra["notes"]["local"]
+
+
+def columns_of(made: Any) -> set[str]:
+    (block,) = blocks(made)
+    return {column.labels["task"] for column in block.columns}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_left_out_column_stays_if_the_paper_has_it(kept: bool) -> None:
+    skip = [*glue().model_dump()["skip"], {"where": {"task": "other"}, "why": WHY, "kept": kept}]
+    made = table(columns={"task": {"sst2": {"task": "sst2"}, "other": {"task": "sst2"}}, "model": {"minilm": None}}, skip=skip)
+    assert columns_of(made) == ({"sst2", "other"} if kept else {"sst2"})
+    (block,) = blocks(made)
+    assert [row for row in block.rows if row["method"] == "nonprivate"] == [{"method": "nonprivate", "epsilon": "inf"}]
+    assert any(WHY in note for note in block.footnotes) == kept
+
+
+def test_a_heat_map_has_a_cell_and_a_text_for_each_value() -> None:
+    made = table(plots=[HEATMAP])
+    svg = draw(made, made.plots[0]).decode()
+    assert svg == draw(made, made.plots[0]).decode()
+    count = len([e for e in made.entries if e.value is not None])
+    assert len(re.findall(r"fill: #[0-9a-f]{6}", svg)) >= count
+    for entry in made.entries:
+        assert f"{entry.value:.1f}" in svg
+    assert "<image" not in svg
+    assert "<title>Over both</title>" in svg
+
+
+def test_a_heat_map_of_one_value_has_a_colour_too() -> None:
+    made = table(plots=[HEATMAP], rows={"method": ["auto_s"], "epsilon": [3]})
+    assert "81.0" in draw(made, made.plots[0]).decode() or "87.0" in draw(made, made.plots[0]).decode()
+
+
+def test_a_heat_map_of_nothing_says_so() -> None:
+    spec = glue(plots=[HEATMAP])
+    made = build_table(spec, "laptop", resolver(REAL), [], [])
+    assert b"not run" in draw(made, made.plots[0])

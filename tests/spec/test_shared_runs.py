@@ -1,0 +1,102 @@
+"""Runs that several tables name exist once, and cells that no run fills stay where the paper has them."""
+
+from __future__ import annotations
+
+import pytest
+
+from dpbench.spec.expand import expand, skip_of
+from dpbench.spec.models import TIERS
+from dpbench.spec.sources import Source
+from dpbench.spec.tables import load_table, published
+
+
+def source(kind, name):
+    return Source(kind="local", files={"train": name * 4})
+
+
+def runs(paper, table, tier):
+    return expand(load_table(paper, table), tier, source).runs
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_groupwise_efficiency_measures_nothing_of_its_own(tier):
+    assert set(runs("groupwise", "efficiency", tier)) <= set(runs("flashdp", "batch_size", tier))
+
+
+@pytest.mark.parametrize("tier", ["smoke", "laptop", "overnight"])
+def test_the_two_glue_tables_share_all_runs_of_small_models(tier):
+    assert set(runs("automatic", "glue_base", tier)) == set(runs("automatic", "glue_large", tier))
+
+
+def test_the_two_glue_tables_have_models_of_their_own_at_scale():
+    assert not set(runs("automatic", "glue_base", "paper")) & set(runs("automatic", "glue_large", "paper"))
+
+
+def test_flat_runs_on_mnist_are_those_of_the_image_table():
+    flat = {
+        run.id
+        for run in runs("groupwise", "fixed_per_layer", "laptop").values()
+        if run.config["settings"]["clipping"]["scope"] == "flat" and run.config["settings"]["epsilon"] == 3
+    }
+    assert flat
+    assert flat <= set(runs("automatic", "images", "laptop"))
+
+
+def test_features_are_computed_once_for_all_tables():
+    tables = [
+        ("automatic", "glue_base"),
+        ("automatic", "bound_by_learning_rate"),
+        ("groupwise", "glue"),
+        ("groupwise", "epochs_sst2"),
+    ]
+    found = [
+        {r.config["settings"]["task"]: r.id for r in runs(*name, "laptop").values() if r.config["job"] == "features"}
+        for name in tables
+    ]
+    everything = found[0]
+    assert set(everything) == {"sst2", "qnli", "qqp", "mnli"}
+    assert all(own.items() <= everything.items() for own in found)
+
+
+@pytest.mark.parametrize(
+    ("task", "epochs", "batch", "rows"),
+    [("mnli_m", 18, 6000, 392_702), ("qqp", 18, 6000, 363_846), ("qnli", 6, 2000, 104_743), ("sst2", 3, 1000, 67_349)],
+)
+@pytest.mark.parametrize("table", [("automatic", "glue_base"), ("automatic", "glue_large"), ("groupwise", "glue")])
+def test_steps_are_the_published_epochs(table, task, epochs, batch, rows):
+    plan = expand(load_table(*table), "paper", source)
+    settings = {
+        plan.runs[c.run].config["settings"]["steps"]: plan.runs[c.run].config["settings"]
+        for c in plan.cells
+        if c.labels["task"] == task
+    }
+    ((steps, own),) = settings.items()
+    assert own["expected_batch_size"] == batch
+    assert abs(steps - epochs * rows / batch) < 1
+
+
+def test_published_values_of_the_large_table_are_all_there():
+    found = {
+        (p.labels["method"], p.labels["epsilon"], p.labels["task"]): p.value
+        for p in published(load_table("automatic", "glue_large"))
+    }
+    assert len(found) == 40
+    assert found["auto_s", "3", "sst2"] == 93.92
+    assert found["auto_v", "8", "mnli_mm"] == 86.10
+    assert found["rgp", "8", "qnli"] == 90.0
+    assert found["nonprivate", "inf", "qqp"] == 87.90
+
+
+def test_published_values_of_the_image_table_have_their_intervals():
+    found = {(p.labels["method"], p.labels["epsilon"], p.labels["task"]): p for p in published(load_table("automatic", "images"))}
+    assert len(found) == 23
+    assert (found["auto_s", "3", "mnist"].value, found["auto_s", "3", "mnist"].spread) == (98.15, 0.07)
+    assert "95 %" in found["abadi", "8", "imagenette"].spread_kind
+
+
+def test_the_mismatched_column_is_kept_and_impossible_rows_are_not():
+    spec = load_table("automatic", "glue_base")
+    labels = {"method": "auto_s", "epsilon": "3", "task": "mnli_mm", "model": "roberta_base"}
+    assert skip_of(spec, "paper", labels).kept
+    assert not skip_of(spec, "paper", labels | {"method": "nonprivate"}).kept
+    assert skip_of(spec, "paper", labels | {"task": "mnli_m"}) is None
