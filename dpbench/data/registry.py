@@ -2,7 +2,8 @@
 
 A dataset is one file in this folder with a literal `PLUGIN`: `task`, `classes` (classification), `folder` and `files`
 (split -> file) in the local folder, `columns` (canonical name -> column; `text...` are strings, `label` class numbers), `hub`
-(repo, revision, files) or None, `embedded` (a module of `data/embedded`) or None, `licence`, `citation`.
+(repo, revision, files) or None, `embedded` (a module of `data/embedded`) or None, `licence`, `citation`; `may_lack` (splits that
+known copies are without). What `task: table_to_text` adds stands in `described`.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def load(name: str, split: str, source: Source) -> Examples:
     """The examples of a split, from the source that the run was named with.
 
     Returns:
-        Columns under canonical names: classification `text`, `label`; language modelling `text`.
+        Columns under canonical names: classification `text`, `label`; language modelling `text`; table to text: see `described`.
 
     Raises:
         DpbenchError: unknown split; the file is gone, damaged or changed since; a column or value is missing; a label is out
