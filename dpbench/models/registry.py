@@ -1,7 +1,13 @@
 """Models by name: the one place to import from. Importing it, `resolve` and `where` never import torch."""
 
 from dpbench.models.encoders import encoder
-from dpbench.models.language import language_model, language_model_family, language_model_losses, language_model_size
+from dpbench.models.language import (
+    language_model,
+    language_model_family,
+    language_model_losses,
+    language_model_size,
+    pretrained_language_model,
+)
 from dpbench.models.sources import KINDS, resolve, where
 from dpbench.models.text import TextTokenizer, text_tokenizer
 
@@ -13,6 +19,7 @@ __all__ = [
     "language_model_family",
     "language_model_losses",
     "language_model_size",
+    "pretrained_language_model",
     "resolve",
     "text_tokenizer",
     "where",
