@@ -221,3 +221,17 @@ def test_tiers_that_share_their_runs_are_one_column() -> None:
         table = build_table(spec, tier, resolver(REAL), stored, [])
         columns = blocks(table)[0].columns
         assert [column.place for column in columns] == [("here", tier, "")] * 4
+
+
+def test_samples_of_generated_text_are_shown_with_what_the_record_has(tables: list[TableData]) -> None:
+    sample = {"place": "best", "index": 7, "output": "<Written> text", "bleu": 61.25}
+    record = tables[0].records[0].record
+    record["facts"] = {"samples": [sample | {"input": "name : Mill", "references": ["one text", "another"]}]}
+    shown = re.sub("<pre>.*?</pre>", "", page(tables), flags=re.DOTALL)
+    for part in ("&lt;Written&gt; text", "61.2", "name : Mill", "one text<br>another", "<th>references</th>"):
+        assert part in shown
+    record["facts"] = {"samples": [sample]}
+    shown = re.sub("<pre>.*?</pre>", "", page(tables), flags=re.DOTALL)
+    assert "&lt;Written&gt; text" in shown
+    assert "inputs and references stay on the machine" in shown
+    assert "<th>references</th>" not in shown
