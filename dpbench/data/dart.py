@@ -24,11 +24,11 @@ PLUGIN = {
 
 
 def described(columns: dict[str, list[Any]]) -> list[Described]:
-    """Fields (subject, relation, object); one text an annotation."""
+    """Fields (subject, relation, object); the annotations of a row are lists side by side, `source` and `text`."""
     return [
         Described(
             tuple(tuple(plain(part) for part in _parts(triple)) for triple in triples),
-            tuple(annotation["text"] for annotation in annotations),
+            tuple(annotations["text"]),
         )
         for triples, annotations in zip(columns["triples"], columns["annotations"], strict=True)
     ]

@@ -13,7 +13,7 @@ from dpbench.errors import DpbenchError
 from dpbench.jobs.classify import ClippingSettings, mechanism
 from dpbench.jobs.contract import Context, Outcome, metric
 from dpbench.mechanism import Clipping, Mechanism, Sampling
-from dpbench.metrics.text import LEFT_OUT
+from dpbench.metrics.text import LEFT_OUT, require
 from dpbench.models.language import language_model_family
 from dpbench.records.schema import Metric
 from dpbench.spec.expand import Uses
@@ -183,20 +183,20 @@ def run(settings: Settings, context: Context) -> Outcome:
     """Train, decode the inputs of the evaluated split, score.
 
     Raises:
-        DpbenchError: no such device, the mechanism is out of reach, or a guard of the engine stopped the run.
+        DpbenchError: no such device, a package that scores is missing, the mechanism is out of reach, or a guard of the engine
+            stopped the run.
     """
     from dpbench.jobs import generation
     from dpbench.jobs.throughput import require_device
     from dpbench.runner import privacy_of
 
     require_device(settings.device)
+    require()
     task = generation.Task(settings, context)
     plan = mechanism(settings, len(task), len(task), context.seed)  # type: ignore[arg-type]  # the fields it reads are there
     done = generation.train(settings, task, plan, context)
     scored = generation.evaluate(task, context)
     warnings = [f"{done.ignored} examples had non-finite gradients and contributed 0"] if done.ignored else []
-    if settings.clipping is not None and settings.clipping.function != "auto_s" and "gamma" in settings.clipping.model_fields_set:
-        warnings.append(f"gamma has no effect under {settings.clipping.function}")
     metrics = [metric("bleu", scored.bleu, ""), metric("rouge_l", scored.rouge_l, ""), metric("nist", scored.nist, "")]
     metrics += [Metric(name=name, value=None, unit="", note=why) for name, why in LEFT_OUT.items()]
     facts = {

@@ -5,6 +5,7 @@ Letter case is ignored and words are cut as mteval-v13a cuts them, which is how 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from itertools import zip_longest
@@ -20,6 +21,17 @@ LEFT_OUT = {
     "cider": "left out: the published scorer, pycocoevalcap, cuts words by a Java program and was last released in 2020",
 }
 """Metrics of the published tables that are not computed here, and why."""
+
+
+def require() -> None:
+    """See that what scores is there, before anything long begins.
+
+    Raises:
+        DpbenchError: a package is not installed; names it.
+    """
+    for module, package in (("sacrebleu", "sacrebleu"), ("rouge_score", "rouge-score"), ("nltk", "nltk")):
+        if importlib.util.find_spec(module) is None:
+            raise DpbenchError(f"{package} is not installed, and generated text is scored by it", f"pip install {package}")
 
 
 def _check(outputs: Sequence[str], references: References) -> None:

@@ -31,9 +31,9 @@ ROWS = {
     "dart": {
         "tripleset": [[["Aarhus_Airport", "CITY_SERVED", "Aarhus, Denmark"]]] * 2 + [[["A", "B", "C"], ["A", "D", "E"]]],
         "annotations": [
-            [{"source": "x", "text": "Aarhus is served by it."}, {"source": "x", "text": "It serves Aarhus."}],
-            [{"source": "x", "text": "It serves Aarhus."}],
-            [{"source": "x", "text": "A b c."}],
+            {"source": ["x", "x"], "text": ["Aarhus is served by it.", "It serves Aarhus."]},
+            {"source": ["x"], "text": ["It serves Aarhus."]},
+            {"source": ["x"], "text": ["A b c."]},
         ],
     },
 }

@@ -13,9 +13,9 @@ PINNED = {
     (articles, "train"): "d045c8489b3a43e40ca53b35f294db0067fb4102cfe4998f821a245c40d47fe6",
     (articles, "validation"): "b4a31cac3093ba9bfe8235720c845720e79fccb278b761907a617b561d4452ff",
     (articles, "test"): "0a92e98e5901f548c6ba4b9088d89d47906d9d953054f99378000abc1782b188",
-    (restaurants, "train"): "821f07d9a3dff154902c9ff99f8c38a663dbceec2a7f50d0da796036d1f5bbd8",
-    (restaurants, "validation"): "cc180c7433dccfd6be5646fa75405b72aac4f7a53730a88110bac0743d995b6c",
-    (restaurants, "test"): "981e23e75f348203da34653c399c1ecd2b3a36775122513346b8a6f71bde4d63",
+    (restaurants, "train"): "aafb64817aef5c29871947a08757f354ef680b850f8934ec2f2414c73c004581",
+    (restaurants, "validation"): "9cadf935082449e5932ae37129ff3951619ddb568314ceab49001ba3a221bf34",
+    (restaurants, "test"): "e3017d8678b0201d12cb084c198405524c049ae2c4f99a9b3675eb6a30df6113",
 }
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import pytest
 
 from dpbench.errors import DpbenchError
-from dpbench.metrics.text import bleu, nist, rouge_l, sentence_bleu
+from dpbench.metrics.text import bleu, nist, require, rouge_l, sentence_bleu
 
 
 def test_bleu_is_the_mean_of_four_precisions():
@@ -67,3 +68,11 @@ def test_what_cannot_be_scored_is_named(outputs, references, says):
     for score in (bleu, rouge_l, nist):
         with pytest.raises(DpbenchError, match=says):
             score(outputs, references)
+
+
+def test_a_package_that_is_missing_is_named_before_anything_is_trained(monkeypatch):
+    require()
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rouge_score" else real(name))
+    with pytest.raises(DpbenchError, match="rouge-score is not installed"):
+        require()

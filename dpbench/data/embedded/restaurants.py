@@ -126,7 +126,7 @@ def generate(split: str) -> dict[str, list[Any]]:
             seen.add(spelled["text_input"])
             for _ in range(TEXTS):
                 text = _text(draws, table)
-                row = spelled | {"text": text, "references": [text], "annotations": [{"source": "embedded", "text": text}]}
+                row = spelled | {"text": text, "references": [text], "annotations": {"source": ["embedded"], "text": [text]}}
                 for key, value in row.items():
                     columns[key].append(value)
         if name == split:
