@@ -176,7 +176,8 @@ def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any
         "save_weights": True,
     }
     gpu = int(settings.device == "cuda")
-    return {"start": ("language_model", wanted, 0, Resources(threads=2, minutes=5, mem_mb=8000, gpu=gpu))}
+    minutes = max(0.3, start.steps / (600 if gpu else 120))  # a plan, as every table's
+    return {"start": ("language_model", wanted, 0, Resources(threads=2, minutes=minutes, mem_mb=8000, gpu=gpu))}
 
 
 def run(settings: Settings, context: Context) -> Outcome:
