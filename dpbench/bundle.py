@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -20,7 +21,8 @@ from dpbench.study import study_at
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "opacus", "dp-accounting", "pydantic", "pyyaml"),
-    *("numpy", "scipy", "cryptography", "pillow", "pyarrow", "tqdm", "filelock", "psutil", "packaging"),
+    *("numpy", "scipy", "cryptography", "pillow", "pyarrow", "tqdm", "filelock", "psutil", "packaging", "peft"),
+    *("sacrebleu", "rouge-score", "nltk"),
 )
 """What `dpbench record` imports; report and workflow are made elsewhere."""
 GLIBC = (39, 35, 34, 31, 28, 27, 24, 17)  # manylinux names, newest first; pip takes each only as it is spelled
@@ -111,9 +113,21 @@ def _wheels(versions: dict[str, str], out: Path, python: str, machine: str) -> l
     words += ["--platform", f"manylinux2014_{machine}", "--platform", f"manylinux1_{machine}"]
     lines = []
     for name, version in sorted(versions.items()):
-        done = subprocess.run([*words, f"{name}=={version}"], capture_output=True, text=True, check=False)
-        if done.returncode:
+        pin = f"{name}=={version}"
+        done = subprocess.run([*words, pin], capture_output=True, text=True, check=False)
+        if done.returncode and not _built(pin, out):
             why = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
             raise DpbenchError(f"no wheel of {name} {version} for Python {python} on {machine}: {why}", f"say --have {name}")
         lines.append(f"{name} {version}")
     return lines
+
+
+def _built(pin: str, out: Path) -> bool:
+    """Whether a package that is published as source alone gave a wheel here that serves every machine."""
+    with tempfile.TemporaryDirectory() as scratch:
+        words = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", scratch, pin]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        wheels = [path for path in Path(scratch).glob("*-none-any.whl") if done.returncode == 0]
+        for path in wheels:
+            shutil.move(path, out / path.name)
+    return bool(wheels)

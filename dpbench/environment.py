@@ -24,6 +24,9 @@ PACKAGES = (
     "dp-accounting",
     "numpy",
     "safetensors",
+    "sacrebleu",
+    "rouge-score",
+    "nltk",
 )
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from dpbench import environment, paths
 from dpbench.errors import DpbenchError
 from dpbench.files import canonical_json, write_atomic
-from dpbench.records.store import NAME, read_record, recorded_records
+from dpbench.records.samples import public
+from dpbench.records.store import NAME, read_record, record_text, recorded_records
 from dpbench.runner import STEPS
 from dpbench.spec.expand import Run
 from dpbench.study import Study, study_at
@@ -89,7 +90,7 @@ def _in_order(found: Study, done: set[str]) -> Iterator[Run]:
 
 
 def pack(found: Study, out: Path) -> int:
-    """Write all finished records of a study to `out`; returns how many."""
+    """Write all finished records of a study to `out`, without text of their datasets; returns how many."""
     packed = 0
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
@@ -97,19 +98,22 @@ def pack(found: Study, out: Path) -> int:
             folder = paths.runs() / name
             if not (folder / NAME).exists():
                 continue
-            read_record(folder / NAME)
-            for file in (NAME, STEPS):
-                if (folder / file).exists():
-                    archive.add(folder / file, arcname=f"{name}/{file}", filter=_anonymous)
+            shown = public(read_record(folder / NAME))
+            _add(archive, f"{name}/{NAME}", folder / NAME, record_text(shown).encode())
+            if (folder / STEPS).exists():
+                _add(archive, f"{name}/{STEPS}", folder / STEPS, (folder / STEPS).read_bytes())
             packed += 1
     write_atomic(out, buffer.getvalue())
     return packed
 
 
-def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+def _add(archive: tarfile.TarFile, name: str, path: Path, content: bytes) -> None:
+    """One member, dated as the file, that says nothing of its owner."""
+    member = archive.gettarinfo(path, arcname=name)
     member.uid = member.gid = 0
     member.uname = member.gname = ""
-    return member
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
 
 
 def merge(archive: Path) -> list[str]:
@@ -135,6 +139,7 @@ def merge(archive: Path) -> list[str]:
                     f"{archive}: {run}/{NAME} is the record of run {found.run}", "pack it again with dpbench record"
                 )
             _check_steps(archive, run, files.get(STEPS, b""))
+            files[NAME] = record_text(public(found)).encode()
             checked.append((found, files))
     said = []
     for found, files in checked:

@@ -12,7 +12,7 @@ import pytest
 
 from dpbench import paths, recording, runner
 from dpbench.errors import DpbenchError
-from dpbench.records.store import read_record, recorded_records
+from dpbench.records.store import read_record, recorded_records, write_record
 from dpbench.spec import tables
 from dpbench.spec.config import Config
 from dpbench.study import study
@@ -162,3 +162,23 @@ def test_records_hold_no_text_of_the_dataset(finished):
     text = (finished[1] / "record.json").read_text() + (finished[1] / "steps.jsonl").read_text()
     json.loads((finished[1] / "record.json").read_text())
     assert not any(sentence in text for sentence in sentiment.generate("train")["text"][:200])
+
+
+def test_text_of_a_dataset_stays_on_the_machine(tree, finished):
+    """Packed or merged, a sample keeps what the model wrote and the input's index."""
+    place(finished, tree)
+    path = paths.runs() / finished[0] / "record.json"
+    sample = {"place": "best", "index": 3, "output": "written", "bleu": 1.5, "input": "private", "references": ["private"]}
+    record = read_record(path)
+    write_record(record.model_copy(update={"facts": record.facts | {"samples": [sample]}}), path.parent)
+    _, archive = archive_of(tree)
+    with tarfile.open(archive) as packed:
+        text = packed.extractfile(f"{finished[0]}/record.json").read().decode()
+    assert '"private"' not in text
+    assert read_record(path).facts["samples"] == [sample]
+    with tarfile.open(archive, "w:gz") as forged:  # an archive that somebody made by hand
+        forged.add(path, arcname=f"{finished[0]}/record.json")
+    recording.merge(archive)
+    (stored,) = recorded_records()
+    assert stored.record.facts["samples"] == [{key: sample[key] for key in ("place", "index", "output", "bleu")}]
+    assert stored.record.metrics == record.metrics

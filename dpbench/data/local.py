@@ -26,11 +26,18 @@ def root() -> Path | None:
 
 
 def why_not(plugin: Plugin) -> str:
-    """Empty where the dataset has a local folder, else the reason it has none."""
+    """Empty where the dataset has a local folder, else the reason it has none.
+
+    A copy without a split that the plug-in says it `may_lack` counts as none: such copies are about, and serve for nothing here.
+    """
     above = root()
     if above is None:
         return "DPBENCH_DATA is not set"
-    return "" if (above / plugin.extra["folder"]).is_dir() else f"{above / plugin.extra['folder']} does not exist"
+    folder = above / plugin.extra["folder"]
+    if not folder.is_dir():
+        return f"{folder} does not exist"
+    lacking = [s for s in plugin.extra.get("may_lack", ()) if not (folder / plugin.extra["files"][s]).is_file()]
+    return f"{folder} has no {lacking[0]} split" if lacking else ""
 
 
 def _sums(folder: Path) -> dict[Path, tuple[str, Path]]:

@@ -2,9 +2,10 @@
 
 A dataset is one file in this folder with a literal `PLUGIN`: `task`, `classes` (classification), `folder` and `files`
 (split -> file) in the local folder, `columns` (canonical name -> column; `text...` are strings, `label` class numbers, `image`
-bytes), `hub` (repo, revision, files) or None, `embedded` (a module of `data/embedded`) or None, `licence`, `citation`. Images
-have `image` (channels, height, width). `rows` (split -> rows of the official split) and `notes` (kind of source -> what to know
-of that copy) are said beside numbers that were made with less, or with something else.
+bytes), `hub` (repo, revision, files) or None, `embedded` (a module of `data/embedded`) or None, `licence`, `citation`; `may_lack`
+(splits that known copies are without). Images have `image` (channels, height, width); what `task: table_to_text` adds stands in
+`described`. `rows` (split -> rows of the official split) and `notes` (kind of source -> what to know of that copy) stand
+beside numbers that were made with less, or with something else.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def load(name: str, split: str, source: Source, limit: int | None = None) -> Exa
 
     Returns:
         Columns under canonical names: classification `text`, for pairs `text_pair`, `label`; language modelling `text`; images
-        `image`, `label`.
+        `image`, `label`; table to text: see `described`.
 
     Raises:
         DpbenchError: unknown split; the file is gone, damaged or changed since; a column or value is missing; a label is out

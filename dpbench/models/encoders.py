@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of LayerNorm, in checkpoints converted from TensorFlow
 
 
-def _check_config(path: Path, architecture: dict[str, Any], name: str) -> None:
-    """Some settings, such as the number of heads, leave no trace in the weights' shapes."""
+def check_config(path: Path, architecture: dict[str, Any], name: str) -> None:
+    """Refuse another architecture. Some settings, such as the number of heads, leave no trace in the weights' shapes."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -31,8 +31,8 @@ def _check_config(path: Path, architecture: dict[str, Any], name: str) -> None:
             raise DpbenchError(f"{path}: {key} is {found[key]}, but {name} has {value}", f"put the weights of {name} there")
 
 
-def _weights(path: Path, family: str, wanted: set[str]) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint under the names of the bare encoder: heads, pooler and cut layers are left out."""
+def checkpoint(path: Path, family: str, wanted: set[str]) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint under the names of the bare model: heads, pooler and cut layers are left out."""
     from safetensors import SafetensorError, safe_open
 
     found = {}
@@ -93,10 +93,10 @@ def encoder(name: str, source: Source, layers: int | None = None, seed: int = 0,
 
     model = build(make, seed, meta)
     if source.kind != "scratch" and not meta:
-        _check_config(sources.file_of(plugin, source, sources.CONFIG), plugin.extra["architecture"], name)
+        check_config(sources.file_of(plugin, source, sources.CONFIG), plugin.extra["architecture"], name)
         path = sources.file_of(plugin, source, sources.WEIGHTS)
         shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
-        tensors = _weights(path, plugin.extra["family"], set(shapes))
+        tensors = checkpoint(path, plugin.extra["family"], set(shapes))
         for key, value in tensors.items():
             if list(value.shape) != shapes[key]:
                 what = f"{path}: {key} has shape {list(value.shape)}, {name} needs {shapes[key]}"

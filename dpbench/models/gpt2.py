@@ -1,16 +1,17 @@
-"""GPT-2, trained from scratch, in the published sizes and three small ones."""
+"""GPT-2, trained from scratch, in the published sizes and four small ones."""
 
 PLUGIN = {
     "kind": "model",
     "name": "gpt2",
     "version": 1,
-    "summary": "GPT-2 family from scratch: tiny, nano, mini, small, medium, large, xl",
+    "summary": "GPT-2 family from scratch: tiny, nano, micro, mini, small, medium, large, xl",
     "family": "gpt2",
     "pretrained": False,
     "synthetic": False,
     "sizes": {
         "tiny": {"layers": 2, "width": 32, "heads": 2, "vocabulary": 512, "context": 128},
         "nano": {"layers": 2, "width": 64, "heads": 4, "vocabulary": 512, "context": 128},
+        "micro": {"layers": 3, "width": 128, "heads": 4, "vocabulary": 2048, "context": 128},
         "mini": {"layers": 4, "width": 384, "heads": 6, "vocabulary": 8192, "context": 512},
         "small": {"layers": 12, "width": 768, "heads": 12, "vocabulary": 50257, "context": 1024},
         "medium": {"layers": 24, "width": 1024, "heads": 16, "vocabulary": 50257, "context": 1024},

@@ -1,4 +1,4 @@
-"""Language models of the GPT-2 and Llama families from scratch, and their per-example losses."""
+"""Language models of the GPT-2 and Llama families from scratch, GPT-2 with its weights, and their per-example losses."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dpbench.models.wrappers import LanguageModel
+    from dpbench.spec.sources import Source
 
 
 def language_model_family(size: str) -> str:
@@ -113,6 +114,47 @@ def _llama(shape: dict[str, int], tied: bool) -> PreTrainedModel:
         attention_dropout=0.0,
     )
     return LlamaForCausalLM(config)
+
+
+def pretrained_language_model(name: str, source: Source, seed: int = 0, meta: bool = False) -> LanguageModel:
+    """GPT-2 with its published weights, in fp32 and without dropout.
+
+    The head starts as a copy of the embedding and is a tensor of its own, as in private-transformers.
+
+    Args:
+        source: from `resolve`; kind `scratch` gives random weights that depend on `seed`.
+        meta: on the meta device, without reading any file.
+
+    Raises:
+        DpbenchError: not a GPT-2 with weights; weights gone, changed, damaged or of another architecture.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from dpbench.models import sources
+    from dpbench.models.encoders import check_config, checkpoint
+    from dpbench.models.seeded import build
+    from dpbench.models.wrappers import CAUSAL, LanguageModel
+
+    plugin = plugins.get("model", name)
+    if plugin.extra["family"] != "gpt2" or "architecture" not in plugin.extra:
+        raise DpbenchError(f"model {name} is no language model with published weights", "name a size instead")
+    architecture = plugin.extra["architecture"]
+    rest: dict[str, Any] = {"use_cache": False, "tie_word_embeddings": False, "attn_implementation": CAUSAL}
+    rest |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    rest |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    model = build(lambda: GPT2LMHeadModel(GPT2Config(**(architecture | rest))), seed, meta)
+    if source.kind != "scratch" and not meta:
+        check_config(sources.file_of(plugin, source, sources.CONFIG), architecture, name)
+        path = sources.file_of(plugin, source, sources.WEIGHTS)
+        own = model.transformer.state_dict()
+        tensors = checkpoint(path, "transformer", set(own))
+        for key, value in tensors.items():
+            if value.shape != own[key].shape:
+                what = f"{path}: {key} has shape {list(value.shape)}, {name} needs {list(own[key].shape)}"
+                raise DpbenchError(what, f"put the weights of {name} there")
+        model.transformer.load_state_dict(tensors)
+        model.lm_head.load_state_dict({"weight": tensors["wte.weight"]})
+    return LanguageModel(model)
 
 
 def language_model_losses(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

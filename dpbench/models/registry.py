@@ -2,7 +2,13 @@
 
 from dpbench.models.encoders import encoder
 from dpbench.models.images import image_model
-from dpbench.models.language import language_model, language_model_family, language_model_losses, language_model_size
+from dpbench.models.language import (
+    language_model,
+    language_model_family,
+    language_model_losses,
+    language_model_size,
+    pretrained_language_model,
+)
 from dpbench.models.sources import KINDS, resolve, where
 from dpbench.models.text import TextTokenizer, text_tokenizer
 
@@ -15,6 +21,7 @@ __all__ = [
     "language_model_family",
     "language_model_losses",
     "language_model_size",
+    "pretrained_language_model",
     "resolve",
     "text_tokenizer",
     "where",

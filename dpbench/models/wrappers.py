@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, BertModel, PreTrainedModel, RobertaModel
+from transformers import AttentionInterface, BertModel, DynamicCache, PreTrainedModel, RobertaModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from dpbench.errors import DpbenchError
@@ -75,4 +75,27 @@ class LanguageModel(torch.nn.Module):
             raise DpbenchError(f"input of {input_ids.shape[1]} tokens, the model takes {self.context}", "use shorter blocks")
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape).contiguous()
         output: Any = self.model(input_ids=input_ids, position_ids=positions, use_cache=False)
+        return output.logits
+
+    def start(self, batch: int) -> DynamicCache:
+        """What `cached` begins with: nothing."""
+        return DynamicCache()
+
+    def cached(self, input_ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+        """[B, T] token ids that follow those in `cache`, which takes them up -> [B, T, V] logits.
+
+        Raises:
+            DpbenchError: with those before, T is longer than the model's positions.
+        """
+        (batch, tokens), seen = input_ids.shape, int(cache.get_seq_length())
+        if seen + tokens > self.context:
+            raise DpbenchError(f"input of {seen + tokens} tokens, the model takes {self.context}", "lower max_length")
+        positions = torch.arange(seen, seen + tokens, device=input_ids.device).expand(batch, tokens).contiguous()
+        mask = None
+        if seen and tokens > 1:  # `is_causal` would hide what came before
+            mask = torch.ones(tokens, seen + tokens, dtype=torch.bool, device=input_ids.device).tril(seen)
+            mask = mask.expand(batch, 1, -1, -1)
+        output: Any = self.model(
+            input_ids=input_ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
+        )
         return output.logits

@@ -34,10 +34,15 @@ def write_record(record: Record, folder: Path) -> Path:
         DpbenchError: the record does not hold its own schema, or the file cannot be written.
     """
     path = folder / NAME
-    text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False)
+    text = record_text(record)
     _validate(json.loads(text), path)
-    write_atomic(path, text + "\n")
+    write_atomic(path, text)
     return path
+
+
+def record_text(record: Record) -> str:
+    """What `record.json` holds."""
+    return json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_record(path: Path) -> Record:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dpbench.data.embedded import answers, articles, colour_shapes, entailment, grey_shapes, paraphrases, sentiment
+from dpbench.data.embedded import answers, articles, colour_shapes, entailment, grey_shapes, paraphrases, restaurants, sentiment
 
 PINNED = {
     (sentiment, "train"): "68569a5595b94f465e180a952a951d2d8aaea075d19c1f1bb19a2c3b26fc2058",
@@ -19,6 +19,9 @@ PINNED = {
     (answers, "validation"): "a7239a80e3341be67c3e7ca2bf7197960a2f7ede5a0113e6b07d88c02c10df7b",
     (paraphrases, "train"): "17154955f85ef2771bdc0f300ff4e77c908c40ee9b6fcf4b5d14cbe4accbb7a1",
     (paraphrases, "validation"): "81f670cb5f69732e552da5370bd5224b175be7d8c1f678c1c077bc78a1168479",
+    (restaurants, "train"): "aafb64817aef5c29871947a08757f354ef680b850f8934ec2f2414c73c004581",
+    (restaurants, "validation"): "9cadf935082449e5932ae37129ff3951619ddb568314ceab49001ba3a221bf34",
+    (restaurants, "test"): "e3017d8678b0201d12cb084c198405524c049ae2c4f99a9b3675eb6a30df6113",
 }
 IMAGES = {
     (grey_shapes, "train"): "af9ba01351ee1c1fd2b42ebfb5bcd1f081a8f87ca93f492419c03c40a6221af7",

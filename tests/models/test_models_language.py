@@ -1,8 +1,11 @@
 """GPT-2 from scratch and its per-example losses."""
 
+import json
+
 import pytest
 import torch
 
+from dpbench import plugins
 from dpbench.errors import DpbenchError
 from dpbench.models import registry
 
@@ -126,3 +129,54 @@ def test_seed_dtype_and_shape_overrides():
         registry.language_model_losses(model, {"input_ids": IDS[:, :1]})
     with pytest.raises(DpbenchError, match="did you mean 'medium'"):
         registry.language_model("mediun")
+
+
+SMALL = {"vocab_size": 300, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+
+
+@pytest.fixture
+def openai(tmp_path, monkeypatch):
+    """A local copy of GPT-2 of a size that a test can make, with the names that the published file has."""
+    from safetensors.torch import save_file
+    from transformers import GPT2Config, GPT2Model
+
+    extra = plugins.get("model", "openai_gpt2").extra
+    monkeypatch.setitem(extra, "architecture", extra["architecture"] | SMALL)
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    torch.manual_seed(0)
+    made = GPT2Model(GPT2Config(**extra["architecture"]))
+    tensors = {name: value.contiguous() for name, value in made.state_dict().items()}
+    save_file(tensors | {"h.0.attn.bias": torch.ones(1, 1, 32, 32)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(extra["architecture"]))
+    (folder / "tokenizer.json").write_text("{}")
+    monkeypatch.setenv("DPBENCH_MODELS", str(tmp_path))
+    return folder, tensors
+
+
+def test_published_weights_are_those_of_the_file_and_the_head_is_its_own(openai):
+    folder, tensors = openai
+    source = registry.resolve("openai_gpt2", "local")
+    made = registry.pretrained_language_model("openai_gpt2", source)
+    own = made.model.transformer.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in tensors.items())
+    assert torch.equal(made.model.lm_head.weight, tensors["wte.weight"])
+    assert made.model.lm_head.weight is not made.model.transformer.wte.weight
+    assert made(torch.zeros(2, 5, dtype=torch.long)).shape == (2, 5, 300)
+    (folder / "config.json").write_text(json.dumps({"n_head": 4}))
+    with pytest.raises(DpbenchError, match="n_head is 4, but openai_gpt2 has 2"):
+        registry.pretrained_language_model("openai_gpt2", source)
+
+
+def test_random_weights_stand_in_where_published_ones_are_not_there(openai):
+    source = registry.resolve("openai_gpt2", "scratch")
+    assert source.synthetic
+    one, same, other = (registry.pretrained_language_model("openai_gpt2", source, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.model.lm_head.weight, same.model.lm_head.weight)
+    assert not torch.equal(one.model.lm_head.weight, other.model.lm_head.weight)
+    assert all(p.is_meta for p in registry.pretrained_language_model("openai_gpt2", source, meta=True).parameters())
+
+
+def test_a_model_without_published_weights_is_refused():
+    with pytest.raises(DpbenchError, match="gpt2 is no language model with published weights"):
+        registry.pretrained_language_model("gpt2", registry.resolve("gpt2", "scratch"))

@@ -236,3 +236,17 @@ def test_where_all_values_come_from_is_said_once() -> None:
     assert len({column.place for column in blocks(both)[0].columns}) == 2
     assert "All values" not in table_fragment(both)
     assert 'class="place' in table_fragment(both)
+
+
+def test_samples_of_generated_text_are_shown_with_what_the_record_has(tables: list[TableData]) -> None:
+    sample = {"place": "best", "index": 7, "output": "<Written> text", "bleu": 61.25}
+    record = tables[0].records[0].record
+    record["facts"] = {"samples": [sample | {"input": "name : Mill", "references": ["one text", "another"]}]}
+    shown = re.sub("<pre>.*?</pre>", "", page(tables), flags=re.DOTALL)
+    for part in ("&lt;Written&gt; text", "61.2", "name : Mill", "one text<br>another", "<th>references</th>"):
+        assert part in shown
+    record["facts"] = {"samples": [sample]}
+    shown = re.sub("<pre>.*?</pre>", "", page(tables), flags=re.DOTALL)
+    assert "&lt;Written&gt; text" in shown
+    assert "inputs and references stay on the machine" in shown
+    assert "<th>references</th>" not in shown

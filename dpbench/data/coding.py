@@ -1,0 +1,204 @@
+"""Inputs and sentences of a table-to-text dataset as token ids. No tokenizer here is made of the rows that are trained on.
+
+`Pieces` is a BPE, of public text or a model's own. `Words` is small enough for a model of a million parameters: a closed slot of
+the schema is one token, the value of an open one (a name) stands as a placeholder in input and text, and the words are public.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from dpbench import plugins
+from dpbench.data import registry
+from dpbench.data.described import Field, linear
+from dpbench.data.tokenizer import EOS, PAD, bpe
+from dpbench.files import canonical_json, sha256_text
+from dpbench.spec.sources import Source
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PUBLIC = "wikitext2"
+PUBLIC_SPLIT = "test"
+"""Of the BPE: the one that the language_model job makes its tokenizer of, so that its weights fit."""
+
+SEPARATOR, UNKNOWN = "<sep>", "<unk>"
+ENTITIES = 16
+"""Placeholders where every subject and object is an open value."""
+
+_WORD = re.compile(r"<\d+>|£?\d+(?:[.,]\d+)*|[^\W\d_]+(?:'[^\W\d_]+)?|[^\w\s]")
+_PLACE = re.compile(r"<\d+>")
+_PUNCTUATION = ". , ' - ! ? ( ) : ; / &"
+
+
+class Coding(Protocol):
+    """pad, eos: ids; vocabulary: ids are below it; banned: never generated; sha256: of the tokenizer, for the record."""
+
+    pad: int
+    eos: int
+    vocabulary: int
+    banned: list[int]
+    sha256: str
+
+    def prompt(self, fields: Sequence[Field]) -> list[int]:
+        """Ids of an input, with a mark at the end."""
+
+    def target(self, fields: Sequence[Field], text: str) -> list[int]:
+        """Ids of a text for that input, with <eos> at the end."""
+
+    def text(self, fields: Sequence[Field], ids: Iterable[int]) -> str:
+        """What generated ids say; <eos> and what follows is left out."""
+
+
+def coding(kind: Literal["words", "pieces"], name: str, size: int, public: Source) -> Coding:
+    """The tokenizer of a table-to-text dataset.
+
+    Args:
+        size: words: how many of the public text's words, the most frequent first, beside those of the plug-in;
+            pieces: the vocabulary of the BPE.
+        public: source of `wikitext2`.
+    """
+    if kind == "words":
+        return Words(name, size, public)
+    tokenizer, sha256 = bpe(PUBLIC, size, public, PUBLIC_SPLIT)
+    return Pieces(tokenizer, size, tokenizer.token_to_id(PAD), tokenizer.token_to_id(EOS), sha256)
+
+
+def most_words(name: str, size: int) -> int:
+    """The largest vocabulary that `Words` can have, without reading any text."""
+    return len(_fixed(name)) + len(_own_words(name)) + size
+
+
+class Pieces:
+    """A BPE: `name : The Mill | area : riverside <eos>` -> ` The Mill is by the river. <eos>`."""
+
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int, pad: int, eos: int, sha256: str) -> None:
+        self._tokenizer, self.vocabulary, self.pad, self.eos, self.sha256 = tokenizer, vocabulary, pad, eos, sha256
+        self.banned = [*{pad} - {eos}, *range(tokenizer.get_vocab_size(), vocabulary)]
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [*ids, self.eos]
+
+    def prompt(self, fields: Sequence[Field]) -> list[int]:
+        return self._ids(linear(fields))
+
+    def target(self, fields: Sequence[Field], text: str) -> list[int]:
+        return self._ids(f" {text}")
+
+    def text(self, fields: Sequence[Field], ids: Iterable[int]) -> str:
+        return str(self._tokenizer.decode(_until(ids, self.eos))).strip()
+
+
+class Words:
+    """Lower-case words; placeholders <0>, <1>, ... for open values; where the dataset has a schema, one token a closed slot."""
+
+    def __init__(self, name: str, size: int, public: Source) -> None:
+        fixed = _fixed(name)
+        lines = registry.load(PUBLIC, "train", public).columns["text"]
+        counts = Counter(word for line in lines for word in line.lower().split())
+        common = sorted((word for word in counts if word.isalpha()), key=lambda word: (-counts[word], word))[:size]
+        known = [*fixed, *sorted({*_own_words(name), *common})]
+        self.slots = _slots(name)
+        self._id = {token: number for number, token in enumerate(known)}
+        self._token = known
+        self.vocabulary, self.sha256 = len(known), sha256_text(canonical_json(known))
+        self.pad, self.eos, self._unknown = self._id[PAD], self._id[EOS], self._id[UNKNOWN]
+        kept = {EOS, *(token for token in fixed if _PLACE.fullmatch(token))}
+        self.banned = [self._id[token] for token in fixed if token not in kept]
+
+    def _ids(self, tokens: Iterable[str]) -> list[int]:
+        return [self._id.get(token, self._unknown) for token in tokens]
+
+    def prompt(self, fields: Sequence[Field]) -> list[int]:
+        values = self._values(fields)
+        if self.slots:
+            given = dict(fields)  # type: ignore[arg-type]
+            return self._ids([*(_slot_token(slot, known, given.get(slot)) for slot, known in self.slots.items()), SEPARATOR])
+        tokens = [token for field in fields for part in field for token in _split(_hidden(_spaced(part), values))]
+        return self._ids([*tokens, SEPARATOR])
+
+    def target(self, fields: Sequence[Field], text: str) -> list[int]:
+        return self._ids([*_split(_hidden(text, self._values(fields))), EOS])
+
+    def text(self, fields: Sequence[Field], ids: Iterable[int]) -> str:
+        values = self._values(fields)
+        places = {f"<{place}>": value for place, value in enumerate(values) if value}
+        tokens = [self._token[i] for i in _until(ids, self.eos)]
+        text = _joined([token for token in tokens if token in places or not _PLACE.fullmatch(token)])
+        text = re.sub(r"(^|[.!?] )([^\W\d_])", lambda m: m[1] + m[2].upper(), text)
+        return _PLACE.sub(lambda m: places[m[0]], text)
+
+    def _values(self, fields: Sequence[Field]) -> list[str | None]:
+        """What each placeholder stands for; none where the input has no such slot."""
+        if self.slots:
+            given = dict(fields)  # type: ignore[arg-type]
+            return [given.get(slot) for slot, known in self.slots.items() if known is None]
+        entities = dict.fromkeys(entity for field in fields for entity in (field[0], field[-1]))
+        return [*entities][:ENTITIES]
+
+
+def _slots(name: str) -> dict[str, list[str] | None]:
+    found: dict[str, list[str] | None] = plugins.get("dataset", name).extra.get("slots", {})
+    return found
+
+
+def _slot_token(slot: str, known: list[str] | None, value: str | None) -> str:
+    if not value:
+        return f"{slot}=none"
+    return f"{slot}=other" if known is None or value not in known else f"{slot}={value}"
+
+
+def _fixed(name: str) -> list[str]:
+    """Marks, placeholders and slot tokens, in the order of their ids."""
+    slots = _slots(name)
+    holders = sum(known is None for known in slots.values()) if slots else ENTITIES
+    tokens = [PAD, EOS, SEPARATOR, UNKNOWN, *(f"<{i}>" for i in range(holders))]
+    for slot, known in slots.items():
+        tokens += [f"{slot}={value}" for value in ("none", "other", *(known or ()))]
+    return tokens
+
+
+def _own_words(name: str) -> set[str]:
+    """Words of the schema and of the plug-in's list."""
+    extra: dict[str, Any] = plugins.get("dataset", name).extra
+    values = [value for known in _slots(name).values() for value in known or ()]
+    return {token for text in (*values, extra.get("words", ""), _PUNCTUATION) for token in _split(text)}
+
+
+def _split(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _spaced(relation: str) -> str:
+    """`cityServed` -> `city Served`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", relation)
+
+
+def _hidden(text: str, values: Sequence[str | None]) -> str:
+    """The text in lower case with each value, wherever it stands, replaced by its placeholder; the longest first."""
+    places = {value.lower(): place for place, value in reversed([*enumerate(values)]) if value}
+    if not places:
+        return text.lower()
+    pattern = "|".join(re.escape(value) for value in sorted(places, key=len, reverse=True))
+    return re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", lambda m: f" <{places[m[0]]}> ", text.lower())
+
+
+def _joined(tokens: Sequence[str]) -> str:
+    text = " ".join(tokens)
+    text = re.sub(r" ([.,;:!?)])", r"\1", text)
+    text = re.sub(r"\( ", "(", text)
+    text = re.sub(r" ([-/]) ", r"\1", text)
+    return re.sub(r" ' ?(?=s\b)", "'", text)
+
+
+def _until(ids: Iterable[int], eos: int) -> list[int]:
+    found = []
+    for i in ids:
+        if i == eos:
+            break
+        found.append(int(i))
+    return found

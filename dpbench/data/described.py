@@ -1,0 +1,74 @@
+"""Table-to-text datasets in one form: fields in, sentences out. Never imports torch.
+
+A dataset of task `table_to_text` has a function `described(columns) -> list[Described]`, one item a row of its file. Its
+`PLUGIN` may say `slots` (name -> the values of a closed slot, none for an open one), where they are the same in every row
+and public, and `words`, words of its subject; none of them may come from the rows, for a tokenizer is made of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dpbench import plugins
+from dpbench.data import registry
+from dpbench.errors import DpbenchError
+from dpbench.spec.sources import Source
+
+TASK = "table_to_text"
+
+Field = tuple[str, ...]
+"""(slot, value), or (subject, relation, object)."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """fields: what is to be said; texts: sentences that people wrote for it, one or more."""
+
+    fields: tuple[Field, ...]
+    texts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.fields or not self.texts:
+            missing = "texts" if self.fields else "fields"
+            raise DpbenchError(f"an input without {missing}: {self}", "leave it out of the file, or fetch the file again")
+
+
+def load(name: str, split: str, source: Source) -> list[Described]:
+    """The rows of a split.
+
+    Raises:
+        DpbenchError: not a table-to-text dataset; a row without fields or texts; what `registry.load` raises.
+    """
+    plugin = plugins.get("dataset", name)
+    if plugin.extra["task"] != TASK:
+        known = [p.name for p in plugins.discover("dataset").values() if p.extra["task"] == TASK]
+        raise DpbenchError(f"dataset {name} is for {plugin.extra['task']}, not {TASK}", f"take one of {', '.join(known)}")
+    rows: list[Described] = plugin.load().described(registry.load(name, split, source).columns)
+    return rows
+
+
+def one_text_each(rows: Iterable[Described]) -> list[Described]:
+    """A row a text: what is trained on, and the unit of privacy.
+
+    Guarantee: rows without several texts stay as they are, so there one row of the file is one example.
+    """
+    return [Described(row.fields, (text,)) for row in rows for text in row.texts]
+
+
+def grouped(rows: Iterable[Described]) -> list[Described]:
+    """Inputs in order of first appearance, each with all its different texts: what is evaluated on."""
+    texts: dict[tuple[Field, ...], dict[str, None]] = {}
+    for row in rows:
+        texts.setdefault(row.fields, {}).update(dict.fromkeys(row.texts))
+    return [Described(fields, tuple(found)) for fields, found in texts.items()]
+
+
+def linear(fields: Iterable[Field]) -> str:
+    """`name : The Mill | area : riverside`: an input as text."""
+    return " | ".join(" : ".join(field) for field in fields)
+
+
+def plain(text: str) -> str:
+    """An entity's or relation's name as words: `Aarhus_Airport` -> `Aarhus Airport`."""
+    return " ".join(text.strip().strip('"').replace("_", " ").split())

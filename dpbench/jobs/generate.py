@@ -1,0 +1,251 @@
+"""Train a language model to put tables into words, and score what it writes for inputs it has not seen."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from dpbench import plugins
+from dpbench.data.coding import PUBLIC
+from dpbench.data.described import TASK
+from dpbench.errors import DpbenchError
+from dpbench.jobs.classify import ClippingSettings, mechanism
+from dpbench.jobs.contract import Context, Outcome, metric
+from dpbench.mechanism import Mechanism, Sampling
+from dpbench.metrics.text import LEFT_OUT, require
+from dpbench.models.language import language_model_family
+from dpbench.records.schema import Metric
+from dpbench.spec.expand import Uses
+from dpbench.spec.models import Resources
+from dpbench.spec.sources import Source
+from dpbench.validation import Strict
+
+PLUGIN = {
+    "kind": "job",
+    "name": "generate",
+    "version": 1,
+    "summary": "train a language model on inputs and texts, and score what it writes for new inputs",
+}
+
+
+class Optimizer(Strict):
+    """AdamW on the released gradient."""
+
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "linear"] = "constant"
+
+
+class Tuning(Strict):
+    """What is trained.
+
+    layers: last blocks (`last_layers`); rank, alpha: of the adapters (`lora`); length, width: positions of the prefix, and the
+    hidden layer that makes it, none where it is trained itself (`prefix`).
+    """
+
+    mode: Literal["full", "last_layers", "lora", "prefix"] = "full"
+    layers: int = Field(2, ge=1)
+    rank: int = Field(4, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    length: int = Field(10, ge=1)
+    width: int | None = Field(None, ge=1)
+
+
+class Start(Strict):
+    """The public model that training starts from: pre-trained on WikiText-2 without privacy, once for all runs that ask alike."""
+
+    tokens: int = Field(ge=2, description="T of its blocks, and its positions.")
+    train_blocks: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    expected_batch_size: float = Field(gt=0, description="Blocks a step.")
+    learning_rate: float = Field(gt=0, description="The largest; a tenth of the steps lead up to it, then it falls as a cosine.")
+
+
+class Decoding(Strict):
+    """How texts are generated. beams: 1 is greedy; rows: hypotheses at once."""
+
+    beams: int = Field(1, ge=1)
+    length_penalty: float = Field(1.0, ge=0)
+    rows: int = Field(64, ge=1)
+
+
+class Settings(Strict):
+    """One cell: a dataset, a model, what is trained of it, an engine, an epsilon. An example is one input with one text."""
+
+    dataset: str
+    size: str | None = Field(None, description="Size of the GPT-2 or Llama family.")
+    weights: str | None = Field(None, description="A model with published weights, in place of a size.")
+    from_scratch: bool = Field(False, description="Random weights although there are published ones.")
+    coding: Literal["words", "pieces", "own"] = Field(
+        "pieces", description="How text becomes tokens, see dpbench.data.coding; own: as the model with published weights does."
+    )
+    vocabulary: int = Field(0, ge=0, description="pieces: tokens of the BPE; words: how many of the public text's words.")
+    max_length: int = Field(100, ge=16, description="Tokens of input and text together; longer ones are cut.")
+    tuning: Tuning = Tuning()
+    start: Start | None = None
+    engine: str
+    clipping: ClippingSettings | None = None
+    epsilon: float | None = Field(None, gt=0)
+    delta: float | Literal["1/(2n)", "n^-1.1"] = 8e-6
+    relation: Literal["add_or_remove", "replace_one"] = "add_or_remove"
+    sampler: Literal["poisson", "fixed"] = "poisson"
+    steps: int = Field(ge=1)
+    expected_batch_size: float = Field(gt=0)
+    optimizer: Optimizer
+    train_limit: int | None = Field(None, ge=1, description="Only the first so many examples.")
+    evaluate_on: Literal["test", "validation", "train_rest"] = Field(
+        "test", description="train_rest: inputs of the train split that are then not trained on; for choosing settings."
+    )
+    held_out: float = Field(0.05, gt=0, lt=1, description="Share of the train split's inputs that is its rest.")
+    evaluate_limit: int | None = Field(None, ge=1, description="Only the first so many inputs.")
+    decoding: Decoding = Decoding()
+    samples: int = Field(5, ge=0, description="Best and worst outputs kept in the local record, so many of each.")
+    token_budget: int = Field(8192, ge=16, description="Padded tokens of a physical batch.")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: float32 weights, products by autocast.")
+    device: Literal["cpu", "cuda"] = "cpu"
+    caveats: list[str] = Field(default_factory=list, description="Reasons for which epsilon is only nominal.")
+
+    @property
+    def positions(self) -> int:
+        """That training and decoding reach: the prefix comes first."""
+        return self.max_length + (self.tuning.length if self.tuning.mode == "prefix" else 0)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Settings:
+        clips = bool(plugins.get("engine", self.engine).extra["scopes"])
+        if clips and (self.clipping is None or self.epsilon is None):
+            raise ValueError(f"engine {self.engine} needs clipping and epsilon")
+        if not clips and (self.clipping is not None or self.epsilon is not None):
+            raise ValueError(f"engine {self.engine} takes neither clipping nor epsilon")
+        if (self.size is None) == (self.weights is None):
+            raise ValueError("exactly one of size and weights")
+        if (self.weights is None) != (self.coding != "own"):
+            raise ValueError("coding: own belongs to weights, and words and pieces to a size")
+        if self.weights is None and self.from_scratch:
+            raise ValueError("from_scratch says what to do with weights: a model of a size is from scratch already")
+        if self.weights is not None and self.start is not None:
+            raise ValueError("start pre-trains a model of a size; weights have been trained")
+        if self.tuning.mode != "full" and self.start is None and (self.weights is None or self.from_scratch):
+            says = f"tuning.mode {self.tuning.mode} trains a part of a model that has learnt something"
+            raise ValueError(f"{says}: give start or weights")
+        if self.start is not None and self.coding != "pieces":
+            raise ValueError("start: its model was trained on pieces, so coding must be pieces")
+        if self.start is not None and self.start.tokens < self.positions:
+            raise ValueError(f"start.tokens {self.start.tokens} is below the {self.positions} positions that are needed")
+        return self
+
+
+def uses(settings: Settings) -> Uses:
+    """Versions and sources that decide the numbers."""
+    found = [("engine", settings.engine)]
+    if settings.clipping is not None:
+        found += [("function", settings.clipping.function), ("scope", settings.clipping.scope), *settings.clipping.policies]
+    return Uses(tuple(found), datasets=(settings.dataset, PUBLIC), models=(model_named(settings),))
+
+
+def model_named(settings: Settings) -> str:
+    """The model plug-in."""
+    return settings.weights or language_model_family(str(settings.size))
+
+
+def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any], int, Resources]]:
+    """The public model first; it does not depend on the seed."""
+    start = settings.start
+    if start is None:
+        return {}
+    wanted = {
+        "dataset": PUBLIC,
+        "size": settings.size,
+        "vocabulary": settings.vocabulary,
+        "tokens": start.tokens,
+        "train_blocks": start.train_blocks,
+        "validation_blocks": 64,
+        "evaluate_every": start.steps,
+        "engine": "nonprivate",
+        "steps": start.steps,
+        "expected_batch_size": start.expected_batch_size,
+        "optimizer": {
+            "learning_rate": start.learning_rate,
+            "min_learning_rate": start.learning_rate / 10,
+            "warmup_steps": start.steps // 10,
+        },
+        "token_budget": settings.token_budget,
+        "precision": settings.precision,
+        "device": settings.device,
+        "save_weights": True,
+    }
+    gpu = int(settings.device == "cuda")
+    minutes = max(0.3, start.steps / (600 if gpu else 120))  # a plan, as every table's
+    return {"start": ("language_model", wanted, 0, Resources(threads=2, minutes=minutes, mem_mb=8000, gpu=gpu))}
+
+
+def run(settings: Settings, context: Context) -> Outcome:
+    """Train, decode the inputs of the evaluated split, score.
+
+    Raises:
+        DpbenchError: no such device, a package that scores is missing, the mechanism is out of reach, or a guard of the engine
+            stopped the run.
+    """
+    from dpbench.jobs import generation
+    from dpbench.jobs.throughput import require_device
+    from dpbench.runner import privacy_of
+
+    require_device(settings.device)
+    require()
+    task = generation.Task(settings, context)
+    plan = mechanism(settings, len(task), len(task), context.seed)  # type: ignore[arg-type]  # the fields it reads are there
+    done = generation.train(settings, task, plan, context)
+    scored = generation.evaluate(task, context)
+    warnings = [f"{done.ignored} examples had non-finite gradients and contributed 0"] if done.ignored else []
+    metrics = [metric("bleu", scored.bleu, ""), metric("rouge_l", scored.rouge_l, ""), metric("nist", scored.nist, "")]
+    metrics += [Metric(name=name, value=None, unit="", note=why) for name, why in LEFT_OUT.items()]
+    facts = {
+        "example": "one input with one text",
+        "evaluated_on": settings.evaluate_on,
+        "evaluated_inputs": len(scored.outputs),
+        "empty_outputs": sum(not text for text in scored.outputs),
+        "different_outputs": len(set(scored.outputs)),
+        "outputs_sha256": scored.sha256,
+        "samples": scored.samples,
+        "unprotected": done.unprotected,
+        "groups": done.groups,
+        "trainable_parameters": done.trainable,
+        "mean_batch_size": done.drawn / settings.steps,
+        "clipped_fraction_not_private": done.clipped,
+        **task.facts,
+    }
+    return Outcome(metrics, plan.describe(), privacy_of(plan), facts, warnings=warnings, device=settings.device)
+
+
+def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
+    """Prove a run without running it: data schema, the model on the meta device with its engine, and the budget."""
+    from dpbench import engines
+    from dpbench.data import registry as datasets
+    from dpbench.data.coding import most_words
+    from dpbench.jobs import generation
+
+    task = plugins.get("dataset", settings.dataset).extra["task"]
+    if task != TASK:
+        raise DpbenchError(f"dataset {settings.dataset} is for {task}, not {TASK}")
+    rows = {name: datasets.check(name, sources[f"dataset:{name}"]) for name in (settings.dataset, PUBLIC)}
+    size = most_words(settings.dataset, settings.vocabulary) if settings.coding == "words" else settings.vocabulary
+    model = generation.model_of(settings, size, sources[f"model:{model_named(settings)}"], meta=True)
+    count = min(rows[settings.dataset].get("train", 0), settings.train_limit or 10**12)
+    plan = mechanism(settings, count, count, 0) if count else _uncalibrated(settings)  # type: ignore[arg-type]
+    handle = engines.attach(settings.engine, model, generation.optimizer(settings.optimizer, model), plan)
+    unprotected, trainable = list(handle.unprotected), sum(p.numel() for p in handle.trainable.values())
+    handle.detach()
+    if unprotected:
+        raise DpbenchError(f"engine {settings.engine} leaves {unprotected[0]} unprotected")
+    remarks = [f"{trainable / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters trained"]
+    if plan.private and count:
+        remarks.append(f"epsilon {plan.epsilon():.3f} at noise multiplier {plan.noise_multiplier:.3f}")
+    return remarks
+
+
+def _uncalibrated(settings: Settings) -> Mechanism:
+    """For a dataset whose size is known only once it has been generated."""
+    sampling = Sampling(settings.sampler, int(settings.expected_batch_size), settings.expected_batch_size)
+    clipping = settings.clipping.made() if settings.clipping else None
+    return Mechanism(sampling, settings.steps, clipping)

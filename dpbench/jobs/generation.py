@@ -1,0 +1,294 @@
+"""Model, data, loop and scoring of the generate job. Imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
+
+from dpbench import engines, plugins
+from dpbench.data import coding, described
+from dpbench.data.coding import Coding
+from dpbench.data.described import Described
+from dpbench.data.tokenizer import EOS
+from dpbench.errors import DpbenchError
+from dpbench.files import canonical_json, sha256_text
+from dpbench.jobs.contract import Context
+from dpbench.jobs.generate import model_named
+from dpbench.jobs.language_model import WEIGHTS
+from dpbench.mechanism import Mechanism
+from dpbench.metrics import text as metrics
+from dpbench.models import registry as models
+from dpbench.models import tuning
+from dpbench.models.decoding import generate
+from dpbench.sampling import batches, by_tokens
+from dpbench.spec.sources import Source
+
+if TYPE_CHECKING:
+    from dpbench.jobs.generate import Optimizer, Settings
+
+IGNORED = -100
+ROOM = 32
+"""Tokens that a text has at least, however long its input; half of max_length where that is less."""
+
+
+class Task:
+    """Examples as token ids, and the model with its initial weights, the same for all methods of a seed."""
+
+    def __init__(self, settings: Settings, context: Context) -> None:
+        self.settings, self.device = settings, torch.device(settings.device)
+        source = context.sources[f"dataset:{settings.dataset}"]
+        public = context.sources[f"dataset:{coding.PUBLIC}"]
+        model = context.sources[f"model:{model_named(settings)}"]
+        self.coding = coding_of(settings, model, public)
+        train = described.one_text_each(described.load(settings.dataset, "train", source))
+        if settings.evaluate_on == "train_rest":
+            rest = [row for row in train if is_rest(row, settings.held_out)]
+            train = [row for row in train if not is_rest(row, settings.held_out)]
+        else:
+            rest = described.load(settings.dataset, settings.evaluate_on, source)
+        self.inputs = described.grouped(rest)[: settings.evaluate_limit]
+        self.ids: list[list[int]] = []
+        self.begins: list[int] = []
+        cut = 0
+        for row in train[: settings.train_limit]:
+            prompt, target = self.prompt(row), self.coding.target(row.fields, row.texts[0])
+            self.begins.append(len(prompt))
+            self.ids.append([*prompt, *target][: settings.max_length])
+            cut += len(prompt) + len(target) > settings.max_length
+        self.lengths = np.asarray([len(ids) for ids in self.ids])
+        weights = context.artefact("start", WEIGHTS) if settings.start else None
+        self.model = model_of(settings, self.coding.vocabulary, model, context.seed, weights=weights).to(self.device)
+        self.facts = {
+            "train_rows": len(self.ids),
+            "train_rows_cut": cut,
+            "mean_tokens": float(self.lengths.mean()),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "vocabulary": self.coding.vocabulary,
+            "tokenizer_sha256": self.coding.sha256,
+        }
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def prompt(self, row: Described) -> list[int]:
+        """Ids of an input, its end cut where it would leave no room for a text."""
+        ids = self.coding.prompt(row.fields)
+        longest = self.settings.max_length - min(ROOM, self.settings.max_length // 2)
+        return ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]]
+
+    def physical(self, drawn: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
+        """Pieces of a logical batch, by length."""
+        return by_tokens(drawn, self.lengths, self.settings.token_budget)
+
+    def batch(self, rows: np.ndarray[Any, Any]) -> dict[str, Tensor]:
+        """input_ids and targets [B, T] (targets only where the text is), count [B] targets of each example."""
+        longest = int(self.lengths[rows].max())
+        ids = torch.full((len(rows), longest), self.coding.pad)
+        targets = torch.full((len(rows), longest), IGNORED)
+        for at, row in enumerate(rows):
+            own, begin = torch.tensor(self.ids[row]), self.begins[row]
+            ids[at, : len(own)] = own
+            targets[at, begin - 1 : len(own) - 1] = own[begin:]
+        count = (targets != IGNORED).sum(1)
+        return {"input_ids": ids.to(self.device), "targets": targets.to(self.device), "count": count.to(self.device)}
+
+    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """[B] mean cross entropies over an example's own text, its input left out."""
+        targets = batch["targets"]
+        with self._autocast(), self._attention():
+            logits = model(batch["input_ids"])
+        each = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
+        return each.view(targets.shape).sum(1) / batch["count"]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16")
+
+    def _attention(self) -> AbstractContextManager[None]:
+        """Plain products under vmap, which has no rule for the fused kernel, and on the CPU, where it is slow on short texts."""
+        plain = self.device.type == "cpu" or self.settings.engine == "vmap"
+        return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
+
+    def write(self, context: Context) -> list[str]:
+        """A text for each input."""
+        self.model.eval()
+        decoding = self.settings.decoding
+        with self._autocast():
+            found = generate(
+                self.model,  # type: ignore[arg-type]  # a LanguageModel or Prefixed
+                [self.prompt(row) for row in self.inputs],
+                eos=self.coding.eos,
+                limit=self.settings.max_length,
+                beams=decoding.beams,
+                length_penalty=decoding.length_penalty,
+                banned=self.coding.banned,
+                rows=decoding.rows,
+                device=self.device,
+                done=lambda count: context.report(count, len(self.inputs), "inputs put into words"),
+            )
+        return [self.coding.text(row.fields, ids) for row, ids in zip(self.inputs, found, strict=True)]
+
+
+@dataclass
+class Trained:
+    """clipped: fraction a non-empty step, not private; drawn: examples of all steps; trainable: parameters."""
+
+    clipped: list[float] = field(default_factory=list)
+    drawn: int = 0
+    ignored: int = 0
+    groups: int = 0
+    trainable: int = 0
+    unprotected: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """outputs: a text an input; samples: the best and worst of them; sha256: of all outputs."""
+
+    outputs: list[str]
+    samples: list[dict[str, Any]]
+    sha256: str
+    bleu: float
+    rouge_l: float
+    nist: float
+
+
+def is_rest(row: Described, share: float) -> bool:
+    """Whether an input belongs to the train split's rest: by its own hash, so that its texts stay together."""
+    draw = int.from_bytes(hashlib.sha256(described.linear(row.fields).encode()).digest()[:8], "big") / 2**64
+    return draw < share
+
+
+def coding_of(settings: Settings, model: Source, public: Source) -> Coding:
+    """The tokenizer: made of public text, or the model's own (on random weights in its place, one of public text)."""
+    if settings.coding != "own":
+        return coding.coding(settings.coding, settings.dataset, settings.vocabulary, public)
+    assert settings.weights is not None
+    found = models.text_tokenizer(settings.weights, model, public)
+    own: int = plugins.get("model", settings.weights).extra["architecture"]["eos_token_id"]
+    eos = own if found.own else found.tokenizer.token_to_id(EOS)
+    return coding.Pieces(found.tokenizer, found.vocabulary, found.pad, eos, found.sha256)
+
+
+def model_of(
+    settings: Settings, vocabulary: int, source: Source, seed: int = 0, meta: bool = False, weights: Path | None = None
+) -> nn.Module:
+    """The model in training mode, with what is not trained frozen.
+
+    Args:
+        vocabulary: V of a model of a size; source: of published weights; weights: of the public start.
+    """
+    from safetensors.torch import load_file
+
+    if settings.weights is not None:
+        kept = Source(kind="scratch") if settings.from_scratch else source
+        return tuned(settings, models.pretrained_language_model(settings.weights, kept, seed, meta), seed, meta).train()
+    assert settings.size is not None
+    positions = settings.start.tokens if settings.start else settings.positions
+    made = models.language_model(settings.size, seed=seed, meta=meta, vocabulary=vocabulary, context=positions)
+    if weights is not None:
+        made.load_state_dict(load_file(weights))
+    return tuned(settings, made, seed, meta).train()
+
+
+def tuned(settings: Settings, model: Any, seed: int, meta: bool) -> nn.Module:
+    """The model with what its tuning adds, and the rest frozen."""
+    how = settings.tuning
+    if how.mode == "last_layers":
+        return tuning.last_layers(model, how.layers)
+    if how.mode == "lora":
+        return tuning.lora(model, how.rank, how.alpha, seed, meta)
+    if how.mode == "prefix":
+        return tuning.prefix(model, how.length, how.width, seed, meta)
+    return model
+
+
+def optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW on all that is trained."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+def train(settings: Settings, task: Task, plan: Mechanism, context: Context) -> Trained:
+    """All steps of the mechanism."""
+    stepper = optimizer(settings.optimizer, task.model)
+    handle = engines.attach(settings.engine, task.model, stepper, plan)
+    found = Trained(groups=len(handle.bounds), unprotected=list(handle.unprotected))
+    found.trainable = sum(p.numel() for p in handle.trainable.values())
+    rate = settings.optimizer.learning_rate
+    for step, drawn in enumerate(batches(plan)):
+        if settings.optimizer.schedule == "linear":
+            for group in stepper.param_groups:
+                group["lr"] = rate * (1 - step / plan.steps)
+        total = torch.zeros((), dtype=torch.float64)
+        for physical in task.physical(drawn):
+            total += handle.backward(task.losses, task.batch(physical)).double().sum().cpu()
+        stepper.step()
+        stepper.zero_grad()
+        found.drawn += len(drawn)
+        if plan.private and handle.clipped_fraction is not None:
+            found.clipped.append(handle.clipped_fraction)
+        loss = float(total) / len(drawn) if len(drawn) else None
+        context.steps.write(
+            step=step,
+            batch_size=len(drawn),
+            loss=loss if loss == loss else None,
+            clipped_fraction=handle.clipped_fraction,
+        )
+        said = f"{settings.engine}, loss {loss:.3f} (not private)" if loss is not None else "empty batch"
+        context.report(step + 1, plan.steps, said)
+    found.ignored = handle.non_finite_examples
+    handle.detach()
+    return found
+
+
+def evaluate(task: Task, context: Context) -> Scored:
+    """Texts for all inputs of the evaluated split, and their scores.
+
+    Raises:
+        DpbenchError: the split has no inputs.
+    """
+    if not task.inputs:
+        raise DpbenchError(f"{task.settings.evaluate_on} of {task.settings.dataset} has no inputs", "raise held_out")
+    outputs = task.write(context)
+    references = [row.texts for row in task.inputs]
+    return Scored(
+        outputs,
+        samples(task.inputs, outputs, task.settings.samples),
+        sha256_text(canonical_json(outputs)),
+        metrics.bleu(outputs, references),
+        metrics.rouge_l(outputs, references),
+        metrics.nist(outputs, references),
+    )
+
+
+def samples(inputs: list[Described], outputs: list[str], count: int) -> list[dict[str, Any]]:
+    """The best and the worst outputs by their own BLEU, `count` of each and none twice, with input and references.
+
+    `dpbench.records.samples` takes the text of the dataset out where a record leaves this machine.
+    """
+    scores = [metrics.sentence_bleu(output, row.texts) for output, row in zip(outputs, inputs, strict=True)]
+    order = sorted(range(len(outputs)), key=lambda i: (-scores[i], i))
+    best = order[: min(count, (len(order) + 1) // 2)]
+    worst = [i for i in order[::-1][:count] if i not in best]
+    return [
+        {
+            "place": place,
+            "index": i,
+            "output": outputs[i],
+            "bleu": round(scores[i], 2),
+            "input": described.linear(inputs[i].fields),
+            "references": list(inputs[i].texts),
+        }
+        for place, chosen in (("best", best), ("worst", worst))
+        for i in chosen
+    ]

@@ -1,0 +1,109 @@
+"""What of a language model is trained: all of it, its last blocks, low-rank adapters, or a prefix of keys and values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dpbench.errors import DpbenchError
+from dpbench.models.seeded import build
+from dpbench.models.stages import blocks_of
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
+
+    from dpbench.models.wrappers import LanguageModel
+
+
+class Prefixed(nn.Module):
+    """A frozen language model behind trained keys and values (Li and Liang, ACL 2021), of peft's PrefixEncoder.
+
+    Decoded as a language model is; its real tokens have the positions after the prefix.
+    """
+
+    def __init__(self, model: LanguageModel, prefix: nn.Module, length: int) -> None:
+        super().__init__()
+        self.model, self.prefix, self.length = model.requires_grad_(False), prefix, length
+
+    def start(self, batch: int) -> DynamicCache:
+        """The prefix of `batch` examples, as what came before their first token."""
+        from transformers import DynamicCache
+
+        device = next(self.prefix.parameters()).device
+        tokens = torch.arange(self.length, device=device).expand(batch, -1).contiguous()
+        config: Any = self.model.model.config
+        made = self.prefix(tokens).view(batch, self.length, 2 * config.num_hidden_layers, config.num_attention_heads, -1)
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(made.permute(2, 0, 3, 1, 4).split(2)):
+            cache.update(keys, values, layer)
+        return cache
+
+    def cached(self, input_ids: Tensor, cache: Any) -> Tensor:
+        return self.model.cached(input_ids, cache)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """[B, T] token ids -> [B, T, V] logits."""
+        return self.cached(input_ids, self.start(len(input_ids)))
+
+
+def last_layers(model: LanguageModel, layers: int) -> LanguageModel:
+    """Freeze all but the last blocks and the final norm, in place.
+
+    Raises:
+        DpbenchError: more layers than there are.
+    """
+    blocks = blocks_of(model)
+    if layers > len(blocks):
+        raise DpbenchError(f"tuning.layers {layers}: the model has {len(blocks)}", "train fewer, or all of it (mode: full)")
+    model.requires_grad_(False)
+    body: Any = model.model.base_model
+    for part in (*blocks[-layers:], body.norm if hasattr(body, "rotary_emb") else body.ln_f):
+        part.requires_grad_(True)
+    return model
+
+
+def lora(model: LanguageModel, rank: int, alpha: float, seed: int, meta: bool) -> LanguageModel:
+    """Freeze the model and put peft's low-rank adapters beside its attention's query, key and value products, in place."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    llama = hasattr(model.model.base_model, "rotary_emb")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # a float does
+        lora_dropout=0.0,
+        target_modules=["q_proj", "k_proj", "v_proj"] if llama else ["c_attn"],
+        fan_in_fan_out=not llama,
+    )
+    build(lambda: inject_adapter_in_model(config, model.model), seed, meta)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+    return model
+
+
+def prefix(model: LanguageModel, length: int, width: int | None, seed: int, meta: bool) -> Prefixed:
+    """The model frozen behind `length` positions of trained keys and values.
+
+    Args:
+        width: of the hidden layer that makes them of an embedding; None: they are trained themselves.
+
+    Raises:
+        DpbenchError: a model with fewer key than query heads.
+    """
+    from peft import PrefixTuningConfig
+    from peft.tuners.prefix_tuning import PrefixEncoder
+
+    config: Any = model.model.config
+    if getattr(config, "num_key_value_heads", config.num_attention_heads) != config.num_attention_heads:
+        raise DpbenchError("tuning.mode prefix: grouped key heads are not served", "use mode: lora")
+    made = PrefixTuningConfig(
+        num_virtual_tokens=length,
+        token_dim=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_transformer_submodules=1,
+        encoder_hidden_size=width,
+        prefix_projection=width is not None,
+    )
+    return Prefixed(model, build(lambda: PrefixEncoder(made), seed, meta), length)

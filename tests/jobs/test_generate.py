@@ -1,0 +1,266 @@
+"""The generate job: whose tokens the loss is of, the public start, what is measured, what leaves the machine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dpbench import plugins
+from dpbench.data import described, registry
+from dpbench.data.described import Described
+from dpbench.data.tokenizer import bpe
+from dpbench.errors import DpbenchError
+from dpbench.jobs import generate as job
+from dpbench.jobs import generation, language_model
+from dpbench.jobs.contract import Context
+from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.models import sources as models
+from dpbench.spec.expand import merge
+from dpbench.tracking import StepLog
+from dpbench.validation import parse
+
+BASE = {
+    "dataset": "e2e_nlg",
+    "size": "tiny",
+    "coding": "words",
+    "vocabulary": 100,
+    "max_length": 64,
+    "engine": "bookkeeping",
+    "clipping": {"function": "auto_s", "bound": 1.0},
+    "epsilon": 8,
+    "steps": 3,
+    "expected_batch_size": 40,
+    "optimizer": {"learning_rate": 1e-2},
+    "train_limit": 300,
+    "evaluate_limit": 6,
+    "samples": 2,
+    "token_budget": 1024,
+}
+PLAIN = {"engine": "nonprivate", "clipping": None, "epsilon": None}
+START = {"tokens": 96, "train_blocks": 60, "steps": 3, "expected_batch_size": 10, "learning_rate": 1e-2}
+PUBLIC = {"coding": "pieces", "vocabulary": 300, "max_length": 80, "start": START}
+MODES = {"lora": {"mode": "lora"}, "prefix": {"mode": "prefix", "length": 4}, "last_layers": {"mode": "last_layers", "layers": 1}}
+
+
+def settings(**over):
+    return parse(job.Settings, merge(BASE, over), "test")
+
+
+@pytest.fixture
+def context(tmp_path):
+    found = {f"dataset:{name}": registry.resolve(name, "embedded") for name in ("e2e_nlg", "web_nlg", "dart", "wikitext2")}
+    found |= {f"model:{name}": models.resolve(name, "scratch") for name in ("gpt2", "openai_gpt2")}
+    return Context(tmp_path, 1, found, StepLog(tmp_path / "steps.jsonl"))
+
+
+@pytest.fixture
+def started(context):
+    """The context with the public model that `PUBLIC` asks for."""
+    ((role, (name, wanted, seed, _)),) = job.parents(settings(**PUBLIC), 1).items()
+    assert (role, name, seed) == ("start", "language_model", 0)
+    folder = context.out / "start"
+    folder.mkdir()
+    parent = parse(language_model.Settings, wanted, "parent")
+    outcome = language_model.run(parent, Context(folder, seed, context.sources, StepLog(folder / "steps.jsonl")))
+    context.parents["start"] = folder
+    return context, outcome
+
+
+@pytest.mark.parametrize(
+    ("over", "says"),
+    [
+        ({"engine": "nonprivate"}, "takes neither clipping nor epsilon"),
+        ({"clipping": None}, "needs clipping and epsilon"),
+        ({"tuning": {"mode": "lora"}}, "give start"),
+        ({"start": START}, "coding must be pieces"),
+        ({**PUBLIC, "max_length": 90, "tuning": MODES["prefix"] | {"length": 7}}, "below the 97 positions"),
+        ({"tuning": {"mode": "lorra"}}, "tuning"),
+        ({"weights": "openai_gpt2"}, "exactly one of size and weights"),
+        ({"size": None, "weights": "openai_gpt2"}, "coding: own belongs to weights"),
+        ({"from_scratch": True}, "from scratch already"),
+        ({"size": None, "weights": "openai_gpt2", "coding": "own", "start": START}, "weights have been trained"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(over, says):
+    with pytest.raises(DpbenchError, match=says):
+        settings(**over)
+
+
+def test_the_loss_is_of_the_text_alone(context):
+    """Against a loss written out a token at a time; inputs and padding must not matter."""
+    task = generation.Task(settings(), context)
+    rows = np.asarray([0, 7, 30])
+    found = task.losses(task.model, task.batch(rows)).detach()
+    for value, row in zip(found, rows, strict=True):
+        ids, begin = task.ids[row], task.begins[row]
+        logits = task.model(torch.tensor([ids])).detach()[0].log_softmax(-1)
+        own = [float(logits[at - 1, ids[at]]) for at in range(begin, len(ids))]
+        assert float(value) == pytest.approx(-sum(own) / len(own), rel=1e-5)  # float32
+    assert len({len(task.ids[row]) for row in rows}) > 1  # so that one of them is padded
+    other = dict(task.batch(rows[:1]))
+    other["input_ids"] = other["input_ids"].clone()
+    other["input_ids"][:, len(task.ids[0]) :] = 5
+    assert torch.equal(task.losses(task.model, other), task.losses(task.model, task.batch(rows[:1])))
+
+
+def test_long_rows_are_cut_but_have_text(context):
+    task = generation.Task(settings(dataset="web_nlg", max_length=24), context)
+    assert task.facts["train_rows_cut"] > 0
+    assert max(map(len, task.ids)) == 24
+    assert all(begin <= 12 and len(ids) > begin for begin, ids in zip(task.begins, task.ids, strict=True))
+    rows = np.arange(len(task))
+    assert bool((task.batch(rows)["count"] > 0).all())
+
+
+def test_without_noise_and_with_a_bound_that_never_bites_it_is_plain_training(context):
+    """Same sampling, same weights: only the order of sums differs, which AdamW may enlarge."""
+    sampling = Sampling("poisson", 300, 40)
+    ends = []
+    for over, clipping in ((PLAIN, None), ({"clipping": {"function": "abadi"}}, Clipping(bound=1e6))):
+        own = settings(**over)
+        task = generation.Task(own, context)
+        done = generation.train(own, task, Mechanism(sampling, 3, clipping, seed=1), context)
+        assert done.clipped == ([] if clipping is None else [0.0] * 3)
+        ends.append(task.losses(task.model, task.batch(np.arange(20))).detach())
+    assert float((ends[0] - ends[1]).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("dataset", ["e2e_nlg", "web_nlg", "dart"])
+def test_a_private_run_measures_and_accounts(dataset, context):
+    done = job.run(settings(dataset=dataset), context)
+    found = {m.name: m for m in done.metrics}
+    assert list(found) == ["bleu", "rouge_l", "nist", "meteor", "cider"]
+    assert all(0 <= found[name].value <= 100 for name in ("bleu", "rouge_l", "nist"))
+    assert all(found[name].value is None and found[name].note.startswith("left out") for name in ("meteor", "cider"))
+    assert 0.99 * 8 <= done.privacy.epsilon <= 8
+    assert done.mechanism["sampling"]["dataset_size"] == done.facts["train_rows"] == 300
+    assert done.facts["unprotected"] == []
+    assert done.facts["evaluated_inputs"] == 6
+
+
+def test_a_seed_gives_one_result(context):
+    first = job.run(settings(), context)
+    again = job.run(settings(), context)
+    assert first.metrics == again.metrics
+    assert first.facts == again.facts
+    context.seed = 2
+    assert job.run(settings(), context).facts["outputs_sha256"] != first.facts["outputs_sha256"]
+
+
+def test_it_learns_to_speak_of_its_input(context):
+    """Without privacy, a hundred steps: most names and places of the input are spoken of, and BLEU is no accident."""
+    own = settings(
+        **PLAIN,
+        size="nano",
+        train_limit=None,
+        steps=120,
+        expected_batch_size=40,
+        optimizer={"learning_rate": 8e-3},
+        evaluate_limit=40,
+        token_budget=8192,
+    )
+    task = generation.Task(own, context)
+    untrained = generation.evaluate(task, context)
+    generation.train(own, task, job.mechanism(own, len(task), len(task), 1), context)
+    trained = generation.evaluate(task, context)
+    assert untrained.bleu < 5
+    assert trained.bleu > 25
+    near = [(dict(row.fields).get("near"), text) for row, text in zip(task.inputs, trained.outputs, strict=True)]
+    spoken = [value in text for value, text in near if value]
+    assert sum(spoken) / len(spoken) > 0.6
+    assert all(dict(row.fields)["name"] in text for row, text in zip(task.inputs, trained.outputs, strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_parts_of_a_public_model_are_trained(mode, started):
+    context, parent = started
+    own = settings(**PUBLIC, tuning=MODES[mode], decoding={"beams": 2})
+    task = generation.Task(own, context)
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    assert task.facts["tokenizer_sha256"] == parent.facts["tokenizer_sha256"]
+    done = generation.train(own, task, job.mechanism(own, 300, 300, 1), context)
+    moved = {name for name, value in task.model.state_dict().items() if not torch.equal(value, before[name])}
+    trained = {name for name, p in task.model.named_parameters() if p.requires_grad}
+    assert moved == trained
+    assert 0 < done.trainable < task.facts["parameters"]
+    assert len(generation.evaluate(task, context).outputs) == 6
+
+
+def test_training_begins_with_the_public_weights(started):
+    from safetensors.torch import load_file
+
+    context, _ = started
+    kept = load_file(context.out / "start" / language_model.WEIGHTS)
+    model = generation.Task(settings(**PUBLIC), context).model
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    random = generation.Task(settings(coding="pieces", vocabulary=300, max_length=80), context).model
+    assert not torch.equal(random.state_dict()["model.lm_head.weight"], kept["model.lm_head.weight"])
+
+
+def test_the_rest_of_the_train_split_is_apart_from_what_is_trained_on(context):
+    whole = generation.Task(settings(train_limit=None), context)
+    rest = generation.Task(settings(train_limit=None, evaluate_on="train_rest", held_out=0.2, evaluate_limit=None), context)
+    source = context.sources["dataset:e2e_nlg"]
+    rows = described.load("e2e_nlg", "train", source)
+    train = described.grouped(rows)
+    test = {row.fields for row in described.load("e2e_nlg", "test", source)}
+    assert {row.fields for row in whole.inputs} <= test
+    held = {row.fields for row in rest.inputs}
+    assert held < {row.fields for row in train}
+    assert 0.15 < len(held) / len(train) < 0.25
+    assert len(rest) == len(whole) - sum(row.fields in held for row in rows)
+    assert not any(generation.is_rest(row, 0.2) for row in train if row.fields not in held)
+
+
+def test_samples_are_the_best_and_the_worst():
+    inputs = [Described((("name", str(i)),), ("one two three four five",)) for i in range(5)]
+    outputs = ["one two three four five", "six", "one two three four", "one two seven", ""]
+    found = generation.samples(inputs, outputs, 2)
+    assert [(s["place"], s["index"]) for s in found] == [("best", 0), ("best", 2), ("worst", 4), ("worst", 1)]
+    assert found[0]["bleu"] == 100.0
+    assert found[0]["input"] == "name : 0"
+    few = generation.samples(inputs[:3], outputs[:3], 5)
+    assert sorted(s["index"] for s in few) == [0, 1, 2]
+
+
+OWN = {"size": None, "weights": "openai_gpt2", "coding": "own"}
+
+
+@pytest.mark.parametrize("over", [{}, PLAIN, PUBLIC, OWN, *({**PUBLIC, "tuning": mode} for mode in MODES.values())])
+def test_a_run_is_proven_without_running_it(over, context):
+    own = settings(**over)
+    said = job.check(own, context.sources)
+    assert "parameters trained" in said[0]
+
+
+def test_a_model_with_published_weights_brings_its_tokenizer(context, tmp_path, monkeypatch):
+    """With GPT-2's file laid out by hand, small: its <|endoftext|> ends inputs and texts, and pads."""
+    from safetensors.torch import save_file
+    from transformers import GPT2Config, GPT2Model
+
+    extra = plugins.get("model", "openai_gpt2").extra
+    small = {"vocab_size": 400, "n_positions": 80, "n_embd": 16, "n_layer": 1, "n_head": 2, "eos_token_id": 7, "pad_token_id": 7}
+    monkeypatch.setitem(extra, "architecture", extra["architecture"] | small)
+    folder = tmp_path / "models" / "gpt2"
+    folder.mkdir(parents=True)
+    bpe("wikitext2", 400, context.sources["dataset:wikitext2"])[0].save(str(folder / "tokenizer.json"))
+    save_file(GPT2Model(GPT2Config(**extra["architecture"])).state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setenv("DPBENCH_MODELS", str(tmp_path / "models"))
+    context.sources["model:openai_gpt2"] = models.resolve("openai_gpt2", "local")
+    own = settings(**OWN, max_length=80, tuning=MODES["last_layers"])
+    task = generation.Task(own, context)
+    assert all(ids[begin - 1] == 7 for ids, begin in zip(task.ids, task.begins, strict=True))
+    assert (task.coding.pad, task.coding.eos) == (7, 7)
+    assert 7 not in task.coding.banned
+    assert len(job.run(own, context).facts["samples"]) == 4
+    scratch = generation.Task(settings(**OWN, max_length=80, from_scratch=True), context)
+    assert scratch.coding.sha256 == task.coding.sha256
+    assert not torch.equal(scratch.model.state_dict()["model.lm_head.weight"], task.model.state_dict()["model.lm_head.weight"])
+
+
+def test_a_dataset_without_tables_is_refused(context):
+    context.sources["dataset:sst2"] = registry.resolve("sst2", "embedded")
+    with pytest.raises(DpbenchError, match="is for classification"):
+        job.check(settings(dataset="sst2"), context.sources)

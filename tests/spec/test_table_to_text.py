@@ -1,0 +1,31 @@
+"""The tables of generated text: published values, and runs that both papers share."""
+
+from __future__ import annotations
+
+import pytest
+
+from dpbench.spec.expand import expand
+from dpbench.spec.models import TIERS
+from dpbench.spec.tables import load_table, published
+from dpbench.study import config_of, resolver
+
+
+def test_the_published_values_stand_where_the_table_has_them():
+    spec = load_table("automatic", "e2e")
+    axes = ("method", "start", "epsilon", "model")
+    values = {(*(p.labels[axis] for axis in axes), p.metric): p.value for p in published(spec)}
+    assert len(values) == 150
+    assert values["auto_s", "public", "3", "gpt2", "bleu"] == 61.340
+    assert values["abadi", "scratch", "8", "gpt2", "nist"] == 1.01
+    assert values["auto_s", "public", "8", "gpt2_large", "cider"] == 2.163
+    assert {metric for *_, metric in values} == set(spec.metrics)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_flat_runs_on_e2e_are_the_same_in_both_tables(tier):
+    """So that they are made once."""
+    resolve = resolver(config_of({"tier": tier}))
+    one = {run.id for run in expand(load_table("automatic", "e2e"), tier, resolve).runs.values()}
+    plan = expand(load_table("groupwise", "table_to_text"), tier, resolve)
+    shared = {c.run for c in plan.cells if c.labels["clipping"] == "flat" and c.labels["dataset"] == "e2e"} & one
+    assert bool(shared) == (tier != "smoke")
