@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dpbench import engines
 from dpbench.engines.base import Handle
+from dpbench.errors import DpbenchError
 from dpbench.jobs.contract import Context
 from dpbench.mechanism import Mechanism
 from dpbench.sampling import batches
@@ -81,9 +82,9 @@ def fit(
         if schedule == "linear":
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1 - step / plan.steps)
-        total = torch.zeros(())
+        total = torch.zeros((), dtype=torch.float64)
         for physical in task.physical(drawn):
-            total += handle.backward(task.losses, task.batch(physical)).sum().float().cpu()
+            total += handle.backward(task.losses, task.batch(physical)).double().sum().cpu()
         optimizer.step()
         optimizer.zero_grad()
         after_step()
@@ -101,3 +102,22 @@ def fit(
     seconds = time.perf_counter() - begun
     handle.detach()
     return Fit(handle, counts, clipped, seconds)
+
+
+def proven(engine: str, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Mechanism) -> list[str]:
+    """For a job's check: attach the engine to a model on the meta device, and say what would be trained and at which noise.
+
+    Raises:
+        DpbenchError: the engine cannot serve the model, or leaves a parameter unprotected.
+    """
+    handle = engines.attach(engine, model, optimizer, plan)
+    unprotected, trainable = list(handle.unprotected), sum(p.numel() for p in handle.trainable.values())
+    handle.detach()
+    if unprotected:
+        raise DpbenchError(f"engine {engine} leaves {unprotected[0]} unprotected")
+    every = sum(p.numel() for p in model.parameters())
+    of = "" if every == trainable else f" of {every / 1e6:.2f} M"
+    remarks = [f"{trainable / 1e6:.2f} M trainable parameters{of}"]
+    if plan.private and plan.noise_multiplier > 0:
+        remarks.append(f"epsilon {plan.epsilon():.3f} at noise multiplier {plan.noise_multiplier:.3f}")
+    return remarks

@@ -10,9 +10,8 @@ from dpbench import plugins
 from dpbench.data.coding import PUBLIC
 from dpbench.data.described import TASK
 from dpbench.errors import DpbenchError
-from dpbench.jobs.classify import ClippingSettings, mechanism
 from dpbench.jobs.contract import Context, Outcome, metric
-from dpbench.mechanism import Mechanism, Sampling
+from dpbench.jobs.private import PrivateSettings
 from dpbench.metrics.text import LEFT_OUT, require
 from dpbench.models.language import language_model_family
 from dpbench.records.schema import Metric
@@ -70,7 +69,7 @@ class Decoding(Strict):
     rows: int = Field(64, ge=1)
 
 
-class Settings(Strict):
+class Settings(PrivateSettings):
     """One cell: a dataset, a model, what is trained of it, an engine, an epsilon. An example is one input with one text."""
 
     dataset: str
@@ -84,14 +83,7 @@ class Settings(Strict):
     max_length: int = Field(100, ge=16, description="Tokens of input and text together; longer ones are cut.")
     tuning: Tuning = Tuning()
     start: Start | None = None
-    engine: str
-    clipping: ClippingSettings | None = None
-    epsilon: float | None = Field(None, gt=0)
     delta: float | Literal["1/(2n)", "n^-1.1"] = 8e-6
-    relation: Literal["add_or_remove", "replace_one"] = "add_or_remove"
-    sampler: Literal["poisson", "fixed"] = "poisson"
-    steps: int = Field(ge=1)
-    expected_batch_size: float = Field(gt=0)
     optimizer: Optimizer
     train_limit: int | None = Field(None, ge=1, description="Only the first so many examples.")
     evaluate_on: Literal["test", "validation", "train_rest"] = Field(
@@ -104,7 +96,6 @@ class Settings(Strict):
     token_budget: int = Field(8192, ge=16, description="Padded tokens of a physical batch.")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: float32 weights, products by autocast.")
     device: Literal["cpu", "cuda"] = "cpu"
-    caveats: list[str] = Field(default_factory=list, description="Reasons for which epsilon is only nominal.")
 
     @property
     def positions(self) -> int:
@@ -113,11 +104,6 @@ class Settings(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> Settings:
-        clips = bool(plugins.get("engine", self.engine).extra["scopes"])
-        if clips and (self.clipping is None or self.epsilon is None):
-            raise ValueError(f"engine {self.engine} needs clipping and epsilon")
-        if not clips and (self.clipping is not None or self.epsilon is not None):
-            raise ValueError(f"engine {self.engine} takes neither clipping nor epsilon")
         if (self.size is None) == (self.weights is None):
             raise ValueError("exactly one of size and weights")
         if (self.weights is None) != (self.coding != "own"):
@@ -138,10 +124,7 @@ class Settings(Strict):
 
 def uses(settings: Settings) -> Uses:
     """Versions and sources that decide the numbers."""
-    found = [("engine", settings.engine)]
-    if settings.clipping is not None:
-        found += [("function", settings.clipping.function), ("scope", settings.clipping.scope), *settings.clipping.policies]
-    return Uses(tuple(found), datasets=(settings.dataset, PUBLIC), models=(model_named(settings),))
+    return Uses(tuple(settings.deciding_plugins), datasets=(settings.dataset, PUBLIC), models=(model_named(settings),))
 
 
 def model_named(settings: Settings) -> str:
@@ -188,16 +171,17 @@ def run(settings: Settings, context: Context) -> Outcome:
             stopped the run.
     """
     from dpbench.jobs import generation
+    from dpbench.jobs.fitting import fit
     from dpbench.jobs.throughput import require_device
     from dpbench.runner import privacy_of
 
     require_device(settings.device)
     require()
     task = generation.Task(settings, context)
-    plan = mechanism(settings, len(task), len(task), context.seed)  # type: ignore[arg-type]  # the fields it reads are there
-    done = generation.train(settings, task, plan, context)
+    plan = settings.mechanism(len(task), len(task), context.seed)
+    stepper = generation.optimizer(settings.optimizer, task.model)
+    fitted = fit(settings.engine, task, stepper, plan, context, settings.optimizer.schedule)
     scored = generation.evaluate(task, context)
-    warnings = [f"{done.ignored} examples had non-finite gradients and contributed 0"] if done.ignored else []
     metrics = [metric("bleu", scored.bleu, ""), metric("rouge_l", scored.rouge_l, ""), metric("nist", scored.nist, "")]
     metrics += [Metric(name=name, value=None, unit="", note=why) for name, why in LEFT_OUT.items()]
     facts = {
@@ -208,22 +192,19 @@ def run(settings: Settings, context: Context) -> Outcome:
         "different_outputs": len(set(scored.outputs)),
         "outputs_sha256": scored.sha256,
         "samples": scored.samples,
-        "unprotected": done.unprotected,
-        "groups": done.groups,
-        "trainable_parameters": done.trainable,
-        "mean_batch_size": done.drawn / settings.steps,
-        "clipped_fraction_not_private": done.clipped,
+        **fitted.facts,
         **task.facts,
     }
+    warnings = [*fitted.warnings, *settings.without_effect]
     return Outcome(metrics, plan.describe(), privacy_of(plan), facts, warnings=warnings, device=settings.device)
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     """Prove a run without running it: data schema, the model on the meta device with its engine, and the budget."""
-    from dpbench import engines
     from dpbench.data import registry as datasets
     from dpbench.data.coding import most_words
     from dpbench.jobs import generation
+    from dpbench.jobs.fitting import proven
 
     task = plugins.get("dataset", settings.dataset).extra["task"]
     if task != TASK:
@@ -232,20 +213,4 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     size = most_words(settings.dataset, settings.vocabulary) if settings.coding == "words" else settings.vocabulary
     model = generation.model_of(settings, size, sources[f"model:{model_named(settings)}"], meta=True)
     count = min(rows[settings.dataset].get("train", 0), settings.train_limit or 10**12)
-    plan = mechanism(settings, count, count, 0) if count else _uncalibrated(settings)  # type: ignore[arg-type]
-    handle = engines.attach(settings.engine, model, generation.optimizer(settings.optimizer, model), plan)
-    unprotected, trainable = list(handle.unprotected), sum(p.numel() for p in handle.trainable.values())
-    handle.detach()
-    if unprotected:
-        raise DpbenchError(f"engine {settings.engine} leaves {unprotected[0]} unprotected")
-    remarks = [f"{trainable / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters trained"]
-    if plan.private and count:
-        remarks.append(f"epsilon {plan.epsilon():.3f} at noise multiplier {plan.noise_multiplier:.3f}")
-    return remarks
-
-
-def _uncalibrated(settings: Settings) -> Mechanism:
-    """For a dataset whose size is known only once it has been generated."""
-    sampling = Sampling(settings.sampler, int(settings.expected_batch_size), settings.expected_batch_size)
-    clipping = settings.clipping.made() if settings.clipping else None
-    return Mechanism(sampling, settings.steps, clipping)
+    return proven(settings.engine, model, generation.optimizer(settings.optimizer, model), settings.mechanism_of(count))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from dpbench import engines, plugins
+from dpbench import plugins
 from dpbench.data import coding, described
 from dpbench.data.coding import Coding
 from dpbench.data.described import Described
@@ -25,12 +25,11 @@ from dpbench.files import canonical_json, sha256_text
 from dpbench.jobs.contract import Context
 from dpbench.jobs.generate import model_named
 from dpbench.jobs.language_model import WEIGHTS
-from dpbench.mechanism import Mechanism
 from dpbench.metrics import text as metrics
 from dpbench.models import registry as models
 from dpbench.models import tuning
 from dpbench.models.decoding import generate
-from dpbench.sampling import batches, by_tokens
+from dpbench.sampling import by_tokens
 from dpbench.spec.sources import Source
 
 if TYPE_CHECKING:
@@ -138,18 +137,6 @@ class Task:
         return [self.coding.text(row.fields, ids) for row, ids in zip(self.inputs, found, strict=True)]
 
 
-@dataclass
-class Trained:
-    """clipped: fraction a non-empty step, not private; drawn: examples of all steps; trainable: parameters."""
-
-    clipped: list[float] = field(default_factory=list)
-    drawn: int = 0
-    ignored: int = 0
-    groups: int = 0
-    trainable: int = 0
-    unprotected: list[str] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class Scored:
     """outputs: a text an input; samples: the best and worst of them; sha256: of all outputs."""
@@ -216,39 +203,6 @@ def optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.AdamW:
     """AdamW on all that is trained."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-
-
-def train(settings: Settings, task: Task, plan: Mechanism, context: Context) -> Trained:
-    """All steps of the mechanism."""
-    stepper = optimizer(settings.optimizer, task.model)
-    handle = engines.attach(settings.engine, task.model, stepper, plan)
-    found = Trained(groups=len(handle.bounds), unprotected=list(handle.unprotected))
-    found.trainable = sum(p.numel() for p in handle.trainable.values())
-    rate = settings.optimizer.learning_rate
-    for step, drawn in enumerate(batches(plan)):
-        if settings.optimizer.schedule == "linear":
-            for group in stepper.param_groups:
-                group["lr"] = rate * (1 - step / plan.steps)
-        total = torch.zeros((), dtype=torch.float64)
-        for physical in task.physical(drawn):
-            total += handle.backward(task.losses, task.batch(physical)).double().sum().cpu()
-        stepper.step()
-        stepper.zero_grad()
-        found.drawn += len(drawn)
-        if plan.private and handle.clipped_fraction is not None:
-            found.clipped.append(handle.clipped_fraction)
-        loss = float(total) / len(drawn) if len(drawn) else None
-        context.steps.write(
-            step=step,
-            batch_size=len(drawn),
-            loss=loss if loss == loss else None,
-            clipped_fraction=handle.clipped_fraction,
-        )
-        said = f"{settings.engine}, loss {loss:.3f} (not private)" if loss is not None else "empty batch"
-        context.report(step + 1, plan.steps, said)
-    found.ignored = handle.non_finite_examples
-    handle.detach()
-    return found
 
 
 def evaluate(task: Task, context: Context) -> Scored:

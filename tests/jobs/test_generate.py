@@ -14,6 +14,7 @@ from dpbench.errors import DpbenchError
 from dpbench.jobs import generate as job
 from dpbench.jobs import generation, language_model
 from dpbench.jobs.contract import Context
+from dpbench.jobs.fitting import fit
 from dpbench.mechanism import Clipping, Mechanism, Sampling
 from dpbench.models import sources as models
 from dpbench.spec.expand import merge
@@ -113,6 +114,10 @@ def test_long_rows_are_cut_but_have_text(context):
     assert bool((task.batch(rows)["count"] > 0).all())
 
 
+def train(own, task, plan, context):
+    return fit(own.engine, task, generation.optimizer(own.optimizer, task.model), plan, context)
+
+
 def test_without_noise_and_with_a_bound_that_never_bites_it_is_plain_training(context):
     """Same sampling, same weights: only the order of sums differs, which AdamW may enlarge."""
     sampling = Sampling("poisson", 300, 40)
@@ -120,7 +125,7 @@ def test_without_noise_and_with_a_bound_that_never_bites_it_is_plain_training(co
     for over, clipping in ((PLAIN, None), ({"clipping": {"function": "abadi"}}, Clipping(bound=1e6))):
         own = settings(**over)
         task = generation.Task(own, context)
-        done = generation.train(own, task, Mechanism(sampling, 3, clipping, seed=1), context)
+        done = train(own, task, Mechanism(sampling, 3, clipping, seed=1), context)
         assert done.clipped == ([] if clipping is None else [0.0] * 3)
         ends.append(task.losses(task.model, task.batch(np.arange(20))).detach())
     assert float((ends[0] - ends[1]).abs().max()) < 1e-3
@@ -142,6 +147,8 @@ def test_a_private_run_measures_and_accounts(dataset, context):
 def test_a_seed_gives_one_result(context):
     first = job.run(settings(), context)
     again = job.run(settings(), context)
+    for outcome in (first, again):
+        assert outcome.facts.pop("training_seconds") > 0
     assert first.metrics == again.metrics
     assert first.facts == again.facts
     context.seed = 2
@@ -162,7 +169,7 @@ def test_it_learns_to_speak_of_its_input(context):
     )
     task = generation.Task(own, context)
     untrained = generation.evaluate(task, context)
-    generation.train(own, task, job.mechanism(own, len(task), len(task), 1), context)
+    train(own, task, own.mechanism(len(task), len(task), 1), context)
     trained = generation.evaluate(task, context)
     assert untrained.bleu < 5
     assert trained.bleu > 25
@@ -179,11 +186,11 @@ def test_parts_of_a_public_model_are_trained(mode, started):
     task = generation.Task(own, context)
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     assert task.facts["tokenizer_sha256"] == parent.facts["tokenizer_sha256"]
-    done = generation.train(own, task, job.mechanism(own, 300, 300, 1), context)
+    done = train(own, task, own.mechanism(300, 300, 1), context)
     moved = {name for name, value in task.model.state_dict().items() if not torch.equal(value, before[name])}
     trained = {name for name, p in task.model.named_parameters() if p.requires_grad}
     assert moved == trained
-    assert 0 < done.trainable < task.facts["parameters"]
+    assert 0 < done.facts["trainable_parameters"] < task.facts["parameters"]
     assert len(generation.evaluate(task, context).outputs) == 6
 
 

@@ -93,13 +93,13 @@ def test_the_head_has_its_own_rate():
 
 
 def test_delta_rules():
-    assert classify.mechanism(settings(delta="1/(2n)"), 1000, 800, 0).delta == pytest.approx(1 / 2000)
-    assert classify.mechanism(settings(delta="n^-1.1"), 1000, 800, 0).delta == pytest.approx(1000**-1.1)
-    assert classify.mechanism(settings(delta=1e-6), 1000, 800, 0).delta == 1e-6
+    assert settings(delta="1/(2n)").mechanism(1000, 800, 0).delta == pytest.approx(1 / 2000)
+    assert settings(delta="n^-1.1").mechanism(1000, 800, 0).delta == pytest.approx(1000**-1.1)
+    assert settings(delta=1e-6).mechanism(1000, 800, 0).delta == 1e-6
 
 
 def test_a_batch_larger_than_the_data_is_the_data():
-    assert classify.mechanism(settings(expected_batch_size=5000), 1000, 800, 0).sampling.sample_rate == 1.0
+    assert settings(expected_batch_size=5000).mechanism(1000, 800, 0).sampling.sample_rate == 1.0
 
 
 def test_missing_peers_are_reasons_not_holes(monkeypatch):

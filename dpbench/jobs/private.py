@@ -1,0 +1,104 @@
+"""What the jobs that train to an epsilon share: their settings of engine, clipping and budget, and the mechanism made of them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dpbench import plugins
+from dpbench.jobs.clipping import GroupSettings
+from dpbench.mechanism import Clipping, Mechanism, Sampling, calibrated
+from dpbench.validation import Strict
+
+
+class ClippingSettings(GroupSettings):
+    """See dpbench.mechanism.Clipping."""
+
+    function: str
+    scope: str = "flat"
+    bound: float = 1.0
+    gamma: float = 0.01
+
+    @model_validator(mode="after")
+    def _stands(self) -> ClippingSettings:
+        if self.given is not None and self.bound != 1.0:
+            raise ValueError(f"bound {self.bound:g} beside given thresholds: their hypotenuse is the bound")
+        self.must_stand(function=self.function, scope=self.scope, gamma=self.gamma)
+        return self
+
+    def made(self) -> Clipping:
+        """The mechanism's clipping."""
+        return self.clipping_of(function=self.function, scope=self.scope, bound=self.bound, gamma=self.gamma)
+
+
+class PrivateSettings(Strict):
+    """The part of a job's settings that makes its mechanism. `delta` may depend on n, the dataset's training rows."""
+
+    engine: str
+    clipping: ClippingSettings | None = None
+    epsilon: float | None = Field(None, gt=0)
+    delta: float | Literal["1/(2n)", "n^-1.1"] = 1e-5
+    relation: Literal["add_or_remove", "replace_one"] = "add_or_remove"
+    sampler: Literal["poisson", "fixed"] = "poisson"
+    steps: int = Field(ge=1)
+    expected_batch_size: float = Field(gt=0)
+    caveats: list[str] = Field(default_factory=list, description="Reasons for which epsilon is only nominal.")
+
+    @model_validator(mode="after")
+    def _private_or_not(self) -> PrivateSettings:
+        private = plugins.get("engine", self.engine).extra["private"]
+        if private and (self.clipping is None or self.epsilon is None):
+            raise ValueError(f"engine {self.engine} needs clipping and epsilon")
+        if not private and (self.clipping is not None or self.epsilon is not None):
+            raise ValueError(f"engine {self.engine} takes neither clipping nor epsilon")
+        return self
+
+    @property
+    def deciding_plugins(self) -> list[tuple[str, str]]:
+        """Kind and name of the plug-ins whose version is part of a run's name."""
+        found = [("engine", self.engine)]
+        if self.clipping is not None:
+            found += [("function", self.clipping.function), ("scope", self.clipping.scope), *self.clipping.policies]
+        return found
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Warnings of what is set and read by nobody."""
+        clipping, found = self.clipping, []
+        if clipping is not None and clipping.function != "auto_s" and "gamma" in clipping.model_fields_set:
+            found.append(f"gamma has no effect under {clipping.function}")
+        if clipping is not None and clipping.function != "abadi" and clipping.bound != 1 and clipping.adaptive is None:
+            found.append(f"bound {clipping.bound:g} has no effect under {clipping.function} but to multiply SGD's learning rate")
+        return found
+
+    def mechanism(self, rows: int, kept: int, seed: int) -> Mechanism:
+        """The one object that sampler, noise and accountant are made from.
+
+        Args:
+            rows: of the dataset, for delta; kept: rows that can be drawn.
+
+        Raises:
+            DpbenchError: no noise multiplier reaches epsilon.
+        """
+        delta = {"1/(2n)": 1 / (2 * rows), "n^-1.1": rows**-1.1}.get(str(self.delta)) or float(self.delta)
+        sampling = Sampling(self.sampler, kept, min(self.expected_batch_size, kept))
+        if self.clipping is None or self.epsilon is None:
+            return Mechanism(sampling, self.steps, delta=delta, seed=seed)
+        return calibrated(
+            sampling,
+            self.steps,
+            self.clipping.made(),
+            self.epsilon,
+            delta,
+            relation=self.relation,
+            seed=seed,
+            caveats=tuple(self.caveats),
+        )
+
+    def mechanism_of(self, count: int | None) -> Mechanism:
+        """For `check`: as `mechanism`, but with noise multiplier 0 where the number of rows is known only once they are there."""
+        if count:
+            return self.mechanism(count, count, 0)
+        sampling = Sampling(self.sampler, int(self.expected_batch_size), self.expected_batch_size)
+        return Mechanism(sampling, self.steps, self.clipping.made() if self.clipping else None)
