@@ -14,10 +14,18 @@ from dpbench.spec.models import TIERS
 from dpbench.tracking import MODES
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
+    if args.warm:
+        from dpbench import warm
+
+        words = ["run", args.config, "--out", args.out, "--threads", str(args.threads), "--tracking", args.tracking]
+        code = warm.call(words + ["--quiet"] * args.quiet)
+        if code is not None:
+            return code
     from dpbench.runner import execute, read_config
 
     execute(read_config(args.config), Path(args.out), args.threads, args.tracking, args.quiet)
+    return 0
 
 
 def _table(args: argparse.Namespace) -> None:
@@ -130,6 +138,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     run.add_argument("--tracking", choices=MODES, default="off", help="mirror to Weights & Biases")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
+    run.add_argument("--warm", type=int, choices=(0, 1), default=0, help="1: as a fork of a process that has imported torch")
 
     table = verb("table", _table, "write one table as CSV, Markdown, LaTeX, HTML and JSON")
     table.add_argument("table", metavar="PAPER/TABLE")

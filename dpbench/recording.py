@@ -59,7 +59,7 @@ def record(tier: str, minutes: float, out: Path | None, tables: list[str] | None
 
 def _run(run: Run, threads: int, seconds: float) -> str:
     words = [sys.executable, "-m", "dpbench", "run", canonical_json(run.config), "--out", str(paths.runs() / run.id)]
-    words += ["--threads", str(threads)]
+    words += ["--threads", str(threads), "--warm", str(int(run.resources.small))]
     try:
         code = subprocess.run(words, timeout=seconds, check=False).returncode
     except subprocess.TimeoutExpired:

@@ -68,6 +68,11 @@ class Resources(Strict):
     minutes: float = Field(5, gt=0, description="Expected time on the tier's reference machine; a plan, not a result.")
     gpu: int = 0
 
+    @property
+    def small(self) -> bool:
+        """Whether a run may come from a process that has imported torch already: not where time or a GPU is what it is about."""
+        return self.threads != "all" and not self.gpu
+
 
 class ClaimTest(Strict):
     """A comparison of two selections of cells, paired by every other label and by seed or round."""

@@ -124,6 +124,10 @@ def gpus_of(wildcards):
     return STUDY.runs[wildcards.run].resources.gpu
 
 
+def warm_of(wildcards):
+    return int(STUDY.runs[wildcards.run].resources.small)
+
+
 def seeds_argument():
     seeds = STUDY.config.seeds
     return "" if seeds is None else f"--seeds {' '.join(map(str, seeds))}"

@@ -1,0 +1,147 @@
+"""Runs forked from a process that has imported torch: the same record, the caller's streams, and no child left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dpbench import warm
+from dpbench.files import canonical_json
+from dpbench.records.store import read_record
+from dpbench.spec.expand import expand
+from dpbench.spec.sources import Source
+from dpbench.spec.tables import load_table
+
+pytestmark = pytest.mark.skipif(not warm.supported(), reason="no fork here")
+
+
+@pytest.fixture(scope="module")
+def listener(tmp_path_factory):
+    """A listener of this module's own, and an environment in which `call` finds it."""
+    folder = tmp_path_factory.mktemp("warm")
+    return dict(os.environ, TMPDIR=str(folder), DPBENCH_CACHE=str(folder / "cache"), OMP_NUM_THREADS="1")
+
+
+def smoke_config() -> dict:
+    plan = expand(load_table("automatic", "convergence"), "smoke", lambda *_: Source(kind="embedded", revision="x"))
+    return next(iter(plan.runs.values())).config
+
+
+def dpbench(words, environment, **given):
+    return subprocess.run(
+        [sys.executable, "-m", "dpbench", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        **given,
+    )
+
+
+def test_a_forked_run_leaves_the_record_of_a_process_of_its_own(listener, tmp_path):
+    config = smoke_config()
+    ends = []
+    for name in ("forked", "again", "alone"):
+        out = tmp_path / name
+        words = ["run", canonical_json(config), "--out", str(out), "--threads", "1"]
+        done = dpbench([*words, "--warm", str(int(name != "alone"))], listener)
+        assert done.returncode == 0, done.stderr
+        ends.append(read_record(out / "record.json"))
+    assert ends[0].metrics == ends[1].metrics == ends[2].metrics
+    assert ends[0].environment == ends[2].environment
+    assert len(list(Path(listener["TMPDIR"]).glob("dpbench-*/*.log"))) == 1, "one listener served both"
+
+
+def test_errors_and_exit_codes_come_back(listener, tmp_path):
+    done = dpbench(["run", "{}", "--out", str(tmp_path), "--warm", "1"], listener)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: config: a run's config has the keys")
+
+
+def test_the_child_ends_with_its_caller(tmp_path, monkeypatch):
+    """The command is replaced by one that never ends; the listener lives in a fork of this process."""
+    path, told = tmp_path / "w.sock", tmp_path / "child"
+
+    def forever(words):
+        told.write_text(str(os.getpid()))
+        time.sleep(600)
+
+    monkeypatch.setattr("dpbench.cli.main", forever)
+    monkeypatch.setattr(warm, "_IMPORTED", ())
+    serving = os.fork()
+    if serving == 0:
+        try:
+            warm.serve(path, idle=1.0)
+        finally:
+            os._exit(0)
+    caller = os.fork()
+    if caller == 0:
+        monkeypatch.setattr(warm, "_connected", lambda _: _wait(lambda: warm._try(path)))
+        warm.call(["run"])
+        os._exit(0)
+    child = int(_wait(lambda: told.exists() and told.read_text()))
+    os.kill(caller, signal.SIGKILL)
+    os.waitpid(caller, 0)
+    _wait(lambda: not _alive(child))
+    assert os.waitpid(serving, 0)[1] == 0  # and it ends when nobody asks
+    assert not path.exists()
+
+
+def test_a_child_that_a_signal_ends_is_told_as_a_shell_tells_it(tmp_path, monkeypatch):
+    path = tmp_path / "w.sock"
+    monkeypatch.setattr("dpbench.cli.main", lambda words: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(warm, "_IMPORTED", ())
+    serving = os.fork()
+    if serving == 0:
+        try:
+            warm.serve(path, idle=1.0)
+        finally:
+            os._exit(0)
+    monkeypatch.setattr(warm, "_connected", lambda _: _wait(lambda: warm._try(path)))
+    assert warm.call(["run"]) == 128 + signal.SIGTERM
+    os.waitpid(serving, 0)
+
+
+def test_without_a_listener_the_caller_does_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(warm, "_connected", lambda _: None)
+    assert warm.call(["run"]) is None
+    monkeypatch.setattr(warm, "supported", lambda: False)
+    assert warm.call(["run"]) is None
+
+
+def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path, monkeypatch):
+    monkeypatch.setattr(warm.tempfile, "gettempdir", lambda: str(tmp_path))
+    (tmp_path / f"dpbench-{os.getuid()}").mkdir(mode=0o777)
+    (tmp_path / f"dpbench-{os.getuid()}").chmod(0o777)
+    monkeypatch.setattr(warm, "_connected", lambda _: pytest.fail("asked"))
+    assert warm.call(["run"]) is None
+
+
+def test_the_name_follows_code_and_environment(monkeypatch):
+    before = warm._key()
+    assert warm._key() == before
+    monkeypatch.setenv("DPBENCH_NATIVE", "0" if os.environ.get("DPBENCH_NATIVE") != "0" else "1")
+    assert warm._key() != before
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _wait(found, seconds: float = 60.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if answer := found():
+            return answer
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
