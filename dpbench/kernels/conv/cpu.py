@@ -20,9 +20,9 @@ CHUNK_ELSEWHERE = 1 << 28
 KEPT = 1 << 24
 """Bytes of a layer's per-example gradients that are kept until all norms are known, though its x and g are fewer."""
 
-GRAM_BELOW = 16.0
-"""Gram norms and one weighted product where P^2 (n + O) < GRAM_BELOW x n O: then they take less time than forming each example's
-gradient, reading it for its norm and once more for the sum. From measurements on one core."""
+GRAM_BELOW = 20.0
+"""Gram norms and one weighted product where P^2 (n + O) < GRAM_BELOW x n O, O of one group: that takes less time than
+each example's gradient, read for its norm and once more for the sum. From measurements on one core."""
 
 _RUN = 16  # values that lie together, from which on copying patches with their channels last is the faster way
 
@@ -46,7 +46,7 @@ class ConvLeaf(Leaf):
         if "weight" in self.names:
             g, groups = use.g, self.module.groups
             products = torch.bmm(_of_groups(g, groups), self._patches(use.x.to(g.dtype)))
-            found["weight"] = self.pulled_back(products.to(wide).view(len(g), g.shape[1], -1)).flatten(1)
+            found["weight"] = self.pulled_back(products.to(wide).view(len(g), g.shape[1], products.shape[2])).flatten(1)
         if "bias" in self.names:
             found["bias"] = use.g.flatten(2).sum(2, dtype=wide)
         return found
@@ -58,12 +58,13 @@ class ConvLeaf(Leaf):
     def sq_norms(self, use: Use) -> Tensor:
         positions, inputs, outputs = self._sizes(use)
         groups = self.module.groups
-        if "weight" not in self.names or not self.norms_of_products or not gram_is_shorter(positions, inputs, outputs // groups):
+        gram = "weight" in self.names and self.norms_of_products
+        if not gram or not gram_is_shorter(positions, inputs, outputs // groups):
             return torch.cat([squared(self.gradients(part)) for part in self._parts(use)])
         found = []
         for part in self._parts(use, 2 * positions * positions * groups):
             g = _of_groups(part.g, groups).mT
-            found.append(gram_sq_norms(self._patches(part.x.to(g.dtype)), g).view(-1, groups).sum(1))
+            found.append(gram_sq_norms(self._patches(part.x.to(g.dtype)), g).view(len(part.g), groups).sum(1))
         norms = torch.cat(found)
         return norms + squared(self._only_bias(use)) if "bias" in self.names else norms
 
@@ -77,20 +78,16 @@ class ConvLeaf(Leaf):
             self._add(self._only_bias(use), factors, into)
 
     def measured(self, use: Use) -> tuple[Tensor, Later]:
-        """Keeps the gradients where they are no larger than x and g, or at most `KEPT` bytes."""
+        """Keeps the gradients where they are no larger than x and g, or at most `KEPT` bytes, unless Gram norms are cheaper."""
         _, inputs, outputs = self._sizes(use)
-        own, seen = inputs * outputs, use.x[:1].numel() + use.g[:1].numel()
-        wide = accumulation_dtype(use.g)
-        if own * wide.itemsize > seen * use.g.element_size() and len(use.g) * own * wide.itemsize > KEPT:
+        own = len(use.g) * inputs * outputs * accumulation_dtype(use.g).itemsize
+        if self._gram_is_cheaper(use) or own > max(KEPT, use.x.nbytes + use.g.nbytes):
             return super().measured(use)
         parts = [self.gradients(part) for part in self._parts(use)]
         return torch.cat([squared(part) for part in parts]), partial(self._add_formed, parts)
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
-        positions, inputs, outputs = self._sizes(use)
-        outputs //= self.module.groups
-        cheaper = positions * positions * (inputs + outputs) < GRAM_BELOW * inputs * outputs
-        if cheaper and "weight" in self.names and self.norms_of_products:
+        if self._gram_is_cheaper(use):
             return self.two_stage(use, factor, into)
         into.zeroed()
         norms = []
@@ -99,6 +96,14 @@ class ConvLeaf(Leaf):
             norms.append(squared(found).sqrt())
             self._add_formed([found], *weighted_factors(norms[-1], factor), into)
         return torch.cat(norms)
+
+    def _gram_is_cheaper(self, use: Use) -> bool:
+        """Whether norms come first, by Gram matrices, then one weighted product."""
+        if "weight" not in self.names or not self.norms_of_products:
+            return False
+        positions, inputs, outputs = self._sizes(use)
+        outputs //= self.module.groups
+        return positions * positions * (inputs + outputs) < GRAM_BELOW * inputs * outputs
 
     def _sizes(self, use: Use) -> tuple[int, int, int]:
         """(P, n, O)."""
@@ -130,10 +135,10 @@ class ConvLeaf(Leaf):
         batch = len(x)
         x = x.unflatten(1 + over, (module.groups, -1)).movedim(1 + over, 1)  # [b, groups, positions.., channels, kernel..]
         x = x.movedim(2 + over, -1)
+        each, positions, inputs = batch * module.groups, x.shape[2 : 2 + over].numel(), x.shape[2 + over :].numel()
         if short:
-            rows = x.movedim(list(range(2, 2 + over)), list(range(-over, 0)))
-            return rows.reshape(batch * module.groups, -1, x.shape[2 : 2 + over].numel()).mT
-        return x.reshape(batch * module.groups, x.shape[2 : 2 + over].numel(), -1)
+            return x.movedim(list(range(2, 2 + over)), list(range(-over, 0))).reshape(each, inputs, positions).mT
+        return x.reshape(each, positions, inputs)
 
     def _padded(self, x: Tensor) -> Tensor:
         mode = "constant" if self.module.padding_mode == "zeros" else self.module.padding_mode
@@ -185,7 +190,7 @@ def _size(module: nn.Module) -> int:
 
 def _of_groups(g: Tensor, groups: int) -> Tensor:
     """g [b, O, ...] -> [b x groups, O / groups, P]."""
-    return g.flatten(2).reshape(len(g) * groups, g.shape[1] // groups, -1)
+    return g.reshape(len(g) * groups, g.shape[1] // groups, g.shape[2:].numel())
 
 
 def _place(gradient: Tensor, into: Tensor) -> None:
