@@ -7,6 +7,7 @@ Book-keeping of Bu et al. (ICML 2023, "Differentially Private Optimization on La
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from dpbench.engines.capture import Pass
 from dpbench.engines.captured import Captured
 from dpbench.engines.layers import Cluster, Layer
 from dpbench.engines.shared import sq_norms
-from dpbench.kernels.leaf import Use, weighted_factors
+from dpbench.kernels.leaf import Later, Use, weighted_factors
 
 PLUGIN = {
     "kind": "engine",
@@ -31,7 +32,8 @@ PLUGIN = {
 
 
 class Engine(Captured):
-    """Every scope. Extra memory: the output gradients of all trained layers of one physical batch."""
+    """Every scope. Extra memory: the output gradients of all trained layers of one physical batch; where a layer's per-example
+    gradients are smaller than its input and output gradient, or small, they in place of these."""
 
     name = "bookkeeping"
     scopes = ("flat", "per_layer", "per_tensor", "per_block", "per_device")
@@ -40,24 +42,29 @@ class Engine(Captured):
         self, one: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
     ) -> list[Tensor | None]:
         squared: dict[int, Tensor] = {}
-        kept: list[tuple[int, Layer, Use]] = []
+        kept: list[tuple[int, Layer, Later]] = []
 
         def ready(cluster: Cluster, uses: list[tuple[Layer, Use]]) -> None:
-            own = sq_norms(uses)
+            if len(uses) == 1:
+                layer, use = uses[0]
+                own, later = layer.leaf.measured(use)
+                kept.append((cluster.group, layer, later))
+            else:
+                own = sq_norms(uses)
+                kept.extend((cluster.group, layer, partial(layer.leaf.add_finite, use)) for layer, use in uses)
             squared[cluster.group] = squared[cluster.group] + own if cluster.group in squared else own
-            kept.extend((cluster.group, layer, use) for layer, use in uses)
 
         found = one.backward(outputs, ready, gradients, inputs)
         with torch.no_grad():
             self._sum(squared, kept)
         return found
 
-    def _sum(self, squared: dict[int, Tensor], kept: list[tuple[int, Layer, Use]]) -> None:
+    def _sum(self, squared: dict[int, Tensor], kept: list[tuple[int, Layer, Later]]) -> None:
         norms = {group: value.sqrt() for group, value in squared.items()}
         factors = {group: weighted_factors(value, self.factor(group)) for group, value in norms.items()}
         while kept:  # from the last kept, so that what is done with is freed
-            group, layer, use = kept.pop()
-            layer.leaf.add_finite(use, *factors[group], self.sums_of(layer))
+            group, layer, later = kept.pop()
+            later(*factors[group], self.sums_of(layer))
             self.exchange.finished(self, [layer])
         groups = sorted(norms)
         bounds = self.bounds_of(groups, norms[groups[0]].device)

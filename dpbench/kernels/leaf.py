@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -56,6 +57,10 @@ class Use:
     def keep(self, mask: Tensor) -> Use:
         """Only the examples in `mask` [B]: a non-finite one is left out, as 0 x NaN is NaN."""
         return Use(self.x[mask], self.g[mask], self.rest, self.kwargs)
+
+
+Later = Callable[[Tensor, Tensor, Sums], None]
+"""([B] factors, [B] finite mask, sums that may be fresh): what `Leaf.add_finite` does for examples seen before."""
 
 
 class Leaf:
@@ -113,6 +118,11 @@ class Leaf:
                 for name, value in one.items():
                     into[name].add_(value * scale)
         return torch.stack(norms)
+
+    def measured(self, use: Use) -> tuple[Tensor, Later]:
+        """`sq_norms`, and what adds the same examples once the factors are known: it holds x and g, or the gradients themselves
+        where they take less memory or little."""
+        return self.sq_norms(use), partial(self.add_finite, use)
 
     def two_stage(self, use: Use, factor: Factor, into: Sums) -> Tensor:
         """`clip_into` for a module whose norms cost less than its gradients: all norms first, then one weighted sum."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from dpbench.kernels.leaf import Factor, Leaf, Sums, Use, weighted_factors
+from dpbench.kernels.leaf import Factor, Later, Leaf, Sums, Use, weighted_factors
 
 
 class SmallLeaf(Leaf):
@@ -20,43 +22,45 @@ class SmallLeaf(Leaf):
             into[name].add_(value[0].view_as(into[name]))
 
     def sq_norms(self, use: Use) -> Tensor:
-        return _squared(self.gradients(use))
+        return squared(self.gradients(use))
 
     def add_weighted(self, use: Use, factors: Tensor, into: Sums) -> None:
-        _add(self.gradients(use), factors, into)
+        add(self.gradients(use), factors, into)
+
+    def measured(self, use: Use) -> tuple[Tensor, Later]:
+        found = self.gradients(use)
+        return squared(found), partial(self.add_formed, found)
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
         found = self.gradients(use)
-        norms = _squared(found).sqrt()
-        factors, finite = weighted_factors(norms, factor)
-        if not finite.all():
-            found, factors = Sums({n: v[finite] for n, v in found.items()}), factors[finite]
-        _add(found, factors, into.zeroed())
+        norms = squared(found).sqrt()
+        self.add_formed(found, *weighted_factors(norms, factor), into)
         return norms
+
+    def add_formed(self, found: Sums, factors: Tensor, finite: Tensor, into: Sums) -> None:
+        """`add_finite` of gradients that are there."""
+        if not finite.all():
+            found, factors = Sums({name: value[finite] for name, value in found.items()}), factors[finite]
+        add(found, factors, into.zeroed())
 
 
 class DeviceSmallLeaf(SmallLeaf):
     """Non-finite examples are masked, not left out: nothing waits for the device."""
 
     def add_finite(self, use: Use, factors: Tensor, finite: Tensor, into: Sums) -> None:
-        _add(_kept(self.gradients(use), finite), torch.where(finite, factors, 0.0), into.zeroed())
+        self.add_formed(self.gradients(use), factors, finite, into)
 
-    def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
-        found = self.gradients(use)
-        norms = _squared(found).sqrt()
-        factors, finite = weighted_factors(norms, factor)
-        _add(_kept(found, finite), factors, into.zeroed())
-        return norms
+    def add_formed(self, found: Sums, factors: Tensor, finite: Tensor, into: Sums) -> None:
+        kept = Sums({name: torch.where(finite[:, None], value, 0.0) for name, value in found.items()})
+        add(kept, torch.where(finite, factors, 0.0), into.zeroed())
 
 
-def _kept(found: Sums, finite: Tensor) -> Sums:
-    return Sums({name: torch.where(finite[:, None], value, 0.0) for name, value in found.items()})
-
-
-def _squared(found: Sums) -> Tensor:
+def squared(found: Sums) -> Tensor:
+    """name -> [B, elements] gradients -> [B] squared norms of all together."""
     return torch.stack([value.square().sum(1) for value in found.values()]).sum(0)
 
 
-def _add(found: Sums, factors: Tensor, into: Sums) -> None:
+def add(found: Sums, factors: Tensor, into: Sums) -> None:
+    """into[name] += sum_i factors[i] x gradient_i, of name -> [B, elements of the parameter]."""
     for name, value in found.items():
         into[name].add_((factors.to(value.dtype) @ value).view_as(into[name]))

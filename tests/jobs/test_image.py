@@ -140,7 +140,7 @@ def test_the_average_is_that_of_its_formula():
 
 
 def test_pixels_are_scaled_by_constants():
-    assert scaled(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
+    assert scaled(torch.tensor([[[[0, 255]]]], dtype=torch.uint8)).flatten().tolist() == [-1.0, 1.0]
 
 
 def test_a_private_run_keeps_its_budget_and_says_what_it_saw(tmp_path):

@@ -8,6 +8,7 @@ from torch import nn
 
 from dpbench.clipping import abadi
 from dpbench.engines.layers import find_layers
+from dpbench.kernels.conv.cpu import ConvLeaf
 from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.weight_standard_conv.cpu import WeightStandardConvLeaf
 from dpbench.kernels.weight_standard_conv.module import WeightStandardConv2d, standardised
@@ -97,10 +98,8 @@ def test_engines_find_its_leaf_and_not_the_fallback():
 
 def test_a_gradient_without_the_pull_back_is_caught(monkeypatch):
     """The planted fault: the plain convolution's gradient, as if the weight were not standardised."""
-    from dpbench.kernels.conv.cpu import ConvLeaf
-
     module, use = made("plain")
-    monkeypatch.setattr(WeightStandardConvLeaf, "add_example", ConvLeaf.add_example)
+    monkeypatch.setattr(WeightStandardConvLeaf, "pulled_back", ConvLeaf.pulled_back)
     with pytest.raises(AssertionError):
         assert (
             relative(

@@ -1,38 +1,198 @@
-"""Convolutions: one example's patches at a time, then a matrix product as for a linear layer."""
+"""Convolutions: patches of a few examples at a time, then matrix products as for linear layers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, unfold
+from torch.nn.functional import pad
 
-from dpbench.kernels.leaf import Leaf, Sums, Use
+from dpbench.kernels.leaf import Factor, Later, Leaf, Sums, Use, accumulation_dtype, weighted_factors
+from dpbench.kernels.linear.cpu import gram_is_shorter, gram_sq_norms
+from dpbench.kernels.small import squared
+
+CHUNK = {"cpu": 1 << 22}
+"""Bytes of patches and gradients at a time, one example at least: on a CPU a few times a core's cache."""
+CHUNK_ELSEWHERE = 1 << 28
+
+KEPT = 1 << 24
+"""Bytes of a layer's per-example gradients that are kept until all norms are known, though its x and g are fewer."""
+
+GRAM_BELOW = 20.0
+"""Gram norms and one weighted product where P^2 (n + O) < GRAM_BELOW x n O, O of one group: that takes less time than
+each example's gradient, read for its norm and once more for the sum. From measurements on one core."""
+
+_RUN = 16  # values that lie together, from which on copying patches with their channels last is the faster way
 
 
 class ConvLeaf(Leaf):
-    """`nn.Conv1d` and `nn.Conv2d`, any stride, padding, dilation and groups: weight [O, C / groups, ...], bias [O]."""
+    """`nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d`, any stride, padding, dilation and groups: weight [O, C / groups, ...], bias [O].
 
-    modules = (nn.Conv1d, nn.Conv2d)
+    In comments and docstrings: P output positions, n = C / groups x kernel elements the inputs of one output value.
+    """
+
+    modules = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    norms_of_products = True  # a subclass whose gradient is a map of the product has no Gram norms
+
+    def pulled_back(self, products: Tensor) -> Tensor:
+        """Gradients with respect to the weight that is convolved with -> the parameter's; [b, O, n] each, channels last."""
+        return products
+
+    def gradients(self, use: Use) -> Sums:
+        """name -> [b, elements] in fp32 or wider; those of the weight in the order O, kernel, channels."""
+        wide, found = accumulation_dtype(use.g), Sums()
+        if "weight" in self.names:
+            g, groups = use.g, self.module.groups
+            products = torch.bmm(_of_groups(g, groups), self._patches(use.x.to(g.dtype)))
+            found["weight"] = self.pulled_back(products.to(wide).view(len(g), g.shape[1], products.shape[2])).flatten(1)
+        if "bias" in self.names:
+            found["bias"] = use.g.flatten(2).sum(2, dtype=wide)
+        return found
 
     def add_example(self, use: Use, index: int, into: Sums) -> None:
-        g = use.g[index].flatten(1)
-        if "weight" in into:
-            groups = self.module.groups
-            patches = self._patches(use.x[index : index + 1].to(g.dtype)).view(groups, -1, g.shape[1])
-            sums = into["weight"].view(groups, len(g) // groups, -1)
-            if sums.dtype == g.dtype:
-                sums.baddbmm_(g.view(groups, -1, g.shape[1]), patches.mT)
-            else:
-                sums.add_(torch.bmm(g.view(groups, -1, g.shape[1]), patches.mT))
-        if "bias" in into:
-            into["bias"].add_(g.sum(1, dtype=into["bias"].dtype))
+        one = self.gradients(Use(use.x[index : index + 1], use.g[index : index + 1]))
+        self._add(one, torch.ones(1, device=use.g.device), into)
+
+    def sq_norms(self, use: Use) -> Tensor:
+        positions, inputs, outputs = self._sizes(use)
+        groups = self.module.groups
+        gram = "weight" in self.names and self.norms_of_products
+        if not gram or not gram_is_shorter(positions, inputs, outputs // groups):
+            return torch.cat([squared(self.gradients(part)) for part in self._parts(use)])
+        found = []
+        for part in self._parts(use, 2 * positions * positions * groups):
+            g = _of_groups(part.g, groups).mT
+            found.append(gram_sq_norms(self._patches(part.x.to(g.dtype)), g).view(len(part.g), groups).sum(1))
+        norms = torch.cat(found)
+        return norms + squared(self._only_bias(use)) if "bias" in self.names else norms
+
+    def add_weighted(self, use: Use, factors: Tensor, into: Sums) -> None:
+        if use.g.device.type != "cpu":  # where torch may round a convolution's products more than others
+            self._add_in_parts(use, factors, into)
+            return
+        if "weight" in self.names:
+            _place(self.pulled_back(self._weighted_product(use, factors)), into["weight"])
+        if "bias" in self.names:
+            self._add(self._only_bias(use), factors, into)
+
+    def measured(self, use: Use) -> tuple[Tensor, Later]:
+        """Keeps the gradients where they are no larger than x and g, or at most `KEPT` bytes, unless Gram norms are cheaper."""
+        _, inputs, outputs = self._sizes(use)
+        own = len(use.g) * inputs * outputs * accumulation_dtype(use.g).itemsize
+        if self._gram_is_cheaper(use) or own > max(KEPT, use.x.nbytes + use.g.nbytes):
+            return super().measured(use)
+        parts = [self.gradients(part) for part in self._parts(use)]
+        return torch.cat([squared(part) for part in parts]), partial(self._add_formed, parts)
+
+    def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
+        if self._gram_is_cheaper(use):
+            return self.two_stage(use, factor, into)
+        into.zeroed()
+        norms = []
+        for part in self._parts(use):
+            found = self.gradients(part)
+            norms.append(squared(found).sqrt())
+            self._add_formed([found], *weighted_factors(norms[-1], factor), into)
+        return torch.cat(norms)
+
+    def _gram_is_cheaper(self, use: Use) -> bool:
+        """Whether norms come first, by Gram matrices, then one weighted product."""
+        if "weight" not in self.names or not self.norms_of_products:
+            return False
+        positions, inputs, outputs = self._sizes(use)
+        outputs //= self.module.groups
+        return positions * positions * (inputs + outputs) < GRAM_BELOW * inputs * outputs
+
+    def _sizes(self, use: Use) -> tuple[int, int, int]:
+        """(P, n, O)."""
+        return use.g.shape[2:].numel(), self.module.in_channels // self.module.groups * _size(self.module), use.g.shape[1]
+
+    def _parts(self, use: Use, more: int = 0) -> Iterator[Use]:
+        """The examples in pieces of `CHUNK` bytes; an empty batch is one piece. more: elements an example needs beside."""
+        positions, inputs, outputs = self._sizes(use)
+        elements = (positions * self.module.groups + outputs) * inputs + more
+        room = CHUNK.get(use.g.device.type, CHUNK_ELSEWHERE)
+        size = max(1, room // (elements * use.g.element_size()))
+        for start in range(0, max(1, len(use.g)), size):
+            yield Use(use.x[start : start + size], use.g[start : start + size])
+
+    def _only_bias(self, use: Use) -> Sums:
+        return Sums({"bias": use.g.flatten(2).sum(2, dtype=accumulation_dtype(use.g))})
 
     def _patches(self, x: Tensor) -> Tensor:
-        """x [1, C, ...] -> [C x kernel, positions]; channels of a group lie together."""
-        module = self.module
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = pad(x, module._reversed_padding_repeated_twice, mode=mode)
-        kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
-        if x.dim() == 3:  # [1, C, L] as an image of one row
-            x, kernel, dilation, stride = x[:, :, None], (1, *kernel), (1, *dilation), (1, *stride)
-        return unfold(x, kernel, dilation=dilation, stride=stride)[0]
+        """x [b, C, ...] -> [b x groups, P, n], channels last among the n.
+
+        Copied in runs that lie together: channels with the kernel's columns, or, where these are few, the positions of a row.
+        """
+        module, over = self.module, len(self.module.kernel_size)
+        x = self._padded(x)
+        short = x.shape[1] // module.groups * module.kernel_size[-1] < _RUN and module.stride[-1] == 1
+        x = x.contiguous().movedim(1, -1) if short else x.movedim(1, -1).contiguous()
+        for dim, (kernel, dilation, stride) in enumerate(zip(module.kernel_size, module.dilation, module.stride, strict=True), 1):
+            x = x.unfold(dim, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
+        batch = len(x)
+        x = x.unflatten(1 + over, (module.groups, -1)).movedim(1 + over, 1)  # [b, groups, positions.., channels, kernel..]
+        x = x.movedim(2 + over, -1)
+        each, positions, inputs = batch * module.groups, x.shape[2 : 2 + over].numel(), x.shape[2 + over :].numel()
+        if short:
+            return x.movedim(list(range(2, 2 + over)), list(range(-over, 0))).reshape(each, inputs, positions).mT
+        return x.reshape(each, positions, inputs)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        mode = "constant" if self.module.padding_mode == "zeros" else self.module.padding_mode
+        around = self.module._reversed_padding_repeated_twice
+        return pad(x, around, mode=mode) if any(around) else x
+
+    def _weighted_product(self, use: Use, factors: Tensor) -> Tensor:
+        """[1, O, n]: sum_i factors[i] x product_i, by torch's own convolution, as in non-private training."""
+        module, over = self.module, len(self.module.kernel_size)
+        scaled = use.g * factors.to(use.g.dtype).view(-1, *[1] * (1 + over))
+        shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+        _, found, _ = torch.ops.aten.convolution_backward(
+            *(scaled, self._padded(use.x.to(use.g.dtype)), scaled.new_empty(shape), None, module.stride, [0] * over),
+            *(module.dilation, False, [0] * over, module.groups, [False, True, False]),
+        )
+        return found.to(accumulation_dtype(found)).movedim(1, -1).reshape(1, module.out_channels, -1)
+
+    def _add_in_parts(self, use: Use, factors: Tensor, into: Sums) -> None:
+        at = 0
+        for part in self._parts(use):
+            self._add(self.gradients(part), factors[at : at + len(part.g)], into)
+            at += len(part.g)
+
+    def _add_formed(self, parts: list[Sums], factors: Tensor, finite: Tensor, into: Sums) -> None:
+        """`add_finite` of gradients that are there, in pieces."""
+        into.zeroed()
+        whole, at = bool(finite.all()), 0
+        for found in parts:
+            here = slice(at, at + len(next(iter(found.values()))))
+            at = here.stop
+            if whole:
+                self._add(found, factors[here], into)
+            else:
+                kept = finite[here]
+                self._add(Sums({name: value[kept] for name, value in found.items()}), factors[here][kept], into)
+
+    def _add(self, found: Sums, factors: Tensor, into: Sums) -> None:
+        for name, value in found.items():
+            total = factors.to(value.dtype) @ value
+            if name == "weight":
+                _place(total.view(1, self.module.out_channels, -1), into[name])
+            else:
+                into[name].add_(total)
+
+
+def _size(module: nn.Module) -> int:
+    return torch.Size(module.kernel_size).numel()
+
+
+def _of_groups(g: Tensor, groups: int) -> Tensor:
+    """g [b, O, ...] -> [b x groups, O / groups, P]."""
+    return g.reshape(len(g) * groups, g.shape[1] // groups, g.shape[2:].numel())
+
+
+def _place(gradient: Tensor, into: Tensor) -> None:
+    """into [O, C / groups, ...] += gradient [1, O, n], channels last."""
+    into.add_(gradient.view(into.shape[0], *into.shape[2:], into.shape[1]).movedim(-1, 1))

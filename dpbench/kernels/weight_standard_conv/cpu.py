@@ -1,9 +1,10 @@
-"""Standardised convolutions: a plain convolution's gradient of one example, pulled back through the standardisation."""
+"""Standardised convolutions: a plain convolution's gradients, pulled back through the standardisation."""
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from dpbench.kernels.conv.cpu import ConvLeaf
-from dpbench.kernels.leaf import Sums, Use
 from dpbench.kernels.weight_standard_conv.module import WeightStandardConv2d, standardised
 
 
@@ -11,17 +12,10 @@ class WeightStandardConvLeaf(ConvLeaf):
     """`WeightStandardConv2d`: weight [O, C / groups, ...], bias [O]."""
 
     modules = (WeightStandardConv2d,)
+    norms_of_products = False
 
-    def add_example(self, use: Use, index: int, into: Sums) -> None:
-        if "weight" not in into:
-            super().add_example(use, index, into)
-            return
-        own = self.buffers(use.g)
-        super().add_example(use, index, own)
-        weight, scale = standardised(self.module.weight.detach().to(own["weight"].dtype))
-        inputs = tuple(range(1, weight.dim()))
-        g = own["weight"]
-        along = (weight * g).sum(inputs, keepdim=True)
-        into["weight"].add_((g - g.mean(inputs, keepdim=True) - weight * along) * scale)
-        if "bias" in into:
-            into["bias"].add_(own["bias"])
+    def pulled_back(self, products: Tensor) -> Tensor:
+        weight, scale = standardised(self.module.weight.detach().to(products.dtype))
+        weight, scale = weight.movedim(1, -1).flatten(1), scale.view(-1, 1)
+        along = (products * weight).sum(2, keepdim=True)
+        return products.sub(products.mean(2, keepdim=True)).sub_(weight * along).mul_(scale)
