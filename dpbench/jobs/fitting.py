@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 from dpbench import engines
 from dpbench.engines.base import Handle
 from dpbench.errors import DpbenchError
-from dpbench.jobs.contract import Context
+from dpbench.jobs.contract import Context, metric
 from dpbench.mechanism import Mechanism
+from dpbench.records.schema import Metric
 from dpbench.sampling import batches
 
 
@@ -50,6 +53,24 @@ class Fit:
             "clipped_fraction_not_private": [c for c in self.clipped if c is not None],
             **(self.handle.thresholds.facts if self.handle.thresholds is not None else {}),
         }
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """Beside what a job itself measures.
+
+        training_seconds: of all steps, with whatever else the machine did meanwhile. noise_ratio: noise multiplier of the
+        gradients over that of the whole release, which is what adaptive thresholds cost: counted, not measured. clipped_share
+        and final_bound: of adaptive thresholds, made of their releases alone.
+        """
+        plan, thresholds = self.handle.mechanism, self.handle.thresholds
+        found = [metric("training_seconds", self.seconds, "s")]
+        if plan.noise_multiplier > 0:
+            ratio = plan.gradient_noise_multiplier / plan.noise_multiplier
+            found.append(Metric(name="noise_ratio", value=ratio, unit="x", kind="counted"))
+        if thresholds is not None:
+            found.append(metric("clipped_share", 100 * fmean(thresholds.clipped), "%"))
+            found.append(metric("final_bound", math.hypot(*thresholds.trajectory[-1]), ""))
+        return found
 
     @property
     def warnings(self) -> list[str]:

@@ -150,7 +150,7 @@ def test_a_private_run_keeps_its_budget_and_says_what_it_saw(tmp_path):
     assert done.facts["train_rows"] == 400
     assert done.facts["evaluated_rows"] == 1000
     assert done.facts["unprotected"] == []
-    assert [m.name for m in done.metrics] == ["accuracy", "train_accuracy"]
+    assert [m.name for m in done.metrics] == ["accuracy", "train_accuracy", "training_seconds", "noise_ratio"]
     again = job.run(settings(ema=0.9, **COPIES), context(tmp_path))
     assert [m.value for m in again.metrics] == [m.value for m in done.metrics]
 
