@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -75,7 +76,16 @@ class Thresholds:
         return {"thresholds": self.trajectory[-2], "released_fractions": self.fractions[-1]}
 
     @property
-    def facts(self) -> dict[str, dict[str, list[float]]]:
-        """For a record: a group's label -> its bound in the first step and after the last."""
+    def clipped(self) -> list[float]:
+        """[K] share of examples beyond each group's bound, over the later half of the steps; as released, so with noise."""
+        later = self.fractions[len(self.fractions) // 2 :]
+        return [1 - sum(step[k] for step in later) / len(later) for k in range(len(self.labels))]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For a record, by group: its bound in the first step and after the last, and the share of examples clipped."""
         first_and_last = zip(self.labels, self.trajectory[0], self.trajectory[-1], strict=True)
-        return {"thresholds": {label: [first, last] for label, first, last in first_and_last}}
+        return {
+            "thresholds": {label: [first, last] for label, first, last in first_and_last},
+            "clipped_fractions_released": dict(zip(self.labels, self.clipped, strict=True)),
+        }

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from dpbench.jobs import rest
 from dpbench.jobs.contract import Context, Outcome, metric
 from dpbench.jobs.features import PUBLIC
 from dpbench.jobs.private import PrivateSettings
@@ -49,12 +50,22 @@ class Settings(PrivateSettings):
     token_budget: int = Field(2048, ge=16, description="Padded tokens of a physical batch.")
     precision: Literal["float32", "bfloat16"] = "float32"
     train_limit: int | None = Field(None, ge=1)
+    evaluate_on: Literal["validation", "train_rest"] = Field(
+        "validation",
+        exclude_if=lambda v: v == "validation",
+        description="train_rest: training rows that are then never drawn; for choosing settings.",
+    )
+    held_out: float = Field(
+        rest.SHARE, gt=0, lt=1, exclude_if=lambda v: v == rest.SHARE, description="Share of the training rows that is their rest."
+    )
     device: Literal["cpu", "cuda"] = "cpu"
 
     @model_validator(mode="after")
     def _whole(self) -> Settings:
         if self.training == "features" and self.head == "label_words" and self.hidden:
             raise ValueError("head: label_words is a linear head: it takes no hidden layers")
+        if self.evaluate_on == "validation" and "held_out" in self.model_fields_set:
+            raise ValueError("held_out without evaluate_on: train_rest holds nothing out")
         if any(not 0 < share <= 1 for share in self.class_keep.values()):
             raise ValueError("class_keep: every share must lie above 0 and not above 1")
         return self
@@ -82,7 +93,7 @@ def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any
 
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """Train, then measure accuracy on the validation split.
+    """Train, then measure accuracy on the validation split, or on the rest of the training rows.
 
     Raises:
         DpbenchError: no such device, the mechanism is out of reach, or a guard of the engine stopped the run.
@@ -100,7 +111,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     accuracy, rows = task.accuracy()
     facts = {"train_rows": task.rows, "rows_drawn_from": len(task), "evaluated_rows": rows, **fitted.facts, **task.facts}
     return Outcome(
-        [metric("accuracy", 100 * accuracy, "%")],
+        [metric("accuracy", 100 * accuracy, "%"), *fitted.metrics],
         plan.describe(),
         privacy_of(plan),
         facts,

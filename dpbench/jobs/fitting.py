@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 from dpbench import engines
 from dpbench.engines.base import Handle
 from dpbench.errors import DpbenchError
-from dpbench.jobs.contract import Context
+from dpbench.jobs.contract import Context, metric
 from dpbench.mechanism import Mechanism
+from dpbench.records.schema import Metric
 from dpbench.sampling import batches
 
 
@@ -31,12 +34,16 @@ class Task(Protocol):
 
 @dataclass
 class Fit:
-    """What training left: the handle, already detached, and per step the batch sizes and clipped fractions."""
+    """What training left: the handle, already detached, and per step the batch sizes and clipped fractions.
+
+    seconds: of all steps; processor: of this process' threads in them, on a CPU; None on another device, which works apart.
+    """
 
     handle: Handle
     counts: list[int]
     clipped: list[float | None]
     seconds: float
+    processor: float | None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -50,6 +57,27 @@ class Fit:
             "clipped_fraction_not_private": [c for c in self.clipped if c is not None],
             **(self.handle.thresholds.facts if self.handle.thresholds is not None else {}),
         }
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """Beside what a job itself measures.
+
+        training_seconds: of all steps, with whatever else the machine did meanwhile; processor_seconds: beside it on a CPU, which
+        other runs hardly move. noise_ratio: noise multiplier of the gradients over that of the whole release, which is what
+        adaptive thresholds cost: counted, not measured. clipped_share and final_bound: of adaptive thresholds, made of their
+        releases alone.
+        """
+        plan, thresholds = self.handle.mechanism, self.handle.thresholds
+        found = [metric("training_seconds", self.seconds, "s")]
+        if self.processor is not None:
+            found.append(metric("processor_seconds", self.processor, "s"))
+        if plan.noise_multiplier > 0:
+            ratio = plan.gradient_noise_multiplier / plan.noise_multiplier
+            found.append(Metric(name="noise_ratio", value=ratio, unit="x", kind="counted"))
+        if thresholds is not None:
+            found.append(metric("clipped_share", 100 * fmean(thresholds.clipped), "%"))
+            found.append(metric("final_bound", math.hypot(*thresholds.trajectory[-1]), ""))
+        return found
 
     @property
     def warnings(self) -> list[str]:
@@ -77,7 +105,8 @@ def fit(
     handle = engines.attach(engine, task.model, optimizer, plan)
     rates = [group["lr"] for group in optimizer.param_groups]
     counts, clipped = [], []
-    begun = time.perf_counter()
+    on_cpu = all(p.device.type == "cpu" for p in handle.trainable.values())
+    begun, worked = time.perf_counter(), time.process_time()
     for step, drawn in enumerate(batches(plan)):
         if schedule == "linear":
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -99,9 +128,9 @@ def fit(
             **(handle.thresholds.last if handle.thresholds is not None else {}),
         )
         context.report(step + 1, plan.steps, f"{engine}, loss {loss:.3f} (not private)" if loss is not None else "empty batch")
-    seconds = time.perf_counter() - begun
+    seconds, processor = time.perf_counter() - begun, time.process_time() - worked
     handle.detach()
-    return Fit(handle, counts, clipped, seconds)
+    return Fit(handle, counts, clipped, seconds, processor if on_cpu else None)
 
 
 def proven(engine: str, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Mechanism) -> list[str]:

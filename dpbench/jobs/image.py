@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dpbench import plugins
+from dpbench.jobs import rest
 from dpbench.jobs.contract import Context, Outcome, metric
 from dpbench.jobs.private import PrivateSettings
 from dpbench.spec.expand import Uses
@@ -14,8 +15,6 @@ from dpbench.spec.sources import Source
 from dpbench.validation import Strict
 
 PLUGIN = {"kind": "job", "name": "image", "version": 1, "summary": "train an image classifier and measure its accuracy"}
-
-EVALUATED = "test"
 
 
 class Optimizer(Strict):
@@ -57,12 +56,26 @@ class Settings(PrivateSettings):
     precision: Literal["float32", "bfloat16"] = "float32"
     train_limit: int | None = Field(None, ge=1)
     train_evaluated: int = Field(2000, ge=1, description="Training images on which accuracy is measured too; not private.")
+    evaluate_on: Literal["test", "train_rest"] = Field(
+        "test",
+        exclude_if=lambda v: v == "test",
+        description="train_rest: training images that are then never drawn; for choosing settings.",
+    )
+    held_out: float = Field(
+        rest.SHARE,
+        gt=0,
+        lt=1,
+        exclude_if=lambda v: v == rest.SHARE,
+        description="Share of the training images that is their rest.",
+    )
     device: Literal["cpu", "cuda"] = "cpu"
 
     @model_validator(mode="after")
     def _whole(self) -> Settings:
         if "image" not in plugins.get("dataset", self.task).extra:
             raise ValueError(f"dataset {self.task} has no images")
+        if self.evaluate_on == "test" and "held_out" in self.model_fields_set:
+            raise ValueError("held_out without evaluate_on: train_rest holds nothing out")
         return self
 
 
@@ -72,7 +85,7 @@ def uses(settings: Settings) -> Uses:
 
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """Train, then measure accuracy on the test split and on the first training images.
+    """Train, then measure accuracy on the evaluated images and on the first training images.
 
     Raises:
         DpbenchError: no such device, the mechanism is out of reach, or a guard of the engine stopped the run.
@@ -97,11 +110,11 @@ def run(settings: Settings, context: Context) -> Outcome:
     )
     if average is not None:
         average.put_in()
-    accuracy, rows = task.accuracy(EVALUATED)
+    accuracy, rows = task.accuracy(settings.evaluate_on)
     train_accuracy, _ = task.accuracy("train")
     facts = {"train_rows": len(task), "rows_drawn_from": len(task), "evaluated_rows": rows, **fitted.facts}
     return Outcome(
-        [metric("accuracy", 100 * accuracy, "%"), metric("train_accuracy", 100 * train_accuracy, "%")],
+        [metric("accuracy", 100 * accuracy, "%"), metric("train_accuracy", 100 * train_accuracy, "%"), *fitted.metrics],
         plan.describe(),
         privacy_of(plan),
         facts,

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, pad
 
 from dpbench import plugins
 from dpbench.data import registry as datasets
+from dpbench.jobs import rest
 from dpbench.jobs.contract import Context
 from dpbench.models import registry as models
 from dpbench.sampling import physical_batches
@@ -54,10 +55,17 @@ class ImageTask:
         self.settings, self.device = settings, torch.device(settings.device)
         source = context.sources[f"dataset:{settings.task}"]
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
-        for split, limit in (("train", settings.train_limit), ("test", None)):
-            columns = datasets.load(settings.task, split, source, limit).columns
-            pixels, labels = torch.from_numpy(columns["image"]), torch.as_tensor(columns["label"])
-            self.splits[split] = (pixels.to(self.device), labels.to(self.device))
+        columns = datasets.load(settings.task, "train", source, settings.train_limit).columns
+        images, labels = columns["image"], np.asarray(columns["label"])
+        if settings.evaluate_on == "train_rest":
+            apart = rest.in_rest((image.tobytes() for image in images), settings.held_out, settings.task)
+            evaluated = images[apart], labels[apart]
+            images, labels = images[~apart], labels[~apart]
+        else:
+            columns = datasets.load(settings.task, settings.evaluate_on, source).columns
+            evaluated = columns["image"], np.asarray(columns["label"])
+        for split, (pixels, classes) in (("train", (images, labels)), (settings.evaluate_on, evaluated)):
+            self.splits[split] = torch.from_numpy(pixels).to(self.device), torch.as_tensor(classes).to(self.device)
         self.model = model_of(settings, context.seed).to(self.device)
         self._seed, self._step = context.seed, -1
         self._drawn = np.empty(0, dtype=np.int64)

@@ -32,6 +32,10 @@ class Encoded:
     def lengths(self) -> np.ndarray:
         return np.asarray([len(i) for i in self.ids])
 
+    def part(self, index: np.ndarray) -> Encoded:
+        """Some of the examples, in the order of `index`."""
+        return Encoded([self.ids[i] for i in index], self.labels[index], self.pad)
+
     def batch(self, index: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         """input_ids and attention_mask [B, T], label [B]; T is the longest of the batch."""
         rows = [self.ids[i] for i in index]
@@ -58,9 +62,7 @@ class TextData:
     def split(self, name: str, limit: int | None = None) -> tuple[Encoded, list[str]]:
         """A split's first `limit` examples, encoded, and a text of each that tells it apart. A pair is one input."""
         texts, pairs, labels = self._texts(name, limit)
-        if pairs is None:
-            return self.encode(texts, labels), texts
-        return self.encode(texts, labels, pairs), [f"{a}\t{b}" for a, b in zip(texts, pairs, strict=True)]
+        return self.encode(texts, labels, pairs), _apart(texts, pairs)
 
     def apart(self, name: str, limit: int | None = None) -> tuple[Encoded, Encoded | None]:
         """A split's first `limit` examples as inputs of their own: the texts, and of pairs the second texts."""
@@ -99,6 +101,16 @@ class TextData:
         if phrases is None:
             raise DpbenchError(f"dataset {self.task} declares no label_phrases", "take head: zero, or add phrases to its plug-in")
         return [self.encode(phrases[name]) for name in self.classes]
+
+
+def _apart(texts: list[str], pairs: list[str] | None) -> list[str]:
+    return texts if pairs is None else [f"{a}\t{b}" for a, b in zip(texts, pairs, strict=True)]
+
+
+def train_texts(task: str, source: Source, limit: int | None) -> list[str]:
+    """A text of each training row that tells it apart, as `TextData.split` gives them, without encoding any."""
+    columns = datasets.load(task, "train", source, limit).columns
+    return _apart(columns["text"], columns.get("text_pair"))
 
 
 def pooled(encoder: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,8 @@ from dpbench import plugins
 from dpbench.errors import DpbenchError, unknown
 from dpbench.jobs import features as features_job
 from dpbench.jobs.contract import Context
-from dpbench.jobs.text import TextData, features, in_pieces, pooled
+from dpbench.jobs.rest import in_rest, share_of
+from dpbench.jobs.text import TextData, features, in_pieces, pooled, train_texts
 from dpbench.models import registry as models
 from dpbench.sampling import by_tokens, physical_batches
 from dpbench.spec.sources import Source
@@ -109,8 +109,26 @@ def kept_rows(settings: Settings, labels: np.ndarray, keys: list[str], classes: 
     share = np.asarray([settings.class_keep.get(name, 1.0) for name in classes])
     if (share == 1).all():
         return np.arange(len(labels))
-    draw = np.asarray([int.from_bytes(hashlib.sha256(k.encode()).digest()[:8], "big") / 2**64 for k in keys])
+    draw = np.asarray([share_of(k.encode()) for k in keys])
     return np.flatnonzero(draw < share[labels])
+
+
+class Split:
+    """Which training rows can be drawn, and which are the rest that is evaluated on, where the settings ask for one.
+
+    drawn, rest: indices, both of rows that `class_keep` leaves; rest None: a split of its own is evaluated on. rows: n, training
+    rows without the rest and before `class_keep`, which is what the mechanism protects.
+    """
+
+    def __init__(self, settings: Settings, labels: np.ndarray, keys: list[str], texts: Callable[[], list[str]]) -> None:
+        """keys: what `class_keep` looks at; texts: what the rest's rows are told by."""
+        self.drawn = kept_rows(settings, labels, keys, plugins.get("dataset", settings.task).extra["classes"])
+        self.rest: np.ndarray | None = None
+        self.rows = len(labels)
+        if settings.evaluate_on == "train_rest":
+            apart = in_rest((text.encode() for text in texts()), settings.held_out, settings.task)
+            self.rows -= int(apart.sum())
+            self.drawn, self.rest = self.drawn[~apart[self.drawn]], self.drawn[apart[self.drawn]]
 
 
 class TextTask:
@@ -120,10 +138,10 @@ class TextTask:
         self.settings, self.device = settings, torch.device(settings.device)
         data = TextData(settings.task, settings.model, context.sources, settings.max_length)
         self.train, texts = data.split("train", settings.train_limit)
-        self.rows = len(texts)
-        self.index = kept_rows(settings, self.train.labels, texts, data.classes)
+        split = Split(settings, self.train.labels, texts, lambda: texts)
+        self.rows, self.index = split.rows, split.drawn
         self.lengths = self.train.lengths
-        self.validation, _ = data.split("validation")
+        self.evaluated = data.split("validation")[0] if split.rest is None else self.train.part(split.rest)
         encoder = models.encoder(settings.model, context.sources[f"model:{settings.model}"], settings.layers, seed=context.seed)
         budget = settings.token_budget
         centre = features(encoder, data.public_inputs(), budget).mean(0)
@@ -162,14 +180,14 @@ class TextTask:
         return sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
 
     def accuracy(self) -> tuple[float, int]:
-        """(share of validation rows classified right, rows)."""
+        """(share of evaluated rows classified right, rows)."""
         self.model.eval()
         right = 0
         with torch.inference_mode(), self._autocast():
-            for _, batch in in_pieces(self.validation, 2 * self.settings.token_budget):
+            for _, batch in in_pieces(self.evaluated, 2 * self.settings.token_budget):
                 batch = {k: v.to(self.device) for k, v in batch.items()}
                 right += int((self.model(batch).argmax(-1) == batch["label"]).sum())
-        return right / len(self.validation.ids), len(self.validation.ids)
+        return right / len(self.evaluated.ids), len(self.evaluated.ids)
 
 
 class FeatureTask:
@@ -181,14 +199,18 @@ class FeatureTask:
         classes: list[str] = plugins.get("dataset", settings.task).extra["classes"]
         centre = stored["public_mean"]
         labels = stored["train_y"].numpy()
-        self.rows = len(labels)
-        index = kept_rows(settings, labels, [str(i) for i in range(len(labels))], classes)
-        self.x = prepared(stored["train_x"].float(), centre, settings)[index].to(self.device)
-        self.y = stored["train_y"][index].to(self.device)
-        self.validation = (
-            prepared(stored["validation_x"].float(), centre, settings).to(self.device),
-            stored["validation_y"].to(self.device),
-        )
+
+        def texts() -> list[str]:
+            return train_texts(settings.task, context.sources[f"dataset:{settings.task}"], settings.train_limit)
+
+        split = Split(settings, labels, [str(i) for i in range(len(labels))], texts)
+        self.rows = split.rows
+        train = prepared(stored["train_x"].float(), centre, settings), stored["train_y"]
+        self.x, self.y = (part[split.drawn].to(self.device) for part in train)
+        evaluated = prepared(stored["validation_x"].float(), centre, settings), stored["validation_y"]
+        if split.rest is not None:
+            evaluated = train[0][split.rest], train[1][split.rest]
+        self.evaluated = evaluated[0].to(self.device), evaluated[1].to(self.device)
         phrases = prepared(stored["label_phrases"], centre, settings) if "label_phrases" in stored else None
         self.model = make_head(settings, self.x.shape[1], len(classes), context.seed, phrases).to(self.device)
         self.facts: dict[str, Any] = {}
@@ -208,8 +230,8 @@ class FeatureTask:
         return cross_entropy(model(batch["x"]), batch["label"], reduction="none")
 
     def accuracy(self) -> tuple[float, int]:
-        """(share of validation rows classified right, rows)."""
-        x, y = self.validation
+        """(share of evaluated rows classified right, rows)."""
+        x, y = self.evaluated
         self.model.eval()
         with torch.inference_mode():
             return float((self.model(x).argmax(-1) == y).float().mean()), len(y)

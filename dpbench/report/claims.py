@@ -148,10 +148,11 @@ def _sentence(claim: Claim, unit: str, evidence: Evidence | None, never: str) ->
     unit_text = f" {points}" if compares == "difference" and unit else ""
     asked = f"{side.replace('_', ' ')} {short(threshold)}{unit_text}"
     text = f"{spell(worst.of)} against {spell(worst.against)}: {compares} {short(worst.estimate)}{unit_text}"
-    if worst.low is not None and worst.high is not None:
-        text += f", 95 % interval {short(worst.low)} to {short(worst.high)} over {worst.n} {worst.over}"
+    repetitions = f"{worst.n} {worst.over.rstrip('s') if worst.n == 1 else worst.over}"
+    if worst.low is not None and worst.high is not None and worst.n > 1:
+        text += f", 95 % interval {short(worst.low)} to {short(worst.high)} over {repetitions}"
     elif worst.n:
-        text += f" from {worst.n} {worst.over.rstrip('s') if worst.n == 1 else worst.over}"
+        text += f" from {repetitions}"
     text += f", where {asked} is claimed; {evidence.place}"
     if len(evidence.pairings) > 1:
         text += f"; the weakest of {len(evidence.pairings)} comparisons"

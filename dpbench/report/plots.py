@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-from dpbench.report import curves, heatmap
+from dpbench.report import curves, heatmap, scatter
 from dpbench.report.data import Entry, TableData
 from dpbench.report.layout import marks_of, without_smoke
 from dpbench.report.words import MARKS, label_text
@@ -191,6 +191,9 @@ def draw(table: TableData, plot: Plot) -> bytes:
             return _not_run(plot) if made is None else _save(made, plot)
         if plot.kind == "heatmap":
             return _save(heatmap.figure(table, plot, entries), plot)
+        if plot.kind == "scatter":
+            points = scatter.points_of(table, plot, entries)
+            return _save(scatter.figure(table, plot, points, COLOURS), plot) if points else _not_run(plot)
         drawing, panels = _Drawing(table, plot, entries), _panels(table, plot, entries)
         across = 1 if len(panels) <= 3 else 2
         down = -(-len(panels) // across)

@@ -26,7 +26,8 @@ def rows_used(table: TableData) -> list[str]:
 def _said(info: RecordInfo) -> str:
     """Empty for a record that does not say how many rows it saw."""
     facts: dict[str, Any] = info.record.get("facts", {})
-    task = info.record.get("config", {}).get("settings", {}).get("task")
+    settings = info.record.get("config", {}).get("settings", {})
+    task = settings.get("task")
     if not task or "train_rows" not in facts or "evaluated_rows" not in facts:
         return ""
     plugin = plugins.discover("dataset").get(task)
@@ -35,7 +36,11 @@ def _said(info: RecordInfo) -> str:
     official = {} if source.get("synthetic") else extra.get("rows", {})
     evaluated = next((rows for split, rows in official.items() if split != "train"), None)
     trained = _of(facts["train_rows"], official.get("train"))
-    text = f"{task}: trained on {trained} rows, evaluated on {_of(facts['evaluated_rows'], evaluated)}"
+    text = f"{task}: trained on {trained} rows, evaluated on "
+    if settings.get("evaluate_on") == "train_rest":
+        text += f"{facts['evaluated_rows']:,} others of the train split"
+    else:
+        text += _of(facts["evaluated_rows"], evaluated)
     note = extra.get("notes", {}).get(source.get("kind"))
     return f"{text} ({note})" if note else text
 

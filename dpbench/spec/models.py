@@ -127,12 +127,13 @@ class Plot(Strict):
     kind `lines`: metric against a numeric axis `x`, a line per value of `series`, a panel per value of `panels`;
     kind `intervals`: a point with its interval per value of `series`, grouped by `x`;
     kind `curves`: a metric over the steps of a run (`facts.curve`), a line per row and seed mean, a panel per value of `x`;
-    kind `heatmap`: a cell per value of `x` and of `series`, coloured by the metric, a panel per value of the other axes.
+    kind `heatmap`: a cell per value of `x` and of `series`, coloured by the metric, a panel per value of the other axes;
+    kind `scatter`: the metric against another one, which `x` names, a line per value of `series` through its cells.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     title: str
-    kind: Literal["lines", "intervals", "curves", "heatmap"]
+    kind: Literal["lines", "intervals", "curves", "heatmap", "scatter"]
     metric: str
     x: str
     series: str
@@ -204,7 +205,8 @@ class TableSpec(Strict):
                 self._known(f"claims.{claim.id}", part, axes)
             self._known(f"claims.{claim.id}.metric", [claim.test.metric], set(self.metrics))
         for plot in self.plots:
-            self._known(f"plots.{plot.name}", [plot.x, plot.series, *plot.panels], axes)
+            self._known(f"plots.{plot.name}", [plot.series, *plot.panels], axes)
+            self._known(f"plots.{plot.name}.x", [plot.x], set(self.metrics) if plot.kind == "scatter" else axes)
             self._known(f"plots.{plot.name}.metric", [plot.metric], set(self.metrics))
         return self
 

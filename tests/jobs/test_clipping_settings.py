@@ -134,3 +134,18 @@ def test_timed_engines_that_adapt_do_and_others_keep_fixed_bounds():
     assert settings.mechanism("opacus").clipping.adaptive is None
     assert settings.mechanism("nonprivate").clipping is None
     assert parse(parallel.Settings, RANKS | {"adaptive": ADAPTIVE}, "test").mechanism("fused").clipping.adaptive is not None
+
+
+@pytest.mark.parametrize(("over", "says"), [
+    ({"scope": "per_device", "devices": 9}, "9 devices for 3 layers"),
+    ({"scope": "per_layer", "bound": 1.0, "given": [0.1, 0.2]}, "2 thresholds for 3 groups"),
+    ({"scope": "per_layer", "bound": 1.0, "given": {"hidden.0": 0.1, "hidden.1": 0.1, "outt": 0.1}}, "unknown group 'outt'"),
+])  # fmt: skip
+def test_groups_that_the_model_does_not_have_are_refused_before_anything_is_trained(over, says):
+    """`hidden` of two widths and an output layer: three layers. `check` attaches the engine to a model without weights."""
+    from dpbench.data import registry as datasets
+
+    settings = parse(classify.Settings, merge(CLASSIFY, {"hidden": [8, 4], "clipping": over}), "test")
+    sources = {f"dataset:{name}": datasets.resolve(name, "embedded") for name in ("sst2", "wikitext2")}
+    with pytest.raises(DpbenchError, match=says):
+        classify.check(settings, sources | {"model:tiny_bert": Source(kind="scratch", synthetic=True)})

@@ -18,6 +18,7 @@ from dpbench.report.tables import to_markdown
 
 FACTS = {"train_rows": 1000, "evaluated_rows": 872}
 HEATMAP = {"name": "map", "title": "Over both", "kind": "heatmap", "metric": "accuracy", "x": "epsilon", "series": "method"}
+REST = {"model": "minilm", "evaluate_on": "train_rest"}
 WHY = "no run evaluates on it"
 
 
@@ -80,6 +81,42 @@ def test_a_heat_map_has_a_cell_and_a_text_for_each_value() -> None:
 def test_a_heat_map_of_one_value_has_a_colour_too() -> None:
     made = table(plots=[HEATMAP], rows={"method": ["auto_s"], "epsilon": [3]})
     assert "81.0" in draw(made, made.plots[0]).decode() or "87.0" in draw(made, made.plots[0]).decode()
+
+
+SCATTER = HEATMAP | {"kind": "scatter", "x": "training_seconds"}
+TIMED = {n: {"unit": u, "better": b} for n, u, b in (("accuracy", "%", "higher"), ("training_seconds", "s", "lower"))}
+
+
+def lines_of(svg: str) -> int:
+    """Lines through points: paths of the lines' width, of which the legend has one more each."""
+    return len(re.findall(r"stroke-width: 1\.2", svg))
+
+
+def test_a_scatter_has_a_line_a_series_through_the_cells_that_have_both_metrics() -> None:
+    made = table(plots=[SCATTER], metrics=TIMED)
+    svg = draw(made, made.plots[0]).decode()
+    assert svg == draw(made, made.plots[0]).decode()
+    assert "training seconds (s)" in svg
+    assert lines_of(svg) == 2 * len({e.labels["method"] for e in made.entries})
+    untimed = made.model_copy(
+        update={"entries": [e for e in made.entries if (e.metric, e.labels["method"]) != ("training_seconds", "abadi")]}
+    )
+    assert lines_of(draw(untimed, made.plots[0]).decode()) == lines_of(svg) - 2
+
+
+def test_a_scatter_without_the_metric_across_says_so_and_one_over_an_axis_is_refused() -> None:
+    made = table(plots=[SCATTER], metrics=TIMED)
+    without = made.model_copy(update={"entries": [e for e in made.entries if e.metric == "accuracy"]})
+    assert b"not run" in draw(without, made.plots[0])
+    for kind, x in (("scatter", "epsilon"), ("heatmap", "training_seconds")):
+        with pytest.raises(ValueError, match=x):
+            glue(plots=[SCATTER | {"kind": kind, "x": x}], metrics=TIMED)
+
+
+def test_rows_of_the_train_split_are_not_called_the_evaluated_split() -> None:
+    assert rows_used(table(settings=REST)) == [
+        "here (laptop), sst2: trained on 1,000 of 67,349 rows, evaluated on 872 others of the train split"
+    ]
 
 
 def test_a_heat_map_of_nothing_says_so() -> None:
