@@ -86,7 +86,7 @@ class CellState(Strict):
 
 
 class TierInfo(Strict):
-    """What a tier runs: settings shared by its cells, what each axis value changes, and whose each setting is."""
+    """What a tier runs: settings shared by its cells, what each axis value changes, whose each setting is, and all its cells."""
 
     tier: str
     settings: dict[str, Any]
@@ -94,6 +94,7 @@ class TierInfo(Strict):
     origin: dict[str, str]
     seeds: list[int]
     note: str = ""
+    cells: list[dict[str, str]] = Field(default_factory=list)
 
 
 class StaleRecord(Strict):

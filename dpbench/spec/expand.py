@@ -106,6 +106,15 @@ def skip_of(spec: TableSpec, tier: str, labels: dict[str, str]) -> Skip | None:
     return next((skip for skip in (spec.skip if own is None else own) if matches(labels, skip.where)), None)
 
 
+def cells_at(spec: TableSpec, tier: str) -> Iterator[dict[str, str]]:
+    """Labels of the cells that a table has at a tier."""
+    axes = tier_axes(spec, tier)
+    for values in itertools.product(*(axes[name] for name in spec.axes)):
+        labels = dict(zip(spec.axes, values, strict=True))
+        if skip_of(spec, tier, labels) is None:
+            yield labels
+
+
 class _Builder:
     """Makes runs, each once."""
 

@@ -69,6 +69,9 @@ class Resources(Strict):
     gpu: int = 0
 
 
+Fold = Literal["sum", "max", "min", "spread"]
+
+
 class ClaimTest(Strict):
     """A comparison of two selections of cells, paired by every other label and by seed or round."""
 
@@ -76,6 +79,11 @@ class ClaimTest(Strict):
     of: dict[str, Label | list[Label]]
     against: dict[str, Label | list[Label]]
     where: dict[str, Label | list[Label]] = Field(default_factory=dict)
+    over: dict[str, Fold] = Field(
+        default_factory=dict,
+        description="Axis -> how each side's cells along it become one before the two are compared, seed by seed and in this order; "
+        "`spread` is the largest less the smallest.",
+    )
     difference_at_least: float | None = None
     difference_at_most: float | None = None
     ratio_at_least: float | None = None
@@ -195,7 +203,7 @@ class TableSpec(Strict):
                     raise ValueError(f"tiers.{name}.{kind}: {sorted(stray)[0]!r} is not one of the table's {kind}")
         self._known("together", self.together, axes)
         for claim in self.claims:
-            for part in (claim.test.of, claim.test.against, claim.test.where):
+            for part in (claim.test.of, claim.test.against, claim.test.where, claim.test.over):
                 self._known(f"claims.{claim.id}", part, axes)
             self._known(f"claims.{claim.id}.metric", [claim.test.metric], set(self.metrics))
         for plot in self.plots:
