@@ -1,8 +1,8 @@
-"""Train an image classifier from scratch, by any engine, with augmentation multiplicity and averaged weights."""
+"""Train an image classifier, from scratch or on frozen features, by any engine, with augmentation and averaged weights."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,7 @@ from dpbench import plugins
 from dpbench.jobs.contract import Context, Outcome, metric
 from dpbench.jobs.private import PrivateSettings
 from dpbench.spec.expand import Uses
+from dpbench.spec.models import Resources
 from dpbench.spec.sources import Source
 from dpbench.validation import Strict
 
@@ -48,6 +49,9 @@ class Settings(PrivateSettings):
 
     task: str
     model: str
+    features: str | None = Field(
+        None, exclude_if=lambda v: v is None, description="Frozen model whose features are trained on instead of pixels."
+    )
     optimizer: Optimizer
     augmentation: Augmentation | None = None
     ema: float | None = Field(
@@ -63,12 +67,27 @@ class Settings(PrivateSettings):
     def _whole(self) -> Settings:
         if "image" not in plugins.get("dataset", self.task).extra:
             raise ValueError(f"dataset {self.task} has no images")
+        if self.features is not None and self.augmentation is not None:
+            raise ValueError("augmentation moves pixels, and features have none")
         return self
 
 
 def uses(settings: Settings) -> Uses:
     """Versions and sources that decide the numbers."""
     return Uses(plugins=tuple(settings.deciding_plugins), datasets=(settings.task,), models=(settings.model,))
+
+
+def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any], int, Resources]]:
+    """Training on features needs them first; they do not depend on the seed."""
+    if settings.features is None:
+        return {}
+    wanted = {
+        "task": settings.task,
+        "model": settings.features,
+        "train_limit": settings.train_limit,
+        "device": settings.device,
+    }
+    return {"features": ("image_features", wanted, 0, Resources(threads=1, minutes=2, mem_mb=3000))}
 
 
 def run(settings: Settings, context: Context) -> Outcome:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from dpbench import plugins
 from dpbench.data import registry as datasets
+from dpbench.jobs import image_features
 from dpbench.jobs.contract import Context
 from dpbench.models import registry as models
 from dpbench.sampling import physical_batches
@@ -24,9 +26,10 @@ _EVALUATED = 500  # images of a forward pass without gradients
 
 
 def model_of(settings: Settings, seed: int = 0, meta: bool = False) -> nn.Module:
-    """The settings' model for its dataset's images."""
+    """The settings' model for its dataset's images, or for their features."""
     extra = plugins.get("dataset", settings.task).extra
-    return models.image_model(settings.model, extra["image"], len(extra["classes"]), seed, meta)
+    image = extra["image"] if settings.features is None else models.image_features_shape(settings.features, extra["image"])
+    return models.image_model(settings.model, image, len(extra["classes"]), seed, meta)
 
 
 def optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
@@ -43,16 +46,14 @@ def scaled(pixels: Tensor) -> Tensor:
 
 
 class ImageTask:
-    """A model from scratch and the images it is trained and evaluated on, kept as bytes on the device."""
+    """A model and the images it is trained and evaluated on, kept as bytes on the device; or the features of a parent run."""
 
     def __init__(self, settings: Settings, context: Context) -> None:
         self.settings, self.device = settings, torch.device(settings.device)
-        source = context.sources[f"dataset:{settings.task}"]
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
-        for split, limit in (("train", settings.train_limit), ("test", None)):
-            columns = datasets.load(settings.task, split, source, limit).columns
-            pixels, labels = torch.from_numpy(columns["image"]), torch.as_tensor(columns["label"])
-            self.splits[split] = (pixels.to(self.device), labels.to(self.device))
+        self.prepare: Callable[[Tensor], Tensor] = scaled if settings.features is None else Tensor.float
+        for split, (inputs, labels) in _stored(settings, context).items():
+            self.splits[split] = (inputs.to(self.device), labels.to(self.device))
         self.model = model_of(settings, context.seed).to(self.device)
         self._seed, self._step = context.seed, -1
         self._drawn = np.empty(0, dtype=np.int64)
@@ -73,7 +74,7 @@ class ImageTask:
         """image [B, copies, C, H, W] and label [B] of some positions."""
         index = torch.as_tensor(self._drawn[rows], device=self.device)
         pixels, labels = self.splits["train"]
-        images = scaled(pixels[index])
+        images = self.prepare(pixels[index])
         copies = images[:, None] if self._moves is None else self._moves.copies(images, rows)
         return {"image": copies, "label": labels[index]}
 
@@ -96,8 +97,20 @@ class ImageTask:
         with torch.inference_mode():
             for start in range(0, count, _EVALUATED):
                 rows = slice(start, min(start + _EVALUATED, count))
-                right += int((self.model(scaled(pixels[rows])).argmax(-1) == labels[rows]).sum())
+                right += int((self.model(self.prepare(pixels[rows])).argmax(-1) == labels[rows]).sum())
         return right / count, count
+
+
+def _stored(settings: Settings, context: Context) -> dict[str, tuple[Tensor, Tensor]]:
+    """Split -> inputs [N, C, H, W], bytes of images or fp16 features, and labels."""
+    if settings.features is not None:
+        stored = load_file(context.artefact("features", image_features.FILE))
+        return {split: (stored[f"{split}_x"], stored[f"{split}_y"]) for split in image_features.SPLITS}
+    found = {}
+    for split, limit in (("train", settings.train_limit), ("test", None)):
+        columns = datasets.load(settings.task, split, context.sources[f"dataset:{settings.task}"], limit).columns
+        found[split] = (torch.from_numpy(columns["image"]), torch.as_tensor(columns["label"]))
+    return found
 
 
 class Moves:

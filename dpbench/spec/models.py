@@ -81,7 +81,7 @@ class ClaimTest(Strict):
     where: dict[str, Label | list[Label]] = Field(default_factory=dict)
     over: dict[str, Fold] = Field(
         default_factory=dict,
-        description="Axis -> how each side's cells along it become one before the two are compared, seed by seed and in this order; "
+        description="Axis -> how each side's cells along it become one before the two are compared, seed by seed, in this order; "
         "`spread` is the largest less the smallest.",
     )
     difference_at_least: float | None = None
