@@ -72,7 +72,8 @@ def run(settings: Settings, context: Context) -> Outcome:
                 found[rows] = model(scaled(pixels[rows].to(settings.device))).half().cpu()
                 if start % (64 * _TOGETHER) == 0:
                     context.report(start, len(pixels), f"{split} features")
-        tensors[f"{split}_x"], tensors[f"{split}_y"] = found, torch.as_tensor(columns["label"])
+        labels = torch.as_tensor(columns["labels" if "labels" in columns else "label"])
+        tensors[f"{split}_x"], tensors[f"{split}_y"] = found, labels
         counts[split] = len(pixels)
     seconds = time.perf_counter() - begun
     save_file(tensors, context.out / FILE)

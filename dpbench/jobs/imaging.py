@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad
 
 from dpbench import plugins
 from dpbench.data import registry as datasets
@@ -29,7 +29,8 @@ def model_of(settings: Settings, seed: int = 0, meta: bool = False) -> nn.Module
     """The settings' model for its dataset's images, or for their features."""
     extra = plugins.get("dataset", settings.task).extra
     image = extra["image"] if settings.features is None else models.image_features_shape(settings.features, extra["image"])
-    return models.image_model(settings.model, image, len(extra["classes"]), seed, meta)
+    outputs = len(extra["classes"]) if "classes" in extra else len(datasets.attributes(settings.task))
+    return models.image_model(settings.model, image, outputs, seed, meta)
 
 
 def optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
@@ -43,6 +44,13 @@ def optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
 def scaled(pixels: Tensor) -> Tensor:
     """uint8 -> fp32 in -1 to 1: by public constants, not by the data's own mean, which would not be private."""
     return pixels.float() / 127.5 - 1
+
+
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """[B]: of classes [B] one each; of attributes [B, L] the sum of L binary ones."""
+    if labels.dim() == 1:
+        return cross_entropy(logits, labels, reduction="none")
+    return binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").sum(1)
 
 
 class ImageTask:
@@ -71,7 +79,7 @@ class ImageTask:
         return physical_batches(np.arange(len(drawn)), self.settings.physical)
 
     def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """image [B, copies, C, H, W] and label [B] of some positions."""
+        """image [B, copies, C, H, W] and label [B], of attributes [B, L], of some positions."""
         index = torch.as_tensor(self._drawn[rows], device=self.device)
         pixels, labels = self.splits["train"]
         images = self.prepare(pixels[index])
@@ -79,25 +87,30 @@ class ImageTask:
         return {"image": copies, "label": labels[index]}
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """[B] cross entropies, each the mean over an example's copies.
+        """[B] cross entropies, each the mean over an example's copies; of attributes the sum over them.
 
         The model is called once a copy, with the batch first, so that an engine adds the copies' gradients before it clips.
         """
         copies = batch["image"].unbind(1)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
             logits = [model(images) for images in copies]
-        return torch.stack([cross_entropy(own.float(), batch["label"], reduction="none") for own in logits]).mean(0)
+        return torch.stack([cross_entropies(own.float(), batch["label"]) for own in logits]).mean(0)
 
     def accuracy(self, split: str) -> tuple[float, int]:
-        """(share of a split's images classified right, images); of training images the first `train_evaluated`."""
+        """(share of a split's images classified right, images); of training images the first `train_evaluated`.
+
+        Of attributes the mean share over them.
+        """
         pixels, labels = self.splits[split]
         count = min(len(labels), self.settings.train_evaluated) if split == "train" else len(labels)
         self.model.eval()
-        right = 0
+        right = 0.0
         with torch.inference_mode():
             for start in range(0, count, _EVALUATED):
                 rows = slice(start, min(start + _EVALUATED, count))
-                right += int((self.model(self.prepare(pixels[rows])).argmax(-1) == labels[rows]).sum())
+                logits, wanted = self.model(self.prepare(pixels[rows])), labels[rows]
+                found = logits.argmax(-1) == wanted if wanted.dim() == 1 else ((logits > 0) == wanted.bool()).double().mean(1)
+                right += float(found.sum())
         return right / count, count
 
 
@@ -109,7 +122,8 @@ def _stored(settings: Settings, context: Context) -> dict[str, tuple[Tensor, Ten
     found = {}
     for split, limit in (("train", settings.train_limit), ("test", None)):
         columns = datasets.load(settings.task, split, context.sources[f"dataset:{settings.task}"], limit).columns
-        found[split] = (torch.from_numpy(columns["image"]), torch.as_tensor(columns["label"]))
+        labels = columns["labels" if "labels" in columns else "label"]
+        found[split] = (torch.from_numpy(columns["image"]), torch.as_tensor(labels))
     return found
 
 
