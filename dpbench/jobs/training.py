@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -213,6 +214,26 @@ class FeatureTask:
         self.model.eval()
         with torch.inference_mode():
             return float((self.model(x).argmax(-1) == y).float().mean()), len(y)
+
+
+class Curve:
+    """Accuracy on the validation rows along training. points: (step, %), evenly spaced, the last after the last step."""
+
+    def __init__(self, task: TextTask | FeatureTask, steps: int, points: int) -> None:
+        self._task, self._steps, self._every = task, steps, max(1, steps // points)
+        self.points: list[tuple[int, float]] = []
+        self.done, self.rows, self.seconds = 0, 0, 0.0
+
+    def after_step(self) -> None:
+        """For `fit`: looks at the released weights alone, and leaves the model as it was."""
+        self.done += 1
+        if self.done % self._every and self.done != self._steps:
+            return
+        begun = time.perf_counter()
+        accuracy, self.rows = self._task.accuracy()
+        self._task.model.train()
+        self.points.append((self.done, 100 * accuracy))
+        self.seconds += time.perf_counter() - begun
 
 
 def classifier(encoder: nn.Module, head: Head, settings: Settings) -> Classifier:
