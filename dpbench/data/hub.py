@@ -62,10 +62,13 @@ def why_not(spec: dict[str, Any] | None, filenames: Iterable[str], repo_type: st
     """Empty where the hub can serve the files (from its cache or the network), else the reason it cannot.
 
     Args:
-        spec: `repo` and `revision`, as a plug-in's `hub` states them; None: it has no place on the hub.
+        spec: `repo` and `revision`, as a plug-in's `hub` states them; None: it has no place on the hub. A revision of None is one
+            that nobody has looked at, for the reason in `why`: nothing is taken from there.
     """
     if spec is None:
         return "it has no place on the hub"
+    if spec["revision"] is None:
+        return f"no revision of {spec['repo']} is pinned: {spec['why']}"
     if all(cached(spec["repo"], f, spec["revision"], repo_type) for f in filenames):
         return ""
     if offline():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ from dpbench.errors import DpbenchError
 _ENCODED = (b"\x89PNG", b"RIFF", b"\xff\xd8\xff")  # PNG, WebP, JPEG
 
 
-def decode(values: Sequence[bytes], image: dict[str, int], where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def decode(values: Sequence[bytes], image: Mapping[str, Any], where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Pixels [N, C, H, W] of images that are each encoded, or H x W x C raw bytes.
 
     Args:
-        image: `channels`, `height`, `width`, as a dataset's plug-in states them; where: opens what is said of a bad image.
+        image: `channels`, `height`, `width`, as a dataset's plug-in states them; `fit`: encoded images of another size are cut to
+            the middle of that shape and resized. where: opens what is said of a bad image.
 
     Raises:
         DpbenchError: an image cannot be read or has another size; names its row.
@@ -26,7 +27,8 @@ def decode(values: Sequence[bytes], image: dict[str, int], where: str) -> np.nda
     out = np.empty((len(values), channels, height, width), dtype=np.uint8)
     for row, value in enumerate(values):
         if value.startswith(_ENCODED):
-            pixels = _opened(value, "L" if channels == 1 else "RGB", f"{where}: row {row}")
+            size = (width, height) if image.get("fit") else None
+            pixels = _opened(value, "L" if channels == 1 else "RGB", size, f"{where}: row {row}")
         elif len(value) == channels * height * width:
             pixels = np.frombuffer(value, dtype=np.uint8).reshape(height, width, channels)
         else:
@@ -41,11 +43,12 @@ def decode(values: Sequence[bytes], image: dict[str, int], where: str) -> np.nda
     return out
 
 
-def _opened(value: bytes, mode: str, where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    from PIL import Image, UnidentifiedImageError
+def _opened(value: bytes, mode: str, size: tuple[int, int] | None, where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(value)) as opened:
-            return np.asarray(opened.convert(mode))
+            found = opened.convert(mode)
+            return np.asarray(found if size is None else ImageOps.fit(found, size, Image.Resampling.BILINEAR))
     except (OSError, UnidentifiedImageError) as error:
         raise DpbenchError(f"{where} is not a readable image ({error})", "fetch the file again") from error

@@ -28,7 +28,7 @@ def _check_schema(path: Path, schema: Any, columns: dict[str, str]) -> None:
                 f"{path}: no column {column!r}; its columns: {', '.join(schema.names)}", nearest(column, schema.names)
             )
         kind = schema.field(column).type
-        if canonical == "label" and not pa.types.is_integer(kind):
+        if canonical.startswith("label") and not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
             raise DpbenchError(f"{path}: column {column!r} holds {kind}, not class numbers", "give labels as integers from 0")
         if canonical.startswith("image") and not _holds_bytes(kind):
             raise DpbenchError(f"{path}: column {column!r} holds {kind}, not images", "give images as bytes, raw or encoded")
@@ -49,7 +49,7 @@ def check(path: Path, columns: dict[str, str]) -> int:
     """Check the columns by the file's metadata alone.
 
     Args:
-        columns: canonical name -> name in the file. `label` must be an integer, `text...` a string,
+        columns: canonical name -> name in the file. `label...` must be an integer or yes-or-no, `text...` a string,
             `image...` bytes.
 
     Returns:
@@ -87,11 +87,13 @@ def read(path: Path, columns: dict[str, str], limit: int | None = None) -> dict[
                 f"{path}: column {column!r} has {nulls} missing values", "drop those rows, or fetch the file again"
             )
     table = table.slice(0, limit)
-    return {canonical: _values(table[column]) for canonical, column in columns.items()}
+    return {canonical: _values(canonical, table[column]) for canonical, column in columns.items()}
 
 
-def _values(column: Any) -> list[Any]:
+def _values(canonical: str, column: Any) -> list[Any]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if canonical.startswith("label"):
+        return pc.cast(column, pa.int64()).to_pylist()  # type: ignore[no-any-return]
     return (pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column).to_pylist()

@@ -1,11 +1,12 @@
 """Datasets by name: where each comes from, and its examples. Never imports torch.
 
 A dataset is one file in this folder with a literal `PLUGIN`: `task`, `classes` (classification), `folder` and `files`
-(split -> file) in the local folder, `columns` (canonical name -> column; `text...` are strings, `label` class numbers, `image`
-bytes), `hub` (repo, revision, files) or None, `embedded` (a module of `data/embedded`) or None, `licence`, `citation`; `may_lack`
-(splits that known copies are without). Images have `image` (channels, height, width); what `task: table_to_text` adds stands in
-`described`. `rows` (split -> rows of the official split) and `notes` (kind of source -> what to know of that copy) stand
-beside numbers that were made with less, or with something else.
+(split -> file) in the local folder, `columns` (canonical name -> column; `text...` are strings, `label` class numbers,
+`label_...` yes-or-no attributes, together `labels`, `image` bytes), `hub` (repo, revision, files) or None, `embedded` (a module
+of `data/embedded`) or None, `licence`, `citation`; `may_lack` (splits that known copies are without). Images have `image`
+(channels, height, width; `fit` where others are cut and resized to that); what `task: table_to_text` adds stands in `described`.
+`rows` (split -> rows of the official split) and `notes` (kind of source -> what to know of that copy) stand beside numbers that
+were made with less, or with something else.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from dpbench import plugins
 from dpbench.data import hub, images, local, parquet
@@ -155,9 +158,18 @@ def load(name: str, split: str, source: Source, limit: int | None = None) -> Exa
     where = f"dataset {name}, split {split!r} ({source.kind})"
     if "label" in columns and "classes" in plugin.extra:
         _check_labels(where, columns["label"], plugin.extra["classes"])
+    if marks := attributes(name):
+        for key in marks:
+            _check_labels(f"{where}, {key}", columns[key], ["no", "yes"])
+        columns["labels"] = np.stack([np.asarray(columns.pop(key), dtype=np.uint8) for key in marks], axis=1)
     if "image" in columns:
         columns["image"] = images.decode(columns["image"], plugin.extra["image"], where)
     return Examples(columns)
+
+
+def attributes(name: str) -> list[str]:
+    """Canonical columns of a dataset's yes-or-no attributes, `label_...`; empty where an example has one class."""
+    return [key for key in plugins.get("dataset", name).extra["columns"] if key.startswith("label_")]
 
 
 def _check_labels(what: str, labels: list[int], classes: list[str]) -> None:

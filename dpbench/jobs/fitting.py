@@ -93,10 +93,14 @@ def fit(
     context: Context,
     schedule: Literal["constant", "linear"] = "constant",
     after_step: Callable[[], None] = lambda: None,
+    watch: Callable[[int], None] = lambda done: None,
 ) -> Fit:
     """Train `task.model` for `plan.steps` logical steps; `linear` lowers every learning rate to 0.
 
-    Guarantee: that of `plan`, as the engine keeps it; `after_step` must look at what has been released alone.
+    Args:
+        after_step: part of training; watch: gets the number of steps done, and its time is not training's.
+
+    Guarantee: that of `plan`, as the engine keeps it; `after_step` and `watch` must look at what has been released alone.
 
     Raises:
         DpbenchError: the engine cannot serve the model, or one of its guards stopped the run.
@@ -106,8 +110,9 @@ def fit(
     rates = [group["lr"] for group in optimizer.param_groups]
     counts, clipped = [], []
     on_cpu = all(p.device.type == "cpu" for p in handle.trainable.values())
-    begun, worked = time.perf_counter(), time.process_time()
+    seconds = processor = 0.0
     for step, drawn in enumerate(batches(plan)):
+        begun, worked = time.perf_counter(), time.process_time()
         if schedule == "linear":
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1 - step / plan.steps)
@@ -117,6 +122,8 @@ def fit(
         optimizer.step()
         optimizer.zero_grad()
         after_step()
+        seconds, processor = seconds + time.perf_counter() - begun, processor + time.process_time() - worked
+        watch(step + 1)
         counts.append(len(drawn))
         clipped.append(handle.clipped_fraction)
         loss = float(total) / len(drawn) if len(drawn) else None
@@ -128,7 +135,6 @@ def fit(
             **(handle.thresholds.last if handle.thresholds is not None else {}),
         )
         context.report(step + 1, plan.steps, f"{engine}, loss {loss:.3f} (not private)" if loss is not None else "empty batch")
-    seconds, processor = time.perf_counter() - begun, time.process_time() - worked
     handle.detach()
     return Fit(handle, counts, clipped, seconds, processor if on_cpu else None)
 

@@ -1,8 +1,8 @@
-"""Train an image classifier from scratch, by any engine, with augmentation multiplicity and averaged weights."""
+"""Train an image classifier, from scratch or on frozen features, by any engine, with augmentation and averaged weights."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from dpbench.jobs import rest
 from dpbench.jobs.contract import Context, Outcome, metric
 from dpbench.jobs.private import PrivateSettings
 from dpbench.spec.expand import Uses
+from dpbench.spec.models import Resources
 from dpbench.spec.sources import Source
 from dpbench.validation import Strict
 
@@ -47,6 +48,9 @@ class Settings(PrivateSettings):
 
     task: str
     model: str
+    features: str | None = Field(
+        None, exclude_if=lambda v: v is None, description="Frozen model whose features are trained on instead of pixels."
+    )
     optimizer: Optimizer
     augmentation: Augmentation | None = None
     ema: float | None = Field(
@@ -76,12 +80,29 @@ class Settings(PrivateSettings):
             raise ValueError(f"dataset {self.task} has no images")
         if self.evaluate_on == "test" and "held_out" in self.model_fields_set:
             raise ValueError("held_out without evaluate_on: train_rest holds nothing out")
+        if self.features is not None and self.augmentation is not None:
+            raise ValueError("augmentation moves pixels, and features have none")
+        if self.features is not None and self.evaluate_on == "train_rest":
+            raise ValueError("evaluate_on: train_rest takes images apart by their pixels, and features have none")
         return self
 
 
 def uses(settings: Settings) -> Uses:
     """Versions and sources that decide the numbers."""
     return Uses(plugins=tuple(settings.deciding_plugins), datasets=(settings.task,), models=(settings.model,))
+
+
+def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any], int, Resources]]:
+    """Training on features needs them first; they do not depend on the seed."""
+    if settings.features is None:
+        return {}
+    wanted = {
+        "task": settings.task,
+        "model": settings.features,
+        "train_limit": settings.train_limit,
+        "device": settings.device,
+    }
+    return {"features": ("image_features", wanted, 0, Resources(threads=1, minutes=2, mem_mb=3000))}
 
 
 def run(settings: Settings, context: Context) -> Outcome:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad
 
 from dpbench import plugins
 from dpbench.data import registry as datasets
-from dpbench.jobs import rest
+from dpbench.jobs import image_features, rest
 from dpbench.jobs.contract import Context
 from dpbench.models import registry as models
 from dpbench.sampling import physical_batches
+from dpbench.spec.sources import Source
 
 if TYPE_CHECKING:
     from dpbench.jobs.image import Augmentation, Optimizer, Settings
@@ -25,9 +27,11 @@ _EVALUATED = 500  # images of a forward pass without gradients
 
 
 def model_of(settings: Settings, seed: int = 0, meta: bool = False) -> nn.Module:
-    """The settings' model for its dataset's images."""
+    """The settings' model for its dataset's images, or for their features."""
     extra = plugins.get("dataset", settings.task).extra
-    return models.image_model(settings.model, extra["image"], len(extra["classes"]), seed, meta)
+    image = extra["image"] if settings.features is None else models.image_features_shape(settings.features, extra["image"])
+    outputs = len(extra["classes"]) if "classes" in extra else len(datasets.attributes(settings.task))
+    return models.image_model(settings.model, image, outputs, seed, meta)
 
 
 def optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
@@ -48,24 +52,22 @@ def scaled(pixels: Tensor) -> Tensor:
     return images.copy_(pixels).div_(127.5).sub_(1)
 
 
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """[B]: of classes [B] one each; of attributes [B, L] the sum of L binary ones."""
+    if labels.dim() == 1:
+        return cross_entropy(logits, labels, reduction="none")
+    return binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").sum(1)
+
+
 class ImageTask:
-    """A model from scratch and the images it is trained and evaluated on, kept as bytes on the device."""
+    """A model and the images it is trained and evaluated on, kept as bytes on the device; or the features of a parent run."""
 
     def __init__(self, settings: Settings, context: Context) -> None:
         self.settings, self.device = settings, torch.device(settings.device)
-        source = context.sources[f"dataset:{settings.task}"]
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
-        columns = datasets.load(settings.task, "train", source, settings.train_limit).columns
-        images, labels = columns["image"], np.asarray(columns["label"])
-        if settings.evaluate_on == "train_rest":
-            apart = rest.in_rest((image.tobytes() for image in images), settings.held_out, settings.task)
-            evaluated = images[apart], labels[apart]
-            images, labels = images[~apart], labels[~apart]
-        else:
-            columns = datasets.load(settings.task, settings.evaluate_on, source).columns
-            evaluated = columns["image"], np.asarray(columns["label"])
-        for split, (pixels, classes) in (("train", (images, labels)), (settings.evaluate_on, evaluated)):
-            self.splits[split] = torch.from_numpy(pixels).to(self.device), torch.as_tensor(classes).to(self.device)
+        self.prepare: Callable[[Tensor], Tensor] = scaled if settings.features is None else Tensor.float
+        for split, (inputs, labels) in _stored(settings, context).items():
+            self.splits[split] = (inputs.to(self.device), labels.to(self.device))
         self.model = model_of(settings, context.seed).to(self.device)
         self._seed, self._step = context.seed, -1
         self._drawn = np.empty(0, dtype=np.int64)
@@ -83,34 +85,60 @@ class ImageTask:
         return physical_batches(np.arange(len(drawn)), self.settings.physical)
 
     def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """image [B, copies, C, H, W] and label [B] of some positions."""
+        """image [B, copies, C, H, W] and label [B], of attributes [B, L], of some positions."""
         index = torch.as_tensor(self._drawn[rows], device=self.device)
         pixels, labels = self.splits["train"]
-        images = scaled(pixels[index])
+        images = self.prepare(pixels[index])
         copies = images[:, None] if self._moves is None else self._moves.copies(images, rows)
         return {"image": copies, "label": labels[index]}
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """[B] cross entropies, each the mean over an example's copies.
+        """[B] cross entropies, each the mean over an example's copies; of attributes the sum over them.
 
         The model is called once a copy, with the batch first, so that an engine adds the copies' gradients before it clips.
         """
         copies = batch["image"].unbind(1)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
             logits = [model(images) for images in copies]
-        return torch.stack([cross_entropy(own.float(), batch["label"], reduction="none") for own in logits]).mean(0)
+        return torch.stack([cross_entropies(own.float(), batch["label"]) for own in logits]).mean(0)
 
     def accuracy(self, split: str) -> tuple[float, int]:
-        """(share of a split's images classified right, images); of training images the first `train_evaluated`."""
+        """(share of a split's images classified right, images); of training images the first `train_evaluated`.
+
+        Of attributes the mean share over them.
+        """
         pixels, labels = self.splits[split]
         count = min(len(labels), self.settings.train_evaluated) if split == "train" else len(labels)
         self.model.eval()
-        right = 0
+        right = 0.0
         with torch.inference_mode():
             for start in range(0, count, _EVALUATED):
                 rows = slice(start, min(start + _EVALUATED, count))
-                right += int((self.model(scaled(pixels[rows])).argmax(-1) == labels[rows]).sum())
+                logits, wanted = self.model(self.prepare(pixels[rows])), labels[rows]
+                found = logits.argmax(-1) == wanted if wanted.dim() == 1 else ((logits > 0) == wanted.bool()).double().mean(1)
+                right += float(found.sum())
         return right / count, count
+
+
+def _stored(settings: Settings, context: Context) -> dict[str, tuple[Tensor, Tensor]]:
+    """Split -> inputs [N, C, H, W], bytes of images or fp16 features, and labels."""
+    if settings.features is not None:
+        stored = load_file(context.artefact("features", image_features.FILE))
+        return {split: (stored[f"{split}_x"], stored[f"{split}_y"]) for split in image_features.SPLITS}
+    source = context.sources[f"dataset:{settings.task}"]
+    images, labels = _images(settings.task, "train", source, settings.train_limit)
+    if settings.evaluate_on == "train_rest":
+        apart = rest.in_rest((image.tobytes() for image in images), settings.held_out, settings.task)
+        evaluated, images, labels = (images[apart], labels[apart]), images[~apart], labels[~apart]
+    else:
+        evaluated = _images(settings.task, settings.evaluate_on, source)
+    found = {"train": (images, labels), settings.evaluate_on: evaluated}
+    return {split: (torch.from_numpy(pixels), torch.as_tensor(of)) for split, (pixels, of) in found.items()}
+
+
+def _images(task: str, split: str, source: Source, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    columns = datasets.load(task, split, source, limit).columns
+    return columns["image"], np.asarray(columns["labels" if "labels" in columns else "label"])
 
 
 class Moves:

@@ -237,6 +237,23 @@ class FeatureTask:
             return float((self.model(x).argmax(-1) == y).float().mean()), len(y)
 
 
+class Curve:
+    """Accuracy on the evaluated rows along training. points: (step, %), evenly spaced, the last after the last step."""
+
+    def __init__(self, task: TextTask | FeatureTask, steps: int, points: int) -> None:
+        self._task, self._steps, self._every = task, steps, max(1, steps // points)
+        self.points: list[tuple[int, float]] = []
+        self.rows = 0
+
+    def __call__(self, done: int) -> None:
+        """After step `done`: looks at the released weights alone, and leaves the model as it was."""
+        if done % self._every and done != self._steps:
+            return
+        accuracy, self.rows = self._task.accuracy()
+        self._task.model.train()
+        self.points.append((done, 100 * accuracy))
+
+
 def classifier(encoder: nn.Module, head: Head, settings: Settings) -> Classifier:
     """The model of full fine-tuning, its embeddings frozen if the settings say so."""
     model = Classifier(encoder, head, settings)

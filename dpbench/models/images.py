@@ -1,5 +1,6 @@
-"""Image classifiers by name. A model is one file here with a `PLUGIN` of family `image` and
-`build(channels, size, classes) -> nn.Module`, from [B, channels, size, size] in about -1 to 1 to [B, classes] logits.
+"""Image classifiers and frozen image features by name. A classifier is one file here with a `PLUGIN` of family `image` and
+`build(channels, size, classes) -> nn.Module`, from [B, channels, size, size] in about -1 to 1 to [B, classes] logits. Frozen
+features are one of family `image_features` with `build(channels, size) -> nn.Module` and `shape(channels, size)` of its output.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dpbench.errors import DpbenchError, unknown
 if TYPE_CHECKING:
     from torch import nn
 
+    from dpbench.plugins import Plugin
+
 
 def image_model(name: str, image: dict[str, int], classes: int, seed: int = 0, meta: bool = False) -> nn.Module:
     """An image classifier with random weights that depend on `seed` alone; `meta`: without storage.
@@ -22,16 +25,39 @@ def image_model(name: str, image: dict[str, int], classes: int, seed: int = 0, m
     Raises:
         DpbenchError: no such model, not one of images, or images of a size that it does not take.
     """
+    plugin = _fitting(name, "image", image)
+    from dpbench.models.seeded import build
+
+    make = plugin.load().build
+    return build(lambda: make(image["channels"], image["width"], classes), seed, meta)
+
+
+def image_features(name: str, image: dict[str, int]) -> nn.Module:
+    """A frozen model of features, without weights: [B, C, H, W] in about -1 to 1 -> [B, C', h, w], each example by itself.
+
+    Raises:
+        DpbenchError: no such model, not one of image features, or images of a size that it does not take.
+    """
+    module = _fitting(name, "image_features", image).load()
+    found: nn.Module = module.build(image["channels"], image["width"])
+    return found
+
+
+def image_features_shape(name: str, image: dict[str, int]) -> dict[str, int]:
+    """channels, height and width of what `image_features` gives; raises as it does."""
+    found: dict[str, int] = _fitting(name, "image_features", image).load().shape(image["channels"], image["width"])
+    return found
+
+
+def _fitting(name: str, family: str, image: dict[str, int]) -> Plugin:
+    """The plug-in, if it is of the family and takes images of that size."""
     plugin = plugins.get("model", name)
-    if plugin.extra["family"] != "image":
-        known = [n for n, p in plugins.discover("model").items() if p.extra["family"] == "image"]
-        raise unknown("image model", name, known)
+    if plugin.extra["family"] != family:
+        known = [n for n, p in plugins.discover("model").items() if p.extra["family"] == family]
+        raise unknown(f"{family.replace('_', ' ')} model", name, known)
     sizes = plugin.extra["architecture"]["image_sizes"]
     if image["height"] != image["width"] or image["width"] not in sizes:
         taken = ", ".join(f"{size} x {size}" for size in sizes)
         found = f"{image['height']} x {image['width']}"
         raise DpbenchError(f"model {name} takes images of {taken}, not {found}", "take another model")
-    from dpbench.models.seeded import build
-
-    make = plugin.load().build
-    return build(lambda: make(image["channels"], image["width"], classes), seed, meta)
+    return plugin

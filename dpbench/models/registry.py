@@ -1,7 +1,7 @@
 """Models by name: the one place to import from. Importing it, `resolve` and `where` never import torch."""
 
 from dpbench.models.encoders import encoder
-from dpbench.models.images import image_model
+from dpbench.models.images import image_features, image_features_shape, image_model
 from dpbench.models.language import (
     language_model,
     language_model_family,
@@ -16,6 +16,8 @@ __all__ = [
     "KINDS",
     "TextTokenizer",
     "encoder",
+    "image_features",
+    "image_features_shape",
     "image_model",
     "language_model",
     "language_model_family",

@@ -72,7 +72,8 @@ def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Ev
     """The claim judged on the entries of one place, None where no pair of cells has values."""
     entries = [e for e in table.entries if e.place == place and e.metric == claim.test.metric]
     pairings, missing, used = [], [], []
-    for of, against, pairs in pairs_of(claim.test, entries, table.rows + table.columns):
+    cells = next((info.cells for info in table.tiers if info.tier == place[1]), [])
+    for of, against, pairs in pairs_of(claim.test, entries, table.rows + table.columns, cells):
         valued = [(a, b) for a, b in pairs if a.value is not None and b.value is not None]
         if not valued:
             notes = dict.fromkeys(e.note for pair in pairs for e in pair if e.value is None and e.note)
@@ -147,7 +148,9 @@ def _sentence(claim: Claim, unit: str, evidence: Evidence | None, never: str) ->
     points = "percentage points" if unit == "%" else unit
     unit_text = f" {points}" if compares == "difference" and unit else ""
     asked = f"{side.replace('_', ' ')} {short(threshold)}{unit_text}"
-    text = f"{spell(worst.of)} against {spell(worst.against)}: {compares} {short(worst.estimate)}{unit_text}"
+    folds = ", then ".join(f"{fold} over {axis.replace('_', ' ')}" for axis, fold in claim.test.over.items())
+    text = f"{spell(worst.of)} against {spell(worst.against)}{f' ({folds})' if folds else ''}: "
+    text += f"{compares} {short(worst.estimate)}{unit_text}"
     repetitions = f"{worst.n} {worst.over.rstrip('s') if worst.n == 1 else worst.over}"
     if worst.low is not None and worst.high is not None and worst.n > 1:
         text += f", 95 % interval {short(worst.low)} to {short(worst.high)} over {repetitions}"

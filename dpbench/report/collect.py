@@ -13,7 +13,7 @@ from dpbench.report.deviations import deviations
 from dpbench.report.lookup import Lookup, Place
 from dpbench.report.values import entry_of
 from dpbench.report.words import environment_line, source_line
-from dpbench.spec.expand import Plan, Resolve, axis_values, expand, merge, skip_of, tier_axes
+from dpbench.spec.expand import Plan, Resolve, axis_values, cells_at, expand, merge, own_of, skip_of, tier_axes
 from dpbench.spec.models import TIERS, TableSpec
 from dpbench.spec.related import related
 from dpbench.spec.tables import published
@@ -134,6 +134,8 @@ def _tier_info(spec: TableSpec, tier: str, seeds: list[int] | None) -> TierInfo:
         origin=spec.origin | over.origin,
         seeds=seeds or over.seeds or spec.seeds,
         note=over.note,
+        own=own_of(spec, tier),
+        cells=list(cells_at(spec, tier)),
     )
 
 

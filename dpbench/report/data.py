@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dpbench.records.schema import Privacy, Request
 from dpbench.report.deviations import Deviation
-from dpbench.spec.models import Claim, MetricSpec, Plot, Source
+from dpbench.spec.models import Claim, MetricSpec, Own, Plot, Source
 from dpbench.spec.related import Related
 from dpbench.validation import Strict
 
@@ -86,7 +86,10 @@ class CellState(Strict):
 
 
 class TierInfo(Strict):
-    """What a tier runs: settings shared by its cells, what each axis value changes, and whose each setting is."""
+    """What a tier runs: settings shared by its cells, what each axis value changes, whose each setting is.
+
+    own: settings of some cells alone; cells: the labels of all.
+    """
 
     tier: str
     settings: dict[str, Any]
@@ -94,6 +97,8 @@ class TierInfo(Strict):
     origin: dict[str, str]
     seeds: list[int]
     note: str = ""
+    own: list[Own] = Field(default_factory=list)
+    cells: list[dict[str, str]] = Field(default_factory=list)
 
 
 class StaleRecord(Strict):

@@ -10,6 +10,7 @@ from typing import Literal
 from scipy import stats
 
 from dpbench.report.data import Entry
+from dpbench.report.folding import folded
 from dpbench.spec.expand import matches
 from dpbench.spec.models import ClaimTest
 from dpbench.validation import Strict
@@ -49,22 +50,28 @@ class Pairing(Strict):
 
 
 def pairs_of(
-    test: ClaimTest, entries: list[Entry], axes: list[str]
+    test: ClaimTest, entries: list[Entry], axes: list[str], cells: list[dict[str, str]]
 ) -> Iterator[tuple[dict[str, str], dict[str, str], list[tuple[Entry, Entry]]]]:
     """Each comparison that a test asks for, with the pairs of entries that agree on every axis it does not name.
 
     Values that are asked for but have no entry give a comparison without pairs.
+
+    Args:
+        cells: labels of all cells of the entries' tier, so that no part of a grid is folded as if it were the whole.
     """
-    named = [a for a in axes if a in test.of or a in test.against]
-    rest = [a for a in axes if a not in named]
+    left = [a for a in axes if a not in test.over]
+    named = [a for a in left if a in test.of or a in test.against]
+    rest = [a for a in left if a not in named]
     inside = [e for e in entries if matches(e.labels, test.where)]
     sides = []
     for wanted in (test.of, test.against):
+        own = [e for e in inside if matches(e.labels, wanted)]
+        if test.over:
+            own = folded(own, test.over, [c for c in cells if matches(c, test.where) and matches(c, wanted)])
         found: dict[tuple[str, ...], dict[tuple[str, ...], Entry]] = {}
-        for entry in inside:
-            if matches(entry.labels, wanted):
-                value = tuple(entry.labels[a] for a in named)
-                found.setdefault(value, {})[tuple(entry.labels[a] for a in rest)] = entry
+        for entry in own:
+            value = tuple(entry.labels[a] for a in named)
+            found.setdefault(value, {})[tuple(entry.labels[a] for a in rest)] = entry
         sides.append((found, _absent(wanted, found, named)))
     (of_found, of_absent), (against_found, against_absent) = sides
     for of_value, of_cells in of_found.items():
@@ -86,6 +93,8 @@ def _absent(
     """Values of one axis that a test names and no entry has."""
     absent = []
     for axis, values in wanted.items():
+        if axis not in named:  # folded
+            continue
         seen = {value[named.index(axis)] for value in found}
         absent += [{axis: v} for v in (values if isinstance(values, list) else [values]) if v not in seen]
     return absent

@@ -12,7 +12,7 @@ from typing import Any
 from dpbench import plugins
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import canonical_json
-from dpbench.spec.models import TIERS, AxisSpec, Resources, Skip, TableSpec, label
+from dpbench.spec.models import TIERS, AxisSpec, Own, Resources, Skip, TableSpec, label
 from dpbench.spec.sources import Source
 from dpbench.validation import parse
 
@@ -104,6 +104,21 @@ def skip_of(spec: TableSpec, tier: str, labels: dict[str, str]) -> Skip | None:
     """The first of a tier's skips that leaves a cell out, None where it exists."""
     own = spec.tiers[tier].skip  # type: ignore[index]
     return next((skip for skip in (spec.skip if own is None else own) if matches(labels, skip.where)), None)
+
+
+def own_of(spec: TableSpec, tier: str) -> list[Own]:
+    """Settings of some cells alone, as they stand at `tier`."""
+    given = spec.tiers[tier].own  # type: ignore[index]
+    return spec.own if given is None else given
+
+
+def cells_at(spec: TableSpec, tier: str) -> Iterator[dict[str, str]]:
+    """Labels of the cells that a table has at a tier."""
+    axes = tier_axes(spec, tier)
+    for values in itertools.product(*(axes[name] for name in spec.axes)):
+        labels = dict(zip(spec.axes, values, strict=True))
+        if skip_of(spec, tier, labels) is None:
+            yield labels
 
 
 class _Builder:
@@ -202,6 +217,9 @@ def expand(spec: TableSpec, tier: str, resolve: Resolve, seeds: list[int] | None
         settings = base
         for name, value in labels.items():
             settings = merge(settings, axes[name][value])
+        for own in own_of(spec, tier):
+            if matches(labels, own.where):
+                settings = merge(settings, own.settings)
         for name in joint:
             settings = merge(settings, {spec.together[name]: list(dict.fromkeys(i[name] for i in inner))})
         for seed in seeds or over.seeds or spec.seeds:

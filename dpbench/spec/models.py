@@ -60,6 +60,13 @@ class Skip(Strict):
     kept: bool = Field(False, description="The published table has these cells: they stay in it and say why they are empty.")
 
 
+class Own(Strict):
+    """Settings of some cells alone, on top of those of the tier and of the axes."""
+
+    where: dict[str, Label | list[Label]]
+    settings: dict[str, Any]
+
+
 class Resources(Strict):
     """What one run needs. Not part of a run's identity."""
 
@@ -74,6 +81,9 @@ class Resources(Strict):
         return self.threads != "all" and not self.gpu
 
 
+Fold = Literal["sum", "max", "min", "spread"]
+
+
 class ClaimTest(Strict):
     """A comparison of two selections of cells, paired by every other label and by seed or round."""
 
@@ -81,6 +91,11 @@ class ClaimTest(Strict):
     of: dict[str, Label | list[Label]]
     against: dict[str, Label | list[Label]]
     where: dict[str, Label | list[Label]] = Field(default_factory=dict)
+    over: dict[str, Fold] = Field(
+        default_factory=dict,
+        description="Axis -> how each side's cells along it become one before the two are compared, seed by seed, in this order; "
+        "`spread` is the largest less the smallest.",
+    )
     difference_at_least: float | None = None
     difference_at_most: float | None = None
     ratio_at_least: float | None = None
@@ -156,6 +171,7 @@ class TierSpec(Strict):
     columns: dict[str, AxisSpec] = Field(default_factory=dict)
     seeds: list[int] | None = None
     skip: list[Skip] | None = None
+    own: list[Own] | None = Field(None, description="Instead of the table's.")
     resources: Resources | None = None
     origin: dict[str, str] = Field(default_factory=dict)
     note: str = Field("", description="Shown under the table for this tier.")
@@ -180,6 +196,7 @@ class TableSpec(Strict):
     origin: dict[str, str] = Field(default_factory=dict, description="Setting -> whose it is: the paper's, its code's, ours.")
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
     skip: list[Skip] = Field(default_factory=list)
+    own: list[Own] = Field(default_factory=list, description="Settings of some cells alone, which no single axis gives.")
     resources: Resources = Resources()
     tiers: dict[TierName, TierSpec]
     claims: list[Claim] = Field(default_factory=list)
@@ -200,8 +217,10 @@ class TableSpec(Strict):
                 if stray := set(given) - set(getattr(self, kind)):
                     raise ValueError(f"tiers.{name}.{kind}: {sorted(stray)[0]!r} is not one of the table's {kind}")
         self._known("together", self.together, axes)
+        for where in (o.where for given in (self.own, *(t.own or [] for t in self.tiers.values())) for o in given):
+            self._known("own", where, axes - set(self.together))
         for claim in self.claims:
-            for part in (claim.test.of, claim.test.against, claim.test.where):
+            for part in (claim.test.of, claim.test.against, claim.test.where, claim.test.over):
                 self._known(f"claims.{claim.id}", part, axes)
             self._known(f"claims.{claim.id}.metric", [claim.test.metric], set(self.metrics))
         for plot in self.plots:

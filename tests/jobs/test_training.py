@@ -144,3 +144,71 @@ def test_memory_worker_measures_every_engine(tmp_path):
         assert len(set(peaks["tensors"])) == 1, "the count is exact: every step has the same peak"
     assert found["opacus"]["tensors"][0] > 1.0 * found["nonprivate"]["tensors"][0]
     assert found["fused"]["tensors"][0] < 1.1 * found["nonprivate"]["tensors"][0]
+
+
+class _Points:
+    """Two clouds, and an accuracy that runs the model as the jobs' tasks do."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.y = torch.arange(60) % 2
+        self.x = torch.randn(60, 4, generator=generator) + 2 * self.y[:, None]
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+
+    def physical(self, drawn):
+        yield drawn
+
+    def batch(self, rows):
+        return {"x": self.x[rows], "y": self.y[rows]}
+
+    def losses(self, model, batch):
+        return nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="none")
+
+    def accuracy(self):
+        self.model.eval()
+        with torch.inference_mode():
+            return float((self.model(self.x).argmax(-1) == self.y).float().mean()), len(self.y)
+
+
+@pytest.mark.parametrize("engine", ["nonprivate", "bookkeeping", "ghost", "opacus"])
+def test_a_learning_curve_changes_nothing(engine, tmp_path):
+    from dpbench.jobs.contract import Context
+    from dpbench.jobs.fitting import fit
+    from dpbench.tracking import StepLog
+
+    over = {"engine": engine, "steps": 7, "expected_batch_size": 20}
+    own = settings(
+        **over, **({"clipping": None, "epsilon": None} if engine == "nonprivate" else {"clipping": {"function": "abadi"}})
+    )
+    plan = own.mechanism(60, 60, 0)
+
+    def trained(curve):
+        task = _Points()
+        found = training.Curve(task, own.steps, 3)
+        after = {"watch": found} if curve else {}
+        optimizer = torch.optim.SGD(task.model.parameters(), lr=0.5)
+        fit(engine, task, optimizer, plan, Context(tmp_path, 0, {}, StepLog(tmp_path / "steps.jsonl")), **after)
+        assert task.model.training
+        return task, found
+
+    (plain, _), (looked, curve) = trained(False), trained(True)
+    for a, b in zip(plain.model.parameters(), looked.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert [step for step, _ in curve.points] == [2, 4, 6, 7]
+    assert curve.points[-1][1] == pytest.approx(100 * looked.accuracy()[0])
+    assert curve.rows == 60
+
+
+@pytest.mark.parametrize(
+    ("clipping", "says"),
+    [
+        ({"function": "auto_s", "bound": 0.1}, ["bound 0.1 has no effect under auto_s but to multiply SGD's learning rate"]),
+        ({"function": "auto_v", "bound": 4.0}, ["bound 4 has no effect under auto_v but to multiply SGD's learning rate"]),
+        ({"function": "auto_v", "gamma": 0.01}, ["gamma has no effect under auto_v"]),
+        ({"function": "auto_s", "bound": 1.0, "gamma": 0.01}, []),
+        ({"function": "abadi", "bound": 0.1}, []),
+    ],
+)
+def test_a_bound_given_to_automatic_clipping_is_warned_of(clipping, says):
+    assert settings(clipping=clipping).without_effect == says

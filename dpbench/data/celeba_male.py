@@ -1,0 +1,19 @@
+"""CelebA, one attribute: Male."""
+
+PLUGIN = {
+    "kind": "dataset",
+    "name": "celeba_male",
+    "version": 1,
+    "summary": "CelebA: faces, whether male, cut to 64 x 64, colour",
+    "task": "image_classification",
+    "classes": ["not male", "male"],
+    "columns": {"image": "image", "label": "Male"},
+    "image": {"channels": 3, "height": 64, "width": 64, "fit": True},
+    "folder": "celeba",
+    "files": {"train": "train.parquet", "test": "test.parquet"},
+    "rows": {"train": 162_770, "test": 19_962},
+    "hub": None,  # flwrlabs/celeba cuts its train split into 19 files, and a split is one file here
+    "embedded": "face_shapes",
+    "licence": "CelebA's agreement: research only, not to be passed on",
+    "citation": "Liu et al., ICCV 2015",
+}

@@ -1,0 +1,68 @@
+"""Cells of one side of a claim folded along axes: a sum over a grid, the best of a row, the spread of the bests."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+from dpbench.report.data import Entry
+from dpbench.spec.models import Fold
+
+_FOLDS: dict[Fold, Callable[[Sequence[float]], float]] = {
+    "sum": sum,
+    "max": max,
+    "min": min,
+    "spread": lambda values: max(values) - min(values),
+}
+
+
+def folded(entries: list[Entry], over: dict[str, Fold], cells: list[dict[str, str]]) -> list[Entry]:
+    """One entry for each combination of labels that are left when the axes of `over` are folded, in that order.
+
+    Seed by seed, over the seeds that all cells have. Part of a grid says nothing of the whole: where one of the cells has no
+    value, the folded one has none either, and says so.
+
+    Args:
+        entries: of one metric, place and side; cells: labels of all that this side has at that place's tier.
+    """
+    groups: dict[tuple[tuple[str, str], ...], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(_left(entry.labels, over), []).append(entry)
+    return [_one(dict(left), own, over, [c for c in cells if _left(c, over) == left]) for left, own in groups.items()]
+
+
+def _left(labels: dict[str, str], over: dict[str, Fold]) -> tuple[tuple[str, str], ...]:
+    return tuple((axis, value) for axis, value in labels.items() if axis not in over)
+
+
+def _one(left: dict[str, str], own: list[Entry], over: dict[str, Fold], cells: list[dict[str, str]]) -> Entry:
+    valued = [e for e in own if e.value is not None]
+    base = own[0].model_copy(update={"labels": left, "rounds": [], "low": None, "high": None, "spread": None, "by_seed": {}})
+    lacking = [c for c in cells if all(e.labels != c for e in valued)]
+    if lacking or not valued:
+        note = f"{len(cells) - len(lacking)} of {len(cells)} cells have a value"
+        return base.model_copy(update={"value": None, "note": note})
+    seeds = [s for s in valued[0].by_seed if all(s in e.by_seed for e in valued)]
+    by_seed = {s: _value([(e.labels, e.by_seed[s]) for e in valued], over) for s in seeds}
+    return base.model_copy(
+        update={
+            "value": statistics.fmean(by_seed.values()) if by_seed else None,
+            "by_seed": by_seed,
+            "n": len(by_seed),
+            "runs": list(dict.fromkeys(run for e in valued for run in e.runs)),
+            "synthetic": any(e.synthetic for e in valued),
+            "simulated": any(e.simulated for e in valued),
+            "counted": all(e.counted for e in valued),
+            "note": "" if by_seed else "its cells have no seed in common",
+        }
+    )
+
+
+def _value(found: list[tuple[dict[str, str], float]], over: dict[str, Fold]) -> float:
+    """Axis after axis, each fold on what the one before has left."""
+    for axis, fold in over.items():
+        groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
+        for labels, value in found:
+            groups.setdefault(tuple((a, v) for a, v in labels.items() if a != axis), []).append(value)
+        found = [(dict(labels), _FOLDS[fold](values)) for labels, values in groups.items()]
+    return found[0][1]
