@@ -44,7 +44,7 @@ def bytes_of_one(leaf: cpu.ConvLeaf, use: Use) -> int:
 
 
 def hold_later(leaf, use, oracle) -> None:
-    """Measured first, added later, an example with a factor that is never used left out."""
+    """Measured first, added later: all of them, then all but one."""
     wanted = {n: g for n, g in oracle(leaf, use).items() if n in leaf.names}
     squared, later = leaf.measured(use)
     assert relative(squared.sqrt(), norms_of(wanted)) < 1e-5
