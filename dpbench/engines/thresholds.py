@@ -77,7 +77,10 @@ class Thresholds:
 
     @property
     def clipped(self) -> list[float]:
-        """[K] share of examples beyond each group's bound, over the later half of the steps; as released, so with noise."""
+        """[K] share of examples beyond each group's bound, over the later half of the steps: as released, so with noise.
+
+        There must have been a step.
+        """
         later = self.fractions[len(self.fractions) // 2 :]
         return [1 - sum(step[k] for step in later) / len(later) for k in range(len(self.labels))]
 
