@@ -3,9 +3,9 @@
 A dataset is one file in this folder with a literal `PLUGIN`: `task`, `classes` (classification), `folder` and `files`
 (split -> file) in the local folder, `columns` (canonical name -> column; `text...` are strings, `label` class numbers, `image`
 bytes), `hub` (repo, revision, files) or None, `embedded` (a module of `data/embedded`) or None, `licence`, `citation`; `may_lack`
-(splits that known copies are without). Images have `image` (channels, height, width); what `task: table_to_text` adds stands in
-`described`. `rows` (split -> rows of the official split) and `notes` (kind of source -> what to know of that copy) stand
-beside numbers that were made with less, or with something else.
+(splits that known copies are without). Images have `image` (channels, height, width); what the tasks `table_to_text` and
+`summary` add stands in `described`. `rows` (split -> rows of the official split) and `notes` (kind of source -> what to know of
+that copy) stand beside numbers that were made with less, or with something else.
 """
 
 from __future__ import annotations

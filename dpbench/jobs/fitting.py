@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dpbench import engines
-from dpbench.engines.base import Handle
+from dpbench.engines.base import Handle, Losses
+from dpbench.engines.layers import Layout
 from dpbench.errors import DpbenchError
 from dpbench.jobs.contract import Context
 from dpbench.mechanism import Mechanism
@@ -20,23 +22,35 @@ from dpbench.sampling import batches
 
 
 class Task(Protocol):
-    """A model and its data. `physical`: a logical batch in pieces; `batch`: what `losses` gets of one; `losses`: [B]."""
+    """A model and its data. `physical`: a logical batch in pieces; `batch`: what `backward` gets of one; `losses`: [B]."""
 
     model: nn.Module
 
-    def physical(self, drawn: np.ndarray) -> Iterator[np.ndarray]: ...
-    def batch(self, rows: np.ndarray) -> Any: ...
+    def physical(self, drawn: np.ndarray) -> Iterator[Any]: ...
+    def batch(self, rows: Any) -> Any: ...
     def losses(self, model: nn.Module, batch: Any) -> Tensor: ...
+
+
+Backward = Callable[[Losses, Any], Tensor]
+"""(losses, batch) -> the detached losses, as `Handle.backward`."""
+
+Attach = Callable[[str, nn.Module, torch.optim.Optimizer, Mechanism], tuple[Handle, Backward]]
+
+
+def alone(engine: str, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Mechanism) -> tuple[Handle, Backward]:
+    """The engine on a process of its own."""
+    handle = engines.attach(engine, model, optimizer, plan)
+    return handle, handle.backward
 
 
 @dataclass
 class Fit:
-    """What training left: the handle, already detached, and per step the batch sizes and clipped fractions."""
+    """What training left: the handle, already detached, and per step the batch sizes, clipped fractions and seconds."""
 
     handle: Handle
     counts: list[int]
     clipped: list[float | None]
-    seconds: float
+    seconds: list[float]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -45,7 +59,7 @@ class Fit:
             "trainable_parameters": sum(p.numel() for p in self.handle.trainable.values()),
             "unprotected": self.handle.unprotected,
             "groups": len(self.handle.bounds),
-            "training_seconds": round(self.seconds, 3),
+            "training_seconds": round(sum(self.seconds), 3),
             "mean_batch_size": sum(self.counts) / len(self.counts),
             "clipped_fraction_not_private": [c for c in self.clipped if c is not None],
             **(self.handle.thresholds.facts if self.handle.thresholds is not None else {}),
@@ -65,6 +79,7 @@ def fit(
     context: Context,
     schedule: Literal["constant", "linear"] = "constant",
     after_step: Callable[[], None] = lambda: None,
+    attach: Attach = alone,
 ) -> Fit:
     """Train `task.model` for `plan.steps` logical steps; `linear` lowers every learning rate to 0.
 
@@ -74,17 +89,16 @@ def fit(
         DpbenchError: the engine cannot serve the model, or one of its guards stopped the run.
     """
     task.model.train()
-    handle = engines.attach(engine, task.model, optimizer, plan)
+    handle, backward = attach(engine, task.model, optimizer, plan)
     rates = [group["lr"] for group in optimizer.param_groups]
-    counts, clipped = [], []
-    begun = time.perf_counter()
+    counts, clipped, ends = [], [], [time.perf_counter()]
     for step, drawn in enumerate(batches(plan)):
         if schedule == "linear":
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1 - step / plan.steps)
         total = torch.zeros((), dtype=torch.float64)
         for physical in task.physical(drawn):
-            total += handle.backward(task.losses, task.batch(physical)).double().sum().cpu()
+            total += backward(task.losses, task.batch(physical)).double().sum().cpu()
         optimizer.step()
         optimizer.zero_grad()
         after_step()
@@ -99,18 +113,24 @@ def fit(
             **(handle.thresholds.last if handle.thresholds is not None else {}),
         )
         context.report(step + 1, plan.steps, f"{engine}, loss {loss:.3f} (not private)" if loss is not None else "empty batch")
-    seconds = time.perf_counter() - begun
+        ends.append(time.perf_counter())
     handle.detach()
-    return Fit(handle, counts, clipped, seconds)
+    return Fit(handle, counts, clipped, [later - earlier for earlier, later in pairwise(ends)])
 
 
-def proven(engine: str, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Mechanism) -> list[str]:
+def proven(
+    engine: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    plan: Mechanism,
+    whole: Callable[[Layout], Layout] | None = None,
+) -> list[str]:
     """For a job's check: attach the engine to a model on the meta device, and say what would be trained and at which noise.
 
     Raises:
         DpbenchError: the engine cannot serve the model, or leaves a parameter unprotected.
     """
-    handle = engines.attach(engine, model, optimizer, plan)
+    handle = engines.attach(engine, model, optimizer, plan, whole=whole)
     unprotected, trainable = list(handle.unprotected), sum(p.numel() for p in handle.trainable.values())
     handle.detach()
     if unprotected:
