@@ -80,11 +80,6 @@ def rouge(outputs: Sequence[str], references: References) -> tuple[float, float,
     return one, two, longest
 
 
-def rouge_l(outputs: Sequence[str], references: References) -> float:
-    """ROUGE-L alone, see `rouge`."""
-    return rouge(outputs, references)[2]
-
-
 def nist(outputs: Sequence[str], references: References) -> float:
     """NIST-5 by nltk (Doddington, 2002): information-weighted n-gram precision; no upper bound.
 
