@@ -1,8 +1,9 @@
-"""Table-to-text datasets in one form: fields in, sentences out. Never imports torch.
+"""Table-to-text datasets, and summaries, in one form: fields in, sentences out. Never imports torch.
 
-A dataset of task `table_to_text` has a function `described(columns) -> list[Described]`, one item a row of its file. Its
-`PLUGIN` may say `slots` (name -> the values of a closed slot, none for an open one), where they are the same in every row
-and public, and `words`, words of its subject; none of them may come from the rows, for a tokenizer is made of them.
+A dataset of task `table_to_text`, or `summary`, whose one field is a text, has a function `described(columns) ->
+list[Described]`, one item a row of its file. Its `PLUGIN` may say `slots` (name -> the values of a closed slot, none for an open
+one), where they are the same in every row and public, and `words`, words of its subject; none of them may come from the rows,
+for a tokenizer is made of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dpbench.errors import DpbenchError
 from dpbench.spec.sources import Source
 
 TASK = "table_to_text"
+TASKS = (TASK, "summary")
 
 Field = tuple[str, ...]
 """(slot, value), or (subject, relation, object)."""
@@ -38,14 +40,24 @@ def load(name: str, split: str, source: Source) -> list[Described]:
     """The rows of a split.
 
     Raises:
-        DpbenchError: not a table-to-text dataset; a row without fields or texts; what `registry.load` raises.
+        DpbenchError: not a dataset of `TASKS`; a row without fields or texts; what `registry.load` raises.
     """
     plugin = plugins.get("dataset", name)
-    if plugin.extra["task"] != TASK:
-        known = [p.name for p in plugins.discover("dataset").values() if p.extra["task"] == TASK]
-        raise DpbenchError(f"dataset {name} is for {plugin.extra['task']}, not {TASK}", f"take one of {', '.join(known)}")
+    require(plugin.name)
     rows: list[Described] = plugin.load().described(registry.load(name, split, source).columns)
     return rows
+
+
+def require(name: str) -> None:
+    """Stop unless a dataset has inputs that are put into words.
+
+    Raises:
+        DpbenchError: its task is none of `TASKS`; names those that do.
+    """
+    task = plugins.get("dataset", name).extra["task"]
+    if task not in TASKS:
+        known = [p.name for p in plugins.discover("dataset").values() if p.extra["task"] in TASKS]
+        raise DpbenchError(f"dataset {name} is for {task}, not {' or '.join(TASKS)}", f"take one of {', '.join(known)}")
 
 
 def one_text_each(rows: Iterable[Described]) -> list[Described]:

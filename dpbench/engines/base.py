@@ -199,6 +199,9 @@ class Handle:
         """
         raise NotImplementedError
 
+    def settle(self) -> None:
+        """Clip what waits for the other processes' norms: all go through their last pass of a physical batch, then call this."""
+
     # for engines
 
     def factor(self, group: int) -> Factor:

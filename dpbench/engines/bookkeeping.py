@@ -30,6 +30,9 @@ PLUGIN = {
     "parallel": ["replicas", "shards", "stages"],
 }
 
+Kept = tuple[int, Layer, Later]
+"""Group, layer, and what adds its examples once their norms are known."""
+
 
 class Engine(Captured):
     """Every scope. Extra memory: the output gradients of all trained layers of one physical batch; where a layer's per-example
@@ -38,11 +41,15 @@ class Engine(Captured):
     name = "bookkeeping"
     scopes = ("flat", "per_layer", "per_tensor", "per_block", "per_device")
 
+    def _prepare_clipping(self) -> None:
+        super()._prepare_clipping()
+        self._waiting: list[tuple[dict[int, Tensor], list[Kept], int | None]] = []  # with the pass' number of real examples
+
     def backward_of(
         self, one: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
     ) -> list[Tensor | None]:
         squared: dict[int, Tensor] = {}
-        kept: list[tuple[int, Layer, Later]] = []
+        kept: list[Kept] = []
 
         def ready(cluster: Cluster, uses: list[tuple[Layer, Use]]) -> None:
             if len(uses) == 1:
@@ -55,11 +62,24 @@ class Engine(Captured):
             squared[cluster.group] = squared[cluster.group] + own if cluster.group in squared else own
 
         found = one.backward(outputs, ready, gradients, inputs)
+        if self.exchange.norms_wait:
+            self._waiting.append((squared, kept, self.real))
+            return found
         with torch.no_grad():
             self._sum(squared, kept)
         return found
 
-    def _sum(self, squared: dict[int, Tensor], kept: list[tuple[int, Layer, Later]]) -> None:
+    def settle(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        with torch.no_grad():
+            norms = self.exchange.whole_norms([squared for squared, _, _ in waiting])
+            for squared, (_, kept, real) in zip(norms, waiting, strict=True):
+                self.real = real
+                self._sum(squared, kept)
+
+    def _sum(self, squared: dict[int, Tensor], kept: list[Kept]) -> None:
         norms = {group: value.sqrt() for group, value in squared.items()}
         factors = {group: weighted_factors(value, self.factor(group)) for group, value in norms.items()}
         while kept:  # from the last kept, so that what is done with is freed

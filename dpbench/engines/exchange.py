@@ -31,9 +31,11 @@ class Exchange:
     """A process alone. `dpbench.parallel` has those of a group: replicas, shards, stages of a pipeline.
 
     keeps_padding: whether padding goes through the model too, because every process must run the same operations.
+    norms_wait: whether a group's norm is known only once all processes have gone back, see `Handle.settle`.
     """
 
     keeps_padding = False
+    norms_wait = False
 
     def new_sum(self, parameter: Tensor) -> Tensor:
         """Unwritten room for the sum of a parameter's bounded gradients, in fp32 or wider."""
@@ -44,6 +46,10 @@ class Exchange:
 
     def finished(self, handle: Handle, layers: Sequence[Layer]) -> None:
         """The physical batch adds nothing more to these layers' sums."""
+
+    def whole_norms(self, squared: list[dict[int, Tensor]]) -> list[dict[int, Tensor]]:
+        """group -> [B] squared norms that this process has of each backward pass -> those of all processes together."""
+        return squared
 
     def total(self, tally: Tally, steps: int, fault: DpbenchError | None) -> Tally:
         """The tally over all processes, each of which is about to release its step number `steps`.

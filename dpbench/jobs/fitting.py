@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dpbench import engines
-from dpbench.engines.base import Handle
+from dpbench.engines.base import Handle, Losses
+from dpbench.engines.layers import Layout
 from dpbench.errors import DpbenchError
 from dpbench.jobs.contract import Context, metric
 from dpbench.mechanism import Mechanism
@@ -23,26 +24,38 @@ from dpbench.sampling import batches
 
 
 class Task(Protocol):
-    """A model and its data. `physical`: a logical batch in pieces; `batch`: what `losses` gets of one; `losses`: [B]."""
+    """A model and its data. `physical`: a logical batch in pieces; `batch`: what `backward` gets of one; `losses`: [B]."""
 
     model: nn.Module
 
-    def physical(self, drawn: np.ndarray) -> Iterator[np.ndarray]: ...
-    def batch(self, rows: np.ndarray) -> Any: ...
+    def physical(self, drawn: np.ndarray) -> Iterator[Any]: ...
+    def batch(self, rows: Any) -> Any: ...
     def losses(self, model: nn.Module, batch: Any) -> Tensor: ...
+
+
+Backward = Callable[[Losses, Any], Tensor]
+"""(losses, batch) -> the detached losses, as `Handle.backward`."""
+
+Attach = Callable[[str, nn.Module, torch.optim.Optimizer, Mechanism], tuple[Handle, Backward]]
+
+
+def alone(engine: str, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Mechanism) -> tuple[Handle, Backward]:
+    """The engine on a process of its own."""
+    handle = engines.attach(engine, model, optimizer, plan)
+    return handle, handle.backward
 
 
 @dataclass
 class Fit:
-    """What training left: the handle, already detached, and per step the batch sizes and clipped fractions.
+    """What training left: the handle, already detached, and per step the batch sizes, clipped fractions and seconds.
 
-    seconds: of all steps; processor: of this process' threads in them, on a CPU; None on another device, which works apart.
+    processor: seconds of this process' threads in all steps, on a CPU; None on another device, which works apart.
     """
 
     handle: Handle
     counts: list[int]
     clipped: list[float | None]
-    seconds: float
+    seconds: list[float]
     processor: float | None
 
     @property
@@ -52,7 +65,7 @@ class Fit:
             "trainable_parameters": sum(p.numel() for p in self.handle.trainable.values()),
             "unprotected": self.handle.unprotected,
             "groups": len(self.handle.bounds),
-            "training_seconds": round(self.seconds, 3),
+            "training_seconds": round(sum(self.seconds), 3),
             "mean_batch_size": sum(self.counts) / len(self.counts),
             "clipped_fraction_not_private": [c for c in self.clipped if c is not None],
             **(self.handle.thresholds.facts if self.handle.thresholds is not None else {}),
@@ -68,7 +81,7 @@ class Fit:
         releases alone.
         """
         plan, thresholds = self.handle.mechanism, self.handle.thresholds
-        found = [metric("training_seconds", self.seconds, "s")]
+        found = [metric("training_seconds", sum(self.seconds), "s")]
         if self.processor is not None:
             found.append(metric("processor_seconds", self.processor, "s"))
         if plan.noise_multiplier > 0:
@@ -94,6 +107,7 @@ def fit(
     schedule: Literal["constant", "linear"] = "constant",
     after_step: Callable[[], None] = lambda: None,
     watch: Callable[[int], None] = lambda done: None,
+    attach: Attach = alone,
 ) -> Fit:
     """Train `task.model` for `plan.steps` logical steps; `linear` lowers every learning rate to 0.
 
@@ -106,11 +120,10 @@ def fit(
         DpbenchError: the engine cannot serve the model, or one of its guards stopped the run.
     """
     task.model.train()
-    handle = engines.attach(engine, task.model, optimizer, plan)
+    handle, backward = attach(engine, task.model, optimizer, plan)
     rates = [group["lr"] for group in optimizer.param_groups]
-    counts, clipped = [], []
+    counts, clipped, seconds, processor = [], [], [], 0.0
     on_cpu = all(p.device.type == "cpu" for p in handle.trainable.values())
-    seconds = processor = 0.0
     for step, drawn in enumerate(batches(plan)):
         begun, worked = time.perf_counter(), time.process_time()
         if schedule == "linear":
@@ -118,11 +131,12 @@ def fit(
                 group["lr"] = rate * (1 - step / plan.steps)
         total = torch.zeros((), dtype=torch.float64)
         for physical in task.physical(drawn):
-            total += handle.backward(task.losses, task.batch(physical)).double().sum().cpu()
+            total += backward(task.losses, task.batch(physical)).double().sum().cpu()
         optimizer.step()
         optimizer.zero_grad()
         after_step()
-        seconds, processor = seconds + time.perf_counter() - begun, processor + time.process_time() - worked
+        seconds.append(time.perf_counter() - begun)
+        processor += time.process_time() - worked
         watch(step + 1)
         counts.append(len(drawn))
         clipped.append(handle.clipped_fraction)
@@ -139,13 +153,19 @@ def fit(
     return Fit(handle, counts, clipped, seconds, processor if on_cpu else None)
 
 
-def proven(engine: str, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Mechanism) -> list[str]:
+def proven(
+    engine: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    plan: Mechanism,
+    whole: Callable[[Layout], Layout] | None = None,
+) -> list[str]:
     """For a job's check: attach the engine to a model on the meta device, and say what would be trained and at which noise.
 
     Raises:
         DpbenchError: the engine cannot serve the model, or leaves a parameter unprotected.
     """
-    handle = engines.attach(engine, model, optimizer, plan)
+    handle = engines.attach(engine, model, optimizer, plan, whole=whole)
     unprotected, trainable = list(handle.unprotected), sum(p.numel() for p in handle.trainable.values())
     handle.detach()
     if unprotected:

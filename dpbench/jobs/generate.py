@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dpbench import plugins
+from dpbench.data import described
 from dpbench.data.coding import PUBLIC
-from dpbench.data.described import TASK
-from dpbench.errors import DpbenchError
 from dpbench.jobs.contract import Context, Outcome, metric
 from dpbench.jobs.private import PrivateSettings
 from dpbench.metrics.text import LEFT_OUT, require
@@ -19,6 +17,9 @@ from dpbench.spec.expand import Uses
 from dpbench.spec.models import Resources
 from dpbench.spec.sources import Source
 from dpbench.validation import Strict
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PLUGIN = {
     "kind": "job",
@@ -102,6 +103,11 @@ class Settings(PrivateSettings):
         """That training and decoding reach: the prefix comes first."""
         return self.max_length + (self.tuning.length if self.tuning.mode == "prefix" else 0)
 
+    @property
+    def learnt(self) -> bool:
+        """Whether training starts from a model that has learnt something."""
+        return self.start is not None or (self.weights is not None and not self.from_scratch)
+
     @model_validator(mode="after")
     def _whole(self) -> Settings:
         if (self.size is None) == (self.weights is None):
@@ -112,7 +118,7 @@ class Settings(PrivateSettings):
             raise ValueError("from_scratch says what to do with weights: a model of a size is from scratch already")
         if self.weights is not None and self.start is not None:
             raise ValueError("start pre-trains a model of a size; weights have been trained")
-        if self.tuning.mode != "full" and self.start is None and (self.weights is None or self.from_scratch):
+        if self.tuning.mode != "full" and not self.learnt:
             says = f"tuning.mode {self.tuning.mode} trains a part of a model that has learnt something"
             raise ValueError(f"{says}: give start or weights")
         if self.start is not None and self.coding != "pieces":
@@ -201,16 +207,25 @@ def run(settings: Settings, context: Context) -> Outcome:
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     """Prove a run without running it: data schema, the model on the meta device with its engine, and the budget."""
-    from dpbench.data import registry as datasets
-    from dpbench.data.coding import most_words
     from dpbench.jobs import generation
     from dpbench.jobs.fitting import proven
 
-    task = plugins.get("dataset", settings.dataset).extra["task"]
-    if task != TASK:
-        raise DpbenchError(f"dataset {settings.dataset} is for {task}, not {TASK}")
+    model, count = proof(settings, sources)
+    return proven(settings.engine, model, generation.optimizer(settings.optimizer, model), settings.mechanism_of(count))
+
+
+def proof(settings: Settings, sources: dict[str, Source]) -> tuple[nn.Module, int]:
+    """For a check: (the model on the meta device, the examples that the files at hand have, 0 if not known).
+
+    Raises:
+        DpbenchError: not a dataset of inputs and texts, or a file that does not have its schema.
+    """
+    from dpbench.data import registry as datasets
+    from dpbench.data.coding import most_words
+    from dpbench.jobs import generation
+
+    described.require(settings.dataset)
     rows = {name: datasets.check(name, sources[f"dataset:{name}"]) for name in (settings.dataset, PUBLIC)}
     size = most_words(settings.dataset, settings.vocabulary) if settings.coding == "words" else settings.vocabulary
     model = generation.model_of(settings, size, sources[f"model:{model_named(settings)}"], meta=True)
-    count = min(rows[settings.dataset].get("train", 0), settings.train_limit or 10**12)
-    return proven(settings.engine, model, generation.optimizer(settings.optimizer, model), settings.mechanism_of(count))
+    return model, min(rows[settings.dataset].get("train", 0), settings.train_limit or 10**12)

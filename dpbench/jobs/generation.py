@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,59 +40,28 @@ ROOM = 32
 """Tokens that a text has at least, however long its input; half of max_length where that is less."""
 
 
-class Task:
-    """Examples as token ids, and the model with its initial weights, the same for all methods of a seed."""
+class Examples:
+    """Examples as token ids, and the loss of each. begins: where each one's text begins; pad: an id."""
 
-    def __init__(self, settings: Settings, context: Context) -> None:
-        self.settings, self.device = settings, torch.device(settings.device)
-        source = context.sources[f"dataset:{settings.dataset}"]
-        public = context.sources[f"dataset:{coding.PUBLIC}"]
-        model = context.sources[f"model:{model_named(settings)}"]
-        self.coding = coding_of(settings, model, public)
-        train = described.one_text_each(described.load(settings.dataset, "train", source))
-        if settings.evaluate_on == "train_rest":
-            rest = [row for row in train if is_rest(row, settings.held_out)]
-            train = [row for row in train if not is_rest(row, settings.held_out)]
-        else:
-            rest = described.load(settings.dataset, settings.evaluate_on, source)
-        self.inputs = described.grouped(rest)[: settings.evaluate_limit]
-        self.ids: list[list[int]] = []
-        self.begins: list[int] = []
-        cut = 0
-        for row in train[: settings.train_limit]:
-            prompt, target = self.prompt(row), self.coding.target(row.fields, row.texts[0])
-            self.begins.append(len(prompt))
-            self.ids.append([*prompt, *target][: settings.max_length])
-            cut += len(prompt) + len(target) > settings.max_length
-        self.lengths = np.asarray([len(ids) for ids in self.ids])
-        weights = context.artefact("start", WEIGHTS) if settings.start else None
-        self.model = model_of(settings, self.coding.vocabulary, model, context.seed, weights=weights).to(self.device)
-        self.facts = {
-            "train_rows": len(self.ids),
-            "train_rows_cut": cut,
-            "mean_tokens": float(self.lengths.mean()),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "vocabulary": self.coding.vocabulary,
-            "tokenizer_sha256": self.coding.sha256,
-        }
+    def __init__(self, settings: Settings, device: torch.device, ids: list[list[int]], begins: list[int], pad: int) -> None:
+        self.settings, self.device, self.ids, self.begins, self.pad = settings, device, ids, begins, pad
+        self.lengths = np.asarray([len(own) for own in ids])
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def prompt(self, row: Described) -> list[int]:
-        """Ids of an input, its end cut where it would leave no room for a text."""
-        ids = self.coding.prompt(row.fields)
-        longest = self.settings.max_length - min(ROOM, self.settings.max_length // 2)
-        return ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]]
 
     def physical(self, drawn: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
         """Pieces of a logical batch, by length."""
         return by_tokens(drawn, self.lengths, self.settings.token_budget)
 
-    def batch(self, rows: np.ndarray[Any, Any]) -> dict[str, Tensor]:
-        """input_ids and targets [B, T] (targets only where the text is), count [B] targets of each example."""
-        longest = int(self.lengths[rows].max())
-        ids = torch.full((len(rows), longest), self.coding.pad)
+    def batch(self, rows: np.ndarray[Any, Any], tokens: int | None = None) -> dict[str, Tensor]:
+        """input_ids and targets [B, T] (targets only where the text is), count [B] targets of each example.
+
+        Args:
+            tokens: T; None: of the longest of the rows.
+        """
+        longest = int(self.lengths[rows].max()) if tokens is None else tokens
+        ids = torch.full((len(rows), longest), self.pad)
         targets = torch.full((len(rows), longest), IGNORED)
         for at, row in enumerate(rows):
             own, begin = torch.tensor(self.ids[row]), self.begins[row]
@@ -104,24 +73,76 @@ class Task:
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """[B] mean cross entropies over an example's own text, its input left out."""
         targets = batch["targets"]
-        with self._autocast(), self._attention():
+        with self.around():
             logits = model(batch["input_ids"])
         each = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
         return each.view(targets.shape).sum(1) / batch["count"]
 
-    def _autocast(self) -> torch.autocast:
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """What a forward pass runs in: autocast, and plain products for attention under vmap, which has no rule for the fused
+        kernel, and on the CPU, where it is slow on short texts."""
+        plain = self.device.type == "cpu" or self.settings.engine == "vmap"
+        with self.autocast(), sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+            yield
+
+    def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16")
 
-    def _attention(self) -> AbstractContextManager[None]:
-        """Plain products under vmap, which has no rule for the fused kernel, and on the CPU, where it is slow on short texts."""
-        plain = self.device.type == "cpu" or self.settings.engine == "vmap"
-        return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
+
+class Rows(Examples):
+    """The examples of a dataset. inputs: of the evaluated split; facts: for the record."""
+
+    def __init__(self, settings: Settings, context: Context) -> None:
+        self.settings = settings
+        source = context.sources[f"dataset:{settings.dataset}"]
+        public = context.sources[f"dataset:{coding.PUBLIC}"]
+        model = context.sources[f"model:{model_named(settings)}"]
+        self.coding = coding_of(settings, model, public)
+        train = described.one_text_each(described.load(settings.dataset, "train", source))
+        if settings.evaluate_on == "train_rest":
+            rest = [row for row in train if is_rest(row, settings.held_out)]
+            train = [row for row in train if not is_rest(row, settings.held_out)]
+        else:
+            rest = described.load(settings.dataset, settings.evaluate_on, source)
+        self.inputs = described.grouped(rest)[: settings.evaluate_limit]
+        ids, begins, cut = [], [], 0
+        for row in train[: settings.train_limit]:
+            prompt, target = self.prompt(row), self.coding.target(row.fields, row.texts[0])
+            begins.append(len(prompt))
+            ids.append([*prompt, *target][: settings.max_length])
+            cut += len(prompt) + len(target) > settings.max_length
+        super().__init__(settings, torch.device(settings.device), ids, begins, self.coding.pad)
+        self.facts = {
+            "train_rows": len(self.ids),
+            "train_rows_cut": cut,
+            "mean_tokens": float(self.lengths.mean()),
+            "vocabulary": self.coding.vocabulary,
+            "tokenizer_sha256": self.coding.sha256,
+        }
+
+    def prompt(self, row: Described) -> list[int]:
+        """Ids of an input, its end cut where it would leave no room for a text."""
+        ids = self.coding.prompt(row.fields)
+        longest = self.settings.max_length - min(ROOM, self.settings.max_length // 2)
+        return ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]]
+
+
+class Task(Rows):
+    """The examples of a dataset, and the model with its initial weights, the same for all methods of a seed."""
+
+    def __init__(self, settings: Settings, context: Context) -> None:
+        super().__init__(settings, context)
+        weights = context.artefact("start", WEIGHTS) if settings.start else None
+        source = context.sources[f"model:{model_named(settings)}"]
+        self.model = model_of(settings, self.coding.vocabulary, source, context.seed, weights=weights).to(self.device)
+        self.facts["parameters"] = sum(p.numel() for p in self.model.parameters())
 
     def write(self, context: Context) -> list[str]:
         """A text for each input."""
         self.model.eval()
         decoding = self.settings.decoding
-        with self._autocast():
+        with self.autocast():
             found = generate(
                 self.model,  # type: ignore[arg-type]  # a LanguageModel or Prefixed
                 [self.prompt(row) for row in self.inputs],
@@ -145,6 +166,8 @@ class Scored:
     samples: list[dict[str, Any]]
     sha256: str
     bleu: float
+    rouge_1: float
+    rouge_2: float
     rouge_l: float
     nist: float
 
@@ -220,7 +243,7 @@ def evaluate(task: Task, context: Context) -> Scored:
         samples(task.inputs, outputs, task.settings.samples),
         sha256_text(canonical_json(outputs)),
         metrics.bleu(outputs, references),
-        metrics.rouge_l(outputs, references),
+        *metrics.rouge(outputs, references),
         metrics.nist(outputs, references),
     )
 

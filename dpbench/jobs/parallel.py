@@ -95,6 +95,7 @@ def run(settings: Settings, context: Context) -> Outcome:
         "settings": settings.model_dump(),
         "ids": ids.tolist(),
         "seed": context.seed,
+        "device": settings.device,
         "threads": max(context.threads // settings.processes, 1),
         "patience": PATIENCE,
     }

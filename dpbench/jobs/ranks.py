@@ -6,6 +6,7 @@ import datetime
 import gc
 import os
 import traceback
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,28 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Read one request, join the group, measure, and say what was found."""
+    serve(measure)
+
+
+def measure(request: dict[str, Any], rank: int) -> None:
+    """Memory of every engine, then rounds; says what was found."""
+    settings = Settings(**request["settings"])
+    for engine in request["engines"]:
+        say({"engine": engine, "peaks": memory(settings, request, rank, engine)})
+    rounds(settings, request, rank)
+
+
+def serve(work: Callable[[dict[str, Any], int], None]) -> None:
+    """A worker's life: read one request, join the group, do `work(request, rank)`, leave; or say why not.
+
+    Of the request this reads `device`, `threads` and `patience`, the seconds that a collective may take.
+    """
     request = receive()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    settings = Settings(**request["settings"])
     try:
-        _join(settings, rank, size, request["patience"])
+        _join(request["device"], rank, size, request["patience"])
         torch_threads(request["threads"])
-        for engine in request["engines"]:
-            say({"engine": engine, "peaks": memory(settings, request, rank, engine)})
-        rounds(settings, request, rank)
+        work(request, rank)
         _leave()
     except BaseException as error:
         traceback.print_exc()
@@ -46,11 +59,11 @@ def _why(error: BaseException) -> dict[str, Any]:
     return {"what": what, "way_out": way_out, "out_of_memory": is_out_of_memory(error), "lost": lost}
 
 
-def _join(settings: Settings, rank: int, size: int, patience: float) -> None:
+def _join(kind: str, rank: int, size: int, patience: float) -> None:
     import torch
     import torch.distributed as dist
 
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if settings.device == "cuda" else None
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if kind == "cuda" else None
     if device is not None:
         torch.cuda.set_device(device)
     dist.init_process_group(

@@ -64,8 +64,8 @@ def sentence_bleu(output: str, references: Sequence[str]) -> float:
     return float(_bleu(True).sentence_score(output, list(references)).score)
 
 
-def rouge_l(outputs: Sequence[str], references: References) -> float:
-    """ROUGE-L by rouge-score, 0 to 100: mean over outputs of the best F-measure over its references.
+def rouge(outputs: Sequence[str], references: References) -> tuple[float, float, float]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L by rouge-score, 0 to 100: mean over outputs of the best F-measure over its references.
 
     Raises:
         DpbenchError: as `bleu`.
@@ -73,9 +73,11 @@ def rouge_l(outputs: Sequence[str], references: References) -> float:
     from rouge_score.rouge_scorer import RougeScorer
 
     _check(outputs, references)
-    scorer = RougeScorer(["rougeL"])
-    found = [scorer.score_multi(list(own), output)["rougeL"].fmeasure for output, own in zip(outputs, references, strict=True)]
-    return 100 * sum(found) / len(found)
+    kinds = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(kinds)
+    found = [scorer.score_multi(list(own), output) for output, own in zip(outputs, references, strict=True)]
+    one, two, longest = (100 * sum(scores[kind].fmeasure for scores in found) / len(found) for kind in kinds)
+    return one, two, longest
 
 
 def nist(outputs: Sequence[str], references: References) -> float:

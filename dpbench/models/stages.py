@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +19,7 @@ class LanguageStage(nn.Module):
     """A stretch of a GPT-2's or Llama's blocks: [B, T] ids or [B, T, H] -> [B, T, H] or [B, T, V] logits.
 
     Its parameters are the model's own tensors; a block keeps its number in the whole model, so that no two stages have a
-    parameter of one name.
+    parameter of one name. around: what a forward pass runs in, such as autocast.
     """
 
     def __init__(self, model: LanguageModel, blocks: range, first: bool, last: bool) -> None:
@@ -32,8 +34,13 @@ class LanguageStage(nn.Module):
         self.blocks = nn.ModuleDict({str(number): found[number] for number in blocks})
         self.norm = (body.norm if llama else body.ln_f) if last else None
         self.head = whole.lm_head if last else None
+        self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def forward(self, x: Tensor) -> Tensor:
+        with self.around():
+            return self._through(x)
+
+    def _through(self, x: Tensor) -> Tensor:
         positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2]).contiguous()
         if self.embedding is not None:
             x = self.embedding(x)

@@ -99,25 +99,30 @@ def attach_stage(
     facts = facts_of_training(optimizer, mechanism, name)
     members.agree(**facts, schedule=[schedule, micro_batches])
     names = [n for n, _ in stage.named_parameters()]
-    handle = engines.attach(name, stage, optimizer, mechanism, kernels, lambda own: whole_layout(own, names, members))
+    spans = mechanism.clipping is not None and bool(plugins.get("scope", mechanism.clipping.scope).extra.get("spans_stages"))
+    handle = engines.attach(name, stage, optimizer, mechanism, kernels, lambda own: whole_layout(own, names, members, spans))
     if handle.layout is None:  # of plain training, for what is seen to beside groups
         whole_layout(Layout([], [], []), names, members)
-    handle.exchange = Stages(members)
+    handle.exchange = Stages(members, norms_wait=spans)
     handle.noise = Noise(mechanism, members.rank, kernels)
     return Pipeline(handle, members, schedule, micro_batches, inputs or input_ids)
 
 
 def _check_clipping(clipping: Clipping, stages: int) -> None:
-    """Stop unless each group of the clipping lies in one stage.
+    """Stop unless each group of the clipping lies in one stage, or its norms can be exchanged.
 
     Raises:
-        DpbenchError: a scope whose groups do not, or more or fewer devices than stages.
+        DpbenchError: a scope whose groups do not, one group over all stages with an adaptive threshold, or more or fewer devices
+            than stages.
     """
-    if not plugins.get("scope", clipping.scope).extra.get("stages"):
-        able = [name for name, plugin in plugins.discover("scope").items() if plugin.extra.get("stages")]
+    scopes = {name: plugin.extra for name, plugin in plugins.discover("scope").items()}
+    if not scopes[clipping.scope].get("stages"):
+        able = [name for name, extra in scopes.items() if extra.get("stages")]
+        raise DpbenchError(f"{clipping.scope} clipping does not run in a pipeline", f"these scopes do: {', '.join(able)}")
+    if scopes[clipping.scope].get("spans_stages") and clipping.adaptive is not None:
         raise DpbenchError(
-            f"{clipping.scope} clipping in a pipeline: an example's factor needs its norm over all stages",
-            f"use a scope whose groups each lie in one stage: {', '.join(able)}",
+            f"an adaptive threshold with {clipping.scope} clipping in a pipeline: every stage would count the same examples",
+            "leave adaptive out, or use a scope whose groups each lie in one stage",
         )
     if clipping.devices not in (None, stages):
         raise DpbenchError(f"{clipping.devices} devices in a pipeline of {stages} stages", "leave devices out: each stage is one")

@@ -1,10 +1,12 @@
 """Pipeline parallel with clipping by groups of layers: every rank has one stage of the model and sees every example.
 
-Each group lies in one stage and is clipped by its own norm, so stages exchange activations and their gradients as in plain
-training, and no norm. Number of groups, bounds and noise are those of the whole model: they are exchanged once, when attached;
-with adaptive thresholds the counts of all groups are exchanged once a step.
+A group that lies in one stage is clipped by its own norm, so stages exchange activations and their gradients as in plain
+training, and no norm. Flat clipping has one group over all stages: each keeps its output gradients until the schedule has gone
+through all micro-batches, the squared norms are added up, and only then are the gradients clipped. Number of groups, bounds and
+noise are those of the whole model: they are exchanged once, when attached; with adaptive thresholds the counts of all groups are
+exchanged once a step.
 
-Sensitivity: the groups of all stages are disjoint, and an example adds at most C_k to each, hypot(C_1..C_K) over the model.
+Sensitivity: the groups are disjoint, and an example adds at most C_k to each, hypot(C_1..C_K) over the model.
 Each stage adds the noise of its own parameters with the std of the whole, from a stream of its own, so the stages together
 release the mechanism once. Cutting a batch into micro-batches changes nothing, as losses are summed and never averaged.
 """
@@ -34,16 +36,25 @@ SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
 
 class Stages(Grouped):
-    """Of a release only the counts of adaptive thresholds are exchanged; of examples, which were clipped or non-finite."""
+    """Of a release only the counts of adaptive thresholds are exchanged; of examples, which were clipped or non-finite, and their
+    norms where one group lies in all stages."""
 
     keeps_padding = True
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, norms_wait: bool = False) -> None:
         super().__init__(group)
+        self.norms_wait = norms_wait
         self._flags: list[Tensor] = []
 
     def noted(self, over: Tensor, finite: Tensor) -> None:
         self._flags.append(torch.stack([over, ~finite]))
+
+    def whole_norms(self, squared: list[dict[int, Tensor]]) -> list[dict[int, Tensor]]:
+        """Of the one group over all stages: one exchange for all micro-batches, the same bits on every rank."""
+        parts = [own[0] for own in squared]
+        whole = torch.cat(parts).to(self.group.device)
+        dist.all_reduce(whole, group=self.group.process_group)
+        return [{0: part} for part in whole.to(parts[0].device).split([len(part) for part in parts])]
 
     def total(self, tally: Tally, steps: int, fault: DpbenchError | None) -> Tally:
         together = self.group.total(tally, fault, steps=steps, examples=tally.examples)
@@ -56,8 +67,11 @@ class Stages(Grouped):
         return Tally(tally.examples, clipped, non_finite, flags.shape[1] - non_finite)
 
 
-def whole_layout(own: Layout, parameters: list[str], group: Group) -> Layout:
+def whole_layout(own: Layout, parameters: list[str], group: Group, one_group: bool = False) -> Layout:
     """This stage's clusters among the groups of all stages.
+
+    Args:
+        one_group: all stages' layers are one group.
 
     Raises:
         DpbenchError: a parameter's name is in two stages.
@@ -71,6 +85,9 @@ def whole_layout(own: Layout, parameters: list[str], group: Group) -> Layout:
                     f"parameter {name} is in the stages of rank {seen[name]} and rank {rank}", "give every tensor to one stage"
                 )
             seen[name] = rank
+    if one_group:
+        names = [name for groups, _, _, _ in everyone for together in groups for name in together]
+        return Layout(own.clusters, [names], [sum(sum(sizes) for _, sizes, _, _ in everyone)])
     whole = Layout(own.clusters, [], [], [])
     for rank, (groups, sizes, shared, _) in enumerate(everyone):
         offset = len(whole.groups)
@@ -173,6 +190,7 @@ class Pipeline:
         given = self._inputs(batch) if self._stage.is_first else ()
         target = torch.arange(self.micro_batches) if self._stage.is_last else None  # cut like a batch: the piece's number
         self._schedule.step(*given, target=target, **self._options)
+        self.handle.settle()
         if self._stage.done != self.micro_batches:
             raise DpbenchError(
                 f"{self._stage.done} of {self.micro_batches} micro-batches went back through the engine",

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from dpbench.errors import DpbenchError
-from dpbench.metrics.text import bleu, nist, require, rouge_l, sentence_bleu
+from dpbench.metrics.text import bleu, nist, require, rouge, sentence_bleu
 
 
 def test_bleu_is_the_mean_of_four_precisions():
@@ -34,13 +34,14 @@ def test_a_sentence_is_scored_over_the_orders_it_has():
     assert sentence_bleu("", ["a b"]) == 0.0
 
 
-def test_rouge_l_is_lins_example_with_equal_weights():
-    """Lin (2004), section 3.1: against `police killed the gunman` the longest common subsequences are 3 and 2 of 4 words."""
+def test_rouge_is_lins_example_with_equal_weights():
+    """Lin (2004), section 3.1: against `police killed the gunman` both have 3 of 4 words and 1 of 3 pairs, and the longest common
+    subsequences are 3 and 2 of 4 words."""
     reference = ["police killed the gunman"]
-    assert rouge_l(["police kill the gunman"], [reference]) == pytest.approx(75)
-    assert rouge_l(["the gunman kill police"], [reference]) == pytest.approx(50)
+    assert rouge(["police kill the gunman"], [reference]) == pytest.approx((75, 100 / 3, 75))
+    assert rouge(["the gunman kill police"], [reference]) == pytest.approx((75, 100 / 3, 50))
     both = [["nothing alike", *reference], reference]
-    assert rouge_l(["police kill the gunman", "the gunman kill police"], both) == pytest.approx(62.5)
+    assert rouge(["police kill the gunman", "the gunman kill police"], both) == pytest.approx((75, 100 / 3, 62.5))
 
 
 def test_nist_weighs_words_by_their_information():
@@ -56,8 +57,9 @@ def test_nist_penalises_what_is_short():
 
 
 def test_nothing_written_scores_nothing():
-    for score in (bleu, rouge_l, nist):
+    for score in (bleu, nist):
         assert score(["", ""], [["a b"], ["c"]]) == 0.0
+    assert rouge(["", ""], [["a b"], ["c"]]) == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def test_nothing_written_scores_nothing():
     [([], [], "0 outputs"), (["a"], [["a"], ["b"]], "1 outputs and 2"), (["a", "b"], [["a"], [""]], "output 1 has no reference")],
 )
 def test_what_cannot_be_scored_is_named(outputs, references, says):
-    for score in (bleu, rouge_l, nist):
+    for score in (bleu, rouge, nist):
         with pytest.raises(DpbenchError, match=says):
             score(outputs, references)
 

@@ -32,6 +32,12 @@ def test_published_sizes(size, millions):
     assert registry.language_model_losses(model, batch).shape == (2,)
 
 
+def test_gpt3s_size_is_its_published_one():
+    """175 billion (Brown et al., 2020, table 2.1, which rounds); with a head of its own."""
+    model = registry.language_model("gpt3_175b", tied=True, meta=True)
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(175, abs=0.5)
+
+
 @pytest.mark.parametrize(("size", "millions"), [("llama_7b", 6738.42), ("llama_13b", 13015.86)])
 def test_published_llama_sizes(size, millions):
     model = registry.language_model(size, meta=True)

@@ -7,6 +7,7 @@ import itertools
 import torch
 from models import relative
 from scenario import refused
+from torch import distributed as dist
 from torch import nn
 
 from dpbench import engines, parallel
@@ -14,6 +15,9 @@ from dpbench.clipping.adaptive import Adaptive
 from dpbench.mechanism import Clipping, Mechanism, Sampling
 from dpbench.models.registry import language_model, language_model_losses
 from dpbench.models.stages import stage_of
+from dpbench.models.tuning import lora
+from dpbench.parallel.traffic import Traffic
+from dpbench.parallel.virtual import by_stage
 
 SIZES = ("tiny", "llama_tiny")
 ENGINES = ("nonprivate", "fused", "bookkeeping")
@@ -25,6 +29,7 @@ GROUPED = [
     ("llama_tiny", "bookkeeping", "per_device"),
 ]
 ADAPTIVE = Adaptive(0.6, budget=0.1)
+ADAPTED = [("tiny", "gpipe"), ("tiny", "1f1b"), ("llama_tiny", "gpipe")]
 BATCHES = [(8, 8), (8, 5)]  # examples, of which real
 
 
@@ -194,6 +199,112 @@ def non_finite(rank, stages):
     return counted, refused(optimizer.step)
 
 
+def adapted(size):
+    """A language model with adapters whose second factor is not 0, so that both have a gradient from the first step on."""
+    model = lora(language_model(size, seed=1), 2, 4.0, 5, False).train()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B" in name:
+                parameter.normal_(0.0, 0.05, generator=generator)
+    return model, [p for p in model.parameters() if p.requires_grad]
+
+
+def exact(model, batch):
+    """As `weighted`, in fp64."""
+    ids = batch["input_ids"]
+    logits = model(ids).double()[:, :-1]
+    losses = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return losses.view(len(ids), -1).mean(1) * batch["weight"]
+
+
+def adapters(rank, stages):
+    """Two steps on adapters, against the fp64 oracle on one process; bytes handed to the other stage in the second."""
+    found = {}
+    for (size, schedule), scope in itertools.product(ADAPTED, ("flat", "per_device")):
+        model, _ = adapted(size)
+        stage = stage_of(model, rank, stages)
+        whole, trained = adapted(size)
+        rest = {"scope": scope, "allocation": "equal", "bound": 0.02, "noise_multiplier": 0.0}
+        own = torch.optim.SGD([p for p in stage.parameters() if p.requires_grad], lr=0.5)
+        other = torch.optim.SGD([p for p in whole.double().parameters() if p.requires_grad], lr=0.5)
+        pipeline = parallel.attach_stage("bookkeeping", stage, own, plan(**rest), 4, schedule)
+        lone = engines.attach(
+            "loop", whole, other, plan(**rest), whole=by_stage(whole, stages) if scope == "per_device" else None
+        )
+        pairs = list(zip(stage.parameters(), stage_of(whole, rank, stages).parameters(), strict=True))
+        differences = []
+        for _ in range(2):
+            traffic = Traffic("backward")
+            for k, (count, real) in enumerate(BATCHES):
+                with traffic:
+                    pipeline.backward(exact, physical(k, count), real)
+                lone.backward(exact, physical(k, count), real)
+            own.step(), other.step()
+            differences += [max(relative(x.double(), y.double()) for x, y in _released(pairs))]
+            differences += [max(relative(a.detach().double(), b.detach()) for a, b in pairs)]
+            own.zero_grad(), other.zero_grad()
+        found[size, scope, schedule] = {
+            "differences": differences,
+            "clipped": (pipeline.handle.clipped_fraction, lone.clipped_fraction),
+            "sizes": (pipeline.handle.layout.sizes, lone.layout.sizes if lone.layout else [sum(p.numel() for p in trained)]),
+            "sensitivity": pipeline.handle.sensitivity,
+            "bytes": (traffic.collectives["backward"], traffic.messages["backward"]),
+        }
+        pipeline.detach(), lone.detach()
+    return found
+
+
+def _released(pairs):
+    return [(a.grad, b.grad) for a, b in pairs if a.requires_grad]
+
+
+def worst(rank, stages):
+    """Scope -> (norm of what one example far beyond the bound adds here, std of the noise of each tensor)."""
+    found = {}
+    for scope in ("flat", "per_device"):
+        stage = stage_of(adapted("tiny")[0], rank, stages)
+        mechanism = plan(scope=scope, bound=0.3, allocation="equal", noise_multiplier=0.0)
+        optimizer = torch.optim.SGD([p for p in stage.parameters() if p.requires_grad], lr=0.0)
+        pipeline = parallel.attach_stage("bookkeeping", stage, optimizer, mechanism, 2)
+        batch = physical(0, 4) | {"weight": torch.full((4,), 1e4)}
+        pipeline.backward(exact, batch, 1)
+        optimizer.step()
+        gradients = torch.cat([p.grad.flatten() for p in stage.parameters() if p.requires_grad])
+        pipeline.detach()
+        noisy = plan(scope=scope, bound=0.3, allocation="equal", noise_multiplier=2.0)
+        pipeline = parallel.attach_stage("bookkeeping", stage, optimizer, noisy, 2)
+        found[scope] = float(gradients.norm()) * 8, sorted(set(pipeline.handle.noise_stds.values()))
+        pipeline.detach()
+    return found
+
+
+def leaks(rank, stages):
+    """Bytes handed to collectives by clipping per device, as it is and with an exchange of norms planted in it."""
+    found = []
+    for planted in (False, True):
+        stage = stage_of(adapted("tiny")[0], rank, stages)
+        optimizer = torch.optim.SGD([p for p in stage.parameters() if p.requires_grad], lr=0.1)
+        pipeline = parallel.attach_stage("bookkeeping", stage, optimizer, plan(scope="per_device"), 2)
+        count, sent = pipeline.handle.count, []
+
+        def leaky(norms, bounds, groups=None, count=count, sent=sent):
+            sent.append(dist.all_reduce(norms.clone(), async_op=True))  # to wait here would stop the pipeline
+            count(norms, bounds, groups)
+
+        if planted:
+            pipeline.handle.count = leaky
+        pipeline.backward(exact, physical(0, 4))
+        with (traffic := Traffic("backward")):
+            pipeline.backward(exact, physical(0, 4))
+        found.append(traffic.collectives["backward"])
+        for work in sent:
+            work.wait()
+        optimizer.step()
+        pipeline.detach()
+    return found
+
+
 def guards(rank, stages):
     def attach(name="fused", stage=None, mechanism=None, micro=2, schedule="gpipe"):
         stage = stage or stage_of(language_model("tiny"), rank, stages).train()
@@ -206,7 +317,7 @@ def guards(rank, stages):
         pipeline.backward(weighted, physical(0, 6))
 
     return {
-        "flat": refused(lambda: attach("bookkeeping", mechanism=plan(scope="flat"))),
+        "flat": refused(lambda: attach("bookkeeping", mechanism=plan(scope="flat", adaptive=ADAPTIVE))),
         "ghost": refused(lambda: attach("ghost", mechanism=plan(scope="flat"))),
         "devices": refused(lambda: attach("bookkeeping", mechanism=plan(scope="per_device", devices=3))),
         "given": refused(lambda: attach(mechanism=plan(given=[1.0] * 3))),
@@ -223,6 +334,9 @@ def guards(rank, stages):
 SCENARIOS = {
     "equality": equality,
     "scopes": scopes,
+    "adapters": adapters,
+    "worst": worst,
+    "leaks": leaks,
     "micro_batches": micro_batches,
     "noise": noise,
     "fractions": fractions,

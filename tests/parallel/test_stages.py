@@ -1,4 +1,4 @@
-"""A pipeline of two processes releases what one process would, with per-layer clipping and no norm exchanged."""
+"""A pipeline of two processes releases what one process would, with no norm exchanged but for flat clipping."""
 
 from __future__ import annotations
 
@@ -59,6 +59,47 @@ def test_stages_group_and_adapt_as_one_process_does(both, size, engine, scope):
         assert own["stds"] == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("scope", ["flat", "per_device"])
+@pytest.mark.parametrize(("size", "schedule"), [("tiny", "gpipe"), ("tiny", "1f1b"), ("llama_tiny", "gpipe")])
+def test_stages_with_adapters_do_what_the_oracle_does_on_virtual_devices(both, size, scope, schedule):
+    """Released gradients and weights of two steps; fp32 against fp64: 1e-5."""
+    first, last = (rank["adapters"][size, scope, schedule] for rank in both)
+    for own in (first, last):
+        assert max(own["differences"]) < 1e-5
+        assert own["clipped"][0] == own["clipped"][1]
+        assert own["sizes"][0] == own["sizes"][1]
+        assert own["sensitivity"] == pytest.approx(0.02)
+    assert 0 < first["clipped"][1] < 1, "the data do not make clipping bite"
+    assert len(first["sizes"][0]) == (1 if scope == "flat" else 2)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_stages_exchange_norms_for_flat_clipping_alone(both, schedule):
+    """A float32 an example and stage, padding included; activations of width 32 and 6 tokens there and back."""
+    examples = 8 + 8
+    for number, rank in enumerate(both):
+        flat, per_device = (rank["adapters"]["tiny", scope, schedule]["bytes"] for scope in ("flat", "per_device"))
+        assert flat == (4 * examples, 4 * examples * 6 * 32), number
+        assert per_device == (0, 4 * examples * 6 * 32), number
+
+
+def test_a_planted_exchange_of_norms_is_seen(both):
+    for rank in both:
+        assert rank["leaks"] == [0, 4 * 4]
+
+
+def test_sensitivity_and_noise_of_equal_stages_by_hand(both):
+    """bound 0.3 on two devices: each adds at most 0.3 / sqrt(2), all of them 0.3. Equal budget: the noise of group k has std
+    noise_multiplier x C_k x sqrt(K) = 2 x 0.3 / sqrt(2) x sqrt(2). Flat: one group of 0.3, shared by the stages as it falls."""
+    added, stds = zip(*(rank["worst"]["per_device"] for rank in both), strict=True)
+    assert added == pytest.approx([0.3 / math.sqrt(2)] * 2, rel=1e-5)
+    assert [std for own in stds for std in own] == pytest.approx([0.6, 0.6])
+    added, stds = zip(*(rank["worst"]["flat"] for rank in both), strict=True)
+    assert math.hypot(*added) == pytest.approx(0.3, rel=1e-5)
+    assert min(added) < 0.29 / math.sqrt(2), "the stages' shares are alike: flat and per device would be one"
+    assert [std for own in stds for std in own] == pytest.approx([0.6, 0.6])
+
+
 def test_cutting_a_batch_into_micro_batches_changes_nothing(both):
     """Losses are summed: an average over micro-batches would scale the sum by their number."""
     for rank in both:
@@ -94,7 +135,7 @@ def test_bad_examples_are_counted_once_over_all_stages(both):
 
 
 @pytest.mark.parametrize(("what", "says"), [
-    ("flat", "needs its norm over all stages"),
+    ("flat", "an adaptive threshold with flat clipping in a pipeline"),
     ("ghost", "engine 'ghost' does not run as stages"),
     ("devices", "3 devices in a pipeline of 2 stages"),
     ("given", "3 thresholds for 16 groups"),

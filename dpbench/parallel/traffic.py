@@ -1,0 +1,37 @@
+"""Bytes that a process hands to the others of its group, as torch's dispatcher sees them: nothing can pass it by."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+_NAMESPACES = ("c10d", "_c10d_functional")
+_TAKES = ("recv_", "recv_any_source_", "wait_tensor")
+_INPUT = {"allgather_": 1, "_allgather_base_": 1, "reduce_scatter_": 1, "_reduce_scatter_base_": 1, "gather_": 1, "scatter_": 1}
+_INPUT |= {"alltoall_": 1, "alltoall_base_": 1}
+
+
+class Traffic(TorchDispatchMode):
+    """Counts inside the block.
+
+    phase: what is under way, set from outside; messages, collectives: phase -> bytes sent to one rank, and bytes of the tensors
+    handed to operations of the whole group, whatever those send in turn.
+    """
+
+    def __init__(self, phase: str = "") -> None:
+        super().__init__()
+        self.phase = phase
+        self.messages: Counter[str] = Counter()
+        self.collectives: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1]
+        if func.namespace in _NAMESPACES and name not in _TAKES:
+            to = self.messages if name == "send" else self.collectives
+            given = args[_INPUT[name]] if name in _INPUT else (args, kwargs)  # of an unknown operation all that it gets
+            to[self.phase] += sum(x.nbytes for x in tree_iter(given) if isinstance(x, Tensor))
+        return func(*args, **(kwargs or {}))
