@@ -106,15 +106,18 @@ def fit(
     context: Context,
     schedule: Literal["constant", "linear"] = "constant",
     after_step: Callable[[], None] = lambda: None,
+    by_bound: bool = False,
     watch: Callable[[int], None] = lambda done: None,
     attach: Attach = alone,
 ) -> Fit:
-    """Train `task.model` for `plan.steps` logical steps; `linear` lowers every learning rate to 0.
+    """Train `task.model` for `plan.steps` logical steps; `linear` lowers every learning rate to 0, `by_bound` keeps its product
+    with the whole bound, so that SGD's steps do not grow with adaptive thresholds.
 
     Args:
         after_step: part of training; watch: gets the number of steps done, and its time is not training's.
 
-    Guarantee: that of `plan`, as the engine keeps it; `after_step` and `watch` must look at what has been released alone.
+    Guarantee: that of `plan`, as the engine keeps it; bounds are made of releases, and `after_step` and `watch` must look at what
+    has been released alone.
 
     Raises:
         DpbenchError: the engine cannot serve the model, or one of its guards stopped the run.
@@ -123,12 +126,14 @@ def fit(
     handle, backward = attach(engine, task.model, optimizer, plan)
     rates = [group["lr"] for group in optimizer.param_groups]
     counts, clipped, seconds, processor = [], [], [], 0.0
+    whole = handle.sensitivity
     on_cpu = all(p.device.type == "cpu" for p in handle.trainable.values())
     for step, drawn in enumerate(batches(plan)):
         begun, worked = time.perf_counter(), time.process_time()
-        if schedule == "linear":
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * (1 - step / plan.steps)
+        share = 1 - step / plan.steps if schedule == "linear" else 1.0
+        share *= whole / handle.sensitivity if by_bound else 1.0
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * share
         total = torch.zeros((), dtype=torch.float64)
         for physical in task.physical(drawn):
             total += backward(task.losses, task.batch(physical)).double().sum().cpu()

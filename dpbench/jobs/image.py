@@ -26,11 +26,16 @@ class Optimizer(Strict):
     momentum: float = Field(0.0, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "linear"] = "constant"
+    by_bound: bool = Field(
+        False,
+        exclude_if=lambda v: v is False,
+        description="Keep the learning rate times the whole bound, whatever adaptive thresholds do: it falls as they grow.",
+    )
 
     @model_validator(mode="after")
-    def _momentum_is_sgds(self) -> Optimizer:
-        if self.name != "sgd" and self.momentum:
-            raise ValueError("momentum is a setting of sgd")
+    def _are_sgds(self) -> Optimizer:
+        if self.name != "sgd" and (self.momentum or self.by_bound):
+            raise ValueError(f"{'momentum' if self.momentum else 'by_bound'} is a setting of sgd")
         return self
 
 
@@ -78,6 +83,8 @@ class Settings(PrivateSettings):
     def _whole(self) -> Settings:
         if "image" not in plugins.get("dataset", self.task).extra:
             raise ValueError(f"dataset {self.task} has no images")
+        if self.optimizer.by_bound and self.clipping is None:
+            raise ValueError("by_bound needs clipping: without it there is no bound")
         if self.evaluate_on == "test" and "held_out" in self.model_fields_set:
             raise ValueError("held_out without evaluate_on: train_rest holds nothing out")
         if self.features is not None and self.augmentation is not None:
@@ -128,6 +135,7 @@ def run(settings: Settings, context: Context) -> Outcome:
         context,
         settings.optimizer.schedule,
         average.update if average is not None else lambda: None,
+        settings.optimizer.by_bound,
     )
     if average is not None:
         average.put_in()

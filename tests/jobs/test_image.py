@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dpbench import engines
 from dpbench.data import registry as datasets
@@ -50,6 +54,8 @@ def context(folder, seed=1):
         ({"clipping": None}, "needs clipping and epsilon"),
         ({"task": "sst2"}, "sst2 has no images"),
         ({"optimizer": {"name": "adamw", "momentum": 0.9}}, "momentum is a setting of sgd"),
+        ({"optimizer": {"name": "adamw", "by_bound": True}}, "by_bound is a setting of sgd"),
+        (PLAIN | {"optimizer": {"by_bound": True}}, "by_bound needs clipping"),
         ({"ema": 1.0}, "ema"),
         ({"augmentation": {"copies": 3}}, "unknown key 'augmentation.copies'"),
     ],
@@ -154,6 +160,22 @@ def test_a_private_run_keeps_its_budget_and_says_what_it_saw(tmp_path):
     assert list(learnt) == ["accuracy", "train_accuracy", "noise_ratio"]
     again = job.run(settings(ema=0.9, **COPIES), context(tmp_path))
     assert {m.name: m.value for m in again.metrics if m.name in learnt} == learnt
+
+
+ADAPTIVE = {"engine": "fused", "clipping": {"function": "abadi", "scope": "per_layer", "adaptive": {"quantile": 0.5}}}
+
+
+@pytest.mark.parametrize("clipping", [{"clipping": {"bound": 0.25}}, ADAPTIVE], ids=["fixed", "adaptive"])
+def test_a_rate_by_the_bound_keeps_its_product_with_the_bound_of_each_step(clipping, tmp_path):
+    own = settings(**merge(clipping, {"optimizer": {"learning_rate": 0.5, "by_bound": True, "schedule": "linear"}}))
+    rates = []
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    done = job.run(own, context(tmp_path))
+    hook.remove()
+    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    bounds = [math.hypot(*line.get("thresholds", [0.25])) for line in lines]
+    assert rates == pytest.approx([0.5 * (1 - step / 3) * bounds[0] / bound for step, bound in enumerate(bounds)])
+    assert (len(set(bounds)) == 3) == ("thresholds" in done.facts)
 
 
 def test_training_learns_the_shapes(tmp_path):
