@@ -1,4 +1,8 @@
-"""CelebA, one attribute: Male."""
+"""CelebA, one attribute: Male.
+
+Local folder: celeba/{train,test}.parquet with the columns `image` (JPEG or PNG of any size) and 40 attributes, yes or no, under
+the names that flwrlabs/celeba on the hub gives them. Its shards of a split, joined, are such a file.
+"""
 
 PLUGIN = {
     "kind": "dataset",

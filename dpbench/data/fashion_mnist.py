@@ -1,4 +1,7 @@
-"""Fashion-MNIST: photographs of clothes."""
+"""Fashion-MNIST: photographs of clothes.
+
+Local folder: fashion_mnist/{train,test}.parquet with the columns `image` (PNG, or 784 raw bytes) and `label`.
+"""
 
 PLUGIN = {
     "kind": "dataset",

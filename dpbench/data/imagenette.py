@@ -1,4 +1,7 @@
-"""ImageNette: ten classes of ImageNet that are easy to tell apart."""
+"""ImageNette: ten classes of ImageNet that are easy to tell apart.
+
+Local folder: imagenette/{train,validation}.parquet with the columns `image` (JPEG or PNG of any size) and `label`.
+"""
 
 PLUGIN = {
     "kind": "dataset",

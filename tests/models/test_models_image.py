@@ -15,8 +15,9 @@ from dpbench.models.registry import image_model
 
 GREY = {"channels": 1, "height": 28, "width": 28}
 COLOUR = {"channels": 3, "height": 32, "width": 32}
-IMAGES = {"cnn4": GREY, "cifar_cnn": COLOUR, "resnet9": COLOUR, "wrn16_4": COLOUR}
-PARAMETERS = {"cnn4": 26_010, "cifar_cnn": 33_834, "resnet9": 2_447_946, "wrn16_4": 2_751_146}
+SCATTERED = {"channels": 243, "height": 4, "width": 4}
+IMAGES = {"cnn4": GREY, "cifar_cnn": COLOUR, "resnet9": COLOUR, "wrn16_4": COLOUR, "linear": SCATTERED}
+PARAMETERS = {"cnn4": 26_010, "cifar_cnn": 33_834, "resnet9": 2_447_946, "wrn16_4": 2_751_146, "linear": 38_890}
 ENGINES = [("bookkeeping", "flat"), ("bookkeeping", "per_layer"), ("ghost", "flat"), ("fused", "per_layer"), ("vmap", "flat")]
 
 

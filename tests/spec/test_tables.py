@@ -242,3 +242,26 @@ def test_the_two_read_values_are_there():
 def test_every_plan_comes_from_this_tree():
     assert paths.benchmarks() == REPOSITORY / "benchmarks"
     assert all(isinstance(spec, TableSpec) for spec in tables.all_tables())
+
+
+OWN = [{"where": {"layer": "projection_768x768", "tokens": ["128"]}, "settings": {"batch_size": 3, "rounds": 9}}]
+
+
+def test_settings_of_single_cells_reach_no_others(tree):
+    """A tier's replace the table's; an axis measured inside one run cannot tell cells apart."""
+    path = tree / "flashdp" / "kernel_traffic.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["own"] = OWN
+    values["tiers"]["overnight"] = {"own": []}
+    path.write_text(yaml.safe_dump(values))
+    spec = tables.load_table("flashdp", "kernel_traffic")
+    found = [run.config["settings"] for run in expand(spec, "laptop", local).runs.values()]
+    own = [s for s in found if (s["inputs"], s["outputs"], s["tokens"]) == (768, 768, 128)]
+    assert [(s["batch_size"], s["rounds"]) for s in own] == [(3, 9)]
+    assert {s["batch_size"] for s in found if s not in own} == {values["settings"]["batch_size"]}
+    assert all(run.config["settings"]["batch_size"] != 3 for run in expand(spec, "overnight", local).runs.values())
+    values["own"] = [{"where": {"engine": "fused"}, "settings": {"batch_size": 3}}]
+    path.write_text(yaml.safe_dump(values))
+    tables._load.cache_clear()
+    with pytest.raises(DpbenchError, match="own: 'engine' is not one of layer, tokens"):
+        tables.load_table("flashdp", "kernel_traffic")
