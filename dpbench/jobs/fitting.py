@@ -50,7 +50,11 @@ class Fit:
     handle: Handle
     counts: list[int]
     clipped: list[float | None]
-    seconds: list[float]
+    step_seconds: list[float]
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.step_seconds)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -59,7 +63,7 @@ class Fit:
             "trainable_parameters": sum(p.numel() for p in self.handle.trainable.values()),
             "unprotected": self.handle.unprotected,
             "groups": len(self.handle.bounds),
-            "training_seconds": round(sum(self.seconds), 3),
+            "training_seconds": round(self.seconds, 3),
             "mean_batch_size": sum(self.counts) / len(self.counts),
             "clipped_fraction_not_private": [c for c in self.clipped if c is not None],
             **(self.handle.thresholds.facts if self.handle.thresholds is not None else {}),

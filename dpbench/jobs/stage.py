@@ -54,7 +54,7 @@ def train(request: dict[str, Any], rank: int) -> None:
     if settings.score:
         weights = {n: p.detach().cpu().contiguous() for n, p in task.model.named_parameters() if p.requires_grad}
         save_file(weights, Path(request["folder"]) / piping.WEIGHTS_OF.format(rank))
-    said = {"facts": done.facts, "warnings": done.warnings, "seconds": done.seconds}
+    said = {"facts": done.facts, "warnings": done.warnings, "seconds": done.step_seconds}
     say(said | {"bytes": counter.bytes, "counted": counter.examples})
 
 
