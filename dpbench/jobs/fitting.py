@@ -55,8 +55,12 @@ class Fit:
     handle: Handle
     counts: list[int]
     clipped: list[float | None]
-    seconds: list[float]
+    step_seconds: list[float]
     processor: float | None
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.step_seconds)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -65,7 +69,7 @@ class Fit:
             "trainable_parameters": sum(p.numel() for p in self.handle.trainable.values()),
             "unprotected": self.handle.unprotected,
             "groups": len(self.handle.bounds),
-            "training_seconds": round(sum(self.seconds), 3),
+            "training_seconds": round(self.seconds, 3),
             "mean_batch_size": sum(self.counts) / len(self.counts),
             "clipped_fraction_not_private": [c for c in self.clipped if c is not None],
             **(self.handle.thresholds.facts if self.handle.thresholds is not None else {}),
@@ -81,7 +85,7 @@ class Fit:
         releases alone.
         """
         plan, thresholds = self.handle.mechanism, self.handle.thresholds
-        found = [metric("training_seconds", sum(self.seconds), "s")]
+        found = [metric("training_seconds", self.seconds, "s")]
         if self.processor is not None:
             found.append(metric("processor_seconds", self.processor, "s"))
         if plan.noise_multiplier > 0:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dpbench.jobs.pipeline import Settings
 
 WORKER = "dpbench.jobs.stage"
+WEIGHTS_OF, EXAMPLES = "stage{}.safetensors", "examples.npz"  # in the folder that parent and workers share
 PATIENCE = 1800.0
 """Seconds a collective may take, and beyond which stages that say nothing count as hung; a logical step is well below."""
 
@@ -120,7 +121,7 @@ def _virtually(settings: Settings, rows: Rows, plan: Mechanism, context: Context
 
     stepper = optimizer(settings.optimizer, model)
     done = fit(settings.engine, rows, stepper, plan, context, settings.optimizer.schedule, attach=attach)
-    return Trained(done.seconds, [], done.facts, done.warnings)
+    return Trained(done.step_seconds, [], done.facts, done.warnings)
 
 
 def _in_processes(settings: Settings, rows: Rows, context: Context) -> Trained:
@@ -157,9 +158,6 @@ def _in_processes(settings: Settings, rows: Rows, context: Context) -> Trained:
                 part = stage_of(rows.model, rank, settings.devices)  # type: ignore[arg-type]
                 part.load_state_dict(load_file(folder / WEIGHTS_OF.format(rank)), strict=False)
     return _together(said)
-
-
-WEIGHTS_OF, EXAMPLES = "stage{}.safetensors", "examples.npz"
 
 
 def _leave_examples(rows: Rows, folder: Path) -> None:

@@ -50,11 +50,11 @@ def train(request: dict[str, Any], rank: int) -> None:
 
     stepper = generation.optimizer(settings.optimizer, task.model)
     context: Any = _Told(last=rank == settings.devices - 1)
-    done = fit(settings.engine, task, stepper, plan, context, settings.optimizer.schedule, counter.stepped, attach)
+    done = fit(settings.engine, task, stepper, plan, context, settings.optimizer.schedule, counter.stepped, attach=attach)
     if settings.score:
         weights = {n: p.detach().cpu().contiguous() for n, p in task.model.named_parameters() if p.requires_grad}
         save_file(weights, Path(request["folder"]) / piping.WEIGHTS_OF.format(rank))
-    said = {"facts": done.facts, "warnings": done.warnings, "seconds": done.seconds}
+    said = {"facts": done.facts, "warnings": done.warnings, "seconds": done.step_seconds}
     say(said | {"bytes": counter.bytes, "counted": counter.examples})
 
 
