@@ -267,6 +267,28 @@ def test_a_model_with_published_weights_brings_its_tokenizer(context, tmp_path, 
     assert not torch.equal(scratch.model.state_dict()["model.lm_head.weight"], task.model.state_dict()["model.lm_head.weight"])
 
 
+def test_nothing_to_evaluate_on_is_said_before_training(context, monkeypatch):
+    monkeypatch.setattr(generation, "model_of", lambda *_args, **_more: pytest.fail("a model was built first"))
+    with pytest.raises(DpbenchError, match=r"no inputs to evaluate on \(evaluate_on: train_rest\)"):
+        job.run(settings(evaluate_on="train_rest", held_out=1e-12), context)
+
+
+def test_automatic_and_tight_clipping_train_alike_under_adam(context):
+    """With every example clipped, AUTO-V at bound 1 and a bound R differ by the factor R alone, in sums and noise; Adam takes it
+    out but for its own 1e-8, which beside gradients near 1e-4 changes a step by about that share: ten times as much is allowed."""
+    ends = []
+    for clipping in ({"function": "auto_v", "bound": 1.0}, {"function": "abadi", "bound": 2.0**-7}):
+        own = settings(clipping=clipping, steps=4)
+        task = generation.Task(own, context)
+        start = torch.cat([p.detach().flatten().clone() for p in task.model.parameters()])
+        done = train(own, task, own.mechanism(300, 300, 1), context)
+        assert done.clipped == [1.0] * 4
+        ends.append(torch.cat([p.detach().flatten() for p in task.model.parameters()]))
+    moved = float((ends[0] - start).norm())
+    assert float((ends[0] - ends[1]).norm()) < 1e-3 * moved
+    assert moved > 1
+
+
 def test_a_dataset_without_tables_is_refused(context):
     context.sources["dataset:sst2"] = registry.resolve("sst2", "embedded")
     with pytest.raises(DpbenchError, match="is for classification"):
