@@ -78,8 +78,8 @@ class LanguageModel(torch.nn.Module):
         self.vocabulary: int = model.config.vocab_size
         self.context: int = model.config.max_position_embeddings
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """[B, T] token ids -> [B, T, V] logits.
+    def forward(self, input_ids: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """[B, T] token ids -> [B, T - first, V] logits, of the positions from `first` on.
 
         Raises:
             DpbenchError: T is longer than the model's positions.
@@ -87,7 +87,8 @@ class LanguageModel(torch.nn.Module):
         if input_ids.shape[1] > self.context:
             raise DpbenchError(f"input of {input_ids.shape[1]} tokens, the model takes {self.context}", "use shorter blocks")
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape).contiguous()
-        output: Any = self.model(input_ids=input_ids, position_ids=positions, use_cache=False)
+        kept = {"logits_to_keep": input_ids.shape[1] - first} if first else {}
+        output: Any = self.model(input_ids=input_ids, position_ids=positions, use_cache=False, **kept)
         return output.logits
 
     def start(self, batch: int) -> DynamicCache:

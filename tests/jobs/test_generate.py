@@ -274,8 +274,10 @@ def test_nothing_to_evaluate_on_is_said_before_training(context, monkeypatch):
 
 
 def test_automatic_and_tight_clipping_train_alike_under_adam(context):
-    """With every example clipped, AUTO-V at bound 1 and a bound R differ by the factor R alone, in sums and noise; Adam takes it
-    out but for its own 1e-8, which beside gradients near 1e-4 changes a step by about that share: ten times as much is allowed."""
+    """With every example clipped, AUTO-V at bound 1 and a bound R differ by the factor R alone, in sums and noise.
+
+    Adam takes it out but for its own 1e-8, a share of about 1e-4 of these gradients: ten times as much is allowed.
+    """
     ends = []
     for clipping in ({"function": "auto_v", "bound": 1.0}, {"function": "abadi", "bound": 2.0**-7}):
         own = settings(clipping=clipping, steps=4)
