@@ -88,9 +88,13 @@ def test_settings_that_make_no_sense_are_named(over, says):
         settings(**over)
 
 
-def test_the_loss_is_of_the_text_alone(context):
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_loss_is_of_the_text_alone(quick, context):
     """Against a loss written out a token at a time; inputs and padding must not matter."""
     task = generation.Task(settings(), context)
+    if quick:
+        task.quicken()
+        assert task.first == min(task.begins) - 1 > 0
     rows = np.asarray([0, 7, 30])
     found = task.losses(task.model, task.batch(rows)).detach()
     for value, row in zip(found, rows, strict=True):
