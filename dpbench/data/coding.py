@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dpbench import plugins
 from dpbench.data import registry
 from dpbench.data.described import Field, linear
 from dpbench.data.tokenizer import EOS, PAD, bpe
+from dpbench.errors import DpbenchError
 from dpbench.files import canonical_json, sha256_text
 from dpbench.spec.sources import Source
 
@@ -75,7 +77,15 @@ def most_words(name: str, size: int) -> int:
 class Pieces:
     """A BPE: `name : The Mill | area : riverside <eos>` -> ` The Mill is by the river. <eos>`."""
 
-    def __init__(self, tokenizer: Tokenizer, vocabulary: int, pad: int, eos: int, sha256: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int, pad: int | None, eos: int | None, sha256: str) -> None:
+        """
+        Raises:
+            DpbenchError: a mark that the tokenizer does not have, or an id beyond the vocabulary.
+        """
+        for mark, number in (("padding", pad), ("the end of a text", eos)):
+            if number is None or tokenizer.id_to_token(number) is None or number >= vocabulary:
+                of = "no id" if number is None else f"id {number}, which it lacks,"
+                raise DpbenchError(f"the tokenizer has {of} for {mark}", "fetch the model again: its tokenizer.json is another's")
         self._tokenizer, self.vocabulary, self.pad, self.eos, self.sha256 = tokenizer, vocabulary, pad, eos, sha256
         self.banned = [*{pad} - {eos}, *range(tokenizer.get_vocab_size(), vocabulary)]
 
@@ -180,11 +190,16 @@ def _spaced(relation: str) -> str:
 
 def _hidden(text: str, values: Sequence[str | None]) -> str:
     """The text in lower case with each value, wherever it stands, replaced by its placeholder; the longest first."""
+    pattern, places = _finder(tuple(values))
+    return pattern.sub(lambda m: f" <{places[m[0]]}> ", text.lower()) if places else text.lower()
+
+
+@lru_cache(maxsize=8192)  # an input has several texts, and `re` itself keeps few patterns
+def _finder(values: tuple[str | None, ...]) -> tuple[re.Pattern[str], dict[str, int]]:
+    """What finds values in lower case, the longest first, and the place of each."""
     places = {value.lower(): place for place, value in reversed([*enumerate(values)]) if value}
-    if not places:
-        return text.lower()
     pattern = "|".join(re.escape(value) for value in sorted(places, key=len, reverse=True))
-    return re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", lambda m: f" <{places[m[0]]}> ", text.lower())
+    return re.compile(rf"(?<!\w)(?:{pattern})(?!\w)"), places
 
 
 def _joined(tokens: Sequence[str]) -> str:

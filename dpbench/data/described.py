@@ -8,8 +8,9 @@ for a tokenizer is made of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from dpbench import plugins
 from dpbench.data import registry
@@ -25,12 +26,13 @@ Field = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Described:
-    """fields: what is to be said; texts: sentences that people wrote for it, one or more."""
+    """fields: what is to be said; texts: sentences that people wrote for it, one or more; blank ones are left out."""
 
     fields: tuple[Field, ...]
     texts: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "texts", tuple(text for text in self.texts if text.strip()))
         if not self.fields or not self.texts:
             missing = "texts" if self.fields else "fields"
             raise DpbenchError(f"an input without {missing}: {self}", "leave it out of the file, or fetch the file again")
@@ -40,12 +42,30 @@ def load(name: str, split: str, source: Source) -> list[Described]:
     """The rows of a split.
 
     Raises:
-        DpbenchError: not a dataset of `TASKS`; a row without fields or texts; what `registry.load` raises.
+        DpbenchError: not a dataset of `TASKS`; a row without fields or texts, which is named; what `registry.load` raises.
     """
     plugin = plugins.get("dataset", name)
     require(plugin.name)
-    rows: list[Described] = plugin.load().described(registry.load(name, split, source).columns)
-    return rows
+    columns = registry.load(name, split, source).columns
+    made: Callable[[dict[str, list[Any]]], list[Described]] = plugin.load().described
+    try:
+        return made(columns)
+    except DpbenchError:
+        _name_the_row(name, split, columns, made)
+        raise
+
+
+def _name_the_row(name: str, split: str, columns: dict[str, list[Any]], made: Callable[[dict[str, list[Any]]], Any]) -> None:
+    """Find the first row without fields or texts.
+
+    Raises:
+        DpbenchError: that names it.
+    """
+    for number in range(len(next(iter(columns.values())))):
+        try:
+            made({key: values[number : number + 1] for key, values in columns.items()})
+        except DpbenchError as error:
+            raise DpbenchError(f"{name} {split}, row {number}: {error.what}", error.way_out) from error
 
 
 def require(name: str) -> None:

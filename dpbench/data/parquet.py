@@ -96,4 +96,6 @@ def _values(canonical: str, column: Any) -> list[Any]:
 
     if canonical.startswith("label"):
         return pc.cast(column, pa.int64()).to_pylist()  # type: ignore[no-any-return]
-    return (pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column).to_pylist()
+    kind = column.type
+    image = pa.types.is_struct(kind) and any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+    return (pc.struct_field(column, "bytes") if image else column).to_pylist()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PLUGIN = {
     "kind": "job",
     "name": "generate",
-    "version": 1,
+    "version": 2,
     "summary": "train a language model on inputs and texts, and score what it writes for new inputs",
 }
 
@@ -184,6 +184,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     require_device(settings.device)
     require()
     task = generation.Task(settings, context)
+    task.quicken()
     plan = settings.mechanism(len(task), len(task), context.seed)
     stepper = generation.optimizer(settings.optimizer, task.model)
     fitted = fit(settings.engine, task, stepper, plan, context, settings.optimizer.schedule)

@@ -11,7 +11,7 @@ PLUGIN = {
     "sizes": {
         "tiny": {"layers": 2, "width": 32, "heads": 2, "vocabulary": 512, "context": 128},
         "nano": {"layers": 2, "width": 64, "heads": 4, "vocabulary": 512, "context": 128},
-        "micro": {"layers": 3, "width": 128, "heads": 4, "vocabulary": 2048, "context": 128},
+        "micro": {"layers": 2, "width": 128, "heads": 4, "vocabulary": 2048, "context": 128},
         "narrow": {"layers": 4, "width": 128, "heads": 4, "vocabulary": 2048, "context": 128},
         "mini": {"layers": 4, "width": 384, "heads": 6, "vocabulary": 8192, "context": 512},
         "small": {"layers": 12, "width": 768, "heads": 12, "vocabulary": 50257, "context": 1024},

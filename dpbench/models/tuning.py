@@ -43,9 +43,9 @@ class Prefixed(nn.Module):
     def cached(self, input_ids: Tensor, cache: Any) -> Tensor:
         return self.model.cached(input_ids, cache)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """[B, T] token ids -> [B, T, V] logits."""
-        return self.cached(input_ids, self.start(len(input_ids)))
+    def forward(self, input_ids: Tensor, first: int = 0) -> Tensor:
+        """[B, T] token ids -> [B, T - first, V] logits, of the positions from `first` on."""
+        return self.cached(input_ids, self.start(len(input_ids)))[:, first:]
 
 
 def last_layers(model: LanguageModel, layers: int) -> LanguageModel:

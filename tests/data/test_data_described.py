@@ -113,6 +113,28 @@ def test_another_kind_of_dataset_is_refused():
         Described((), ("text",))
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("e2e_nlg", {"human_reference": ["A.", "  ", "B."]}, r"e2e_nlg test, row 1: an input without texts"),
+        ("e2e_nlg", {"meaning_representation": ["name[X]", "", "name[Y]"]}, r"row 1: an input without fields"),
+        ("e2e_nlg", {"meaning_representation": ["name[X]", "name[Y]", None]}, r"'meaning_representation' has 1 missing values"),
+        ("web_nlg", {"target": ["A.", "", "B."], "references": [["A."], [], ["B."]]}, r"row 1: an input without texts"),
+        ("dart", {"annotations": [{"source": ["x"], "text": text} for text in (["A."], ["B."], [""])]}, r"row 2: .*texts"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(name, change, says, local):
+    """Before anything is trained: an input without references would else fail at its end, when it is scored."""
+    file = local / plugins.get("dataset", name).extra["folder"] / "test.parquet"
+    pq.write_table(pa.table(ROWS[name] | change), file)
+    with pytest.raises(DpbenchError, match=says):
+        described.load(name, "test", registry.resolve(name, "local"))
+
+
+def test_blank_texts_beside_others_are_left_out():
+    assert Described((("name", "X"),), ("A.", " ", "")).texts == ("A.",)
+
+
 @pytest.fixture(scope="module")
 def public():
     return registry.resolve("wikitext2", "embedded")
@@ -188,6 +210,16 @@ def test_pieces_are_those_of_the_public_start(public):
     assert ids.count(made.eos) == 1
     assert made.text(fields, [*ids, 5, 6]) == "The Mill, near Mill Lane: £20."
     assert made.prompt(fields)[-1] == made.eos
+
+
+@pytest.mark.parametrize(("mark", "given"), [("padding", {"pad": None}), ("end of a text", {"eos": 999}), ("end", {"eos": None})])
+def test_a_tokenizer_without_a_mark_is_refused(mark, given, public):
+    from dpbench.data.tokenizer import bpe
+
+    tokenizer, sha256 = bpe("wikitext2", 400, public, "test")
+    known = {"pad": 0, "eos": 1} | given
+    with pytest.raises(DpbenchError, match=f"the tokenizer has .*{mark}"):
+        coding.Pieces(tokenizer, 400, known["pad"], known["eos"], sha256)
 
 
 def test_no_mark_of_an_input_is_ever_written(public):

@@ -186,3 +186,19 @@ def test_random_weights_stand_in_where_published_ones_are_not_there(openai):
 def test_a_model_without_published_weights_is_refused():
     with pytest.raises(DpbenchError, match="gpt2 is no language model with published weights"):
         registry.pretrained_language_model("gpt2", registry.resolve("gpt2", "scratch"))
+
+
+def test_one_gelu_is_the_function_of_transformers_eight_operations():
+    from dpbench.models.wrappers import fuse_gelu
+
+    model = registry.language_model("tiny", seed=3).double()
+    before = registry.language_model_losses(model, {"input_ids": IDS})
+    wanted = torch.autograd.grad(before.sum(), list(model.parameters()))
+    named = list(model.state_dict())
+    assert fuse_gelu(model) is model
+    assert [type(block.mlp.act) for block in model.model.transformer.h] == [torch.nn.GELU] * 2
+    assert list(model.state_dict()) == named
+    after = registry.language_model_losses(model, {"input_ids": IDS})
+    found = torch.autograd.grad(after.sum(), list(model.parameters()))
+    assert float((after - before).detach().abs().max()) < 1e-12  # fp64 rounding of values near 6
+    assert max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True)) < 1e-12
