@@ -32,7 +32,7 @@ def folded(entries: list[Entry], over: dict[str, Fold], cells: list[dict[str, st
 
 
 def _left(labels: dict[str, str], over: dict[str, Fold]) -> tuple[tuple[str, str], ...]:
-    return tuple((axis, value) for axis, value in labels.items() if axis not in over)
+    return tuple(sorted((axis, value) for axis, value in labels.items() if axis not in over))
 
 
 def _one(left: dict[str, str], own: list[Entry], over: dict[str, Fold], cells: list[dict[str, str]]) -> Entry:
