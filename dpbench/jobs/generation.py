@@ -116,12 +116,7 @@ class Rows(Examples):
             if not found:
                 where = f"{settings.dataset} has no inputs {wanted}"
                 raise DpbenchError(f"{where} (evaluate_on: {settings.evaluate_on})", "see its files, or change held_out")
-        ids, begins, cut = [], [], 0
-        for row in train[: settings.train_limit]:
-            prompt, target = self.prompt(row), self.coding.target(row.fields, row.texts[0])
-            begins.append(len(prompt))
-            ids.append([*prompt, *target][: settings.max_length])
-            cut += len(prompt) + len(target) > settings.max_length
+        ids, begins, cut = self.encoded(train[: settings.train_limit])
         super().__init__(settings, torch.device(settings.device), ids, begins, self.coding.pad)
         self.facts = {
             "train_rows": len(self.ids),
@@ -130,6 +125,16 @@ class Rows(Examples):
             "vocabulary": self.coding.vocabulary,
             "tokenizer_sha256": self.coding.sha256,
         }
+
+    def encoded(self, rows: list[Described]) -> tuple[list[list[int]], list[int], int]:
+        """Ids of each input with its first text, where the text begins, and how many of them were cut."""
+        ids, begins, cut = [], [], 0
+        for row in rows:
+            prompt, target = self.prompt(row), self.coding.target(row.fields, row.texts[0])
+            begins.append(len(prompt))
+            ids.append([*prompt, *target][: self.settings.max_length])
+            cut += len(prompt) + len(target) > self.settings.max_length
+        return ids, begins, cut
 
     def prompt(self, row: Described) -> list[int]:
         """Ids of an input, its end cut where it would leave no room for a text."""
@@ -255,6 +260,16 @@ def evaluate(task: Task, context: Context) -> Scored:
         *metrics.rouge(outputs, references),
         metrics.nist(outputs, references),
     )
+
+
+def text_loss(task: Task) -> float:
+    """Mean over all texts of the evaluated inputs of each one's own mean cross entropy, in nats, as in training."""
+    ids, begins, _ = task.encoded(described.one_text_each(task.inputs))
+    texts = Examples(task.settings, task.device, ids, begins, task.pad)
+    task.model.eval()
+    with torch.no_grad():
+        pieces = texts.physical(np.arange(len(texts)))
+        return sum(float(texts.losses(task.model, texts.batch(rows)).double().sum()) for rows in pieces) / len(texts)
 
 
 def samples(inputs: list[Described], outputs: list[str], count: int) -> list[dict[str, Any]]:

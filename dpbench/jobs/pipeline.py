@@ -99,10 +99,11 @@ def run(settings: Settings, context: Context) -> Outcome:
     if isinstance(rows, generation.Task):
         scored = generation.evaluate(rows, context)
         metrics += [metric(name, getattr(scored, name), "") for name in SCORES]
+        metrics.append(metric("text_loss", generation.text_loss(rows), "nats"))
         facts |= {"evaluated_on": settings.evaluate_on, "samples": scored.samples, "outputs_sha256": scored.sha256}
         facts |= {"evaluated_inputs": len(scored.outputs), "different_outputs": len(set(scored.outputs))}
     else:
-        metrics += [Metric(name=name, value=None, unit="", note=NO_SCORE) for name in SCORES]
+        metrics += [Metric(name=name, value=None, unit="", note=NO_SCORE) for name in (*SCORES, "text_loss")]
     warnings = [*trained.warnings, *settings.without_effect]
     return Outcome(metrics, plan.describe(), privacy_of(plan), facts, warnings=warnings, device=settings.device)
 

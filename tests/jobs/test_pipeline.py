@@ -145,7 +145,7 @@ def test_processes_train_what_one_process_trains(context):
 def test_a_private_run_of_two_processes(context):
     done = job.run(settings(), context)
     found = {m.name: m for m in done.metrics}
-    assert set(found) == {"throughput", "step_seconds", *job.BYTES, *job.SCORES}
+    assert set(found) == {"throughput", "step_seconds", "text_loss", *job.BYTES, *job.SCORES}
     assert found["clipping_bytes"].value == 0
     assert found["activation_bytes"].value == 2 * 4 * 80 * 32  # there and back, of every token the width in float32
     assert 0 < found["guard_bytes"].value < 20
@@ -157,6 +157,20 @@ def test_a_private_run_of_two_processes(context):
     assert min(done.facts["trainable_parameters_of_each_stage"]) > 0
     assert done.facts["counted_examples"] % 20 == 0  # 1600 tokens are 20 examples of 80, some of them padding
     assert 0.99 * 8 <= done.privacy.epsilon <= 8
+
+
+def test_the_loss_of_the_evaluated_texts_is_the_mean_of_each_ones_own(context):
+    task = generation.Task(settings(evaluate_limit=3, max_length=72), context)
+    rows = [(row, text) for row in task.inputs for text in row.texts]
+    assert len(rows) > len(task.inputs)
+    wanted = []
+    for row, text in rows:
+        prompt = task.prompt(row)
+        ids = [*prompt, *task.coding.target(row.fields, text)][:72]
+        logits = task.model(torch.tensor([ids])).detach()[0].log_softmax(-1)
+        own = [float(logits[at - 1, ids[at]]) for at in range(len(prompt), len(ids))]
+        wanted.append(-sum(own) / len(own))
+    assert generation.text_loss(task) == pytest.approx(sum(wanted) / len(wanted), rel=1e-5)  # float32
 
 
 def test_virtual_devices_have_the_groups_of_the_stages_and_no_bytes(context):
