@@ -17,7 +17,7 @@ PLUGIN = {
     "columns": {"triples": "input", "text": "target", "references": "references"},
     "hub": None,
     "embedded": "restaurants",
-    # What DBpedia says of airports, people, places, food, clubs and books, written down here without looking at any row.
+    # What DBpedia says of airports, people, places, food, clubs and books: terms of its public vocabulary, not counted over rows.
     "words": """a an the this that it its is are was were be been being has have had having does do did and or but with without
     in on at by near next to from for of off as than also both while where which who whom whose he she they his her their him
     them there here can could will would not no after before during until since between among under over above below within

@@ -238,11 +238,11 @@ class FeatureTask:
 
 
 class Curve:
-    """Accuracy on the evaluated rows along training. points: (step, %), evenly spaced, the last after the last step."""
+    """Accuracy on the evaluated rows along training. points: [step, %] each, evenly spaced, the last after the last step."""
 
     def __init__(self, task: TextTask | FeatureTask, steps: int, points: int) -> None:
         self._task, self._steps, self._every = task, steps, max(1, steps // points)
-        self.points: list[tuple[int, float]] = []
+        self.points: list[list[float]] = []
         self.rows = 0
 
     def __call__(self, done: int) -> None:
@@ -251,7 +251,7 @@ class Curve:
             return
         accuracy, self.rows = self._task.accuracy()
         self._task.model.train()
-        self.points.append((done, 100 * accuracy))
+        self.points.append([done, 100 * accuracy])
 
 
 def classifier(encoder: nn.Module, head: Head, settings: Settings) -> Classifier:
