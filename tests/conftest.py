@@ -24,8 +24,10 @@ if os.environ.get("DPBENCH_TEST_INTERPRETER") == "1":  # tests/kernels/interpret
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One for all workers of a session: a calibration costs seconds."""
     patch = pytest.MonkeyPatch()
-    folder = tmp_path_factory.mktemp("cache")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-cache"
     patch.setenv("DPBENCH_CACHE", str(folder))
     yield folder
     patch.undo()
