@@ -18,6 +18,7 @@ TOLERANCE = 0.01
 
 _INTERVAL = 1e-4  # of the privacy loss; pessimistic rounding, so a coarser grid only over-states epsilon
 _FINE = 0.3  # noise multipliers below it have privacy losses of 1 / noise_multiplier^2: the grid grows with them
+_COARSER = 16  # grid by which most of a calibration's questions are answered
 
 
 class Unsupported(DpbenchError):
@@ -38,6 +39,7 @@ def epsilon(
     delta: float,
     relation: str = "add_or_remove",
     accountant: str = "pld",
+    coarser: int = 1,
 ) -> float:
     """Epsilon of `steps` Poisson-sampled Gaussian releases.
 
@@ -46,6 +48,8 @@ def epsilon(
         sample_rate: of each example; 1 means every example in every step.
         relation: `add_or_remove` or `replace_one`; goes to the accountant only.
         accountant: `pld` (reported) or `rdp`.
+        coarser: PLD's grid, in steps of the one that values are reported by: the value is larger, by at most that step for each
+            release, and takes less time.
 
     Raises:
         Unsupported: RDP of dp-accounting refuses Poisson sampling with replace-one.
@@ -68,7 +72,7 @@ def epsilon(
     if relation not in relations:
         raise DpbenchError(f"unknown neighbouring relation {relation!r}", f"one of {', '.join(relations)}")
     if accountant == "pld":
-        interval = _INTERVAL * max(1.0, (_FINE / noise_multiplier) ** 2)
+        interval = coarser * _interval(noise_multiplier)
         made = pld.PLDAccountant(relations[relation], value_discretization_interval=interval)
     elif accountant == "rdp":
         logging.getLogger("absl").setLevel(logging.ERROR)  # it warns for every order it leaves out, which is its business
@@ -119,23 +123,38 @@ def _cached(path, key) -> float | None:  # type: ignore[no-untyped-def]
         return None  # absent or damaged: calibrate again
 
 
+def _interval(noise_multiplier: float) -> float:
+    return _INTERVAL * max(1.0, (_FINE / noise_multiplier) ** 2)
+
+
 def _search(target: float, sample_rate: float, steps: int, delta: float, relation: str) -> float:
     """Bisection, started near the answer: far below it the accountant's grids take minutes and gigabytes."""
 
-    def spent(noise_multiplier: float) -> float:
-        return epsilon(noise_multiplier=noise_multiplier, sample_rate=sample_rate, steps=steps, delta=delta, relation=relation)
+    def within(noise_multiplier: float, limit: float) -> bool:
+        """Whether PLD's epsilon is at most `limit`: by a coarse grid, where that says it for certain, else by the fine one.
+
+        Privacy losses are rounded up to the grid, each by less than its step, so the coarse value is never below the fine one
+        and at most `steps` steps above it.
+        """
+        values = {"noise_multiplier": noise_multiplier, "sample_rate": sample_rate, "steps": steps, "delta": delta}
+        coarse = epsilon(**values, relation=relation, coarser=_COARSER)
+        if coarse <= limit:
+            return True
+        if coarse - steps * _COARSER * _interval(noise_multiplier) > limit:
+            return False
+        return epsilon(**values, relation=relation) <= limit
 
     high = _start(target, sample_rate, steps, delta) * (2 if relation == "replace_one" else 1)
-    while spent(high) > target:
+    while not within(high, target):
         high *= 1.2
     low = high * 0.8
-    while spent(low) <= target:
+    while within(low, target):
         low, high = low * 0.8, low
         if high < 0.05:
             return high
-    while spent(high) < target * (1 - TOLERANCE):
+    while within(high, target * (1 - TOLERANCE)):
         middle = (low + high) / 2
-        low, high = (low, middle) if spent(middle) <= target else (middle, high)
+        low, high = (low, middle) if within(middle, target) else (middle, high)
     return high
 
 

@@ -112,3 +112,12 @@ def test_targets_out_of_reach_are_named():
         accounting.calibrate(-1.0, **SETTING)
     with pytest.raises(DpbenchError, match="out of reach"):
         accounting.calibrate(1e-6, sample_rate=1.0, steps=100_000, delta=1e-12)
+
+
+@pytest.mark.parametrize("relation", ["add_or_remove", "replace_one"])
+def test_a_coarse_grid_says_more_and_at_most_a_step_a_release_more(relation):
+    """What lets a calibration ask it first: the noise multiplier found is that of the fine grid alone."""
+    for noise_multiplier, steps in ((0.6, 3), (1.1, 40)):
+        values = {"noise_multiplier": noise_multiplier, "sample_rate": 0.03, "steps": steps, "delta": 1e-5, "relation": relation}
+        fine, coarse = accounting.epsilon(**values), accounting.epsilon(**values, coarser=16)
+        assert fine <= coarse <= fine + 16 * steps * accounting._interval(noise_multiplier)
