@@ -30,7 +30,7 @@ from dpbench import paths
 
 IDLE = 20.0
 """Seconds without a command after which the listener ends."""
-_START = 120.0  # seconds for its imports, on a busy machine
+_START = 30.0  # seconds until it listens, on a busy machine
 _POLL = 0.05
 _STARTED, _LINE = b"started\n", 2**20
 _DECIDES = (
@@ -120,16 +120,16 @@ class _Child:
 
 def serve(path: Path, idle: float = IDLE) -> None:
     """Import what runs need, then fork for each command that comes to the socket `path`, until none has for `idle` seconds."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))  # before the imports: a path too long for a socket fails at once
+    listener.listen(64)
     for name in _IMPORTED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     # numpy's BLAS has threads by now, and takes care of them when its process forks
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
-    listener.listen(64)
     children: list[_Child] = []
     last = time.monotonic()
     while children or time.monotonic() - last < idle:
@@ -165,7 +165,7 @@ def _accept(listener: socket.socket, children: list[_Child]) -> None:
     process = os.fork()
     if process == 0:
         listener.close()
-        for other in [*children]:
+        for other in children:
             other.caller.close()
         caller.close()
         _become(json.loads(asked), streams)

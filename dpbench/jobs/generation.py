@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from dpbench.files import canonical_json, sha256_text
 from dpbench.jobs.contract import Context
 from dpbench.jobs.generate import model_named
 from dpbench.jobs.language_model import WEIGHTS
+from dpbench.jobs.rest import share_of
 from dpbench.metrics import text as metrics
 from dpbench.models import registry as models
 from dpbench.models import tuning
@@ -107,8 +108,9 @@ class Rows(Examples):
         self.coding = coding_of(settings, model, public)
         train = described.one_text_each(described.load(settings.dataset, "train", source))
         if settings.evaluate_on == "train_rest":
-            rest = [row for row in train if is_rest(row, settings.held_out)]
-            train = [row for row in train if not is_rest(row, settings.held_out)]
+            apart = [is_rest(row, settings.held_out) for row in train]
+            rest = list(compress(train, apart))
+            train = [row for row, is_apart in zip(train, apart, strict=True) if not is_apart]
         else:
             rest = described.load(settings.dataset, settings.evaluate_on, source)
         self.inputs = described.grouped(rest)[: settings.evaluate_limit]
@@ -194,8 +196,7 @@ class Scored:
 
 def is_rest(row: Described, share: float) -> bool:
     """Whether an input belongs to the train split's rest: by its own hash, so that its texts stay together."""
-    draw = int.from_bytes(hashlib.sha256(described.linear(row.fields).encode()).digest()[:8], "big") / 2**64
-    return draw < share
+    return share_of(described.linear(row.fields).encode()) < share
 
 
 def coding_of(settings: Settings, model: Source, public: Source) -> Coding:
