@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-THREADS = 2
-
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+"""Workers side by side have a core each."""
 
 # Before any test module is imported: libraries read these once, when they are.
 for _variable in ("DPBENCH_DATA", "DPBENCH_MODELS", "DPBENCH_ROOT", "TRITON_INTERPRET"):
     os.environ.pop(_variable, None)
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin keep the cores from other workers: minutes for seconds
 if os.environ.get("DPBENCH_TEST_INTERPRETER") == "1":  # tests/kernels/interpreted, in a process of their own
     os.environ["TRITON_INTERPRET"] = "1"
 
