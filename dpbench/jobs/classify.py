@@ -92,7 +92,8 @@ def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any
         "train_limit": settings.train_limit,
         "device": settings.device,
     }
-    return {"features": ("features", wanted, 0, Resources(threads="all", minutes=3, mem_mb=6000))}
+    # batches are small: two runs beside each other, a core each, are a third sooner than one after the other with two
+    return {"features": ("features", wanted, 0, Resources(threads=1, minutes=4, mem_mb=4000))}
 
 
 def run(settings: Settings, context: Context) -> Outcome:

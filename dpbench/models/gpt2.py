@@ -1,10 +1,10 @@
-"""GPT-2, trained from scratch, in the published sizes, five small ones and one of GPT-3."""
+"""GPT-2, trained from scratch, in the published sizes, six small ones and one of GPT-3."""
 
 PLUGIN = {
     "kind": "model",
     "name": "gpt2",
     "version": 1,
-    "summary": "GPT-2 family from scratch: tiny, nano, micro, narrow, mini, small, medium, large, xl, and GPT-3's size",
+    "summary": "GPT-2 family from scratch: tiny, nano, micro, narrow, compact, mini, small, medium, large, xl, and GPT-3's size",
     "family": "gpt2",
     "pretrained": False,
     "synthetic": False,
@@ -13,6 +13,7 @@ PLUGIN = {
         "nano": {"layers": 2, "width": 64, "heads": 4, "vocabulary": 512, "context": 128},
         "micro": {"layers": 2, "width": 128, "heads": 4, "vocabulary": 2048, "context": 128},
         "narrow": {"layers": 4, "width": 128, "heads": 4, "vocabulary": 2048, "context": 128},
+        "compact": {"layers": 4, "width": 256, "heads": 4, "vocabulary": 4096, "context": 512},
         "mini": {"layers": 4, "width": 384, "heads": 6, "vocabulary": 8192, "context": 512},
         "small": {"layers": 12, "width": 768, "heads": 12, "vocabulary": 50257, "context": 1024},
         "medium": {"layers": 24, "width": 1024, "heads": 16, "vocabulary": 50257, "context": 1024},
