@@ -42,7 +42,8 @@ def test_flat_runs_on_mnist_are_those_of_the_image_table():
     assert flat <= set(runs("automatic", "images", "laptop"))
 
 
-def test_features_are_computed_once_for_all_tables():
+@pytest.mark.parametrize(("tier", "tasks"), [("laptop", {"sst2", "qnli", "qqp"}), ("overnight", {"sst2", "qnli", "qqp", "mnli"})])
+def test_features_are_computed_once_for_all_tables(tier, tasks):
     tables = [
         ("automatic", "glue_base"),
         ("automatic", "bound_by_learning_rate"),
@@ -50,11 +51,11 @@ def test_features_are_computed_once_for_all_tables():
         ("groupwise", "epochs_sst2"),
     ]
     found = [
-        {r.config["settings"]["task"]: r.id for r in runs(*name, "laptop").values() if r.config["job"] == "features"}
+        {r.config["settings"]["task"]: r.id for r in runs(*name, tier).values() if r.config["job"] == "features"}
         for name in tables
     ]
     everything = found[0]
-    assert set(everything) == {"sst2", "qnli", "qqp", "mnli"}
+    assert set(everything) == tasks
     assert all(own.items() <= everything.items() for own in found)
 
 
