@@ -73,6 +73,17 @@ def test_a_run_that_cannot_stand_is_found(capsys, monkeypatch):
     assert "FAILED: engine x leaves y unprotected" in capsys.readouterr().out
 
 
+def test_seeds_are_checked_once_and_counted_each(capsys, monkeypatch):
+    from dpbench.jobs import convergence
+
+    asked = []
+    monkeypatch.setattr(convergence, "check", lambda settings, _: asked.append(settings) or [])
+    assert main(["check", "--tier", "overnight", "--tables", "automatic/convergence"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(asked) == len({str(settings) for settings in asked}) > 1
+    assert len([line for line in lines if line.endswith(" ok: ")]) > len(asked)
+
+
 def test_doctor_tells_what_is_there(capsys):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
