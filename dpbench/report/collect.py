@@ -58,7 +58,22 @@ def _gather(spec: TableSpec, plan: Plan, local: list[Stored], lookup: Lookup) ->
             add(("recorded", tier, stored.machine), cell.labels, cell.select, cell.seed, stored)
         elif tier != plan.tier:
             add(("here", tier, ""), cell.labels, cell.select, cell.seed, stored)
-    return gathered
+    part = _parts(gathered, ("here", plan.tier, ""))
+    return {key: found for key, found in gathered.items() if key[0] not in part}
+
+
+def _parts(gathered: dict[tuple[Place, Key], _Found], asked: Place) -> set[Place]:
+    """Places whose records all stand at a larger tier of the same machine, or one with more, too; never the one asked for."""
+    runs: dict[Place, set[str]] = defaultdict(set)
+    for (place, _), found in gathered.items():
+        runs[place] |= {stored.record.run for by_seed in found.by_sources.values() for stored in by_seed.values()}
+
+    def within(place: Place, other: Place) -> bool:
+        same = (place[0], place[2]) == (other[0], other[2]) and place != other
+        larger = TIERS.index(other[1]) > TIERS.index(place[1])
+        return same and (runs[place] < runs[other] or (runs[place] == runs[other] and larger))
+
+    return {place for place in runs if place != asked and any(within(place, other) for other in runs)}
 
 
 def _entries(spec: TableSpec, gathered: dict[tuple[Place, Key], _Found], lookup: Lookup) -> list[Entry]:

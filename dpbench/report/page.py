@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from dpbench.records.schema import Privacy
 from dpbench.report.claims import VERDICTS, Judgement
 from dpbench.report.data import ORIGINS, Entry, RecordInfo, TableData, TierInfo
 from dpbench.report.html import environment, slug
@@ -30,6 +31,15 @@ class _Tier:
 
 
 @dataclass(frozen=True)
+class _Spent:
+    """What one privacy statement holds for. cells: in words, each with its first run."""
+
+    cells: list[tuple[str, str]]
+    place: str
+    privacy: Privacy | None
+
+
+@dataclass(frozen=True)
 class _View:
     """A table with what its section shows."""
 
@@ -40,7 +50,7 @@ class _View:
     sources: list[str]
     synthetic: bool
     measured: bool
-    privacy: list[tuple[str, Entry]]
+    privacy: list[_Spent]
     notes: list[str]
     tiers: list[_Tier]
     cells: int
@@ -72,14 +82,20 @@ def inline_svg(text: str, name: str) -> Markup:
     return Markup(body)  # drawn by dpbench.report.plots, which escapes labels
 
 
-def _privacy(table: TableData) -> list[tuple[str, Entry]]:
-    """(cell, entry), one per mechanism: a cell's metrics share theirs. Axes that all of them agree on are not spelt out."""
-    found: dict[tuple[Any, ...], Entry] = {}
+def _privacy(table: TableData) -> list[_Spent]:
+    """One per place and privacy statement, with the cells that share it. Axes that all cells agree on are not spelt out."""
+    found: dict[tuple[str, str], dict[tuple[str, ...], Entry]] = {}
     for entry in table.entries:
         if entry.privacy is not None and entry.runs:
-            found.setdefault((entry.place, tuple(entry.runs), entry.privacy.model_dump_json()), entry)
-    differ = [a for a in table.axes if len({e.labels[a] for e in found.values()}) > 1] or table.rows
-    return [(spell({a: e.labels[a] for a in differ}), e) for e in found.values()]
+            cells = found.setdefault((entry.place_text, entry.privacy.model_dump_json()), {})
+            cells.setdefault(tuple(entry.runs), entry)
+    every = [entry for cells in found.values() for entry in cells.values()]
+    differ = [a for a in table.axes if len({e.labels[a] for e in every}) > 1] or table.rows
+    spent = []
+    for (place, _), cells in found.items():
+        of = [(spell({a: e.labels[a] for a in differ}), e.runs[0]) for e in cells.values()]
+        spent.append(_Spent(of, place, next(iter(cells.values())).privacy))
+    return spent
 
 
 def _tier_rows(info: TierInfo) -> _Tier:

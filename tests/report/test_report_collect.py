@@ -11,6 +11,7 @@ from report_fakes import EMBEDDED, REAL, batch_size, glue, made_up, resolver
 
 from dpbench.errors import DpbenchError
 from dpbench.records.schema import Metric, Request
+from dpbench.records.store import Stored
 from dpbench.report.collect import build_table
 from dpbench.report.data import TableData
 from dpbench.report.deviations import deviations
@@ -162,3 +163,42 @@ def test_deviations_are_read_and_checked(tmp_path: Path) -> None:
     path.write_text("- {id: A-1, severity: note, fact: a}\n- {id: A-1, severity: note, fact: b}\n")
     with pytest.raises(DpbenchError, match="stands twice"):
         deviations("automatic")
+
+
+def _laptop_is_part_of_overnight(**laptop: Any) -> Any:
+    """The laptop tier is seed 0 of what overnight runs."""
+    small = {"columns": {"model": {"minilm": {}}}}
+    other = {tier: small | {"settings": {"tier_steps": i}} for i, tier in enumerate(("smoke", "gpu"), 1)}
+    paper = {"columns": {"model": {"roberta_base": {"model": "roberta_base"}}}}
+    return glue(tiers={**other, "laptop": small | {"seeds": [0]} | laptop, "overnight": small, "paper": paper})
+
+
+def _overnight(spec: Any) -> list[Stored]:
+    """Its records, of which those of seed 0 serve the laptop tier too."""
+    made = made_up(spec, "overnight", by_seed, machine="m1")
+    for stored in made:
+        if stored.record.config["seed"] == 0:
+            stored.record.requests.append(Request(paper=spec.paper, table=spec.table, tier="laptop"))
+    return made
+
+
+def test_a_tier_whose_records_are_part_of_another_is_not_shown_again(published: None) -> None:
+    spec = _laptop_is_part_of_overnight()
+    recorded = _overnight(spec)
+    places = {e.place for e in build_table(spec, "gpu", resolver(REAL), [], recorded).entries}
+    assert places == {("published", "", ""), ("recorded", "overnight", "m1")}
+    own = [Stored(s.record, s.path, None) for s in recorded]
+    places = {e.place for e in build_table(spec, "laptop", resolver(REAL), own, []).entries}
+    assert places == {("published", "", ""), ("here", "laptop", ""), ("here", "overnight", "")}, (
+        "what was asked for always stands"
+    )
+
+
+def test_a_tier_with_a_record_of_its_own_is_shown(published: None) -> None:
+    spec = _laptop_is_part_of_overnight(rows={"epsilon": ["inf", 3, 8, 16]})
+    recorded = _overnight(spec)
+    there = {s.record.run for s in recorded}
+    recorded += [s for s in made_up(spec, "laptop", by_seed, machine="m1") if s.record.run not in there]
+    assert len(recorded) > len(there)
+    places = {e.place for e in build_table(spec, "gpu", resolver(REAL), [], recorded).entries}
+    assert places == {("published", "", ""), ("recorded", "overnight", "m1"), ("recorded", "laptop", "m1")}

@@ -127,6 +127,17 @@ def test_an_empty_cell_is_a_dash_with_a_reason_never_0(tables: list[TableData]) 
     assert "no value of this metric has been read off Table 1" in to_markdown(tables[1])
 
 
+def test_cells_of_one_mechanism_share_a_row(tables: list[TableData]) -> None:
+    """Five private cells of glue are one row a place, which unfolds to its cells; each leads to its record."""
+    text = page(tables)
+    part = text[text.index('<table class="epsilon">') :]
+    part = part[: part.index("</table>")]
+    cells = {(e.labels["method"], e.labels["epsilon"]) for e in tables[0].entries if e.privacy is not None}
+    assert part.count("<tr>") == 1 + 2  # head, here and recorded
+    assert part.count(f"<summary>{len(cells)} cells</summary>") == 2
+    assert part.count('href="#record-') == 2 * len(cells)
+
+
 def test_what_is_private_and_nominal_says_so(tables: list[TableData]) -> None:
     assert "80.0" not in to_markdown(tables[0])
     assert "81.0†\\*" in to_markdown(tables[0])
