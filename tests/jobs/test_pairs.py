@@ -165,18 +165,19 @@ def test_runs_on_single_sentences_keep_their_names():
 
 
 def test_recorded_runs_keep_their_names():
-    """Every record of present versions is still named by the table it was made for, from the same sources."""
+    """Every record of present versions is still named by the table it was made for, from the same sources, at a tier of then."""
     checked = 0
     for stored in recorded_records():
         record = stored.record
         present = all(plugins.get(*key.split(":", 1)).version == version for key, version in record.config["versions"].items())
-        for request in record.requests:
-            if not present or (request.paper, request.table) != ("automatic", "glue_base"):
-                continue
+        tiers = [r.tier for r in record.requests if (r.paper, r.table) == ("automatic", "glue_base")]
+        if not present or not tiers:
+            continue
 
-            def resolve(kind, name, own=record.sources):
-                return own.get(f"{kind}:{name}", SCRATCH)
+        def resolve(kind, name, own=record.sources):
+            return own.get(f"{kind}:{name}", SCRATCH)
 
-            assert record.run in expand(load_table("automatic", "glue_base"), request.tier, resolve, [0, 1, 2, 3, 4]).runs
-            checked += 1
+        spec = load_table("automatic", "glue_base")
+        assert any(record.run in expand(spec, tier, resolve, [0, 1, 2, 3, 4]).runs for tier in tiers)
+        checked += 1
     assert checked > 3
