@@ -26,12 +26,18 @@ FORMATS = ("csv", "md", "tex", "html", "json")
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    """Everything at the smoke tier. Tests that use it leave it complete."""
+def build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tree, str]:
+    """(a tree with everything of the smoke tier, what Snakemake said)."""
     tree = Tree.copy(tmp_path_factory.mktemp("built tree"))
-    done = tree.snakemake(*SMOKE)
+    done = tree.snakemake(*SMOKE, "--verbose")
     assert done.returncode == 0, done.stdout[-20000:]
-    return tree
+    return tree, done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(build: tuple[Tree, str]) -> Tree:
+    """Tests that use it leave it complete."""
+    return build[0]
 
 
 @pytest.fixture
@@ -60,6 +66,12 @@ def test_everything_is_there(built: Tree, plan: Study) -> None:
             assert (built.folder / f"results/tables/{name}.{ending}").stat().st_size > 0
     for path in ("results/claims.json", "results/long.csv", "results/long.parquet", "reports/index.html"):
         assert (built.folder / path).stat().st_size > 0
+
+
+def test_the_queue_is_looked_at_when_a_job_ends_and_not_by_a_clock(build: tuple[Tree, str]) -> None:
+    said = build[1]
+    ended, looks = said.count("Finished jobid"), said.count("Resources before job selection")
+    assert 0 < looks <= ended + 1
 
 
 def test_a_second_run_does_nothing_and_soon(built: Tree) -> None:
