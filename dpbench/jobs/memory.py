@@ -60,6 +60,7 @@ def measure_memory(settings: Any, engines: list[str], ids: np.ndarray, context: 
         assert worker.stdout is not None
         worker.stdin.write(json.dumps(request))
         worker.stdin.close()
+        _import_model()  # while the worker does, as the timed rounds need it too
         for line in worker.stdout:
             answer = json.loads(line)
             left.remove(answer["engine"])
@@ -101,9 +102,7 @@ def _cuda_memory(settings: Any, engine: str, ids: np.ndarray, seed: int) -> Peak
 def main() -> None:
     """Read one request, answer for every engine: {"engine", "found": bytes or why not} or {"engine", "error"}."""
     request = json.load(sys.stdin)
-    import transformers.models.gpt2.modeling_gpt2  # noqa: F401  what the forks will need
-
-    import dpbench.engines.base  # noqa: F401
+    _import_model()
     from dpbench.jobs.throughput import Settings
 
     settings = Settings(**request["settings"])
@@ -111,6 +110,13 @@ def main() -> None:
     for engine in request["engines"]:
         answer = _in_fork(settings, engine, ids, request["seed"], request["threads"])
         print(json.dumps({"engine": engine, **answer}), flush=True)
+
+
+def _import_model() -> None:
+    """What every engine needs, and takes seconds to import."""
+    import transformers.models.gpt2.modeling_gpt2  # noqa: F401
+
+    import dpbench.engines.base  # noqa: F401
 
 
 def _in_fork(settings: Any, engine: str, ids: np.ndarray, seed: int, threads: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from dpbench.errors import DpbenchError
 from dpbench.files import write_atomic
 from dpbench.records.store import Stored, local_records, recorded_records
-from dpbench.report import claims, long, page, plots, tables
+from dpbench.report import claims, long, page, tables
 from dpbench.report.collect import build_table
 from dpbench.report.data import TableData
 from dpbench.spec.models import TIERS, Plot
@@ -53,6 +53,8 @@ def write_plot(name: str, plot: str, data: Path, out: Path) -> None:
     Raises:
         DpbenchError: the table has no such plot.
     """
+    from dpbench.report import plots  # matplotlib is slow to import
+
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, plots.draw(read_table(data), _plot(name, plot)))
 
@@ -82,6 +84,7 @@ def write_report(data: list[Path], svgs: list[Path], judged: Path, out: Path) ->
 
 def write_recorded_report(out: Path) -> None:
     """The page from the committed records alone: the same on every machine."""
+    from dpbench.report import plots
     from dpbench.study import config_of, resolver
 
     recorded = list(recorded_records())

@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Iterator
 from typing import Literal
 
-from scipy import stats
-
 from dpbench.report.data import Entry
 from dpbench.report.folding import folded
 from dpbench.spec.expand import matches
@@ -111,9 +109,11 @@ def _series(pairs: list[tuple[Entry, Entry]]) -> tuple[Literal["seeds", "rounds"
 
 def t_interval(values: list[float]) -> tuple[float, float, float]:
     """(mean, low, high): the 95 % t-interval of the mean of at least two values; a single point where they are all equal."""
+    from scipy.special import stdtrit
+
     mean = statistics.fmean(values)
     error = statistics.stdev(values) / math.sqrt(len(values))
-    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * error
+    reach = float(stdtrit(len(values) - 1, 0.5 + CONFIDENCE / 2)) * error
     return mean, mean - reach, mean + reach
 
 
