@@ -39,20 +39,23 @@ def epsilon(
     delta: float,
     relation: str = "add_or_remove",
     accountant: str = "pld",
+    noise: str = "gaussian",
     coarser: int = 1,
 ) -> float:
-    """Epsilon of `steps` Poisson-sampled Gaussian releases.
+    """Epsilon of `steps` Poisson-sampled releases with Gaussian or Laplace noise.
 
     Args:
-        noise_multiplier: noise std / add-or-remove sensitivity, whatever the relation.
+        noise_multiplier: noise std / add-or-remove sensitivity, whatever the relation; of Laplace noise its scale b in place of
+            the std (which is sqrt(2) b), and the L1 sensitivity.
         sample_rate: of each example; 1 means every example in every step.
         relation: `add_or_remove` or `replace_one`; goes to the accountant only.
         accountant: `pld` (reported) or `rdp`.
+        noise: `gaussian` or `laplace`.
         coarser: PLD's grid, in steps of the one that values are reported by: the value is larger, by at most that step for each
             release, and takes less time.
 
     Raises:
-        Unsupported: RDP of dp-accounting refuses Poisson sampling with replace-one.
+        Unsupported: RDP of dp-accounting refuses Poisson sampling with replace-one, or of Laplace noise.
         DpbenchError: an argument out of range.
     """
     import dp_accounting
@@ -79,17 +82,29 @@ def epsilon(
         made = rdp.RdpAccountant(neighboring_relation=relations[relation])
     else:
         raise DpbenchError(f"unknown accountant {accountant!r}", f"one of {', '.join(ACCOUNTANTS)}")
-    event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise_multiplier)
+    kinds = {"gaussian": dp_accounting.GaussianDpEvent, "laplace": dp_accounting.LaplaceDpEvent}
+    if noise not in kinds:
+        raise DpbenchError(f"unknown noise {noise!r}", f"one of {', '.join(kinds)}")
+    event: dp_accounting.DpEvent = kinds[noise](noise_multiplier)
     if sample_rate < 1:
         event = dp_accounting.PoissonSampledDpEvent(sample_rate, event)
     try:
         made.compose(event, steps)
     except dp_accounting.UnsupportedEventError as error:
-        raise Unsupported(f"{accountant} has no epsilon for {relation} with Poisson sampling", "read the PLD value") from error
+        of = f"{relation} with Poisson sampling" if noise == "gaussian" else f"{relation} with Poisson sampling and {noise} noise"
+        raise Unsupported(f"{accountant} has no epsilon for {of}", "read the PLD value") from error
     return float(made.get_epsilon(delta))
 
 
-def calibrate(target: float, *, sample_rate: float, steps: int, delta: float, relation: str = "add_or_remove") -> float:
+def calibrate(
+    target: float,
+    *,
+    sample_rate: float,
+    steps: int,
+    delta: float,
+    relation: str = "add_or_remove",
+    noise: str = "gaussian",
+) -> float:
     """The noise multiplier whose PLD epsilon is at most `target` and within 1 % of it.
 
     Raises:
@@ -107,10 +122,12 @@ def calibrate(target: float, *, sample_rate: float, steps: int, delta: float, re
         "tolerance": TOLERANCE,
         "library": versions()["pld"],
     }
+    if noise != "gaussian":
+        key["noise"] = noise
     path = paths.cache() / "calibrations" / f"{sha256_text(canonical_json(key))[:16]}.json"
     if (known := _cached(path, key)) is not None:
         return known
-    found = _search(target, sample_rate, steps, delta, relation)
+    found = _search(target, sample_rate, steps, delta, relation, noise)
     write_atomic(path, json.dumps({"key": key, "noise_multiplier": found}) + "\n")
     return found
 
@@ -127,7 +144,7 @@ def _interval(noise_multiplier: float) -> float:
     return _INTERVAL * max(1.0, (_FINE / noise_multiplier) ** 2)
 
 
-def _search(target: float, sample_rate: float, steps: int, delta: float, relation: str) -> float:
+def _search(target: float, sample_rate: float, steps: int, delta: float, relation: str, noise: str) -> float:
     """Bisection, started near the answer: far below it the accountant's grids take minutes and gigabytes."""
 
     def within(noise_multiplier: float, limit: float) -> bool:
@@ -136,7 +153,7 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, relatio
         Privacy losses are rounded up to the grid, each by less than its step, so the coarse value is never below the fine one
         and at most `steps` steps above it.
         """
-        values = {"noise_multiplier": noise_multiplier, "sample_rate": sample_rate, "steps": steps, "delta": delta}
+        values = {"noise_multiplier": noise_multiplier, "sample_rate": sample_rate, "steps": steps, "delta": delta, "noise": noise}
         coarse = epsilon(**values, relation=relation, coarser=_COARSER)
         if coarse <= limit:
             return True
@@ -159,7 +176,7 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, relatio
 
 
 def _start(target: float, sample_rate: float, steps: int, delta: float) -> float:
-    """A noise multiplier that RDP, cheap and never below PLD, says is enough."""
+    """A noise multiplier that RDP, cheap and never below PLD, says is enough; of Gaussian noise, for Laplace's has no RDP here."""
 
     def spent(noise_multiplier: float) -> float:
         values = {"noise_multiplier": noise_multiplier, "sample_rate": sample_rate, "steps": steps, "delta": delta}

@@ -150,7 +150,8 @@ class Mechanism:
     clipping None means a non-private run: no noise, no epsilon. noise_multiplier: noise std / add-or-remove sensitivity,
     whatever the relation; of all that a step releases, so with adaptive thresholds of sums and counts together.
     caveats: reasons beyond the sampler for which epsilon is only nominal. seed: of noise and
-    sampling under `randomness: seeded`; `secret` draws from the operating system instead.
+    sampling under `randomness: seeded`; `secret` draws from the operating system instead. noise: `laplace` is for the release of
+    one number a step; its multiplier is the scale b over the sensitivity.
     """
 
     sampling: Sampling
@@ -163,6 +164,7 @@ class Mechanism:
     seed: int = 0
     target_epsilon: float | None = None
     caveats: tuple[str, ...] = ()
+    noise: Literal["gaussian", "laplace"] = "gaussian"
 
     def __post_init__(self) -> None:
         if self.noise_multiplier < 0 or not math.isfinite(self.noise_multiplier):
@@ -221,11 +223,14 @@ class Mechanism:
             delta=self.delta,
             relation=self.relation,
             accountant=accountant,
+            noise=self.noise,
         )
 
     def describe(self) -> dict[str, Any]:
         """For the record."""
         values = asdict(self)
+        if self.noise == "gaussian":
+            del values["noise"]  # as in records from before there was another
         values["caveats"] = list(self.caveats)
         values["sampling"]["sample_rate"] = self.sampling.sample_rate
         values["sensitivity"] = self.sensitivity if self.private else None
@@ -244,7 +249,12 @@ def calibrated(
 ) -> Mechanism:
     """A mechanism whose PLD epsilon is at most `epsilon` and within 1 % of it."""
     noise_multiplier = accounting.calibrate(
-        epsilon, sample_rate=sampling.sample_rate, steps=steps, delta=delta, relation=rest.get("relation", "add_or_remove")
+        epsilon,
+        sample_rate=sampling.sample_rate,
+        steps=steps,
+        delta=delta,
+        relation=rest.get("relation", "add_or_remove"),
+        noise=rest.get("noise", "gaussian"),
     )
     return Mechanism(
         sampling=sampling,

@@ -26,6 +26,7 @@ FOLDERS = {
     "function": ("clipping",),
     "scope": ("clipping",),
     "threshold": ("clipping",),
+    "zeroth": ("zeroth",),
     "dataset": ("data",),
     "model": ("models",),
 }

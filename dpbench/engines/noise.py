@@ -17,8 +17,8 @@ from dpbench.kernels import launch
 from dpbench.mechanism import Mechanism
 
 _NOISE = 3  # stream of the mechanism's seed; sampling uses 1 and 2
-_STREAMS = 4  # on the CPU; each perturbs its share of the pieces
-_COUNTS = _STREAMS + 2  # number of the stream of adaptive thresholds; the two between are torch's and Triton's
+STREAMS = 4  # on the CPU; each perturbs its share of the pieces
+_COUNTS = STREAMS + 2  # number of the stream of adaptive thresholds; the two between are torch's and Triton's
 
 Piece = tuple[Array, float]
 """Elements [n] of a sum, and their noise's standard deviation."""
@@ -68,11 +68,13 @@ class Noise:
                 noise = torch.empty_like(total).normal_(0.0, std / divisor, generator=self.generator(total.device))
                 torch.add(noise, total, alpha=1 / divisor, out=total)
         for dtype in {total.dtype for total, _ in on_cpu}:
-            self._perturb_([(total, std) for total, std in on_cpu if total.dtype == dtype], 1 / divisor)
+            if not self._streams:
+                self._streams = [Gaussian(self._key(number)) for number in range(STREAMS)]
+            perturb_([(total, std) for total, std in on_cpu if total.dtype == dtype], 1 / divisor, self._streams)
         if on_chip:
             from dpbench.kernels.noise.triton import noise_add_
 
-            key = int.from_bytes(self._key(_STREAMS + 1)[:8], "little", signed=True)
+            key = int.from_bytes(self._key(STREAMS + 1)[:8], "little", signed=True)
             for number, values, std in on_chip:
                 noise_add_(values, std, 1 / divisor, key, number, self._steps)
         self._steps += 1
@@ -95,30 +97,8 @@ class Noise:
         """This mechanism's torch generator, for noise that is not made here: on other devices, or by a peer."""
         if device not in self._generators:
             self._generators[device] = made = torch.Generator("cpu" if device.type == "meta" else device)
-            made.manual_seed(int.from_bytes(self._key(_STREAMS)[:8], "little") >> 1)
+            made.manual_seed(int.from_bytes(self._key(STREAMS)[:8], "little") >> 1)
         return self._generators[device]
-
-    def _perturb_(self, sums: list[tuple[Tensor, float]], scale: float) -> None:
-        """sum = scale x sum + N(0, std^2) for CPU tensors of one dtype."""
-        if not self._streams:
-            self._streams = [Gaussian(self._key(number)) for number in range(_STREAMS)]
-        flat = [(in_memory_order(total).contiguous().view(-1), std) for total, std in sums]
-        split = [(piece, std) for values, std in flat for piece in values.split(PIECE)]
-        workers = min(torch.get_num_threads(), _STREAMS)
-        dtype = {torch.float32: np.dtype("f4"), torch.float64: np.dtype("f8")}[split[0][0].dtype]
-        rooms = torch.empty(workers, Scratch.room_for(max(len(piece) for piece, _ in split), dtype), dtype=torch.uint8)
-        if isinstance(rooms, FakeTensor):  # a simulated step: no values, and what counts is counted
-            return
-        pieces = [(piece.numpy(), std) for piece, std in split]
-        shares = [(stream, pieces[number::_STREAMS]) for number, stream in enumerate(self._streams)]
-        scratches = [Scratch.inside(room.numpy(), dtype) for room in rooms]
-        jobs = [_pool(workers).submit(_work, shares[k::workers], scale, scratches[k]) for k in range(workers)]
-        for job in jobs:
-            job.result()
-        for (values, _), (total, _) in zip(flat, sums, strict=True):
-            if values.data_ptr() != total.data_ptr():  # its elements do not lie together: `values` is a copy
-                ordered = in_memory_order(total)
-                ordered.copy_(values.view(ordered.shape))
 
     def _key(self, number: int) -> bytes:
         if self._mechanism.randomness == "secret":
@@ -126,6 +106,30 @@ class Noise:
         entropy = [self._mechanism.seed, _NOISE, number] + ([self._rank] if self._rank else [])
         state = np.random.SeedSequence(entropy).generate_state(KEY_BYTES // 4, np.uint32)
         return state.astype("<u4").tobytes()
+
+
+def perturb_(sums: list[tuple[Tensor, float]], scale: float, streams: Sequence[Gaussian]) -> None:
+    """sum = scale x sum + N(0, std^2) for CPU tensors of one dtype, float32 or float64.
+
+    Streams share the pieces, and threads the streams: the numbers are the same for any number of threads.
+    """
+    flat = [(in_memory_order(total).contiguous().view(-1), std) for total, std in sums]
+    split = [(piece, std) for values, std in flat for piece in values.split(PIECE)]
+    workers = min(torch.get_num_threads(), len(streams))
+    dtype = {torch.float32: np.dtype("f4"), torch.float64: np.dtype("f8")}[split[0][0].dtype]
+    rooms = torch.empty(workers, Scratch.room_for(max(len(piece) for piece, _ in split), dtype), dtype=torch.uint8)
+    if isinstance(rooms, FakeTensor):  # a simulated step: no values, and what counts is counted
+        return
+    pieces = [(piece.numpy(), std) for piece, std in split]
+    shares = [(stream, pieces[number :: len(streams)]) for number, stream in enumerate(streams)]
+    scratches = [Scratch.inside(room.numpy(), dtype) for room in rooms]
+    jobs = [_pool(workers).submit(_work, shares[k::workers], scale, scratches[k]) for k in range(workers)]
+    for job in jobs:
+        job.result()
+    for (values, _), (total, _) in zip(flat, sums, strict=True):
+        if values.data_ptr() != total.data_ptr():  # its elements do not lie together: `values` is a copy
+            ordered = in_memory_order(total)
+            ordered.copy_(values.view(ordered.shape))
 
 
 def in_memory_order(total: Tensor) -> Tensor:

@@ -31,8 +31,15 @@ class Optimizer(Strict):
     schedule: Literal["constant", "linear"] = "constant"
 
 
+class Zeroth(Strict):
+    """Of a zeroth-order method: lambda, and the law of its directions."""
+
+    perturbation: float = Field(1e-3, gt=0, le=1)
+    directions: Literal["gaussian", "sphere"] = "gaussian"
+
+
 class Settings(PrivateSettings):
-    """One cell: a task, a model, a clipping, an epsilon."""
+    """One cell: a task, a model, a clipping, an epsilon. `engine` may be a zeroth-order method."""
 
     task: str
     training: Literal["full", "features"]
@@ -62,9 +69,20 @@ class Settings(PrivateSettings):
         rest.SHARE, gt=0, lt=1, exclude_if=lambda v: v == rest.SHARE, description="Share of the training rows that is their rest."
     )
     device: Literal["cpu", "cuda"] = "cpu"
+    zeroth: Zeroth | None = Field(None, exclude_if=lambda v: v is None, description="Of a zeroth-order method, and only there.")
+    per_class: int | None = Field(
+        None, ge=1, exclude_if=lambda v: v is None, description="k: training rows of each class; fewer where it has fewer."
+    )
+    evaluate_limit: int | None = Field(None, ge=1, exclude_if=lambda v: v is None)
 
     @model_validator(mode="after")
     def _whole(self) -> Settings:
+        if (self.plugin.kind == "zeroth") != (self.zeroth is not None):
+            raise ValueError(f"zeroth: {self.engine} " + ("is no zeroth-order method" if self.zeroth else "needs it, if only as {}"))
+        if self.zeroth is not None and (self.optimizer.name != "sgd" or self.optimizer.weight_decay):
+            raise ValueError(f"{self.engine} is SGD along a direction: optimizer name sgd, without weight decay")
+        if self.zeroth is not None and self.optimizer.head_learning_rate is not None:
+            raise ValueError(f"{self.engine} moves all weights along one direction: it has one learning rate")
         if self.training == "features" and self.head == "label_words" and self.hidden:
             raise ValueError("head: label_words is a linear head: it takes no hidden layers")
         if self.evaluate_on == "validation" and "held_out" in self.model_fields_set:

@@ -47,7 +47,7 @@ class PrivateSettings(Strict):
 
     @model_validator(mode="after")
     def _private_or_not(self) -> PrivateSettings:
-        private = plugins.get("engine", self.engine).extra["private"]
+        private = self.plugin.extra["private"]
         if private and (self.clipping is None or self.epsilon is None):
             raise ValueError(f"engine {self.engine} needs clipping and epsilon")
         if not private and (self.clipping is not None or self.epsilon is not None):
@@ -55,9 +55,18 @@ class PrivateSettings(Strict):
         return self
 
     @property
+    def plugin(self) -> plugins.Plugin:
+        """The engine, or the zeroth-order method of that name.
+
+        Raises:
+            DpbenchError: neither.
+        """
+        return plugins.get("zeroth" if self.engine in plugins.discover("zeroth") else "engine", self.engine)
+
+    @property
     def deciding_plugins(self) -> list[tuple[str, str]]:
         """Kind and name of the plug-ins whose version is part of a run's name."""
-        found = [("engine", self.engine)]
+        found = [(self.plugin.kind, self.engine)]
         if self.clipping is not None:
             found += [("function", self.clipping.function), ("scope", self.clipping.scope), *self.clipping.policies]
         return found
@@ -94,6 +103,7 @@ class PrivateSettings(Strict):
             relation=self.relation,
             seed=seed,
             caveats=tuple(self.caveats),
+            noise=self.plugin.extra.get("noise") or "gaussian",
         )
 
     def mechanism_of(self, count: int | None) -> Mechanism:
