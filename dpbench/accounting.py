@@ -153,7 +153,13 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, relatio
         Privacy losses are rounded up to the grid, each by less than its step, so the coarse value is never below the fine one
         and at most `steps` steps above it.
         """
-        values = {"noise_multiplier": noise_multiplier, "sample_rate": sample_rate, "steps": steps, "delta": delta, "noise": noise}
+        values = {
+            "noise_multiplier": noise_multiplier,
+            "sample_rate": sample_rate,
+            "steps": steps,
+            "delta": delta,
+            "noise": noise,
+        }
         coarse = epsilon(**values, relation=relation, coarser=_COARSER)
         if coarse <= limit:
             return True
@@ -176,7 +182,7 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, relatio
 
 
 def _start(target: float, sample_rate: float, steps: int, delta: float) -> float:
-    """A noise multiplier that RDP, cheap and never below PLD, says is enough; of Gaussian noise, for Laplace's has no RDP here."""
+    """A noise multiplier that RDP, cheap and never below PLD, says is enough of Gaussian noise: a start for Laplace's, too."""
 
     def spent(noise_multiplier: float) -> float:
         values = {"noise_multiplier": noise_multiplier, "sample_rate": sample_rate, "steps": steps, "delta": delta}

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from dpbench import plugins
 from dpbench.jobs import rest
 from dpbench.jobs.contract import Context, Outcome, metric
 from dpbench.jobs.features import PUBLIC
@@ -78,7 +79,9 @@ class Settings(PrivateSettings):
     @model_validator(mode="after")
     def _whole(self) -> Settings:
         if (self.plugin.kind == "zeroth") != (self.zeroth is not None):
-            raise ValueError(f"zeroth: {self.engine} " + ("is no zeroth-order method" if self.zeroth else "needs it, if only as {}"))
+            raise ValueError(
+                f"zeroth: {self.engine} " + ("is no zeroth-order method" if self.zeroth else "needs it, if only as {}")
+            )
         if self.zeroth is not None and (self.optimizer.name != "sgd" or self.optimizer.weight_decay):
             raise ValueError(f"{self.engine} is SGD along a direction: optimizer name sgd, without weight decay")
         if self.zeroth is not None and self.optimizer.head_learning_rate is not None:
@@ -121,16 +124,26 @@ def run(settings: Settings, context: Context) -> Outcome:
         DpbenchError: no such device, the mechanism is out of reach, or a guard of the engine stopped the run.
     """
     from dpbench.jobs import training
-    from dpbench.jobs.fitting import fit
+    from dpbench.jobs.fitting import Fit, fit
+    from dpbench.jobs.stepping import ZerothFit, fit_zeroth
     from dpbench.jobs.throughput import require_device
     from dpbench.runner import privacy_of
 
     require_device(settings.device)
     task = (training.FeatureTask if settings.training == "features" else training.TextTask)(settings, context)
     plan = settings.mechanism(task.rows, len(task), context.seed)
-    optimizer = training.optimizer(settings.optimizer, task.model)
     curve = training.Curve(task, settings.steps, CURVE[settings.training])
-    fitted = fit(settings.engine, task, optimizer, plan, context, settings.optimizer.schedule, watch=curve)
+    chosen = settings.optimizer
+    fitted: Fit | ZerothFit
+    if settings.zeroth is not None:
+        own = settings.zeroth
+        curve(0)  # the start
+        fitted = fit_zeroth(
+            settings.engine, task, plan, context, chosen.learning_rate, own.perturbation, own.directions, chosen.schedule, curve
+        )
+    else:
+        optimizer = training.optimizer(chosen, task.model)
+        fitted = fit(settings.engine, task, optimizer, plan, context, chosen.schedule, watch=curve)
     facts = {
         "train_rows": task.rows,
         "rows_drawn_from": len(task),
@@ -144,7 +157,7 @@ def run(settings: Settings, context: Context) -> Outcome:
         plan.describe(),
         privacy_of(plan),
         facts,
-        warnings=[*fitted.warnings, *settings.without_effect],
+        warnings=[*fitted.warnings, *settings.without_effect, *task.warnings],
         device=settings.device,
     )
 
@@ -157,5 +170,11 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
 
     rows = {name: datasets.check(name, sources[f"dataset:{name}"]) for name in (settings.task, PUBLIC)}
     model = training.meta_model(settings, sources).train()
-    plan = settings.mechanism_of(rows[settings.task].get("train"))
+    count = rows[settings.task].get("train")
+    if settings.per_class is not None and count:
+        count = min(count, settings.per_class * len(plugins.get("dataset", settings.task).extra["classes"]))
+    plan = settings.mechanism_of(count)
+    if settings.zeroth is not None:
+        size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return [f"{size / 1e6:.2f} M trainable parameters, two forward passes a step"]
     return proven(settings.engine, model, training.optimizer(settings.optimizer, model), plan)

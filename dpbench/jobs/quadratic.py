@@ -64,7 +64,10 @@ def run(settings: Settings, context: Context) -> Outcome:
         values = {
             f"{prefix}{name}": np.where(np.isfinite(result), result, np.inf)
             for prefix, split in (("", "train"), ("test_", "test"))
-            for name, result in (("gradient_norm", problem.gradient_norms(points, split)), ("loss", problem.losses(points, split)))
+            for name, result in (
+                ("gradient_norm", problem.gradient_norms(points, split)),
+                ("loss", problem.losses(points, split)),
+            )
         }
         at = int(values["gradient_norm"].argmin())
         best.append({"steps": int(grid.steps[at]), "learning_rate": float(grid.rates[at]), "bound": float(grid.bounds[at])})
@@ -84,9 +87,7 @@ def run(settings: Settings, context: Context) -> Outcome:
 
 
 def _multiplier(settings: Settings, steps: int) -> float:
-    return accounting.calibrate(
-        settings.epsilon, sample_rate=1.0, steps=steps, delta=settings.delta, relation=settings.relation
-    )
+    return accounting.calibrate(settings.epsilon, sample_rate=1.0, steps=steps, delta=settings.delta, relation=settings.relation)
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:

@@ -117,18 +117,43 @@ class Split:
     """Which training rows can be drawn, and which are the rest that is evaluated on, where the settings ask for one.
 
     drawn, rest: indices, both of rows that `class_keep` leaves; rest None: a split of its own is evaluated on. rows: n, training
-    rows without the rest and before `class_keep`, which is what the mechanism protects.
+    rows without the rest and before `class_keep`, which is what the mechanism protects; with `per_class` the rows of that
+    choice, which is then the dataset. warnings: of classes with fewer rows than `per_class`.
     """
 
-    def __init__(self, settings: Settings, labels: np.ndarray, keys: list[str], texts: Callable[[], list[str]]) -> None:
-        """keys: what `class_keep` looks at; texts: what the rest's rows are told by."""
-        self.drawn = kept_rows(settings, labels, keys, plugins.get("dataset", settings.task).extra["classes"])
+    def __init__(
+        self, settings: Settings, labels: np.ndarray, keys: list[str], texts: Callable[[], list[str]], seed: int
+    ) -> None:
+        """keys: what `class_keep` and `per_class` look at; texts: what the rest's rows are told by; seed: of `per_class`."""
+        classes: list[str] = plugins.get("dataset", settings.task).extra["classes"]
+        self.drawn = kept_rows(settings, labels, keys, classes)
         self.rest: np.ndarray | None = None
+        self.warnings: list[str] = []
         self.rows = len(labels)
         if settings.evaluate_on == "train_rest":
             apart = in_rest((text.encode() for text in texts()), settings.held_out, settings.task)
             self.rows -= int(apart.sum())
             self.drawn, self.rest = self.drawn[~apart[self.drawn]], self.drawn[apart[self.drawn]]
+        if settings.per_class is not None:
+            self._choose(settings.per_class, labels, keys, classes, seed)
+            self.rows = len(self.drawn)
+
+    def _choose(self, count: int, labels: np.ndarray, keys: list[str], classes: list[str], seed: int) -> None:
+        """`count` rows of each class, others for another seed."""
+        order = np.argsort([share_of(f"{seed} {keys[i]}".encode()) for i in self.drawn], kind="stable")
+        shuffled = self.drawn[order]
+        chosen = []
+        for number, name in enumerate(classes):
+            own = shuffled[labels[shuffled] == number][:count]
+            if len(own) < count:
+                self.warnings.append(f"{len(own)} rows of class {name}, where {count} were asked for: n counts those there are")
+            chosen.append(own)
+        self.drawn = np.sort(np.concatenate(chosen))
+
+
+def some(rows: int, limit: int) -> np.ndarray:
+    """Indices of `limit` rows, all where there are fewer: the same ones for every method and seed."""
+    return np.sort(np.random.default_rng(0).permutation(rows)[:limit])
 
 
 class TextTask:
@@ -138,10 +163,12 @@ class TextTask:
         self.settings, self.device = settings, torch.device(settings.device)
         data = TextData(settings.task, settings.model, context.sources, settings.max_length)
         self.train, texts = data.split("train", settings.train_limit)
-        split = Split(settings, self.train.labels, texts, lambda: texts)
-        self.rows, self.index = split.rows, split.drawn
+        split = Split(settings, self.train.labels, texts, lambda: texts, context.seed)
+        self.rows, self.index, self.warnings = split.rows, split.drawn, split.warnings
         self.lengths = self.train.lengths
         self.evaluated = data.split("validation")[0] if split.rest is None else self.train.part(split.rest)
+        if settings.evaluate_limit is not None:
+            self.evaluated = self.evaluated.part(some(len(self.evaluated.ids), settings.evaluate_limit))
         encoder = models.encoder(settings.model, context.sources[f"model:{settings.model}"], settings.layers, seed=context.seed)
         budget = settings.token_budget
         centre = features(encoder, data.public_inputs(), budget).mean(0)
@@ -203,13 +230,16 @@ class FeatureTask:
         def texts() -> list[str]:
             return train_texts(settings.task, context.sources[f"dataset:{settings.task}"], settings.train_limit)
 
-        split = Split(settings, labels, [str(i) for i in range(len(labels))], texts)
-        self.rows = split.rows
+        split = Split(settings, labels, [str(i) for i in range(len(labels))], texts, context.seed)
+        self.rows, self.warnings = split.rows, split.warnings
         train = prepared(stored["train_x"].float(), centre, settings), stored["train_y"]
         self.x, self.y = (part[split.drawn].to(self.device) for part in train)
         evaluated = prepared(stored["validation_x"].float(), centre, settings), stored["validation_y"]
         if split.rest is not None:
             evaluated = train[0][split.rest], train[1][split.rest]
+        if settings.evaluate_limit is not None:
+            index = some(len(evaluated[1]), settings.evaluate_limit)
+            evaluated = evaluated[0][index], evaluated[1][index]
         self.evaluated = evaluated[0].to(self.device), evaluated[1].to(self.device)
         phrases = prepared(stored["label_phrases"], centre, settings) if "label_phrases" in stored else None
         self.model = make_head(settings, self.x.shape[1], len(classes), context.seed, phrases).to(self.device)

@@ -24,8 +24,8 @@ class Directions:
     """u_t for t = 0, 1, ...: `gaussian` N(0, I_d); `sphere` uniform on the sphere of radius sqrt(d) (Zhang et al., ICML 2024).
 
     On the CPU the numbers come from an AES keystream and are added in place, piece by piece; on a CUDA device a Triton kernel
-    makes and adds them in one pass (torch's generator where there is no Triton). kernels: `reference` makes each tensor's direction
-    first and adds it by torch, from the same numbers.
+    makes and adds them in one pass (torch's generator where there is no Triton). kernels: `reference` makes each tensor's
+    direction first and adds it by torch, from the same numbers.
 
     Guarantee: directions are public. Their streams are none of the noise's, whatever the seed.
     """

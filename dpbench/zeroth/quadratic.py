@@ -1,8 +1,8 @@
 """The synthetic quadratic of Zhang et al., ICML 2024 (Table 6, Figures 1 and 2): every grid point of a search trained at once.
 
-f_i(x) = (1/2) (x - x_i)^T A (x - x_i) with A diagonal, so that an example's derivative along u is (A u)^T x - (A u)^T x_i, whatever
-the perturbation: the finite difference of a quadratic is exact. All grid points share a step's direction, and with it the
-examples' numbers (A u)^T x_i, made for many steps by one matrix product.
+f_i(x) = (1/2) (x - x_i)^T A (x - x_i) with A diagonal, so that an example's derivative along u is (A u)^T x - (A u)^T x_i,
+whatever the perturbation: the finite difference of a quadratic is exact. All grid points share a step's direction, and with it
+the examples' numbers (A u)^T x_i, made for many steps by one matrix product.
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ def train(method: str, problem: Problem, grid: Grid, multipliers: Mapping[int, f
     Guarantee: each point by itself is the composition of its `steps` Gaussian releases of a sum bounded by C an example
     (`dpzero`: one number; else a vector); the choice among points is charged to nobody.
     """
-    points = _first_order(problem, grid, multipliers, seed) if method == "dp_gd" else None
-    return _zeroth_order(method, problem, grid, multipliers, seed) if points is None else points
+    if method == "dp_gd":
+        return _first_order(problem, grid, multipliers, seed)
+    return _zeroth_order(method, problem, grid, multipliers, seed)
 
 
 def _zeroth_order(method: str, problem: Problem, grid: Grid, multipliers: Mapping[int, float], seed: int) -> Array:
@@ -110,7 +111,7 @@ def _zeroth_order(method: str, problem: Problem, grid: Grid, multipliers: Mappin
 
 def _projections(problem: Problem, steps: int, seed: int) -> Iterator[tuple[int, Array, Array, Array]]:
     """(step, u [d], its examples' numbers (A u)^T x_i sorted [n], their running sums [n + 1])."""
-    n, d = problem.train.shape
+    d = problem.train.shape[1]
     generator = _generator(seed, _DIRECTION)
     for first in range(0, steps, _TOGETHER):
         count = min(_TOGETHER, steps - first)

@@ -116,7 +116,8 @@ class ZerothOrder:
                 values = losses(self.model, batch)
                 if values.dim() != 1:
                     raise DpbenchError(
-                        f"losses of shape {list(values.shape)} where [B] was wanted", "return one loss an example: reduction='none'"
+                        f"losses of shape {list(values.shape)} where [B] was wanted",
+                        "return one loss an example: reduction='none'",
                     )
                 found.append(values.double().cpu())
         return torch.cat(found)
@@ -169,6 +170,8 @@ def _must_suit(method: plugins.Plugin, mechanism: Mechanism) -> None:
             "use function abadi, scope flat, and one bound",
         )
     if mechanism.noise != method.extra["noise"]:
-        raise DpbenchError(f"{method.name} adds {method.extra['noise']} noise, not {mechanism.noise}", "give the mechanism that noise")
+        raise DpbenchError(
+            f"{method.name} adds {method.extra['noise']} noise, not {mechanism.noise}", "give the mechanism that noise"
+        )
     if not math.isfinite(clipping.bound):
         raise DpbenchError("an infinite bound protects nothing", "use mezo")

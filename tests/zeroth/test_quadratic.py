@@ -98,8 +98,10 @@ def test_the_gradient_is_that_of_the_loss():
     problem = Problem.made(6, "log", 50, 1)
     x, step = np.linspace(-1, 1, 6), 1e-5
     for split in ("train", "test"):
-        slopes = [(problem.losses((x + step * e)[None], split) - problem.losses((x - step * e)[None], split))[0] / (2 * step)
-                  for e in np.eye(6)]
+        slopes = [
+            (problem.losses((x + step * e)[None], split) - problem.losses((x - step * e)[None], split))[0] / (2 * step)
+            for e in np.eye(6)
+        ]
         assert problem.gradient_norms(x[None], split)[0] == pytest.approx(np.linalg.norm(slopes), rel=1e-6)
     direct = (((x - problem.train.astype("f8")) ** 2) @ problem.eigenvalues / 2).mean()
     assert problem.losses(x[None], "train")[0] == pytest.approx(direct, rel=1e-6)
@@ -111,8 +113,16 @@ def test_the_slope_is_that_of_a_power():
 
 
 def test_a_grid_that_is_none_is_refused():
-    given = {"method": "dpzero", "spectrum": "log", "dimensions": [2, 4], "epsilon": 2, "delta": 1e-6,
-             "steps": [1], "learning_rates": [1.0], "bounds": [1.0]}
+    given = {
+        "method": "dpzero",
+        "spectrum": "log",
+        "dimensions": [2, 4],
+        "epsilon": 2,
+        "delta": 1e-6,
+        "steps": [1],
+        "learning_rates": [1.0],
+        "bounds": [1.0],
+    }
     job.Settings(**given)
     for name, bad in (("bounds", [0.0]), ("steps", [2, 2]), ("dimensions", [4])):
         with pytest.raises(ValueError, match=name):

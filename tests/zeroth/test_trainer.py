@@ -86,8 +86,10 @@ def test_without_noise_a_step_is_that_of_exact_derivatives(method, bound, kind):
 
 def test_an_unbounded_noiseless_dpzero_is_mezo_bit_for_bit():
     assert torch.equal(trained("dpzero", mechanism=plan(1e30))[0], trained("mezo", mechanism=plan(None))[0])
-    float32 = [trained(m, mechanism=plan(b), model=net(torch.float32), batches=[data(dtype=torch.float32)])[0]
-               for m, b in (("dpzero", 1e30), ("mezo", None))]
+    float32 = [
+        trained(m, mechanism=plan(b), model=net(torch.float32), batches=[data(dtype=torch.float32)])[0]
+        for m, b in (("dpzero", 1e30), ("mezo", None))
+    ]
     assert torch.equal(*float32)
 
 
@@ -134,6 +136,7 @@ def test_vector_noise_is_one_number_a_weight_of_the_mechanisms_size():
 
 def test_noise_is_the_same_whatever_the_direction_and_another_for_another_seed():
     """Fails for noise drawn from the direction's generator (deviation ZERO-2): another kind of direction would move it."""
+
     def noise(directions, seed=0):
         optimizer = ZerothOrder("dpzero", net(), plan(1.0, 1.0, seed=seed), 0.0, 1e-4, directions)
         return [optimizer.step(losses, []).slope for _ in range(3)]
