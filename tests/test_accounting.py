@@ -121,3 +121,21 @@ def test_a_coarse_grid_says_more_and_at_most_a_step_a_release_more(relation):
         values = {"noise_multiplier": noise_multiplier, "sample_rate": 0.03, "steps": steps, "delta": 1e-5, "relation": relation}
         fine, coarse = accounting.epsilon(**values), accounting.epsilon(**values, coarser=16)
         assert fine <= coarse <= fine + 16 * steps * accounting._interval(noise_multiplier)
+
+
+def test_one_laplace_release_is_the_textbooks():
+    """Pure epsilon is sensitivity over scale; PLD is at most that, and near it for a small delta."""
+    spent = accounting.epsilon(noise_multiplier=0.5, sample_rate=1.0, steps=1, delta=1e-9, noise="laplace")
+    assert 1.99 < spent <= 2.001
+
+
+def test_laplace_is_calibrated_and_kept_apart_from_gaussian():
+    found = accounting.calibrate(3.0, noise="laplace", **SETTING)
+    spent = accounting.epsilon(noise_multiplier=found, noise="laplace", **SETTING)
+    assert 2.97 <= spent <= 3.0
+    assert found != accounting.calibrate(3.0, **SETTING)
+
+
+def test_unknown_noise_is_named():
+    with pytest.raises(DpbenchError, match="unknown noise 'uniform'"):
+        accounting.epsilon(noise_multiplier=1.0, noise="uniform", **SETTING)
