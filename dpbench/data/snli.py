@@ -1,0 +1,18 @@
+"""SNLI: whether a caption entails a hypothesis."""
+
+PLUGIN = {
+    "kind": "dataset",
+    "name": "snli",
+    "version": 1,
+    "summary": "SNLI: does the premise entail the hypothesis",
+    "task": "classification",
+    "classes": ["entailment", "neutral", "contradiction"],
+    "folder": "snli",
+    "files": {"train": "train.parquet", "validation": "validation.parquet"},
+    "columns": {"text": "premise", "text_pair": "hypothesis", "label": "label"},
+    "rows": {"train": 549_367, "validation": 9_842},
+    "hub": None,  # no revision has been pinned: see data_folder
+    "embedded": "entailment",
+    "licence": "CC BY-SA 4.0",
+    "citation": "Bowman et al., EMNLP 2015",
+}
