@@ -30,7 +30,7 @@ def _question(draws: Draws, label: int) -> str:
     forms = (
         [f"What does {short} stand for {how}", f"What is the abbreviation of the {thing} {other}"],
         [f"What {draws.one(_KINDS)} has a {thing} in {place}", f"Which {draws.one(_KINDS)} did the {person} of the {thing} like"],
-        [f"What is a {thing} {like}", f"How does a {thing} work on a {other}", f"Why was the {thing} {deed} near the {other}"],
+        [f"What is a {thing} {of}", f"How does a {thing} work on a {other}", f"Why was the {thing} {deed} near the {other}"],
         [
             f"Who {deed} the {thing} of {place}",
             f"What {person} {deed} the first {thing} in {place}",
