@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -41,6 +41,8 @@ class Zeroth(Strict):
 
 class Settings(PrivateSettings):
     """One cell: a task, a model, a clipping, an epsilon. `engine` may be a zeroth-order method."""
+
+    takes_zeroth: ClassVar[bool] = True
 
     task: str
     training: Literal["full", "features"]

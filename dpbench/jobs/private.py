@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -35,6 +35,8 @@ class ClippingSettings(GroupSettings):
 class PrivateSettings(Strict):
     """The part of a job's settings that makes its mechanism. `delta` may depend on n, the dataset's training rows."""
 
+    takes_zeroth: ClassVar[bool] = False
+
     engine: str
     clipping: ClippingSettings | None = None
     epsilon: float | None = Field(None, gt=0)
@@ -56,12 +58,13 @@ class PrivateSettings(Strict):
 
     @property
     def plugin(self) -> plugins.Plugin:
-        """The engine, or the zeroth-order method of that name.
+        """What `engine` names: an engine or, where the job takes such, a zeroth-order method.
 
         Raises:
             DpbenchError: neither.
         """
-        return plugins.get("zeroth" if self.engine in plugins.discover("zeroth") else "engine", self.engine)
+        zeroth = self.takes_zeroth and self.engine in plugins.discover("zeroth")
+        return plugins.get("zeroth" if zeroth else "engine", self.engine)
 
     @property
     def deciding_plugins(self) -> list[tuple[str, str]]:
