@@ -103,9 +103,7 @@ class Noise:
     def _key(self, number: int) -> bytes:
         if self._mechanism.randomness == "secret":
             return secrets.token_bytes(KEY_BYTES)
-        entropy = [self._mechanism.seed, _NOISE, number] + ([self._rank] if self._rank else [])
-        state = np.random.SeedSequence(entropy).generate_state(KEY_BYTES // 4, np.uint32)
-        return state.astype("<u4").tobytes()
+        return key_of(self._mechanism.seed, _NOISE, number, *([self._rank] if self._rank else []))
 
 
 def perturb_(sums: list[tuple[Tensor, float]], scale: float, streams: Sequence[Gaussian]) -> None:
@@ -130,6 +128,11 @@ def perturb_(sums: list[tuple[Tensor, float]], scale: float, streams: Sequence[G
         if values.data_ptr() != total.data_ptr():  # its elements do not lie together: `values` is a copy
             ordered = in_memory_order(total)
             ordered.copy_(values.view(ordered.shape))
+
+
+def key_of(*entropy: int) -> bytes:
+    """A cipher key made of a seed and the numbers of a stream."""
+    return np.random.SeedSequence(entropy).generate_state(KEY_BYTES // 4, np.uint32).astype("<u4").tobytes()
 
 
 def in_memory_order(total: Tensor) -> Tensor:

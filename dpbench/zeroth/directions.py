@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dpbench.engines.gaussian import KEY_BYTES, PIECE, Gaussian
-from dpbench.engines.noise import STREAMS, in_memory_order, perturb_
+from dpbench.engines.gaussian import PIECE, Gaussian
+from dpbench.engines.noise import STREAMS, in_memory_order, key_of, perturb_
 from dpbench.errors import DpbenchError
 from dpbench.kernels import launch
 
@@ -36,40 +35,38 @@ class Directions:
         self.weights = [w.detach() for w in weights]
         self.kind, self.size = kind, sum(w.numel() for w in weights)
         self._seed, self._kernels = seed, kernels
-        self._lengths: dict[int, float] = {}
+        self._length: tuple[int, float] | None = None
 
     def add_(self, step: int, scale: float) -> None:
         """Every weight w becomes w + scale x u_step, in place; half-precision weights are rounded once."""
         if self.kind == "sphere":
             scale *= math.sqrt(self.size) / self._gaussian_length(step)
-        self._add_(self.weights, step, scale)
+        if self._kernels == "reference":
+            for weight, numbers in self._numbers(step):
+                ordered = in_memory_order(weight)
+                ordered.copy_(ordered.to(numbers.dtype) + scale * numbers.view(ordered.shape))
+            return
+        streams = _Streams(self._seed, step)
+        for number, weight in enumerate(self.weights):
+            streams.add_(weight, scale, number)
 
     def length(self, step: int) -> float:
         """|u_step|, at the cost of making it once."""
         return math.sqrt(self.size) if self.kind == "sphere" else self._gaussian_length(step)
 
     def _gaussian_length(self, step: int) -> float:
-        """Of the Gaussian numbers of a step, in fp64, with room for one tensor."""
-        if step not in self._lengths:
-            total, streams = 0.0, _Streams(self._seed, step)
-            for number, weight in enumerate(self.weights):
-                room = torch.zeros(weight.numel(), dtype=_wide(weight), device=weight.device)
-                streams.add_([room], 1.0, first=number)
-                total += float(room.double().square().sum())
-            self._lengths = {step: math.sqrt(total)}  # one step's is asked for several times, another's never again
-        return self._lengths[step]
+        """Of the Gaussian numbers of a step, in fp64. The last one is kept: a step asks for it several times."""
+        if self._length is None or self._length[0] != step:
+            self._length = step, math.sqrt(sum(float(g.double().square().sum()) for _, g in self._numbers(step)))
+        return self._length[1]
 
-    def _add_(self, weights: Sequence[Tensor], step: int, scale: float) -> None:
+    def _numbers(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(weight, its Gaussian numbers in memory order), one tensor's at a time."""
         streams = _Streams(self._seed, step)
-        if self._kernels == "reference":
-            for number, weight in enumerate(weights):
-                room = torch.zeros(weight.numel(), dtype=_wide(weight), device=weight.device)
-                streams.add_([room], 1.0, first=number)
-                ordered = in_memory_order(weight)
-                ordered.copy_(ordered.to(room.dtype) + scale * room.view(ordered.shape))
-            return
-        for number, weight in enumerate(weights):
-            streams.add_([weight], scale, first=number)
+        for number, weight in enumerate(self.weights):
+            room = torch.zeros(weight.numel(), dtype=_wide(weight), device=weight.device)
+            streams.add_(room, 1.0, number)
+            yield weight, room
 
 
 class _Streams:
@@ -79,19 +76,18 @@ class _Streams:
         self._seed, self._step = seed, step
         self._streams = [Gaussian(self._key(number)) for number in range(STREAMS)]
 
-    def add_(self, tensors: list[Tensor], scale: float, first: int) -> None:
-        """t = t + scale x N(0, 1) for the next tensors of the step; `first` is the number of the first."""
-        for number, tensor in enumerate(tensors, first):
-            ordered = in_memory_order(tensor)
-            flat = ordered.contiguous().view(-1)
-            if tensor.device.type == "cpu":
-                self._on_cpu(flat, scale)
-            elif launch.unavailable(tensor.device) is None:
-                self._on_chip(flat, scale, number)
-            else:
-                self._by_torch(flat, scale, number)
-            if flat.data_ptr() != tensor.data_ptr():
-                ordered.copy_(flat.view(ordered.shape))
+    def add_(self, tensor: Tensor, scale: float, number: int) -> None:
+        """t = t + scale x N(0, 1) for the next tensor of the step, its `number`-th."""
+        ordered = in_memory_order(tensor)
+        flat = ordered.contiguous().view(-1)
+        if tensor.device.type == "cpu":
+            self._on_cpu(flat, scale)
+        elif launch.unavailable(tensor.device) is None:
+            self._on_chip(flat, scale, number)
+        else:
+            self._by_torch(flat, scale, number)
+        if flat.data_ptr() != tensor.data_ptr():
+            ordered.copy_(flat.view(ordered.shape))
 
     def _on_cpu(self, flat: Tensor, scale: float) -> None:
         if flat.dtype in (torch.float32, torch.float64):
@@ -115,8 +111,7 @@ class _Streams:
         return int.from_bytes(self._key(number)[:8], "little", signed=True)
 
     def _key(self, number: int) -> bytes:
-        entropy = [self._seed, _DIRECTIONS, number, self._step]
-        return np.random.SeedSequence(entropy).generate_state(KEY_BYTES // 4, np.uint32).astype("<u4").tobytes()
+        return key_of(self._seed, _DIRECTIONS, number, self._step)
 
 
 def _wide(weight: Tensor) -> torch.dtype:

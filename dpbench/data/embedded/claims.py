@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dpbench.data.embedded.draws import Draws
-from dpbench.data.embedded.scenes import CORE, DETAILS, other, pairs, scene, told
+from dpbench.data.embedded.scenes import DETAILS, inferred, pairs
 
 VERSION = 1
 SPLITS = {"train": 2_400, "validation": 400}
@@ -14,12 +14,7 @@ SEED = 20_261_123
 
 def _pair(draws: Draws, label: int) -> tuple[str, str]:
     said = draws.some(list(DETAILS), 2)
-    silent = label == 1 and draws.chance(0.5)
-    asked = draws.one([d for d in DETAILS if d not in said]) if silent else draws.one(said)
-    facts = scene(draws, said)
-    claim = {name: facts[name] for name in CORE}
-    claim[asked] = facts[asked] if label == 0 else other(draws, asked, facts.get(asked, ""))
-    return f"{told(draws, facts)} .", f"{told(draws, claim)} ."
+    return inferred(draws, said, silent=label == 1 and draws.chance(0.5), holds=label == 0)
 
 
 def generate(split: str) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpbench.data.embedded.draws import Draws, words
+from dpbench.data.embedded.draws import Draws, labelled, words
 from dpbench.data.embedded.sentiment import ADJECTIVES, BACKGROUND, OPENERS, SUBJECTS, TAILS
 
 VERSION = 1
@@ -49,21 +49,20 @@ def _sentence(draws: Draws, label: int) -> str:
     return f"{text} ."
 
 
+def _noisy(draws: Draws, label: int) -> int:
+    if not draws.chance(NOISE):
+        return label
+    up = label == 0 or (label < 4 and draws.chance(0.5))
+    return label + (1 if up else -1)
+
+
 def generate(split: str) -> dict[str, list[Any]]:
     """`text` and `label` (0 very negative ... 4 very positive) of a split; no sentence stands twice, within or across splits."""
-    draws, seen = Draws(SEED), set()
-    columns: dict[str, list[Any]] = {}
-    for name, rows in SPLITS.items():
-        columns = {"text": [], "label": []}
-        while len(columns["text"]) < rows:
-            label = draws.below(5)
-            text = _sentence(draws, label)
-            if text in seen:
-                continue
-            seen.add(text)
-            columns["text"].append(text)
-            off = (1 if label == 0 or (label < 4 and draws.chance(0.5)) else -1) if draws.chance(NOISE) else 0
-            columns["label"].append(label + off)
-        if name == split:
-            break
-    return columns
+    return labelled(
+        SEED,
+        SPLITS,
+        split,
+        label=lambda draws: draws.below(5),
+        texts=lambda draws, label: (_sentence(draws, label),),
+        noisy=_noisy,
+    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -38,3 +38,35 @@ class Draws:
         """`count` different values."""
         left = list(values)
         return [left.pop(self.below(len(left))) for _ in range(count)]
+
+
+def labelled(
+    seed: int,
+    splits: dict[str, int],
+    split: str,
+    label: Callable[[Draws], int],
+    texts: Callable[[Draws, int], tuple[str, ...]],
+    noisy: Callable[[Draws, int], int],
+) -> dict[str, list[Any]]:
+    """`text`, `text_pair` where examples have two texts, and `label` of a split; none stands twice, within or across splits.
+
+    Args:
+        label: draws one; texts: the text or texts that say it; noisy: the label that is written down.
+    """
+    draws, seen = Draws(seed), set()
+    examples: list[tuple[str, ...]] = []
+    labels: list[int] = []
+    for name, rows in splits.items():
+        examples, labels = [], []
+        while len(examples) < rows:
+            kind = label(draws)
+            made = texts(draws, kind)
+            if made in seen:
+                continue
+            seen.add(made)
+            examples.append(made)
+            labels.append(noisy(draws, kind))
+        if name == split:
+            break
+    columns: dict[str, list[Any]] = {k: list(v) for k, v in zip(("text", "text_pair"), zip(*examples, strict=True), strict=False)}
+    return columns | {"label": labels}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpbench.data.embedded.draws import Draws, words
+from dpbench.data.embedded.draws import Draws, labelled, words
 
 VERSION = 1
 SPLITS = {"train": 5_000, "validation": 500}
@@ -58,18 +58,11 @@ def _kind(draws: Draws) -> int:
 
 def generate(split: str) -> dict[str, list[Any]]:
     """`text` and `label` (0 abbreviation ... 5 number) of a split; no question stands twice, within or across splits."""
-    draws, seen = Draws(SEED), set()
-    columns: dict[str, list[Any]] = {}
-    for name, rows in SPLITS.items():
-        columns = {"text": [], "label": []}
-        while len(columns["text"]) < rows:
-            label = _kind(draws)
-            text = _question(draws, label)
-            if text in seen:
-                continue
-            seen.add(text)
-            columns["text"].append(text)
-            columns["label"].append(draws.below(6) if draws.chance(NOISE) else label)
-        if name == split:
-            break
-    return columns
+    return labelled(
+        SEED,
+        SPLITS,
+        split,
+        label=_kind,
+        texts=lambda draws, label: (_question(draws, label),),
+        noisy=lambda draws, label: draws.below(6) if draws.chance(NOISE) else label,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dpbench.data.embedded.draws import Draws, words
+from dpbench.data.embedded.draws import Draws, labelled, words
 
 NOISE = 0.02
 CORE = ("who", "action", "thing")
@@ -68,19 +68,21 @@ def pairs(
     Args:
         one: makes the two texts of a label; NOISE of the labels are then moved on by one class.
     """
-    draws, seen = Draws(seed), set()
-    columns: dict[str, list[Any]] = {}
-    for name, rows in splits.items():
-        columns = {"text": [], "text_pair": [], "label": []}
-        while len(columns["text"]) < rows:
-            label = draws.below(classes)
-            texts = one(draws, label)
-            if texts in seen:
-                continue
-            seen.add(texts)
-            columns["text"].append(texts[0])
-            columns["text_pair"].append(texts[1])
-            columns["label"].append((label + 1) % classes if draws.chance(NOISE) else label)
-        if name == split:
-            break
-    return columns
+    return labelled(
+        seed,
+        splits,
+        split,
+        label=lambda draws: draws.below(classes),
+        texts=one,
+        noisy=lambda draws, label: (label + 1) % classes if draws.chance(NOISE) else label,
+    )
+
+
+def inferred(draws: Draws, said: list[str], silent: bool, holds: bool) -> tuple[str, str]:
+    """A premise that tells the details `said`, and a hypothesis of one detail: of another than those (`silent`), or one of them,
+    with the premise's value (`holds`) or another."""
+    asked = draws.one([d for d in DETAILS if d not in said]) if silent else draws.one(said)
+    facts = scene(draws, said)
+    claim = {name: facts[name] for name in CORE}
+    claim[asked] = facts[asked] if holds else other(draws, asked, facts.get(asked, ""))
+    return f"{told(draws, facts)} .", f"{told(draws, claim)} ."

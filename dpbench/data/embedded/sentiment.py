@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpbench.data.embedded.draws import Draws, words
+from dpbench.data.embedded.draws import Draws, labelled, words
 
 VERSION = 1
 SPLITS = {"train": 8_000, "validation": 1_000}
@@ -92,18 +92,11 @@ def _sentence(draws: Draws, label: int) -> str:
 
 def generate(split: str) -> dict[str, list[Any]]:
     """`text` and `label` (0 negative, 1 positive) of a split; no sentence stands twice, within or across splits."""
-    draws, seen = Draws(SEED), set()
-    columns: dict[str, list[Any]] = {}
-    for name, rows in SPLITS.items():
-        columns = {"text": [], "label": []}
-        while len(columns["text"]) < rows:
-            label = draws.below(2)
-            text = _sentence(draws, label)
-            if text in seen:
-                continue
-            seen.add(text)
-            columns["text"].append(text)
-            columns["label"].append(1 - label if draws.chance(NOISE) else label)
-        if name == split:
-            break
-    return columns
+    return labelled(
+        SEED,
+        SPLITS,
+        split,
+        label=lambda draws: draws.below(2),
+        texts=lambda draws, label: (_sentence(draws, label),),
+        noisy=lambda draws, label: 1 - label if draws.chance(NOISE) else label,
+    )
