@@ -226,6 +226,27 @@ class Mechanism:
             noise=self.noise,
         )
 
+    def epsilon_of_epochs(self) -> float | None:
+        """Of fixed batches, which Poisson sampling does not describe: an example is in one batch of an epoch at most, so each
+        epoch is one release of the whole dataset. An upper bound, without amplification by shuffling.
+
+        Raises:
+            DpbenchError: Poisson batches.
+        """
+        if self.sampling.kind != "fixed":
+            raise DpbenchError("Poisson batches have no epochs", "ask for epsilon()")
+        if self.clipping is None or self.noise_multiplier == 0:
+            return None
+        epochs = -(-self.steps // max(1, self.sampling.dataset_size // int(self.sampling.expected_batch_size)))
+        return accounting.epsilon(
+            noise_multiplier=self.noise_multiplier,
+            sample_rate=1.0,
+            steps=epochs,
+            delta=self.delta,
+            relation=self.relation,
+            noise=self.noise,
+        )
+
     def describe(self) -> dict[str, Any]:
         """For the record."""
         values = asdict(self)

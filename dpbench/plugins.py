@@ -27,6 +27,7 @@ FOLDERS = {
     "scope": ("clipping",),
     "threshold": ("clipping",),
     "zeroth": ("zeroth",),
+    "published_zeroth": ("zeroth/published",),
     "dataset": ("data",),
     "model": ("models",),
 }

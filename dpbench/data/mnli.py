@@ -23,6 +23,11 @@ PLUGIN = {
         },
     },
     "embedded": "entailment",
+    # For masked language models (Gao et al., ACL 2021; Malladi et al., NeurIPS 2023).
+    "prompt": {
+        "template": "{text}? {mask}, {text_pair}",
+        "words": {"entailment": "Yes", "neutral": "Maybe", "contradiction": "No"},
+    },
     "licence": "OANC, CC BY 3.0 or CC BY-SA 3.0 by genre (MultiNLI, by way of GLUE)",
     "citation": "Williams et al., NAACL 2018; Wang et al., ICLR 2019 (GLUE)",
 }

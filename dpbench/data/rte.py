@@ -20,6 +20,11 @@ PLUGIN = {
         },
     },
     "embedded": "claims",
+    # For masked language models (Gao et al., ACL 2021; Malladi et al., NeurIPS 2023).
+    "prompt": {
+        "template": "{text}? {mask}, {text_pair}",
+        "words": {"entailment": "Yes", "not_entailment": "No"},
+    },
     "licence": "none stated upstream (PASCAL RTE, by way of GLUE)",
     "citation": "Dagan et al., 2006, and the three challenges after it; Wang et al., ICLR 2019 (GLUE)",
 }

@@ -13,6 +13,11 @@ PLUGIN = {
     "rows": {"train": 549_367, "validation": 9_842},
     "hub": None,  # no revision has been pinned: see data_folder
     "embedded": "entailment",
+    # For masked language models (Gao et al., ACL 2021; Malladi et al., NeurIPS 2023).
+    "prompt": {
+        "template": "{text}? {mask}, {text_pair}",
+        "words": {"entailment": "Yes", "neutral": "Maybe", "contradiction": "No"},
+    },
     "licence": "CC BY-SA 4.0",
     "citation": "Bowman et al., EMNLP 2015",
 }

@@ -25,6 +25,11 @@ PLUGIN = {
         "negative": ["a terrible movie", "it was bad", "awful and boring", "a complete waste of time", "i hated it"],
         "positive": ["a great movie", "it was good", "wonderful and moving", "an absolute delight", "i loved it"],
     },
+    # For masked language models (Gao et al., ACL 2021; Malladi et al., NeurIPS 2023).
+    "prompt": {
+        "template": "{text} It was {mask}.",
+        "words": {"negative": "terrible", "positive": "great"},
+    },
     "licence": "none stated upstream (Stanford Sentiment Treebank, by way of GLUE)",
     "citation": "Socher et al., EMNLP 2013; Wang et al., ICLR 2019 (GLUE)",
 }

@@ -21,6 +21,17 @@ PLUGIN = {
         "positive": ["a good movie", "it was nice", "enjoyable", "i liked it"],
         "very_positive": ["an absolutely great movie", "it was the best", "truly wonderful", "i loved every minute of it"],
     },
+    # For masked language models (Gao et al., ACL 2021; Malladi et al., NeurIPS 2023).
+    "prompt": {
+        "template": "{text} It was {mask}.",
+        "words": {
+            "very_negative": "terrible",
+            "negative": "bad",
+            "neutral": "okay",
+            "positive": "good",
+            "very_positive": "great",
+        },
+    },
     "licence": "none stated upstream (Stanford Sentiment Treebank)",
     "citation": "Socher et al., EMNLP 2013",
 }

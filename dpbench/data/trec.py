@@ -22,6 +22,18 @@ PLUGIN = {
         "location": ["where is this place", "what country or city", "which mountain or state"],
         "number": ["how many are there", "when did it happen", "how much does it cost", "what year"],
     },
+    # For masked language models (Gao et al., ACL 2021; Malladi et al., NeurIPS 2023).
+    "prompt": {
+        "template": "{mask}: {text}",
+        "words": {
+            "abbreviation": "Expression",
+            "entity": "Entity",
+            "description": "Description",
+            "human": "Human",
+            "location": "Location",
+            "number": "Number",
+        },
+    },
     "licence": "none stated upstream (Li and Roth, 2002)",
     "citation": "Li and Roth, COLING 2002",
 }

@@ -39,16 +39,28 @@ class Zeroth(Strict):
     directions: Literal["gaussian", "sphere"] = "gaussian"
 
 
+class Lora(Strict):
+    """Low-rank adapters beside the attention's query and value products; the rest of the encoder is frozen."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+
+
 class Settings(PrivateSettings):
     """One cell: a task, a model, a clipping, an epsilon. `engine` may be a zeroth-order method."""
 
     takes_zeroth: ClassVar[bool] = True
 
+    steps: int = Field(ge=0, description="0: the model is evaluated as it starts (zero-shot).")
     task: str
     training: Literal["full", "features"]
     model: str
     layers: int | None = Field(None, ge=1)
-    head: Literal["zero", "label_words"] = "zero"
+    head: Literal["zero", "label_words", "prompt_words", "prompt"] = Field(
+        "zero",
+        description="How it starts. label_words: at features of public phrases; prompt_words: at those of the dataset's prompt, "
+        "with each label word filled in; prompt: a masked language model's own, see dpbench.jobs.prompting.",
+    )
     hidden: list[int] = Field(default_factory=list, description="Widths of the MLP between features and classes.")
     freeze_embeddings: bool = True
     centre: bool = Field(True, description="Subtract the mean feature of public text.")
@@ -73,6 +85,7 @@ class Settings(PrivateSettings):
     )
     device: Literal["cpu", "cuda"] = "cpu"
     zeroth: Zeroth | None = Field(None, exclude_if=lambda v: v is None, description="Of a zeroth-order method, and only there.")
+    lora: Lora | None = Field(None, exclude_if=lambda v: v is None)
     per_class: int | None = Field(
         None, ge=1, exclude_if=lambda v: v is None, description="k: training rows of each class; fewer where it has fewer."
     )
@@ -80,7 +93,7 @@ class Settings(PrivateSettings):
 
     @model_validator(mode="after")
     def _whole(self) -> Settings:
-        if (self.plugin.kind == "zeroth") != (self.zeroth is not None):
+        if self.by_zeroth != (self.zeroth is not None):
             raise ValueError(
                 f"zeroth: {self.engine} " + ("is no zeroth-order method" if self.zeroth else "needs it, if only as {}")
             )
@@ -88,8 +101,16 @@ class Settings(PrivateSettings):
             raise ValueError(f"{self.engine} is SGD along a direction: optimizer name sgd, without weight decay")
         if self.zeroth is not None and self.optimizer.head_learning_rate is not None:
             raise ValueError(f"{self.engine} moves all weights along one direction: it has one learning rate")
-        if self.training == "features" and self.head == "label_words" and self.hidden:
-            raise ValueError("head: label_words is a linear head: it takes no hidden layers")
+        if self.steps == 0 and self.engine != "nonprivate":
+            raise ValueError(f"steps: 0 trains nothing, so {self.engine} has nothing to do: engine nonprivate")
+        if self.head == "prompt" and (self.training == "features" or self.hidden):
+            raise ValueError("head: prompt fills a mask inside the encoder: training full, without hidden layers")
+        if self.head == "prompt" and (self.centre or self.feature_norm is not None or self.feature_scale != 1):
+            raise ValueError("head: prompt takes no pooled features: centre: false, without feature_norm and feature_scale")
+        if self.lora is not None and self.training == "features":
+            raise ValueError("lora: a head on frozen features has no attention")
+        if self.training == "features" and self.head in ("label_words", "prompt_words") and self.hidden:
+            raise ValueError(f"head: {self.head} is a linear head: it takes no hidden layers")
         if self.evaluate_on == "validation" and "held_out" in self.model_fields_set:
             raise ValueError("held_out without evaluate_on: train_rest holds nothing out")
         if any(not 0 < share <= 1 for share in self.class_keep.values()):
@@ -114,6 +135,7 @@ def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any
         "precision": settings.precision,
         "train_limit": settings.train_limit,
         "device": settings.device,
+        "evaluate_limit": settings.evaluate_limit,
     }
     # batches are small: two runs beside each other, a core each, are a third sooner than one after the other with two
     return {"features": ("features", wanted, 0, Resources(threads=1, minutes=4, mem_mb=4000))}
@@ -129,19 +151,32 @@ def run(settings: Settings, context: Context) -> Outcome:
     from dpbench.jobs.fitting import Fit, fit
     from dpbench.jobs.stepping import ZerothFit, fit_zeroth
     from dpbench.jobs.throughput import require_device
-    from dpbench.runner import privacy_of
 
     require_device(settings.device)
     task = (training.FeatureTask if settings.training == "features" else training.TextTask)(settings, context)
-    plan = settings.mechanism(task.rows, len(task), context.seed)
     curve = training.Curve(task, settings.steps, CURVE[settings.training])
+    if settings.steps == 0:
+        curve(0)
+        facts = {"evaluated_rows": curve.rows, **task.facts}
+        return Outcome([metric("accuracy", curve.points[-1][1], "%")], facts=facts, device=settings.device)
+    plan = settings.mechanism(task.rows, len(task), context.seed)
     chosen = settings.optimizer
     fitted: Fit | ZerothFit
     if settings.zeroth is not None:
         own = settings.zeroth
         curve(0)  # the start
+        published = settings.plugin.kind == "published_zeroth"
         fitted = fit_zeroth(
-            settings.engine, task, plan, context, chosen.learning_rate, own.perturbation, own.directions, chosen.schedule, curve
+            settings.engine,
+            task,
+            plan,
+            context,
+            chosen.learning_rate,
+            own.perturbation,
+            own.directions,
+            chosen.schedule,
+            curve,
+            published,
         )
     else:
         optimizer = training.optimizer(chosen, task.model)
@@ -155,9 +190,9 @@ def run(settings: Settings, context: Context) -> Outcome:
         **task.facts,
     }
     return Outcome(
-        [metric("accuracy", curve.points[-1][1], "%"), *fitted.metrics],
+        [metric("accuracy", curve.points[-1][1], "%"), *settings.epsilon_metrics(plan), *fitted.metrics],
         plan.describe(),
-        privacy_of(plan),
+        settings.privacy(plan),
         facts,
         warnings=[*fitted.warnings, *settings.without_effect, *task.warnings],
         device=settings.device,
@@ -172,6 +207,8 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
 
     rows = {name: datasets.check(name, sources[f"dataset:{name}"]) for name in (settings.task, PUBLIC)}
     model = training.meta_model(settings, sources).train()
+    if settings.steps == 0:
+        return ["evaluated as it starts"]
     count = rows[settings.task].get("train")
     if settings.per_class is not None and count:
         count = min(count, settings.per_class * len(plugins.get("dataset", settings.task).extra["classes"]))

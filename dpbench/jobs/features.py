@@ -28,6 +28,9 @@ class Settings(Strict):
     token_budget: int = Field(2048, ge=16, description="Padded tokens of a physical batch.")
     precision: Literal["float32", "bfloat16"] = "float32"
     train_limit: int | None = Field(None, ge=1)
+    evaluate_limit: int | None = Field(
+        None, ge=1, exclude_if=lambda v: v is None, description="Rows of the validation split, by `text.some`."
+    )
     device: Literal["cpu", "cuda"] = "cpu"
 
 
@@ -56,7 +59,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     import torch
     from safetensors.torch import save_file
 
-    from dpbench.jobs.text import TextData, compared, features
+    from dpbench.jobs.text import TextData, compared, features, some
     from dpbench.jobs.throughput import require_device
     from dpbench.models import registry as models
 
@@ -77,6 +80,9 @@ def run(settings: Settings, context: Context) -> Outcome:
     for number, split in enumerate(("train", "validation")):
         context.report(number, 2, f"{split} features")
         encoded, second = data.apart(split, settings.train_limit if split == "train" else None)
+        if split == "validation" and settings.evaluate_limit is not None:
+            chosen = some(len(encoded.ids), settings.evaluate_limit)
+            encoded, second = encoded.part(chosen), None if second is None else second.part(chosen)
         found = features(encoder, encoded, settings.token_budget, autocast)
         if second is not None:
             found = compared(found, features(encoder, second, settings.token_budget, autocast))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from dpbench import plugins
+from dpbench import methods, plugins
 from dpbench.jobs import throughput
 from dpbench.jobs.contract import Context, Outcome, over_rounds
 from dpbench.mechanism import Clipping, Mechanism
@@ -41,15 +41,15 @@ class Settings(Strict):
 
 def uses(settings: Settings) -> Uses:
     """Versions that decide the numbers; there is no data."""
-    scopes = dict.fromkeys(s for s in map(throughput.scope_of, settings.engines) if s)
+    scopes = dict.fromkeys(s for s in map(methods.scope_of, settings.engines) if s)
     engines = tuple(("engine", name) for name in settings.engines)
     return Uses(plugins=(*engines, *(("scope", s) for s in scopes), ("function", "abadi")))
 
 
 def mechanism(settings: Settings, engine: str) -> Mechanism:
     """Clipping with the engine's first scope, noise multiplier 1, a fixed batch."""
-    scope = throughput.scope_of(engine)
-    return throughput.of_timing(settings.batch_size, Clipping(scope=scope) if scope else None)
+    scope = methods.scope_of(engine)
+    return methods.of_timing(settings.batch_size, Clipping(scope=scope) if scope else None)
 
 
 def run(settings: Settings, context: Context) -> Outcome:

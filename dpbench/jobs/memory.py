@@ -74,7 +74,7 @@ def measure_memory(settings: Any, engines: list[str], ids: np.ndarray, context: 
 def _cuda_memory(settings: Any, engine: str, ids: np.ndarray, seed: int) -> Peaks | str:
     import torch
 
-    from dpbench.jobs.throughput import Bench
+    from dpbench.jobs.bench import Bench
 
     gc.collect()
     torch.cuda.empty_cache()
@@ -149,7 +149,7 @@ def measure(settings: Any, engine: str, ids: np.ndarray, seed: int, threads: int
     """Peak bytes of live tensors in each of a few steps, after one that makes the optimizer's state, and of the process."""
     import torch
 
-    from dpbench.jobs.throughput import Bench
+    from dpbench.jobs.bench import Bench
     from dpbench.simulate.peak import PeakBytes
 
     torch.set_num_threads(threads)

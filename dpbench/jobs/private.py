@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from dpbench import plugins
 from dpbench.jobs.clipping import GroupSettings
+from dpbench.jobs.contract import metric
 from dpbench.mechanism import Clipping, Mechanism, Sampling, calibrated
+from dpbench.records.schema import Metric, Privacy
 from dpbench.validation import Strict
 
 
@@ -45,6 +48,9 @@ class PrivateSettings(Strict):
     sampler: Literal["poisson", "fixed"] = "poisson"
     steps: int = Field(ge=1)
     expected_batch_size: float = Field(gt=0)
+    accounted_rows: int | None = Field(
+        None, ge=1, exclude_if=lambda v: v is None, description="n that the noise is calibrated for, if not the n there is."
+    )
     caveats: list[str] = Field(default_factory=list, description="Reasons for which epsilon is only nominal.")
 
     @model_validator(mode="after")
@@ -58,13 +64,18 @@ class PrivateSettings(Strict):
 
     @property
     def plugin(self) -> plugins.Plugin:
-        """What `engine` names: an engine or, where the job takes such, a zeroth-order method.
+        """What `engine` names: an engine or, where the job takes such, a zeroth-order method, ours or a paper's published one.
 
         Raises:
             DpbenchError: neither.
         """
-        zeroth = self.takes_zeroth and self.engine in plugins.discover("zeroth")
-        return plugins.get("zeroth" if zeroth else "engine", self.engine)
+        kinds = ("zeroth", "published_zeroth") if self.takes_zeroth else ()
+        return plugins.get(next((k for k in kinds if self.engine in plugins.discover(k)), "engine"), self.engine)
+
+    @property
+    def by_zeroth(self) -> bool:
+        """Whether it is a zeroth-order method."""
+        return self.plugin.kind != "engine"
 
     @property
     def deciding_plugins(self) -> list[tuple[str, str]]:
@@ -97,8 +108,9 @@ class PrivateSettings(Strict):
         sampling = Sampling(self.sampler, kept, min(self.expected_batch_size, kept))
         if self.clipping is None or self.epsilon is None:
             return Mechanism(sampling, self.steps, delta=delta, seed=seed)
-        return calibrated(
-            sampling,
+        stated = sampling if self.accounted_rows is None else replace(sampling, dataset_size=self.accounted_rows)
+        made = calibrated(
+            stated,
             self.steps,
             self.clipping.made(),
             self.epsilon,
@@ -108,6 +120,30 @@ class PrivateSettings(Strict):
             caveats=tuple(self.caveats),
             noise=self.plugin.extra.get("noise") or "gaussian",
         )
+        return made if stated is sampling else replace(made, sampling=sampling, target_epsilon=None)
+
+    def privacy(self, plan: Mechanism) -> Privacy | None:
+        """Both accountants' epsilon; none for published code without a finite one. None for a non-private run."""
+        from dpbench.runner import privacy_of
+
+        made, why = privacy_of(plan), self.plugin.extra.get("why")
+        if made is None or why is None:
+            return made
+        return made.model_copy(
+            update={"epsilon": None, "epsilon_rdp": None, "validity": "nominal", "reasons": [why, *made.reasons]}
+        )
+
+    def epsilon_metrics(self, plan: Mechanism) -> list[Metric]:
+        """The real epsilon, `none` with the reason where there is no finite one, and the one that was asked for."""
+        if not plan.private:
+            return [Metric(name="epsilon", value=None, text="none", unit="", note="no clipping and no noise")]
+        stated = metric("stated_epsilon", self.epsilon or 0.0, "")
+        if why := self.plugin.extra.get("why"):
+            return [Metric(name="epsilon", value=None, text="none", unit="", note=why), stated]
+        spent = plan.epsilon_of_epochs() if plan.sampling.kind == "fixed" else plan.epsilon()
+        if spent is None:
+            return [Metric(name="epsilon", value=None, text="none", unit="", note="no noise"), stated]
+        return [metric("epsilon", spent, ""), stated]
 
     def mechanism_of(self, count: int | None) -> Mechanism:
         """For `check`: as `mechanism`, but with noise multiplier 0 where the number of rows is known only once they are there."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from dpbench import plugins
+from dpbench import methods
 from dpbench.jobs import throughput
 from dpbench.jobs.contract import Context, Outcome
 from dpbench.models.language import language_model_family
 from dpbench.records.schema import Metric
-from dpbench.simulate.devices import device
+from dpbench.simulate.devices import Device, device
 from dpbench.spec.expand import Uses
 from dpbench.spec.sources import Source
 from dpbench.validation import Strict, parse
@@ -28,18 +28,18 @@ PLUGIN = {
     "summary": "memory and roofline of steps, without the device",
 }
 
-UNITS = {"largest_batch": "examples", "peak_memory": "MiB", "memory_ratio": "x", "throughput_ratio": "x"}
+UNITS = {"largest_batch": "examples", "peak_memory": "MiB", "device_memory": "MiB", "memory_ratio": "x", "throughput_ratio": "x"}
 
 
 class Settings(Strict):
     """A model and a length; every engine on every device."""
 
-    size: str = Field(description="Size of the GPT-2 or Llama family.")
+    size: str = Field(description="Size of the GPT-2, Llama or OPT family.")
     tokens: int = Field(ge=2, description="T, tokens an example.")
     batch_size: int = Field(8, ge=1, description="B, examples a step, for peak memory and the ratios.")
-    engines: list[str] = Field(min_length=1)
+    engines: list[str] = Field(min_length=1, description="Engines, zeroth-order methods, or inference: a forward pass alone.")
     devices: list[str] = Field(min_length=1, description="Sheets of dpbench/simulate/devices.py.")
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     tied: bool = False
     whole: bool = Field(False, description="Every block, instead of extrapolating from two and three.")
 
@@ -77,7 +77,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     total = len(settings.engines)
     for done, engine in enumerate(settings.engines):
         context.report(done, total, f"simulating {engine}")
-        if missing := plugins.get("engine", engine).missing:
+        if missing := methods.missing(engine):
             metrics += _empty(settings, engine, f"skipped: {missing}")
             continue
         found = {}
@@ -117,7 +117,23 @@ def _metrics(settings: Settings, engine: str, found: dict[int, Estimate], baseli
             Metric(name=key, value=value, unit=UNITS[key], labels=labels, kind="simulated", note=note)
             for key, value in values.items()
         ]
+        metrics.append(_on_device(at.peak, sheet, labels, note))
     return metrics
+
+
+def _on_device(peak: float, sheet: Device, labels: dict[str, str], note: str) -> Metric:
+    """What the device's own tool shows: with driver, context and workspace; OOM where that is more than there is."""
+    needed, there = (peak + sheet.memory - sheet.usable) / 2**20, sheet.memory / 2**20
+    fits = needed <= there
+    return Metric(
+        name="device_memory",
+        value=needed if fits else None,
+        unit="MiB",
+        labels=labels,
+        kind="simulated",
+        note=note if fits else f"OOM: {needed:.0f} MiB of {there:.0f}",
+        text="" if fits else "OOM",
+    )
 
 
 def _empty(settings: Settings, engine: str, why: str) -> list[Metric]:
@@ -144,7 +160,7 @@ def printed(given: dict[str, Any]) -> str:
     language_model_family(settings.size)
     with tempfile.TemporaryDirectory() as folder, closing(StepLog(Path(folder) / "steps.jsonl")) as steps:
         metrics = run(settings, Context(Path(folder), 0, {}, steps)).metrics
-    digits = {"largest_batch": 0, "peak_memory": 0, "memory_ratio": 3, "throughput_ratio": 3}
+    digits = {"largest_batch": 0, "peak_memory": 0, "device_memory": 0, "memory_ratio": 3, "throughput_ratio": 3}
     lines = ["simulated, not measured", "{:14}{:14}".format("engine", "device") + "".join(f"{n:>18}" for n in UNITS)]
     for engine, where in itertools.product(settings.engines, settings.devices):
         own = {m.name: m for m in metrics if m.labels == {"engine": engine, "device": where}}

@@ -62,11 +62,13 @@ def fit_zeroth(
     directions: Kind = "gaussian",
     schedule: Literal["constant", "linear"] = "constant",
     watch: Callable[[int], None] = lambda done: None,
+    published: bool = False,
 ) -> ZerothFit:
     """Train `task.model` for `plan.steps` logical steps, without dropout; `linear` lowers the learning rate to 0.
 
     Args:
         watch: gets the number of steps done, and its time is not training's.
+        published: `method` is a paper's published code.
 
     Guarantee: that of `plan`, as `ZerothOrder` keeps it; `watch` must look at what has been released alone.
 
@@ -74,7 +76,7 @@ def fit_zeroth(
         DpbenchError: the method cannot serve the model, or a guard of it stopped the run.
     """
     task.model.eval()
-    optimizer = ZerothOrder(method, task.model, plan, rate, perturbation, directions)
+    optimizer = ZerothOrder(method, task.model, plan, rate, perturbation, directions, published=published)
     on_cpu = all(p.device.type == "cpu" for p in optimizer.trainable.values())
     done: list[Step] = []
     seconds: list[float] = []

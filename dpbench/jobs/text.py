@@ -13,6 +13,7 @@ from dpbench import plugins
 from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.jobs.features import PUBLIC, are_pairs
+from dpbench.jobs.prompting import Prompt
 from dpbench.models import registry as models
 from dpbench.sampling import by_tokens
 from dpbench.spec.sources import Source
@@ -22,11 +23,12 @@ PUBLIC_LINES = 512
 
 @dataclass
 class Encoded:
-    """Token ids of texts, without padding, and their labels [N]."""
+    """Token ids of texts, without padding, and their labels [N]. mask_at: [N] where the mask of each stands, of prompts."""
 
     ids: list[list[int]]
     labels: np.ndarray
     pad: int
+    mask_at: np.ndarray | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -34,10 +36,11 @@ class Encoded:
 
     def part(self, index: np.ndarray) -> Encoded:
         """Some of the examples, in the order of `index`."""
-        return Encoded([self.ids[i] for i in index], self.labels[index], self.pad)
+        at = None if self.mask_at is None else self.mask_at[index]
+        return Encoded([self.ids[i] for i in index], self.labels[index], self.pad, at)
 
     def batch(self, index: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
-        """input_ids and attention_mask [B, T], label [B]; T is the longest of the batch."""
+        """input_ids and attention_mask [B, T], label [B], of prompts mask_at [B]; T is the longest of the batch."""
         rows = [self.ids[i] for i in index]
         longest = max(len(row) for row in rows)
         ids = torch.full((len(rows), longest), self.pad, dtype=torch.long)
@@ -45,19 +48,21 @@ class Encoded:
         for at, row in enumerate(rows):
             ids[at, : len(row)] = torch.as_tensor(row)
             mask[at, : len(row)] = 1
-        return {"input_ids": ids, "attention_mask": mask, "label": torch.as_tensor(self.labels[index])}
+        made = {"input_ids": ids, "attention_mask": mask, "label": torch.as_tensor(self.labels[index])}
+        return made if self.mask_at is None else made | {"mask_at": torch.as_tensor(self.mask_at[index])}
 
 
 class TextData:
-    """A classification task and a tokenizer."""
+    """A classification task and a tokenizer. prompts: whether its examples are put into the dataset's prompt."""
 
-    def __init__(self, task: str, model: str, sources: dict[str, Source], max_length: int) -> None:
+    def __init__(self, task: str, model: str, sources: dict[str, Source], max_length: int, prompts: bool = False) -> None:
         self.task, self.max_length = task, max_length
         self.source = sources[f"dataset:{task}"]
         self.public = sources[f"dataset:{PUBLIC}"]
         self.tokenizer = models.text_tokenizer(model, sources[f"model:{model}"], self.public)
         self.plugin = plugins.get("dataset", task)
         self.classes: list[str] = self.plugin.extra["classes"]
+        self.prompt = Prompt.of(task, self.tokenizer) if prompts else None
 
     def split(self, name: str, limit: int | None = None) -> tuple[Encoded, list[str]]:
         """A split's first `limit` examples, encoded, and a text of each that tells it apart. A pair is one input."""
@@ -75,8 +80,11 @@ class TextData:
 
     def encode(self, texts: Sequence[str], labels: np.ndarray | None = None, pairs: Sequence[str] | None = None) -> Encoded:
         """Texts, each with its second one if there are pairs, as token ids."""
-        ids = self.tokenizer.encode(texts, self.max_length, pairs)
-        return Encoded(ids, np.zeros(len(ids), dtype=np.int64) if labels is None else labels, self.tokenizer.pad)
+        labels = np.zeros(len(texts), dtype=np.int64) if labels is None else labels
+        if self.prompt is None:
+            return Encoded(self.tokenizer.encode(texts, self.max_length, pairs), labels, self.tokenizer.pad)
+        ids = self.prompt.encode(self.tokenizer, texts, pairs, self.max_length)
+        return Encoded(ids, labels, self.tokenizer.pad, self.prompt.places(ids))
 
     def _public(self) -> list[str]:
         lines = [t for t in datasets.load(PUBLIC, "train", self.public).columns["text"] if len(t.split()) >= 8]
@@ -105,6 +113,11 @@ class TextData:
 
 def _apart(texts: list[str], pairs: list[str] | None) -> list[str]:
     return texts if pairs is None else [f"{a}\t{b}" for a, b in zip(texts, pairs, strict=True)]
+
+
+def some(rows: int, limit: int) -> np.ndarray:
+    """Indices of `limit` rows, all where there are fewer: the same ones for every method and seed."""
+    return np.sort(np.random.default_rng(0).permutation(rows)[:limit])
 
 
 def train_texts(task: str, source: Source, limit: int | None) -> list[str]:

@@ -11,19 +11,19 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from dpbench import plugins
+from dpbench import methods, plugins
 from dpbench.errors import DpbenchError
 from dpbench.jobs.clipping import AdaptiveSettings
 from dpbench.jobs.contract import Context, Outcome, over_rounds
 from dpbench.jobs.memory import Peaks, is_out_of_memory, measure_memory, out_of_memory
-from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.mechanism import Clipping, Mechanism
 from dpbench.models.language import language_model_family
 from dpbench.records.schema import Metric
 from dpbench.spec.expand import Uses
 from dpbench.spec.sources import Source
 from dpbench.validation import Strict
 
-PLUGIN = {"kind": "job", "name": "throughput", "version": 1, "summary": "memory and throughput of language-model training steps"}
+PLUGIN = {"kind": "job", "name": "throughput", "version": 1, "summary": "memory and throughput of training steps"}
 
 BASELINE = "nonprivate"
 
@@ -32,10 +32,10 @@ class StepSettings(Strict):
     """What is said of timed steps, on one process or several; every engine on the same tokens and the same weights."""
 
     dataset: str = "wikitext2"
-    size: str = Field(description="Size of the GPT-2 or Llama family.")
+    size: str = Field(description="Size of the GPT-2, Llama or OPT family; or an encoder's name: a classifier of two classes.")
     tokens: int = Field(ge=2, description="T, tokens an example.")
     batch_size: int = Field(ge=1, description="B, examples a step, of all processes together.")
-    engines: list[str] = Field(min_length=1)
+    engines: list[str] = Field(min_length=1, description="Engines, zeroth-order methods, or inference: a forward pass alone.")
     device: Literal["cpu", "cuda"] = "cpu"
     function: str = "abadi"
     bound: float = 1.0
@@ -48,28 +48,35 @@ class StepSettings(Strict):
         None, exclude_if=lambda v: v is None, description="Thresholds of the engines that do such; others keep fixed ones."
     )
 
+    @property
+    def classifies(self) -> bool:
+        """Whether `size` names an encoder."""
+        plugin = plugins.discover("model").get(self.size)
+        return plugin is not None and plugin.extra["family"] in ("bert", "roberta")
+
     def scope_of(self, engine: str) -> str | None:
         """The scope an engine is measured with: the first it declares; None for the non-private one."""
-        return scope_of(engine)
+        return methods.scope_of(engine)
 
     def uses(self) -> Uses:
         """Versions and sources that decide the numbers."""
-        engines = tuple(("engine", name) for name in self.engines)
+        engines = methods.plugins_of(self.engines)
         scopes = tuple(dict.fromkeys(("scope", s) for s in map(self.scope_of, self.engines) if s))
         policies = (("threshold", "adaptive"),) if self.adaptive is not None else ()
+        encoders = (("model", self.size),) if self.classifies else ()  # with random weights: no source of it counts
         return Uses(
-            plugins=(*engines, *scopes, ("function", self.function), *policies),
+            plugins=(*engines, *scopes, ("function", self.function), *policies, *encoders),
             datasets=(self.dataset,),
-            models=(language_model_family(self.size),),
+            models=() if encoders else (language_model_family(self.size),),
         )
 
     def mechanism(self, engine: str) -> Mechanism:
         """What one engine does in a timed step."""
         scope, steps = self.scope_of(engine), self.rounds * (self.steps + self.warmup)
-        adapts = plugins.get("engine", engine).extra.get("adaptive")
+        adapts = methods.kind_of(engine) == "engine" and plugins.get("engine", engine).extra.get("adaptive")
         adaptive = self.adaptive.made() if self.adaptive is not None and adapts else None
         clipping = Clipping(self.function, scope, self.bound, adaptive=adaptive) if scope else None
-        return of_timing(self.batch_size, clipping, self.noise_multiplier, steps)
+        return methods.of_timing(self.batch_size, clipping, self.noise_multiplier, steps, methods.noise_of(engine))
 
     def seconds_per_step(self, step: Callable[[], None], wait: Callable[[], None]) -> float:
         """After the warm-up, between two waits for all that is under way."""
@@ -91,7 +98,10 @@ class Settings(StepSettings):
     micro_batch: int | None = Field(
         None, ge=1, exclude_if=lambda v: v is None, description="Examples a backward pass, if not B: the step adds them up."
     )
-    dtype: Literal["float32", "bfloat16", "amp"] = Field(
+    lora_rank: int | None = Field(
+        None, ge=1, exclude_if=lambda v: v is None, description="Train low-rank adapters of attention, and a classifier's head."
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "amp"] = Field(
         "float32", description="Of the weights; amp: float32 weights, products in bfloat16 by autocast."
     )
     kernels: Literal["auto", "torch", "native", "triton"] = Field(
@@ -108,98 +118,6 @@ class Settings(StepSettings):
 def uses(settings: Settings) -> Uses:
     """Versions and sources that decide the numbers."""
     return settings.uses()
-
-
-def scope_of(engine: str) -> str | None:
-    """The scope an engine is measured with: the first it declares; None for the non-private one."""
-    scopes = plugins.get("engine", engine).extra["scopes"]
-    return scopes[0] if scopes else None
-
-
-def of_timing(batch_size: int, clipping: Clipping | None, noise_multiplier: float = 1.0, steps: int = 1) -> Mechanism:
-    """What steps do that are only timed, without `clipping` those of plain training. The batch is fixed: a timing says nothing
-    about epsilon."""
-    sampling = Sampling("fixed", batch_size, batch_size)
-    if clipping is None:
-        return Mechanism(sampling, steps)
-    return Mechanism(sampling, steps, clipping, noise_multiplier, caveats=("a timing, no model is released",))
-
-
-class Bench:
-    """A model, an optimizer and a batch on a device, on which engines are attached one after another."""
-
-    def __init__(self, settings: Settings, ids: np.ndarray, seed: int, meta: bool = False) -> None:
-        import torch
-
-        from dpbench.models import registry as models
-
-        self.settings = settings
-        self.device = torch.device("meta" if meta else settings.device)
-        self.losses = _losses(settings, self.device.type)
-        self.model = models.language_model(
-            settings.size,
-            seed=seed,
-            tied=settings.tied,
-            dtype=torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32,
-            meta=meta,
-            context=context(settings),
-        ).to(self.device)
-        self.model.train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate)
-        parts = torch.as_tensor(ids).to(self.device).split(settings.micro_batch or settings.batch_size)
-        self.batches = [{"input_ids": part} for part in parts]
-
-    def attach(self, engine: str) -> Any:
-        """The engine's handle."""
-        from dpbench import engines
-
-        kernels = self.settings.kernels if engines.takes_kernels(engine) else "auto"
-        return engines.attach(engine, self.model, self.optimizer, self.settings.mechanism(engine), kernels)
-
-    def step(self, handle: Any) -> None:
-        """One logical step of one or more physical batches."""
-        for batch in self.batches:
-            handle.backward(self.losses, batch)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def timed(self, engine: str) -> float:
-        """Seconds a step, attaching and warm-up apart."""
-        handle = self.attach(engine)
-        try:
-            return self.settings.seconds_per_step(lambda: self.step(handle), self._wait)
-        finally:
-            handle.detach()
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            import torch
-
-            torch.cuda.synchronize(self.device)
-
-
-def _losses(settings: Settings, device: str) -> Any:
-    """losses(model, batch), under autocast where the settings say so."""
-    import torch
-
-    from dpbench.models.registry import language_model_losses
-
-    if settings.dtype != "amp":
-        return language_model_losses
-
-    def under_autocast(model: Any, batch: Any) -> Any:
-        with torch.autocast(device, dtype=torch.bfloat16):
-            return language_model_losses(model, batch)
-
-    return under_autocast
-
-
-def context(settings: Settings) -> int | None:
-    """Positions of the model: the size's own, or T where that is longer."""
-    from dpbench.models import registry as models
-
-    own = models.language_model_size(settings.size)["context"]
-    return settings.tokens if settings.tokens > own else None
 
 
 def run(settings: Settings, context: Context) -> Outcome:
@@ -248,6 +166,8 @@ def _rounds(
 
     The order turns, so that no engine always follows the same one.
     """
+    from dpbench.jobs.bench import Bench
+
     bench = Bench(settings, ids, context.seed)
     found: dict[str, list[float]] = {engine: [] for engine in engines}
     lost: dict[str, str] = {}
@@ -277,6 +197,7 @@ def metrics_of(settings: StepSettings, engine: str, rounds: dict[str, list[float
     own, labels = memory[engine], {"engine": engine}
     found = [
         over_rounds("throughput", "tokens/s", labels, [tokens / s for s in rounds[engine]]),
+        over_rounds("seconds_per_step", "s", labels, rounds[engine]),
         over_rounds("peak_memory", "MiB", labels, [b / 2**20 for b in own["tensors"]]),
     ]
     if own["process"]:
@@ -290,7 +211,8 @@ def metrics_of(settings: StepSettings, engine: str, rounds: dict[str, list[float
 
 
 def empty_metrics(engine: str, why: str) -> list[Metric]:
-    units = {"throughput": "tokens/s", "throughput_ratio": "x", "peak_memory": "MiB", "memory_ratio": "x", "process_peak": "MiB"}
+    units = {"throughput": "tokens/s", "seconds_per_step": "s", "throughput_ratio": "x"}
+    units |= {"peak_memory": "MiB", "memory_ratio": "x", "process_peak": "MiB"}
     text = "OOM" if why.startswith("OOM") else ""
     labels = {"engine": engine}
     return [Metric(name=name, value=None, unit=unit, labels=labels, note=why, text=text) for name, unit in units.items()]
@@ -300,7 +222,7 @@ def skip_missing(engines: list[str]) -> tuple[list[str], list[Metric]]:
     """Engines whose package is there, and empty metrics that say why for the others."""
     runnable, metrics = [], []
     for engine in engines:
-        if missing := plugins.get("engine", engine).missing:
+        if missing := methods.missing(engine):
             metrics += empty_metrics(engine, f"skipped: {missing}")
         else:
             runnable.append(engine)
@@ -313,7 +235,10 @@ def batch_ids(settings: StepSettings, source: Source) -> tuple[np.ndarray, dict[
     from dpbench.data.tokenizer import bpe, token_blocks
     from dpbench.models import registry as models
 
-    vocabulary = models.language_model_size(settings.size)["vocabulary"]
+    if settings.classifies:
+        vocabulary = plugins.get("model", settings.size).extra["architecture"]["vocab_size"]
+    else:
+        vocabulary = models.language_model_size(settings.size)["vocabulary"]
     tokenizer, sha256 = bpe(settings.dataset, min(vocabulary, 8192), source)
     texts = datasets.load(settings.dataset, "train", source).columns["text"]
     ids = token_blocks(tokenizer, texts, settings.tokens, limit=settings.batch_size)
@@ -359,13 +284,18 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     """
     runnable, metrics = skip_missing(settings.engines)
     remarks = sorted({f"{m.labels['engine']}: {m.note}" for m in metrics})
+    from dpbench.jobs.bench import Bench
+
     bench = Bench(settings, np.zeros((settings.batch_size, settings.tokens), dtype=np.int64), seed=0, meta=True)
     for engine in runnable:
-        handle = bench.attach(engine)
-        if handle.unprotected:
-            raise DpbenchError(f"engine {engine} leaves {handle.unprotected[0]} unprotected")
-        handle.detach()
-    floor = sum(p.numel() * p.element_size() for p in bench.model.parameters()) * 4  # weights, gradients, two moments
+        attached = bench.attach(engine)
+        if attached.unprotected:
+            raise DpbenchError(f"engine {engine} leaves {attached.unprotected[0]} unprotected")
+        attached.detach()
+    steppers = [methods.kind_of(engine) == "engine" for engine in runnable]
+    trained = sum(p.numel() * p.element_size() for p in bench.model.parameters() if p.requires_grad)
+    floor = sum(p.numel() * p.element_size() for p in bench.model.parameters())
+    floor += 3 * trained * any(steppers)  # gradients and two moments
     remarks.append(
         f"{sum(p.numel() for p in bench.model.parameters()) / 1e6:.1f} M parameters, at least {math.ceil(floor / 2**20)} MiB"
     )

@@ -18,9 +18,11 @@ from dpbench import plugins
 from dpbench.errors import DpbenchError, unknown
 from dpbench.jobs import features as features_job
 from dpbench.jobs.contract import Context
+from dpbench.jobs.prompting import filled, prompted
 from dpbench.jobs.rest import in_rest, share_of
-from dpbench.jobs.text import TextData, features, in_pieces, pooled, train_texts
+from dpbench.jobs.text import TextData, features, in_pieces, pooled, some, train_texts
 from dpbench.models import registry as models
+from dpbench.models import tuning
 from dpbench.sampling import by_tokens, physical_batches
 from dpbench.spec.sources import Source
 
@@ -70,14 +72,14 @@ def make_head(settings: Settings, width: int, classes: int, seed: int, phrases: 
     """A head with its initial weights, the same for all methods of a seed.
 
     Args:
-        phrases: [classes, H] prepared mean features of public label phrases, for `label_words`.
+        phrases: [classes, H] prepared mean features of public texts of each class, for `label_words` and `prompt_words`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = Head(width, settings.hidden, classes)
     nn.init.zeros_(head.out.weight)
     nn.init.zeros_(head.out.bias)
-    if settings.head == "label_words":
+    if settings.head in ("label_words", "prompt_words"):
         if phrases is None:
             raise DpbenchError(f"{settings.task} has no label phrases", "take head: zero, or add label_phrases to its plug-in")
         with torch.no_grad():
@@ -151,17 +153,12 @@ class Split:
         self.drawn = np.sort(np.concatenate(chosen))
 
 
-def some(rows: int, limit: int) -> np.ndarray:
-    """Indices of `limit` rows, all where there are fewer: the same ones for every method and seed."""
-    return np.sort(np.random.default_rng(0).permutation(rows)[:limit])
-
-
 class TextTask:
     """Full fine-tuning on token ids."""
 
     def __init__(self, settings: Settings, context: Context) -> None:
         self.settings, self.device = settings, torch.device(settings.device)
-        data = TextData(settings.task, settings.model, context.sources, settings.max_length)
+        data = TextData(settings.task, settings.model, context.sources, settings.max_length, settings.head == "prompt")
         self.train, texts = data.split("train", settings.train_limit)
         split = Split(settings, self.train.labels, texts, lambda: texts, context.seed)
         self.rows, self.index, self.warnings = split.rows, split.drawn, split.warnings
@@ -169,19 +166,27 @@ class TextTask:
         self.evaluated = data.split("validation")[0] if split.rest is None else self.train.part(split.rest)
         if settings.evaluate_limit is not None:
             self.evaluated = self.evaluated.part(some(len(self.evaluated.ids), settings.evaluate_limit))
-        encoder = models.encoder(settings.model, context.sources[f"model:{settings.model}"], settings.layers, seed=context.seed)
-        budget = settings.token_budget
-        centre = features(encoder, data.public_inputs(), budget).mean(0)
-        phrases = None
-        if settings.head == "label_words":
-            phrases = torch.stack(
-                [prepared(features(encoder, e, budget), centre, settings).mean(0) for e in data.label_phrases()]
-            )
-        head = make_head(settings, encoder.width, len(data.classes), context.seed, phrases)
-        self.model = classifier(encoder, head, settings)
-        self.model.centre.copy_(centre)  # type: ignore[operator]
+        self.model = self._model(data, context)
         self.model.to(self.device)
         self.facts = {"tokenizer_sha256": data.tokenizer.sha256}
+
+    def _model(self, data: TextData, context: Context) -> nn.Module:
+        """With its initial weights, the same for all methods of a seed."""
+        own, seed, source = self.settings, context.seed, context.sources[f"model:{self.settings.model}"]
+        encoder = models.encoder(own.model, source, own.layers, seed=seed)
+        if data.prompt is not None:
+            made = prompted(own.model, encoder, len(data.classes), source, data.prompt.word_ids)
+            return freeze(made, own, seed)
+        budget = own.token_budget
+        centre = features(encoder, data.public_inputs(), budget).mean(0)
+        phrases = None
+        if own.head == "label_words":
+            phrases = torch.stack([prepared(features(encoder, e, budget), centre, own).mean(0) for e in data.label_phrases()])
+        if own.head == "prompt_words":
+            phrases = prepared(features(encoder, data.encode(filled(own.task)), budget), centre, own)
+        model = Classifier(encoder, make_head(own, encoder.width, len(data.classes), seed, phrases), own)
+        model.centre.copy_(centre)  # type: ignore[operator]
+        return freeze(model, own, seed)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -237,13 +242,26 @@ class FeatureTask:
         evaluated = prepared(stored["validation_x"].float(), centre, settings), stored["validation_y"]
         if split.rest is not None:
             evaluated = train[0][split.rest], train[1][split.rest]
-        if settings.evaluate_limit is not None:
-            index = some(len(evaluated[1]), settings.evaluate_limit)
-            evaluated = evaluated[0][index], evaluated[1][index]
+            if settings.evaluate_limit is not None:  # of a validation split there are no more features than these
+                index = some(len(evaluated[1]), settings.evaluate_limit)
+                evaluated = evaluated[0][index], evaluated[1][index]
         self.evaluated = evaluated[0].to(self.device), evaluated[1].to(self.device)
         phrases = prepared(stored["label_phrases"], centre, settings) if "label_phrases" in stored else None
+        if settings.head == "prompt_words":
+            phrases = prepared(self._of_prompts(context), centre, settings)
         self.model = make_head(settings, self.x.shape[1], len(classes), context.seed, phrases).to(self.device)
         self.facts: dict[str, Any] = {}
+
+    def _of_prompts(self, context: Context) -> Tensor:
+        """[classes, H] features of the dataset's prompt with each label word."""
+        own = self.settings
+        if features_job.are_pairs(own.task):
+            raise DpbenchError(
+                f"{own.task}: of a pair the head sees product and distance, which a sentence has not", "take head: zero"
+            )
+        data = TextData(own.task, own.model, context.sources, own.max_length)
+        encoder = models.encoder(own.model, context.sources[f"model:{own.model}"], own.layers)
+        return features(encoder, data.encode(filled(own.task)), own.token_budget)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -284,9 +302,10 @@ class Curve:
         self.points.append([done, 100 * accuracy])
 
 
-def classifier(encoder: nn.Module, head: Head, settings: Settings) -> Classifier:
-    """The model of full fine-tuning, its embeddings frozen if the settings say so."""
-    model = Classifier(encoder, head, settings)
+def freeze(model: nn.Module, settings: Settings, seed: int = 0, meta: bool = False) -> nn.Module:
+    """The model of full fine-tuning, its embeddings frozen if the settings say so; or frozen but for adapters and head."""
+    if settings.lora is not None:
+        return tuning.encoder_lora(model, settings.lora.rank, settings.lora.alpha, seed, meta)
     if settings.freeze_embeddings:
         for name, parameter in model.named_parameters():
             if ".embeddings." in name:
@@ -299,6 +318,10 @@ def meta_model(settings: Settings, sources: dict[str, Source]) -> nn.Module:
     source = sources[f"model:{settings.model}"]
     encoder = models.encoder(settings.model, source, settings.layers, meta=True)
     classes = len(plugins.get("dataset", settings.task).extra["classes"])
+    if settings.head == "prompt":
+        return freeze(prompted(settings.model, encoder, classes, None).to("meta"), settings, meta=True)
     width = features_job.width(settings.task, encoder.width) if settings.training == "features" else encoder.width
     head = Head(width, settings.hidden, classes).to("meta")
-    return head if settings.training == "features" else classifier(encoder, head, settings).to("meta")
+    return (
+        head if settings.training == "features" else freeze(Classifier(encoder, head, settings).to("meta"), settings, meta=True)
+    )

@@ -33,20 +33,38 @@ def check_config(path: Path, architecture: dict[str, Any], name: str) -> None:
 
 def checkpoint(path: Path, family: str, wanted: set[str]) -> dict[str, torch.Tensor]:
     """Tensors of a checkpoint under the names of the bare model: heads, pooler and cut layers are left out."""
+    found = _named(path, wanted, f"{family}.")
+    if missing := sorted(wanted - set(found)):
+        raise DpbenchError(f"{path}: lacks {len(missing)} tensors, first {missing[0]}", "fetch the model again")
+    return found
+
+
+def tensors_of(path: Path, names: set[str]) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint by their own names, in fp32.
+
+    Raises:
+        DpbenchError: the file is not readable, or lacks one.
+    """
+    found = _named(path, names)
+    if missing := sorted(names - set(found)):
+        raise DpbenchError(f"{path}: lacks {missing[0]}", "take the masked language model's checkpoint, or another head")
+    return found
+
+
+def _named(path: Path, wanted: set[str], prefix: str = "") -> dict[str, torch.Tensor]:
+    """Those of the wanted tensors that a checkpoint has, in fp32; their names without the prefix."""
     from safetensors import SafetensorError, safe_open
 
     found = {}
     try:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a mapping)
-                stem, _, last = key.removeprefix(f"{family}.").rpartition(".")
+                stem, _, last = key.removeprefix(prefix).rpartition(".")
                 name = f"{stem}.{OLD_NAMES.get(last, last)}"
                 if name in wanted:
                     found[name] = file.get_tensor(key).float()
     except (OSError, SafetensorError) as error:
         raise DpbenchError(f"{path}: not a readable safetensors file ({error})", "fetch the model again") from error
-    if missing := sorted(wanted - set(found)):
-        raise DpbenchError(f"{path}: lacks {len(missing)} tensors, first {missing[0]}", "fetch the model again")
     return found
 
 

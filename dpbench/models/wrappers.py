@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, BertModel, DynamicCache, PreTrainedModel, RobertaModel
+from transformers import AttentionInterface, BertModel, DynamicCache, OPTForCausalLM, PreTrainedModel, RobertaModel
 from transformers.activations import NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
 from dpbench.errors import DpbenchError
 
@@ -69,8 +70,43 @@ def fuse_gelu(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+class OptPositions(torch.nn.Module):
+    """OPT's learned positions, whose numbers start at 2, as a plain embedding: engines know that one's gradient."""
+
+    def __init__(self, table: torch.nn.Embedding) -> None:
+        super().__init__()
+        self.offset = 2
+        self.table = torch.nn.Embedding(*table.weight.shape, _weight=table.weight)
+
+    def forward(self, attention_mask: Any, past: int = 0, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, T] positions from 0 -> [B, T, H]; the mask is not looked at."""
+        assert position_ids is not None
+        return self.table(position_ids + self.offset)
+
+
+class OptBlock(OPTDecoderLayer):
+    """OPT's block with the norm before attention and MLP, on [B, T, H] throughout: transformers' own folds B and T together
+    before its MLP, so that no layer there could tell examples apart."""
+
+    def forward(self, hidden_states: torch.Tensor, **given: Any) -> torch.Tensor:
+        """[B, T, H] -> [B, T, H]; `given` as for transformers' block."""
+        attended, _ = self.self_attn(hidden_states=self.self_attn_layer_norm(hidden_states), **given)
+        hidden_states = hidden_states + attended
+        inner = self.activation_fn(self.fc1(self.final_layer_norm(hidden_states)))
+        return hidden_states + self.fc2(inner)
+
+
+def served_opt(model: OPTForCausalLM) -> OPTForCausalLM:
+    """An OPT as engines can serve it, in place: the same function with the same weights, positions under another name."""
+    decoder: Any = model.model.decoder
+    decoder.embed_positions = OptPositions(decoder.embed_positions)
+    for block in decoder.layers:
+        block.__class__ = OptBlock
+    return model
+
+
 class LanguageModel(torch.nn.Module):
-    """GPT-2 or Llama with its head. vocabulary: V; context: the longest input in tokens."""
+    """GPT-2, Llama or OPT with its head. vocabulary: V; context: the longest input in tokens."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()

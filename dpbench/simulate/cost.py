@@ -55,6 +55,9 @@ class Cost(PeakBytes):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet = func._overloadpacket
+        if torch.is_inference_mode_enabled() and func._can_decompose():  # elsewhere autograd has taken it apart before it is here
+            with self:
+                return func.decompose(*args, **kwargs)
         if packet is aten._local_scalar_dense:
             return _ONE.get(args[0].dtype, 1.0 if args[0].is_floating_point() else 1)
         if packet is aten._to_copy and args[0].is_meta and str(kwargs.get("device")) == "cpu":  # a number for the host
@@ -107,7 +110,7 @@ def _all_chosen(indices: Any) -> list[Any]:
     out: list[Any] = []
     for index in indices:
         masks = isinstance(index, Tensor) and index.dtype == torch.bool
-        out += [torch.empty(index.numel(), dtype=torch.long, device=index.device)] * index.dim() if masks else [index]
+        out += [torch.zeros(index.numel(), dtype=torch.long, device=index.device)] * index.dim() if masks else [index]
     return out
 
 

@@ -1,4 +1,4 @@
-"""One training step on tensors without storage: the engine's own code runs, and nothing is computed."""
+"""One step on tensors without storage: the method's own code runs, and nothing is computed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from dpbench import engines
+from dpbench import methods
 from dpbench.errors import DpbenchError
 from dpbench.mechanism import Mechanism
 from dpbench.models import registry as models
@@ -28,8 +28,8 @@ CUDA_QUANTUM = 512
 class Setting:
     """What is simulated.
 
-    layers: instead of the size's own; micro_batch: examples a backward pass; device: whose memory is counted, `cuda` with flash
-    attention, rounded sizes and AdamW over all tensors at once, as torch does there.
+    engine: one of `dpbench.methods`; layers: instead of the size's own; micro_batch: examples a backward pass; device: whose
+    memory is counted, `cuda` with flash attention, rounded sizes and AdamW over all tensors at once, as torch does there.
     """
 
     size: str
@@ -39,7 +39,7 @@ class Setting:
     batch_size: int
     micro_batch: int | None = None
     layers: int | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     tied: bool = False
     device: Literal["cuda", "cpu"] = "cuda"
 
@@ -48,7 +48,8 @@ class Setting:
 class Step:
     """What one step costs, after another that made the optimizer's state.
 
-    passes, release: peak bytes in all forward and backward passes, and in noise and optimizer; live: bytes between two steps.
+    passes, release: peak bytes in all forward and backward passes, and in noise and optimizer, 0 where the passes hold them;
+    live: bytes between two steps.
     """
 
     passes: int
@@ -102,31 +103,29 @@ def _step(setting: Setting, model: nn.Module, cost: Cost) -> Step:
     batches = [{"input_ids": part} for part in ids.split(setting.micro_batch or setting.batch_size)]
     with cost:
         cost.count([*model.parameters(), *model.buffers(), ids])
-        handle = engines.attach(setting.engine, model, optimizer, setting.mechanism)
+        attached = methods.attach(setting.engine, model, optimizer, setting.mechanism)
 
         def passes() -> int:
             cost.reset_peak()
-            for batch in batches:
-                handle.backward(models.language_model_losses, batch)
+            attached.passes(models.language_model_losses, batches)
             return cost.peak
 
         def release() -> int:
             cost.reset_peak()
-            optimizer.step()
-            optimizer.zero_grad()
+            attached.release()
             return cost.peak
 
         passes()
         release()
         cost.work = Work()
         found = Step(passes(), release(), cost.live, cost.work)
-        handle.detach()
+        attached.detach()
     return found
 
 
 def _model(setting: Setting) -> nn.Module:
     context = max(setting.tokens, models.language_model_size(setting.size)["context"])
-    dtype = torch.bfloat16 if setting.dtype == "bfloat16" else torch.float32
+    dtype = getattr(torch, setting.dtype)
     model = models.language_model(setting.size, tied=setting.tied, dtype=dtype, meta=True, layers=setting.layers, context=context)
     return model.train()
 

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dpbench.engines.gaussian import PIECE, Gaussian
+from dpbench.engines.gaussian import PIECE, Gaussian, Scratch
 from dpbench.engines.noise import STREAMS, in_memory_order, key_of, perturb_
 from dpbench.errors import DpbenchError
 from dpbench.kernels import launch
@@ -53,6 +54,13 @@ class Directions:
     def length(self, step: int) -> float:
         """|u_step|, at the cost of making it once."""
         return math.sqrt(self.size) if self.kind == "sphere" else self._gaussian_length(step)
+
+    def next_number(self, step: int) -> float:
+        """The number of N(0, 1) that the public seed of u_step gives next: for published code that takes it for its noise."""
+        found = np.zeros(1)
+        stream = Gaussian(key_of(self._seed, _DIRECTIONS, STREAMS + 1, step))
+        stream.perturb_(found, 1.0, 1.0, Scratch.inside(np.empty(Scratch.room_for(1, found.dtype), np.uint8), found.dtype))
+        return float(found[0])
 
     def _gaussian_length(self, step: int) -> float:
         """Of the Gaussian numbers of a step, in fp64. The last one is kept: a step asks for it several times."""
@@ -119,13 +127,16 @@ def _wide(weight: Tensor) -> torch.dtype:
 
 
 def check_perturbation(weights: Sequence[Tensor], perturbation: float) -> None:
-    """Refuse a perturbation lambda that the weights' precision loses, or that is not a perturbation. Looks at the weights alone.
+    """Refuse a perturbation lambda that the weights' precision loses, or that is not a perturbation. Looks at the weights alone;
+    those without storage have nothing to look at.
 
     Raises:
         DpbenchError: not a positive number; most weights stay what they are; or it is larger than the weights.
     """
     if not (perturbation > 0 and math.isfinite(perturbation)):
         raise DpbenchError(f"perturbation {perturbation} is not a positive number", "MeZO and DPZero use 1e-3")
+    if any(weight.is_meta for weight in weights):
+        return
     lost, every, squares = 0, 0, 0.0
     for weight in weights:
         size = weight.detach().abs()

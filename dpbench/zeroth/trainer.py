@@ -16,6 +16,9 @@ from dpbench.errors import DpbenchError
 from dpbench.mechanism import Mechanism
 from dpbench.zeroth.directions import Directions, Kind, check_perturbation
 
+SILENT = 20
+"""Steps in a row without a single example whose loss moves, after which a run is stopped."""
+
 Losses = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> the per-example losses [B]."""
 
@@ -47,9 +50,10 @@ class ZerothOrder:
     Source: Zhang et al., ICML 2024, Algorithms 1 and 2, in its experiments' mini-batch form; Malladi et al., NeurIPS 2023.
 
     Guarantee: that of the mechanism, over the released slopes (and for `dpgd_0th` weights): noise has streams of its own, of
-    which the public directions say nothing. An example whose loss is not finite contributes 0.
+    which the public directions say nothing. An example whose loss is not finite contributes 0. None under `published`.
 
     Args:
+        published: `method` names what a paper's published code does, faults included.
         rate: learning rate of the next step; may be set between steps.
         perturbation: lambda.
 
@@ -67,8 +71,10 @@ class ZerothOrder:
         perturbation: float = 1e-3,
         directions: Kind = "gaussian",
         kernels: Literal["auto", "reference"] = "auto",
+        published: bool = False,
     ) -> None:
-        self.method, self.model, self.mechanism = plugins.get("zeroth", method), model, mechanism
+        self.method = plugins.get("published_zeroth" if published else "zeroth", method)
+        self.model, self.mechanism = model, mechanism
         self.rate, self.perturbation = rate, perturbation
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.trainable:
@@ -77,14 +83,14 @@ class ZerothOrder:
         weights = list(self.trainable.values())
         check_perturbation(weights, perturbation)
         self.directions = Directions(weights, mechanism.seed, directions, kernels)
-        self.steps = self.non_finite_examples = 0
+        self.steps = self.non_finite_examples = self._silent = 0
         self._noise = Noise(mechanism)
 
     def step(self, losses: Losses, batches: Iterable[Any]) -> Step:
         """One logical step over the physical batches of a logical one; none at all is an empty batch, which is released too.
 
         Raises:
-            DpbenchError: `losses` are not one number an example; no example's is finite.
+            DpbenchError: `losses` are not one number an example; no example's is finite; for `SILENT` steps none has moved.
         """
         physical, number, size = list(batches), self.steps, self.perturbation
         self.directions.add_(number, size)
@@ -100,13 +106,26 @@ class ZerothOrder:
             )
         self.non_finite_examples += int((~finite).sum())
         derivatives = derivatives.where(finite, 0.0)
+        self._must_move(derivatives, number)
         clipped, total = self._bounded(derivatives, number)
-        slope = self._released(total) / self.mechanism.sampling.expected_batch_size
+        slope = self._released(total, number) / self.mechanism.sampling.expected_batch_size
         self.directions.add_(number, size - self.rate * slope)  # back, and on
         self._add_vector_noise_()
         self.steps += 1
         mean = (above + below)[finite].mean().item() / 2 if finite.any() else None
         return Step(len(derivatives), mean, clipped, slope)
+
+    def _must_move(self, derivatives: Tensor, number: int) -> None:
+        """Stop where the losses are too coarse for the perturbation, as in half precision. The weights stay as they are."""
+        if not len(derivatives):
+            return
+        self._silent = 0 if derivatives.any() else self._silent + 1
+        if self._silent >= SILENT:
+            self.directions.add_(number, self.perturbation)
+            raise DpbenchError(
+                f"step {number}: no example's loss has moved for {SILENT} steps: the perturbation {self.perturbation:g} is lost",
+                "raise it, or use wider weights and losses",
+            )
 
     def _losses(self, losses: Losses, physical: list[Any]) -> Tensor:
         """[B] of all physical batches, fp64 on the host."""
@@ -133,11 +152,13 @@ class ZerothOrder:
         over = derivatives.abs() > bound
         return (float(over.double().mean()) if len(over) else None), float(derivatives.clamp(-bound, bound).sum())
 
-    def _released(self, total: float) -> float:
+    def _released(self, total: float, number: int) -> float:
         """The sum with its one number of noise."""
         std = self.mechanism.noise_multiplier * self.mechanism.sensitivity if self.mechanism.clipping else 0.0
         if std == 0 or self.method.extra["clips"] == "vector":
             return total
+        if self.method.extra.get("noise_of_directions"):
+            return total + std * self.directions.next_number(number)
         if self.mechanism.noise == "laplace":
             a, b, c, d = self._noise.on_counts([0.0] * 4, 1.0)
             return total + std * (a * a + b * b - c * c - d * d) / 2  # two exponential numbers' difference

@@ -32,6 +32,7 @@ MODELS = {
     "gpt2": lambda: models.language_model("tiny", seed=1),
     "gpt2_tied": lambda: models.language_model("tiny", seed=1, tied=True),
     "llama": lambda: models.language_model("llama_tiny", seed=1),
+    "opt": lambda: models.language_model("opt_tiny", seed=1),
     "gpt2_lora": lambda: lora("tiny"),
     "llama_lora": lambda: lora("llama_tiny"),
 }

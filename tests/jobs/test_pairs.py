@@ -131,7 +131,7 @@ def test_a_pairs_gradient_depends_on_both_of_its_texts():
     own = parse(classify.Settings, CLASSIFY, "test")
     head = training.make_head(own, 32, 3, 0, None)
     torch.nn.init.normal_(head.out.weight)
-    model = training.classifier(models.encoder("tiny_bert", SCRATCH), head, own)
+    model = training.freeze(training.Classifier(models.encoder("tiny_bert", SCRATCH), head, own), own)
     sums = []
     for row in (0, 1):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

@@ -148,7 +148,8 @@ def test_a_run_says_what_its_thresholds_cost_and_where_they_went(tmp_path):
     adaptive = {"quantile": 0.6, "budget": 0.01}
     done = classify.run(text(clipping={"adaptive": adaptive}), context(tmp_path))
     found = {m.name: m for m in done.metrics}
-    assert list(found) == ["accuracy", "training_seconds", "processor_seconds", "noise_ratio", "clipped_share", "final_bound"]
+    privacy, cost = ["epsilon", "stated_epsilon"], ["training_seconds", "processor_seconds"]
+    assert list(found) == ["accuracy", *privacy, *cost, "noise_ratio", "clipped_share", "final_bound"]
     assert found["noise_ratio"].kind == "counted"
     assert found["noise_ratio"].value == pytest.approx(1 / math.sqrt(0.99), rel=1e-12)
     last = [bounds[1] for bounds in done.facts["thresholds"].values()]
@@ -157,5 +158,5 @@ def test_a_run_says_what_its_thresholds_cost_and_where_they_went(tmp_path):
     assert list(clipped) == list(done.facts["thresholds"])
     assert found["clipped_share"].value == pytest.approx(100 * sum(clipped.values()) / len(clipped))
     fixed = {m.name: m.value for m in classify.run(text(), context(tmp_path)).metrics}
-    assert list(fixed) == ["accuracy", "training_seconds", "processor_seconds", "noise_ratio"]
+    assert list(fixed) == ["accuracy", *privacy, *cost, "noise_ratio"]
     assert fixed["noise_ratio"] == 1.0

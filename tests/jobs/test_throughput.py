@@ -8,6 +8,7 @@ import torch
 
 from dpbench.errors import DpbenchError
 from dpbench.jobs import throughput
+from dpbench.jobs.bench import Bench
 from dpbench.validation import parse
 
 IDS = np.random.default_rng(0).integers(0, 64, (6, 8))
@@ -15,7 +16,7 @@ IDS = np.random.default_rng(0).integers(0, 64, (6, 8))
 
 def bench(**values):
     settings = throughput.Settings(size="tiny", tokens=8, batch_size=6, engines=["fused"], noise_multiplier=0.0, **values)
-    return throughput.Bench(settings, IDS, seed=0)
+    return Bench(settings, IDS, seed=0)
 
 
 def gradient(made, engine="fused"):
@@ -81,7 +82,7 @@ def test_an_engine_that_runs_out_of_memory_is_OOM_and_the_others_go_on(tmp_path,
             raise torch.OutOfMemoryError("tried to allocate 2 GiB")
         return 1.0
 
-    monkeypatch.setattr(throughput.Bench, "timed", timed)
+    monkeypatch.setattr(Bench, "timed", timed)
     context = Context(tmp_path, 0, {"dataset:wikitext2": None}, StepLog(tmp_path / "steps.jsonl"))
     found = {(m.name, m.labels["engine"]): m for m in throughput.run(own, context).metrics}
     assert found["throughput", "nonprivate"].rounds == [16.0, 16.0, 16.0]
@@ -120,9 +121,9 @@ def test_every_bfloat16_run_has_a_rate_that_moves_a_weight_of_1(tier):
 
 def test_a_private_step_in_bfloat16_goes_through_at_that_rate():
     settings = throughput.Settings(size="tiny", tokens=8, batch_size=6, engines=["fused"], dtype="bfloat16", learning_rate=5e-3)
-    own = throughput.Bench(settings, IDS, seed=0)
+    own = Bench(settings, IDS, seed=0)
     own.step(own.attach("fused"))
-    too_small = throughput.Bench(settings.model_copy(update={"learning_rate": 1e-4}), IDS, seed=0)
+    too_small = Bench(settings.model_copy(update={"learning_rate": 1e-4}), IDS, seed=0)
     handle = too_small.attach("fused")
     with pytest.raises(DpbenchError, match="has not moved"):
         too_small.step(handle)

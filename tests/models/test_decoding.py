@@ -32,7 +32,9 @@ def prefixed():
     return made
 
 
-@pytest.mark.parametrize("make", [language_model, lambda: language_model(size="llama_tiny"), prefixed])
+@pytest.mark.parametrize(
+    "make", [language_model, lambda: language_model(size="llama_tiny"), lambda: language_model(size="opt_tiny"), prefixed]
+)
 def test_the_cache_changes_nothing(make):
     """fp64: sums in another order, 1e-12. A cache that hides or shows a token too many is off by whole units."""
     model = make()

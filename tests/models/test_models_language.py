@@ -47,7 +47,16 @@ def test_published_llama_sizes(size, millions):
     assert len(registry.language_model(size, meta=True, layers=3).model.model.layers) == 3
 
 
-@pytest.mark.parametrize("size", ["tiny", "llama_tiny"])
+@pytest.mark.parametrize(
+    ("size", "millions"), [("opt_1_3b", 1315.76), ("opt_2_7b", 2651.60), ("opt_6_7b", 6658.47), ("opt_13b", 12853.47)]
+)
+def test_published_opt_sizes(size, millions):
+    model = registry.language_model(size, tied=True, meta=True)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+    assert (model.vocabulary, model.context) == (50272, 2048)
+
+
+@pytest.mark.parametrize("size", ["tiny", "llama_tiny", "opt_tiny"])
 def test_equals_transformers_and_is_causal(size):
     model = registry.language_model(size)
     expected = registry.language_model(size)
@@ -60,7 +69,7 @@ def test_equals_transformers_and_is_causal(size):
         torch.testing.assert_close(model(changed)[:, :8], found[:, :8], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("size", ["tiny", "llama_tiny"])
+@pytest.mark.parametrize("size", ["tiny", "llama_tiny", "opt_tiny"])
 def test_losses_are_each_examples_own(size):
     model = registry.language_model(size)
     losses = registry.language_model_losses(model, {"input_ids": IDS})
@@ -98,7 +107,7 @@ def test_positions_are_whole_and_contiguous():
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("size", ["tiny", "llama_tiny"])
+@pytest.mark.parametrize("size", ["tiny", "llama_tiny", "opt_tiny"])
 def test_runs_under_vmap_and_on_fake_tensors(size):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -202,3 +211,16 @@ def test_one_gelu_is_the_function_of_transformers_eight_operations():
     found = torch.autograd.grad(after.sum(), list(model.parameters()))
     assert float((after - before).detach().abs().max()) < 1e-12  # fp64 rounding of values near 6
     assert max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True)) < 1e-12
+
+
+def test_an_opt_is_transformers_own_by_another_way():
+    """Its blocks keep [B, T, H] and its positions are a plain embedding: the same function."""
+    from transformers import OPTForCausalLM
+
+    model = registry.language_model("opt_tiny", seed=3)
+    theirs = OPTForCausalLM(model.model.config).eval()
+    theirs.load_state_dict(
+        {k.replace("embed_positions.table", "embed_positions"): v for k, v in model.model.state_dict().items()}
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS), theirs(IDS).logits, atol=1e-5, rtol=1e-5)

@@ -90,13 +90,13 @@ def test_adapters_begin_where_the_model_is_and_depend_on_the_seed_alone():
     assert all(torch.equal(a, b) for a, b in zip(made("lora").parameters(), again.parameters(), strict=True))
 
 
-def test_llama_has_adapters_and_last_layers_too():
-    assert {n.split(".")[-4] for n, p in made("lora", size="llama_tiny").named_parameters() if p.requires_grad} == {
-        "q_proj",
-        "k_proj",
-        "v_proj",
-    }
-    assert any("norm" in n for n, p in made("last_layers", size="llama_tiny").named_parameters() if p.requires_grad)
+@pytest.mark.parametrize("size", ["llama_tiny", "opt_tiny"])
+def test_other_families_have_adapters_and_last_layers_too(size):
+    trained = {n.split(".")[-4] for n, p in made("lora", size=size).named_parameters() if p.requires_grad}
+    assert trained == {"q_proj", "k_proj", "v_proj"}
+    names = [n for n, p in made("last_layers", size=size).named_parameters() if p.requires_grad]
+    assert any("norm" in n for n in names)
+    assert all("layers.1." in n or "norm" in n for n in names)
 
 
 def test_more_layers_than_there_are():

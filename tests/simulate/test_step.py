@@ -30,7 +30,7 @@ def measured(own):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("size", ["tiny", "llama_tiny"])
+@pytest.mark.parametrize("size", ["tiny", "llama_tiny", "opt_tiny"])
 def test_on_the_cpu_simulated_bytes_are_the_measured_bytes(engine, size):
     if plugins.get("engine", engine).missing:
         pytest.skip("the peer is not installed")

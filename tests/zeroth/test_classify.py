@@ -53,7 +53,8 @@ def test_a_private_run_counts_the_rows_there_are(tmp_path, engine):
     assert 7.9 < found.privacy.epsilon <= 8.0
     assert found.facts["curve"][0][0] == 0
     assert found.facts["curve"][-1][0] == 4
-    assert {m.name for m in found.metrics} == {"accuracy", "training_seconds", "processor_seconds"}
+    names = {m.name for m in found.metrics}
+    assert names == {"accuracy", "epsilon", "stated_epsilon", "training_seconds", "processor_seconds"}
 
 
 def test_mezo_spends_nothing_and_moves_all_weights_but_the_frozen(tmp_path):
@@ -115,8 +116,28 @@ def test_clipping_by_layers_is_refused_before_training(tmp_path):
 
 def test_older_settings_are_written_as_before():
     plain = {k: v for k, v in BASE.items() if k not in ("zeroth", "per_class", "evaluate_limit")} | {"engine": "bookkeeping"}
-    assert not {"zeroth", "per_class", "evaluate_limit"} & set(parse(classify.Settings, plain, "test").model_dump())
+    newer = {"zeroth", "per_class", "evaluate_limit", "lora", "accounted_rows"}
+    assert not newer & set(parse(classify.Settings, plain, "test").model_dump())
 
 
 def test_a_check_says_what_would_be_trained():
     assert any("two forward passes" in remark for remark in classify.check(settings(), SOURCES))
+
+
+def test_a_head_of_prompt_words_starts_at_the_filled_prompts(tmp_path):
+    """Rows of unit length, their mean over classes taken away; of a single text's features."""
+    from dpbench.jobs.prompting import filled
+
+    assert filled("sst2") == ["It was terrible.", "It was great."]
+    own = settings(head="prompt_words", centre=False)
+    task = training.TextTask(own, Context(tmp_path, 0, SOURCES, StepLog(tmp_path / "steps.jsonl")))
+    weight = task.model.head.out.weight.detach()
+    assert weight.norm(dim=1).tolist() == pytest.approx([1.0, 1.0])
+    assert weight[0].tolist() == pytest.approx((-weight[1]).tolist(), abs=1e-6)
+
+
+def test_a_task_without_a_prompt_says_so():
+    from dpbench.jobs.prompting import filled
+
+    with pytest.raises(DpbenchError, match="dataset qqp declares no prompt"):
+        filled("qqp")

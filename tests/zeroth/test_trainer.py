@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from dpbench.errors import DpbenchError
 from dpbench.mechanism import Clipping, Mechanism, Sampling
 from dpbench.zeroth.directions import Directions
-from dpbench.zeroth.trainer import ZerothOrder
+from dpbench.zeroth.trainer import SILENT, ZerothOrder
 
 BATCH = 12
 
@@ -222,3 +222,19 @@ def test_training_lowers_the_loss():
     assert seen.last.loss < 0.95 * first
     assert seen.last.count == 200
     assert seen.last.clipped is None
+
+
+def test_losses_that_never_move_stop_the_run():
+    """As half precision has it: both losses are the same to the last bit. An empty batch says nothing."""
+
+    def coarse(model, batch):
+        return losses(model, batch).mul(8).round() / 8
+
+    optimizer = ZerothOrder("dpzero", net(), plan(), 0.1, 1e-7)
+    for _ in range(SILENT - 1):
+        optimizer.step(coarse, [data()])
+        optimizer.step(coarse, [])
+    with pytest.raises(DpbenchError, match="no example's loss has moved for 20 steps"):
+        optimizer.step(coarse, [data()])
+    optimizer.step(losses, [data()])  # finer ones move: the count begins again
+    optimizer.step(coarse, [data()])

@@ -1,0 +1,171 @@
+"""Classification by filling a mask: a prompt around the text, and the masked language model's logits of a word a class.
+
+Source: Gao et al., ACL 2021 (LM-BFF); the prompts are those of Malladi et al., NeurIPS 2023 (MeZO), which DPZero takes.
+Imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpbench import plugins
+from dpbench.errors import DpbenchError
+from dpbench.models import sources
+from dpbench.models.encoders import tensors_of
+from dpbench.spec.sources import Source
+
+if TYPE_CHECKING:
+    from dpbench.models.text import TextTokenizer
+
+MASK = "{mask}"
+
+_HEADS = {  # family -> names in a checkpoint
+    "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
+    "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How a task's texts are put. template: with {text}, {text_pair} of pairs, and one {mask}; words: one for each class.
+
+    mask: the tokenizer's text for the mask, and its id; word_ids: of each class, in their order.
+    """
+
+    template: str
+    mask: str
+    mask_id: int
+    word_ids: list[int]
+
+    @classmethod
+    def of(cls, task: str, tokenizer: TextTokenizer) -> Prompt:
+        """The prompt that the dataset declares.
+
+        Raises:
+            DpbenchError: it declares none; the tokenizer has no mask; a label word is not one token.
+        """
+        plugin = plugins.get("dataset", task)
+        declared = plugin.extra.get("prompt")
+        if declared is None:
+            raise DpbenchError(f"dataset {task} declares no prompt", "take head: zero, or add one to its plug-in")
+        found = {text: tokenizer.tokenizer.token_to_id(text) for text in ("<mask>", "[MASK]")}
+        known = [(text, number) for text, number in found.items() if number is not None]
+        if not tokenizer.own or not known:
+            raise DpbenchError("head: prompt needs a masked language model's own tokenizer", "take head: zero for random weights")
+        words = declared["words"]
+        return cls(declared["template"], *known[0], [_one_token(tokenizer, words[c], task) for c in plugin.extra["classes"]])
+
+    def put(self, text: str, pair: str | None) -> str:
+        """The prompt around one example."""
+        return self.template.replace(MASK, self.mask).replace("{text_pair}", pair or "").replace("{text}", text)
+
+    def encode(
+        self, tokenizer: TextTokenizer, texts: Sequence[str], pairs: Sequence[str] | None, longest: int
+    ) -> list[list[int]]:
+        """Ids of each example in its prompt, at most `longest`: the texts lose words from their ends, the longer one first, and
+        the prompt none.
+
+        Raises:
+            DpbenchError: the prompt alone is longer.
+        """
+        inner = tokenizer.tokenizer
+        inner.no_truncation()
+        found = []
+        for number, text in enumerate(texts):
+            words = [text.split(" "), pairs[number].split(" ") if pairs is not None else []]
+            while True:
+                ids = inner.encode(self.put(" ".join(words[0]), " ".join(words[1]))).ids
+                if len(ids) <= longest:
+                    break
+                longer = max(words, key=len)
+                if not longer:
+                    raise DpbenchError(f"max_length {longest} leaves no room for the prompt", f"use {len(ids)} or more")
+                del longer[-max(1, (len(ids) - longest) // 4) :]
+            found.append(ids)
+        return found
+
+    def places(self, ids: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
+        """[N] where each input's mask stands."""
+        return np.asarray([list(own).index(self.mask_id) for own in ids])
+
+
+def filled(task: str) -> list[str]:
+    """The dataset's prompt around no text, with each class's label word in the mask's place: a sentence a class, all public.
+
+    Raises:
+        DpbenchError: the dataset declares no prompt.
+    """
+    plugin = plugins.get("dataset", task)
+    if (declared := plugin.extra.get("prompt")) is None:
+        raise DpbenchError(f"dataset {task} declares no prompt", "take head: zero, or add one to its plug-in")
+    bare = declared["template"].replace("{text_pair}", "").replace("{text}", "")
+    return [bare.replace(MASK, declared["words"][name]).strip() for name in plugin.extra["classes"]]
+
+
+def _one_token(tokenizer: TextTokenizer, word: str, task: str) -> int:
+    """The id of a word as it stands inside a sentence: behind a space where the tokenizer writes that."""
+    for spelt in (f" {word}", word):
+        ids = tokenizer.tokenizer.encode(spelt, add_special_tokens=False).ids
+        if len(ids) == 1:
+            return int(ids[0])
+    tokens = tokenizer.tokenizer.encode(f" {word}", add_special_tokens=False).tokens
+    raise DpbenchError(f"label word {word!r} of {task} is {len(tokens)} tokens: {' '.join(tokens)}", "choose a word of one token")
+
+
+class WordHead(nn.Module):
+    """A masked language model's head, of the label words' rows alone: [B, H] at the masks -> [B, classes]."""
+
+    def __init__(self, width: int, classes: int, epsilon: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=epsilon)
+        self.out = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(nn.functional.gelu(self.dense(x))))
+
+
+class Prompted(nn.Module):
+    """Encoder, the hidden state at the mask, head of label words."""
+
+    def __init__(self, encoder: nn.Module, head: WordHead) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        hidden = self.encoder(batch["input_ids"], batch["attention_mask"])
+        at = batch["mask_at"][:, None, None].expand(-1, 1, hidden.shape[-1])
+        return self.head(hidden.gather(1, at)[:, 0])
+
+
+def prompted(name: str, encoder: nn.Module, classes: int, source: Source | None, words: Sequence[int] = ()) -> Prompted:
+    """The encoder with its own head for the label words, their rows as copies of the tied embedding's.
+
+    Args:
+        name: of the model plug-in; source: of its weights, None without reading any file (the head is then random).
+
+    Raises:
+        DpbenchError: the checkpoint has no such head.
+    """
+    plugin = plugins.get("model", name)
+    head = WordHead(encoder.width, classes, plugin.extra["architecture"]["layer_norm_eps"])  # type: ignore[arg-type]
+    if source is None or source.kind == "scratch":
+        return Prompted(encoder, head)
+    dense, norm, bias = _HEADS[plugin.extra["family"]]
+    names = {f"{dense}.weight", f"{dense}.bias", f"{norm}.weight", f"{norm}.bias", bias}
+    found = tensors_of(sources.file_of(plugin, source, sources.WEIGHTS), names)
+    rows = torch.as_tensor(list(words))
+    with torch.no_grad():
+        head.dense.weight.copy_(found[f"{dense}.weight"])
+        head.dense.bias.copy_(found[f"{dense}.bias"])
+        head.norm.weight.copy_(found[f"{norm}.weight"])
+        head.norm.bias.copy_(found[f"{norm}.bias"])
+        head.out.weight.copy_(encoder.model.embeddings.word_embeddings.weight[rows])  # type: ignore[union-attr,index]
+        head.out.bias.copy_(found[bias][rows])
+    return Prompted(encoder, head)

@@ -1,0 +1,211 @@
+"""Prompts around texts, label words, and a masked language model's own head, on a small RoBERTa on disk."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dpbench import plugins
+from dpbench.data import registry as datasets
+from dpbench.errors import DpbenchError
+from dpbench.jobs import classify, training
+from dpbench.jobs.contract import Context
+from dpbench.jobs.prompting import Prompt
+from dpbench.jobs.text import TextData
+from dpbench.models import registry as models
+from dpbench.models.text import TextTokenizer
+from dpbench.spec.sources import Source
+from dpbench.tracking import StepLog
+from dpbench.validation import parse
+
+WORDS = ["terrible", "great", "It", "was", ".", "?", ",", "Yes", "No", "Maybe", "a", "film", "very", "fine", "unhappily"]
+SETTINGS = {
+    "task": "sst2",
+    "training": "full",
+    "model": "roberta_base",
+    "engine": "nonprivate",
+    "head": "prompt",
+    "centre": False,
+    "steps": 0,
+    "expected_batch_size": 10,
+    "max_length": 16,
+    "train_limit": 60,
+    "evaluate_limit": 20,
+    "optimizer": {"learning_rate": 0.01},
+}
+
+
+def tokenizer(words=WORDS):
+    """Words behind a space; what is not known becomes its letters."""
+    from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
+    from tokenizers.models import BPE
+
+    letters = [chr(c) for c in range(33, 127)]
+    vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
+    for symbol in ["Ġ", *letters]:
+        vocabulary[symbol] = len(vocabulary)
+    merges = []
+    for word in words:
+        whole = "Ġ"
+        for letter in word:
+            pair, whole = (whole, letter), whole + letter
+            if whole not in vocabulary:
+                vocabulary[whole] = len(vocabulary)
+                merges.append(pair)
+    made = Tokenizer(BPE(vocabulary, merges, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.add_special_tokens([AddedToken("<mask>", lstrip=True), *(AddedToken(t) for t in ("<s>", "<pad>", "</s>"))])
+    made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    return made
+
+
+@pytest.fixture
+def roberta(monkeypatch, tmp_path):
+    """A masked language model of two layers in a local folder, and transformers' own model of it."""
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    made = tokenizer()
+    architecture = plugins.get("model", "roberta_base").extra["architecture"] | {
+        "vocab_size": made.get_vocab_size(),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    monkeypatch.setitem(plugins.get("model", "roberta_base").extra, "architecture", architecture)
+    torch.manual_seed(0)
+    theirs = RobertaForMaskedLM(RobertaConfig(**architecture, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # biases start at zero, which would hide one that is not read
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    folder = tmp_path / "models" / "roberta-base"
+    theirs.save_pretrained(folder)
+    made.save(str(folder / "tokenizer.json"))
+    monkeypatch.setenv("DPBENCH_MODELS", str(tmp_path / "models"))
+    return theirs
+
+
+def sources():
+    found = {f"dataset:{name}": datasets.resolve(name, "embedded") for name in ("sst2", "wikitext2")}
+    return found | {"model:roberta_base": models.resolve("roberta_base", "local")}
+
+
+def own_tokenizer(words=WORDS):
+    return TextTokenizer(tokenizer(words), 1, 500, "0" * 64, own=True)
+
+
+def test_logits_are_transformers_own_of_the_label_words(roberta, tmp_path):
+    settings = parse(classify.Settings, SETTINGS, "test")
+    task = training.TextTask(settings, Context(tmp_path, 0, sources(), StepLog(tmp_path / "steps.jsonl")))
+    batch = task.train.batch(np.arange(5))
+    found = task.model.eval()(batch)
+    whole = roberta(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    at_mask = whole[torch.arange(5), (batch["input_ids"] == 4).int().argmax(1)]
+    words = [tokenizer().token_to_id(f"Ġ{word}") for word in ("terrible", "great")]
+    torch.testing.assert_close(found, at_mask[:, words], atol=1e-5, rtol=1e-5)
+    assert (batch["input_ids"] == 4).sum(1).tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("engine", ["nonprivate", "mezo"])
+def test_the_head_is_trained_with_the_rest(roberta, tmp_path, engine):
+    more = {"zeroth": {}, "optimizer": {"name": "sgd", "learning_rate": 0.01}} if engine == "mezo" else {}
+    settings = parse(classify.Settings, SETTINGS | {"engine": engine, "steps": 2} | more, "test")
+    found = classify.run(settings, Context(tmp_path, 0, sources(), StepLog(tmp_path / "steps.jsonl")))
+    assert found.facts["trainable_parameters"] > 32 * 32 + 2 * 33
+    assert found.privacy is None
+
+
+def test_zero_shot_is_the_accuracy_of_the_start_and_reads_no_training_row(roberta, tmp_path):
+    settings = parse(classify.Settings, SETTINGS, "test")
+    context = Context(tmp_path, 0, sources(), StepLog(tmp_path / "steps.jsonl"))
+    found = classify.run(settings, context)
+    task = training.TextTask(settings, context)
+    assert found.metrics[0].value == 100 * task.accuracy()[0]
+    assert [m.name for m in found.metrics] == ["accuracy"]
+    assert (found.mechanism, found.privacy, found.facts["evaluated_rows"]) == (None, None, 20)
+
+
+def test_a_long_text_is_cut_and_the_prompt_is_not():
+    own = own_tokenizer()
+    prompt = Prompt.of("sst2", own)
+    short, long = prompt.encode(own, ["a fine film", "very " * 50 + "fine"], None, 12)
+    assert len(long) <= 12
+    assert long[0] == 0
+    end = prompt.encode(own, [""], None, 12)[0]
+    assert long[-3:] == end[-3:]  # <mask> . </s>
+    assert short.count(4) == long.count(4) == 1
+    assert prompt.places([short, long]).tolist() == [short.index(4), long.index(4)]
+    with pytest.raises(DpbenchError, match="no room for the prompt"):
+        prompt.encode(own, ["a"], None, 4)
+
+
+def test_of_a_pair_the_longer_text_is_cut_first():
+    own = own_tokenizer()
+    found = Prompt.of("rte", own).encode(own, ["very " * 40 + "fine"], ["a fine film"], 16)[0]
+    assert own.tokenizer.decode(found).endswith("Ġa Ġfine Ġfilm")
+    assert len(found) <= 16
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda: Prompt.of("sst2", own_tokenizer([w for w in WORDS if w != "terrible"])),
+            "label word 'terrible' of sst2 is 9 tokens",
+        ),
+        (lambda: Prompt.of("qqp", own_tokenizer()), "dataset qqp declares no prompt"),
+        (lambda: TextData("sst2", "tiny_bert", SCRATCH, 16, prompts=True), "needs a masked language model's own tokenizer"),
+    ],
+)
+def test_what_cannot_be_prompted_says_why(change, says):
+    with pytest.raises(DpbenchError, match=says):
+        change()
+
+
+SCRATCH = {f"dataset:{n}": datasets.resolve(n, "embedded") for n in ("sst2", "wikitext2")} | {
+    "model:tiny_bert": Source(kind="scratch", synthetic=True)
+}
+
+
+@pytest.mark.parametrize(
+    ("over", "says"),
+    [
+        ({"training": "features"}, "prompt fills a mask inside the encoder"),
+        ({"centre": True}, "prompt takes no pooled features"),
+        (
+            {"engine": "bookkeeping", "clipping": {"function": "abadi"}, "epsilon": 1.0},
+            "steps: 0 trains nothing, so bookkeeping",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(over, says):
+    with pytest.raises(DpbenchError, match=says):
+        parse(classify.Settings, SETTINGS | over, "test")
+
+
+def test_every_declared_prompt_has_one_mask_its_texts_and_a_word_for_each_class():
+    seen = 0
+    for plugin in plugins.discover("dataset").values():
+        if (prompt := plugin.extra.get("prompt")) is None:
+            continue
+        seen += 1
+        assert prompt["template"].count("{mask}") == 1
+        assert prompt["template"].count("{text}") == 1
+        assert ("{text_pair}" in prompt["template"]) == ("text_pair" in plugin.extra["columns"])
+        assert set(prompt["words"]) == set(plugin.extra["classes"])
+        assert len(set(prompt["words"].values())) == len(plugin.extra["classes"])
+    assert seen == 6
+
+
+def test_a_checkpoint_without_the_head_says_so(roberta, tmp_path, monkeypatch):
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "models" / "roberta-base" / "model.safetensors"
+    save_file({k: v for k, v in load_file(path).items() if not k.startswith("lm_head.dense")}, path)
+    settings = parse(classify.Settings, SETTINGS, "test")
+    with pytest.raises(DpbenchError, match=r"lacks lm_head\.dense\.bias"):
+        training.TextTask(settings, Context(tmp_path, 0, sources(), StepLog(tmp_path / "steps.jsonl")))
+    assert json.loads((path.parent / "config.json").read_text())["hidden_size"] == 32
