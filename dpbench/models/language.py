@@ -1,4 +1,4 @@
-"""Language models of the GPT-2 and Llama families from scratch, GPT-2 with its weights, and their per-example losses."""
+"""Language models of the GPT-2, Llama and OPT families from scratch, GPT-2 with its weights, and their per-example losses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def language_model_family(size: str) -> str:
 
 
 def language_model_size(size: str) -> dict[str, int]:
-    """layers, width, heads, vocabulary, context of a size; for Llama also hidden, the width inside a block's MLP.
+    """layers, width, heads, vocabulary, context of a size; for Llama and OPT also hidden, the width inside a block's MLP.
 
     Raises:
         DpbenchError: no such size; names the nearest.
@@ -48,7 +48,7 @@ def language_model(
     context: int | None = None,
     layers: int | None = None,
 ) -> LanguageModel:
-    """A GPT-2 or Llama with random weights: `forward(input_ids [B, T]) -> logits [B, T, V]`, `.vocabulary` = V, `.context`.
+    """A GPT-2, Llama or OPT with random weights: `forward(input_ids [B, T]) -> logits [B, T, V]`, `.vocabulary` = V, `.context`.
 
     Args:
         seed: of the weights; torch's global generator is left as it was.
@@ -66,13 +66,13 @@ def language_model(
     shape = language_model_size(size)
     given = {"vocabulary": vocabulary, "context": context, "layers": layers}
     shape |= {name: value for name, value in given.items() if value is not None}
-    make = {"gpt2": _gpt2, "llama": _llama}[language_model_family(size)]
+    make = {"gpt2": _gpt2, "llama": _llama, "opt": _opt}[language_model_family(size)]
     model = LanguageModel(build(lambda: make(shape, tied), seed, meta))
     return model if dtype is None else model.to(dtype)
 
 
 def _common(shape: dict[str, int], tied: bool) -> dict[str, Any]:
-    """What both families' configs call by the same name."""
+    """What all families' configs call by the same name."""
     from dpbench.models.wrappers import CAUSAL
 
     return {
@@ -114,6 +114,28 @@ def _llama(shape: dict[str, int], tied: bool) -> PreTrainedModel:
         attention_dropout=0.0,
     )
     return LlamaForCausalLM(config)
+
+
+def _opt(shape: dict[str, int], tied: bool) -> PreTrainedModel:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    from dpbench.models.wrappers import OptPositions
+
+    config = OPTConfig(
+        **_common(shape, tied),
+        max_position_embeddings=shape["context"],
+        hidden_size=shape["width"],
+        word_embed_proj_dim=shape["width"],
+        ffn_dim=shape["hidden"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        pad_token_id=None,  # type: ignore[arg-type]  # none is set apart
+        dropout=0.0,
+        attention_dropout=0.0,
+    )
+    model = OPTForCausalLM(config)
+    model.model.decoder.embed_positions = OptPositions(model.model.decoder.embed_positions)  # type: ignore[assignment]
+    return model
 
 
 def pretrained_language_model(name: str, source: Source, seed: int = 0, meta: bool = False) -> LanguageModel:

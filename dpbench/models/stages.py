@@ -53,21 +53,29 @@ class LanguageStage(nn.Module):
 
 
 def blocks_of(model: LanguageModel) -> nn.ModuleList:
-    """The transformer blocks of a GPT-2 or Llama, in order."""
+    """The transformer blocks of a GPT-2, Llama or OPT, in order."""
+    body = body_of(model)
+    return body.layers if hasattr(body, "layers") else body.h
+
+
+def body_of(model: LanguageModel) -> Any:
+    """What of a language model lies between its token ids and its head."""
     body: Any = model.model.base_model
-    return body.layers if hasattr(body, "rotary_emb") else body.h
+    return body.decoder if hasattr(body, "decoder") else body
 
 
 def stage_of(model: LanguageModel, number: int, stages: int) -> LanguageStage:
     """Stage `number` of `stages`, about equal in matrix work; its tensors are the model's.
 
     Raises:
-        DpbenchError: the head is the embedding, which would lie in two stages, or there are more stages than blocks.
+        DpbenchError: the head is the embedding, which would lie in two stages; there are more stages than blocks; an OPT.
     """
     whole: Any = model.model
     embedding, head = whole.get_input_embeddings().weight, whole.lm_head.weight
     if stages > 1 and embedding is head:
         raise DpbenchError("the head is tied to the embedding: one tensor would lie in two stages", "use tied: false")
+    if hasattr(body_of(model), "embed_positions"):
+        raise DpbenchError("a pipeline of OPT is not served", "use a GPT-2 or a Llama")
     blocks = blocks_of(model)
     if stages > len(blocks):
         raise DpbenchError(f"{stages} stages for {len(blocks)} blocks", "use fewer processes, or a deeper model")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dpbench.errors import DpbenchError
 from dpbench.models.seeded import build
-from dpbench.models.stages import blocks_of
+from dpbench.models.stages import blocks_of, body_of
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -58,8 +58,9 @@ def last_layers(model: LanguageModel, layers: int) -> LanguageModel:
     if layers > len(blocks):
         raise DpbenchError(f"tuning.layers {layers}: the model has {len(blocks)}", "train fewer, or all of it (mode: full)")
     model.requires_grad_(False)
-    body: Any = model.model.base_model
-    for part in (*blocks[-layers:], body.norm if hasattr(body, "rotary_emb") else body.ln_f):
+    body = body_of(model)
+    norm = next(getattr(body, name) for name in ("norm", "ln_f", "final_layer_norm") if hasattr(body, name))
+    for part in (*blocks[-layers:], norm):
         part.requires_grad_(True)
     return model
 
@@ -68,17 +69,29 @@ def lora(model: LanguageModel, rank: int, alpha: float, seed: int, meta: bool) -
     """Freeze the model and put peft's low-rank adapters beside its attention's query, key and value products, in place."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    llama = hasattr(model.model.base_model, "rotary_emb")
+    gpt2 = hasattr(body_of(model), "wte")
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # a float does
         lora_dropout=0.0,
-        target_modules=["q_proj", "k_proj", "v_proj"] if llama else ["c_attn"],
-        fan_in_fan_out=not llama,
+        target_modules=["c_attn"] if gpt2 else ["q_proj", "k_proj", "v_proj"],
+        fan_in_fan_out=gpt2,
     )
     build(lambda: inject_adapter_in_model(config, model.model), seed, meta)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
+    return model
+
+
+def encoder_lora(model: nn.Module, rank: int, alpha: float, seed: int, meta: bool) -> nn.Module:
+    """Freeze a classifier on a BERT or RoBERTa but for what is called head, and put peft's low-rank adapters beside its
+    attention's query and value products (Hu et al., ICLR 2022), in place."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=["query", "value"])  # type: ignore[arg-type]
+    build(lambda: inject_adapter_in_model(config, model), seed, meta)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name or name.startswith("head."))
     return model
 
 

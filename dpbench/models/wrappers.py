@@ -69,8 +69,22 @@ def fuse_gelu(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+class OptPositions(torch.nn.Module):
+    """OPT's learned positions, whose numbers start at 2, as a plain embedding: engines know that one's gradient."""
+
+    def __init__(self, table: torch.nn.Embedding) -> None:
+        super().__init__()
+        self.offset = 2
+        self.table = torch.nn.Embedding(*table.weight.shape, _weight=table.weight)
+
+    def forward(self, attention_mask: Any, past: int = 0, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, T] positions from 0 -> [B, T, H]; the mask is not looked at."""
+        assert position_ids is not None
+        return self.table(position_ids + self.offset)
+
+
 class LanguageModel(torch.nn.Module):
-    """GPT-2 or Llama with its head. vocabulary: V; context: the longest input in tokens."""
+    """GPT-2, Llama or OPT with its head. vocabulary: V; context: the longest input in tokens."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
