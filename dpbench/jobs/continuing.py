@@ -222,22 +222,29 @@ class Task:
             yield
 
     def evaluate(self, context: Context) -> tuple[dict[str, float], dict[str, Any]]:
-        """(metric -> per cent over the evaluated rows, facts)."""
+        """(metric -> its value over the evaluated rows: per cent, and the mean loss; facts)."""
         self.model.eval()
         return self._written(context) if self.settings.answers else self._chosen()
 
     def _chosen(self) -> tuple[dict[str, float], dict[str, Any]]:
-        picks = np.zeros(len(self.asked), dtype=np.int64)
-        budget = _AT_ONCE * self.settings.token_budget
-        with torch.inference_mode(), self.around():
-            for index in by_tokens(np.arange(len(self.asked)), self.asked.lengths, budget):
-                picks[index] = scores(self.model, self._there(self.asked.batch(index))).argmax(1).cpu().numpy()
+        found = self._scored()
+        label = torch.as_tensor(self.asked.label)
+        picks = found.argmax(1).numpy()
         most = Counter(self.asked.label.tolist()).most_common(1)[0][1]
         facts = {
             "picks": np.bincount(picks, minlength=len(self.words)).tolist(),
             "largest_class": 100 * most / len(self.asked),
         }
-        return {"accuracy": 100 * float((picks == self.asked.label).mean())}, facts
+        return {"accuracy": 100 * float((picks == self.asked.label).mean()), "loss": float(cross_entropy(found, label))}, facts
+
+    def _scored(self) -> Tensor:
+        """[N, K] scores of the evaluated rows."""
+        found = torch.zeros(len(self.asked), len(self.asked.candidates[0]))
+        budget = _AT_ONCE * self.settings.token_budget
+        with torch.inference_mode(), self.around():
+            for index in by_tokens(np.arange(len(self.asked)), self.asked.lengths, budget):
+                found[index] = scores(self.model, self._there(self.asked.batch(index))).cpu()
+        return found
 
     def _written(self, context: Context) -> tuple[dict[str, float], dict[str, Any]]:
         with self.around():
@@ -259,7 +266,8 @@ class Task:
             "different_outputs": len(set(outputs)),
             "outputs_sha256": sha256_text(canonical_json(outputs)),
         }
-        return {"f1": scores_of_answers.f1(outputs, right), "exact_match": scores_of_answers.exact_match(outputs, right)}, facts
+        metrics = {"f1": scores_of_answers.f1(outputs, right), "exact_match": scores_of_answers.exact_match(outputs, right)}
+        return metrics | {"loss": -float(self._scored().mean())}, facts
 
 
 class Marks:

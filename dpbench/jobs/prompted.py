@@ -29,6 +29,9 @@ PLUGIN = {
     "summary": "train a language model on prompts and score how it goes on: label words, or answers of its own",
 }
 
+UNITS = {"loss": "nats"}
+"""Of what is measured, where it is not per cent."""
+
 
 class Optimizer(Strict):
     """How the released gradient is used."""
@@ -163,7 +166,7 @@ def parents(settings: Settings, seed: int) -> Parents:
 
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """Train, and score how the evaluated prompts go on: accuracy, or F1 and exact match, in per cent.
+    """Train, and score how the evaluated prompts go on: accuracy, or F1 and exact match, and the loss of the evaluated rows.
 
     Raises:
         DpbenchError: no such device, label words without a token, the mechanism is out of reach, or a guard of the method stopped
@@ -178,7 +181,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     curve = continuing.Curve(task, settings.steps, context)
     if settings.steps == 0:
         curve(0)
-        metrics = [metric(name, value, "%") for name, value in curve.last.items()]
+        metrics = [metric(name, value, UNITS.get(name, "%")) for name, value in curve.last.items()]
         return Outcome(metrics, facts=curve.facts | task.facts, warnings=task.warnings, device=settings.device)
     plan = settings.mechanism(len(task), len(task), context.seed)
     fitted: Fit | ZerothFit
@@ -196,7 +199,7 @@ def run(settings: Settings, context: Context) -> Outcome:
 
         stepper = continuing.optimizer(settings.optimizer, task.model)
         fitted = fit(settings.engine, task, stepper, plan, context, settings.optimizer.schedule, watch=curve)
-    metrics = [metric(name, value, "%") for name, value in curve.last.items()]
+    metrics = [metric(name, value, UNITS.get(name, "%")) for name, value in curve.last.items()]
     return Outcome(
         [*metrics, *fitted.metrics],
         plan.describe(),

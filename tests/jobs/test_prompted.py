@@ -227,9 +227,21 @@ def test_right_answers_score_a_hundred(context, monkeypatch):
     task = continuing.Task(settings(**ANSWERS), context)
     ways = [task.marks.coding.ids(f" The {row.answers[0]}!") for row in task.evaluated]
     monkeypatch.setattr(continuing, "generate", lambda *args, **rest: ways)
-    assert task.evaluate(context)[0] == {"f1": 100.0, "exact_match": 100.0}
+    found = task.evaluate(context)[0]
+    assert (found["f1"], found["exact_match"]) == (100.0, 100.0)
     monkeypatch.setattr(continuing, "generate", lambda *args, **rest: [*ways[8:], *ways[:8]])
     assert task.evaluate(context)[0]["exact_match"] < 60
+
+
+@pytest.mark.parametrize("over", [{}, ANSWERS])
+def test_the_evaluated_loss_is_the_mean_of_the_rows(context, over):
+    task = continuing.Task(settings(**over), context)
+    rows = task.asked
+    each = []
+    for prompt, ways, label in zip(rows.prompts, rows.candidates, rows.label, strict=True):
+        found = torch.tensor([reference(task.model, prompt, way) for way in ways])
+        each.append(-float(found.log_softmax(0)[label] if len(ways) > 1 else found[0]))
+    assert task.evaluate(context)[0]["loss"] == pytest.approx(np.mean(each), abs=1e-4)
 
 
 def test_written_answers_end_at_their_length_or_their_mark(context, monkeypatch):
@@ -241,7 +253,7 @@ def test_written_answers_end_at_their_length_or_their_mark(context, monkeypatch)
 
     monkeypatch.setattr(continuing, "generate", generate_)
     task = continuing.Task(settings(**ANSWERS), context)
-    assert task.evaluate(context)[0] == {"f1": 0.0, "exact_match": 0.0}
+    assert task.evaluate(context)[0]["f1"] == 0
     assert (given["eos"], given["longest"], given["limit"]) == (task.marks.stop, 10, 160)
     assert max(map(len, given["prompts"])) <= 150
 
