@@ -133,8 +133,8 @@ class Settings(PrivateSettings):
     @model_validator(mode="after")
     def _task(self) -> Settings:
         if self.answers:
-            for name in ("label_words", "loss"):
-                if name in self.model_fields_set and getattr(self, name) is not None:
+            for name, given in (("label_words", self.label_words is not None), ("loss", self.loss != "candidates")):
+                if given:
                     raise ValueError(f"{name}: {self.task} is answered in words of its own")
             if self.answer_length >= self.max_length:
                 raise ValueError(

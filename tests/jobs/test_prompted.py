@@ -95,6 +95,13 @@ def test_settings_that_make_no_sense_are_named(over, says):
     assert says in str(caught.value) + caught.value.way_out
 
 
+@pytest.mark.parametrize("over", [{}, ANSWERS, ZERO_SHOT, FIRST_ORDER | {"loss": "tokens"}, {"start": START}])
+def test_settings_are_read_as_they_are_written(over):
+    """A run's config is what its process is given."""
+    given = settings(**over)
+    assert parse(job.Settings, given.model_dump(mode="json"), "test") == given
+
+
 def reference(model, prompt, way):
     """Mean log-likelihood of a candidate's tokens, one forward pass over the whole of it."""
     ids = torch.tensor([prompt + way])
