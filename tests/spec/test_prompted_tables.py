@@ -78,7 +78,7 @@ def test_small_tiers_stay_small():
         assert len(plan_of(table, "smoke").runs) == 3
         assert len(plan_of(table, "laptop").runs) <= 8
     night = {i: r for table in TABLES for i, r in plan_of(table, "overnight").runs.items() if r.config["job"] == "prompted"}
-    assert sum(run.resources.minutes for run in night.values()) <= 30
+    assert sum(run.resources.minutes for run in night.values()) <= 15
 
 
 @pytest.mark.parametrize("table", TABLES)
