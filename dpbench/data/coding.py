@@ -86,6 +86,8 @@ class Pieces:
             if number is None or tokenizer.id_to_token(number) is None or number >= vocabulary:
                 of = "no id" if number is None else f"id {number}, which it lacks,"
                 raise DpbenchError(f"the tokenizer has {of} for {mark}", "fetch the model again: its tokenizer.json is another's")
+        assert pad is not None
+        assert eos is not None
         self._tokenizer, self.vocabulary, self.pad, self.eos, self.sha256 = tokenizer, vocabulary, pad, eos, sha256
         self.banned = [*{pad} - {eos}, *range(tokenizer.get_vocab_size(), vocabulary)]
 

@@ -278,16 +278,20 @@ class Marks:
 
     def __init__(self, settings: Settings, model: Source, public: Source) -> None:
         self.begin: list[int] = []
-        if settings.weights is None:
-            made = coding.coding("pieces", settings.task, settings.vocabulary, public)
-            assert isinstance(made, coding.Pieces)
-            self.coding, self.stop = made, made.eos
-            return
-        self.coding = pieces_of(settings.weights, model, public)
-        self.stop = self.coding.eos if model.kind == "scratch" else self.coding.ids("\n")[-1]
-        bos = plugins.get("model", settings.weights).extra["architecture"].get("bos_token_id")
-        if bos is not None and model.kind != "scratch":
-            self.begin = [bos]
+        self.coding = self._coding(settings, model, public)
+        self.stop: int = self.coding.eos
+        if settings.weights is not None and model.kind != "scratch":
+            self.stop = self.coding.ids("\n")[-1]
+            bos = plugins.get("model", settings.weights).extra["architecture"].get("bos_token_id")
+            self.begin = [] if bos is None else [bos]
+
+    @staticmethod
+    def _coding(settings: Settings, model: Source, public: Source) -> coding.Pieces:
+        if settings.weights is not None:
+            return pieces_of(settings.weights, model, public)
+        made = coding.coding("pieces", settings.task, settings.vocabulary, public)
+        assert isinstance(made, coding.Pieces)
+        return made
 
 
 class Curve:
@@ -345,4 +349,4 @@ def model_of(
 def optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     """Of all weights."""
     kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.name]
-    return kind(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)  # type: ignore[no-any-return]
+    return kind(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)

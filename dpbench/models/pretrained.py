@@ -68,7 +68,7 @@ def _opt(plugin: Plugin, source: Source, seed: int, meta: bool, dtype: torch.dty
     def make() -> OPTForCausalLM:
         found: Any = OPTForCausalLM(OPTConfig(**(architecture | rest)))
         found.model.decoder.embed_positions = OptPositions(found.model.decoder.embed_positions)
-        return found  # type: ignore[no-any-return]
+        return found
 
     read = source.kind != "scratch" and not meta
     model = build(make, seed, meta or read)  # no random weights that the published ones would replace at once
