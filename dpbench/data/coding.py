@@ -86,18 +86,21 @@ class Pieces:
             if number is None or tokenizer.id_to_token(number) is None or number >= vocabulary:
                 of = "no id" if number is None else f"id {number}, which it lacks,"
                 raise DpbenchError(f"the tokenizer has {of} for {mark}", "fetch the model again: its tokenizer.json is another's")
+        assert pad is not None
+        assert eos is not None
         self._tokenizer, self.vocabulary, self.pad, self.eos, self.sha256 = tokenizer, vocabulary, pad, eos, sha256
         self.banned = [*{pad} - {eos}, *range(tokenizer.get_vocab_size(), vocabulary)]
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return [*ids, self.eos]
+    def ids(self, text: str) -> list[int]:
+        """Of a text as it stands, without a mark."""
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return found
 
     def prompt(self, fields: Sequence[Field]) -> list[int]:
-        return self._ids(linear(fields))
+        return [*self.ids(linear(fields)), self.eos]
 
     def target(self, fields: Sequence[Field], text: str) -> list[int]:
-        return self._ids(f" {text}")
+        return [*self.ids(f" {text}"), self.eos]
 
     def text(self, fields: Sequence[Field], ids: Iterable[int]) -> str:
         return str(self._tokenizer.decode(_until(ids, self.eos))).strip()

@@ -1,5 +1,9 @@
 """SST-2: sentiment of sentences and phrases from film reviews."""
 
+from __future__ import annotations
+
+from typing import Any
+
 PLUGIN = {
     "kind": "dataset",
     "name": "sst2",
@@ -7,6 +11,7 @@ PLUGIN = {
     "summary": "SST-2 (GLUE): positive or negative film review phrases",
     "task": "classification",
     "classes": ["negative", "positive"],
+    "label_words": {"negative": " terrible", "positive": " great"},
     "folder": "glue_sst2",
     "files": {"train": "train.parquet", "validation": "validation.parquet"},
     "columns": {"text": "sentence", "label": "label"},
@@ -33,3 +38,8 @@ PLUGIN = {
     "licence": "none stated upstream (Stanford Sentiment Treebank, by way of GLUE)",
     "citation": "Socher et al., EMNLP 2013; Wang et al., ICLR 2019 (GLUE)",
 }
+
+
+def prompts(columns: dict[str, list[Any]]) -> list[str]:
+    """The sentence and ` It was`, as Malladi et al. (NeurIPS 2023) ask."""
+    return [f"{text.strip()} It was" for text in columns["text"]]

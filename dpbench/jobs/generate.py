@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from dpbench.data import described
 from dpbench.data.coding import PUBLIC
+from dpbench.jobs import starting
 from dpbench.jobs.contract import Context, Outcome, metric
 from dpbench.jobs.private import PrivateSettings
+from dpbench.jobs.starting import Parents, Start
 from dpbench.metrics.text import LEFT_OUT, require
 from dpbench.models.language import language_model_family
 from dpbench.records.schema import Metric
 from dpbench.spec.expand import Uses
-from dpbench.spec.models import Resources
 from dpbench.spec.sources import Source
 from dpbench.validation import Strict
 
@@ -50,16 +51,6 @@ class Tuning(Strict):
     alpha: float = Field(32.0, gt=0)
     length: int = Field(10, ge=1)
     width: int | None = Field(None, ge=1)
-
-
-class Start(Strict):
-    """The public model that training starts from: pre-trained on WikiText-2 without privacy, once for all runs that ask alike."""
-
-    tokens: int = Field(ge=2, description="T of its blocks, and its positions.")
-    train_blocks: int = Field(ge=1)
-    steps: int = Field(ge=1)
-    expected_batch_size: float = Field(gt=0, description="Blocks a step.")
-    learning_rate: float = Field(gt=0, description="The largest; a tenth of the steps lead up to it, then it falls as a cosine.")
 
 
 class Decoding(Strict):
@@ -138,35 +129,11 @@ def model_named(settings: Settings) -> str:
     return settings.weights or language_model_family(str(settings.size))
 
 
-def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any], int, Resources]]:
+def parents(settings: Settings, seed: int) -> Parents:
     """The public model first; it does not depend on the seed."""
-    start = settings.start
-    if start is None:
-        return {}
-    wanted = {
-        "dataset": PUBLIC,
-        "size": settings.size,
-        "vocabulary": settings.vocabulary,
-        "tokens": start.tokens,
-        "train_blocks": start.train_blocks,
-        "validation_blocks": 64,
-        "evaluate_every": start.steps,
-        "engine": "nonprivate",
-        "steps": start.steps,
-        "expected_batch_size": start.expected_batch_size,
-        "optimizer": {
-            "learning_rate": start.learning_rate,
-            "min_learning_rate": start.learning_rate / 10,
-            "warmup_steps": start.steps // 10,
-        },
-        "token_budget": settings.token_budget,
-        "precision": settings.precision,
-        "device": settings.device,
-        "save_weights": True,
-    }
-    gpu = int(settings.device == "cuda")
-    minutes = max(0.3, start.steps / (600 if gpu else 120))  # a plan, as every table's
-    return {"start": ("language_model", wanted, 0, Resources(threads=2, minutes=minutes, mem_mb=8000, gpu=gpu))}
+    return starting.parents(
+        settings.start, settings.size, settings.vocabulary, settings.token_budget, settings.precision, settings.device
+    )
 
 
 def run(settings: Settings, context: Context) -> Outcome:

@@ -204,8 +204,13 @@ def coding_of(settings: Settings, model: Source, public: Source) -> Coding:
     if settings.coding != "own":
         return coding.coding(settings.coding, settings.dataset, settings.vocabulary, public)
     assert settings.weights is not None
-    found = models.text_tokenizer(settings.weights, model, public)
-    own: int = plugins.get("model", settings.weights).extra["architecture"]["eos_token_id"]
+    return pieces_of(settings.weights, model, public)
+
+
+def pieces_of(weights: str, model: Source, public: Source) -> coding.Pieces:
+    """The tokenizer of a model with published weights; on random ones in their place, one of public text."""
+    found = models.text_tokenizer(weights, model, public)
+    own: int = plugins.get("model", weights).extra["architecture"]["eos_token_id"]
     eos = own if found.own else found.tokenizer.token_to_id(EOS)
     return coding.Pieces(found.tokenizer, found.vocabulary, found.pad, eos, found.sha256)
 

@@ -24,6 +24,7 @@ def generate(
     *,
     eos: int,
     limit: int,
+    longest: int | None = None,
     beams: int = 1,
     length_penalty: float = 1.0,
     banned: Sequence[int] = (),
@@ -36,7 +37,7 @@ def generate(
     Prompts of one length are decoded together, so that nothing is padded and a result does not depend on its neighbours.
 
     Args:
-        limit: tokens of a prompt and its continuation, <eos> included, at most.
+        limit: tokens of a prompt and its continuation, <eos> included, at most; longest: those of a continuation alone.
         beams: 1 is greedy; with more, the hypothesis with the highest log-probability / length ** length_penalty.
         banned: ids that are never generated.
         rows: hypotheses at once, at most.
@@ -51,13 +52,14 @@ def generate(
     step = max(1, rows // beams)
     with torch.inference_mode():
         for length, indices in sorted(by_length.items()):
+            room = limit - length if longest is None else min(limit - length, longest)
             for start in range(0, len(indices), step):
                 piece = indices[start : start + step]
                 ids = torch.tensor([list(prompts[i]) for i in piece], device=device)
                 if beams == 1:
-                    tokens = _greedy(model, ids, eos, limit - length, forbidden)
+                    tokens = _greedy(model, ids, eos, room, forbidden)
                 else:
-                    tokens = _beam(model, ids, eos, limit - length, forbidden, beams, length_penalty)
+                    tokens = _beam(model, ids, eos, room, forbidden, beams, length_penalty)
                 for i, own in zip(piece, tokens.tolist(), strict=True):
                     found[i] = own[: own.index(eos)] if eos in own else own
                 finished += len(piece)

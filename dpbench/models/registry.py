@@ -7,8 +7,8 @@ from dpbench.models.language import (
     language_model_family,
     language_model_losses,
     language_model_size,
-    pretrained_language_model,
 )
+from dpbench.models.pretrained import pretrained_language_model
 from dpbench.models.sources import KINDS, resolve, where
 from dpbench.models.text import TextTokenizer, text_tokenizer
 

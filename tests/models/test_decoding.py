@@ -104,3 +104,16 @@ def test_a_result_does_not_depend_on_its_neighbours(beams):
     small = generate(model, PROMPTS, eos=EOS, limit=12, beams=beams, rows=2)
     assert together == alone == small
     assert all(len(prompt) + len(own) <= 12 for prompt, own in zip(PROMPTS, together, strict=True))
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_continuation_may_be_kept_short_whatever_its_prompt(beams):
+    """Unbounded ones reach the limit, so that cutting shows."""
+    model = language_model()
+    whole = generate(model, PROMPTS, eos=EOS, limit=12, beams=beams, banned=[EOS])
+    short = generate(model, PROMPTS, eos=EOS, limit=12, beams=beams, banned=[EOS], longest=4)
+    assert [len(own) for own in whole] == [12 - len(prompt) for prompt in PROMPTS]
+    assert [len(own) for own in short] == [4] * len(PROMPTS)
+    if beams == 1:
+        assert short == [own[:4] for own in whole]
+    assert [len(own) for own in generate(model, PROMPTS, eos=EOS, limit=5, banned=[EOS], longest=4)] == [3, 4, 2, 3, 4, 3]

@@ -70,3 +70,19 @@ def labelled(
             break
     columns: dict[str, list[Any]] = {k: list(v) for k, v in zip(("text", "text_pair"), zip(*examples, strict=True), strict=False)}
     return columns | {"label": labels}
+
+
+def distinct(seed: int, splits: dict[str, int], split: str, one: Callable[[Draws], T]) -> list[T]:
+    """The rows of a split, each made by `one`; none stands twice, within or across splits."""
+    draws, seen = Draws(seed), set()
+    found: list[T] = []
+    for name, rows in splits.items():
+        found = []
+        while len(found) < rows:
+            made = one(draws)
+            if made not in seen:
+                seen.add(made)
+                found.append(made)
+        if name == split:
+            break
+    return found
