@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import astuple, dataclass
 from functools import cache
 from importlib.metadata import version
 
@@ -199,3 +200,125 @@ def _start(target: float, sample_rate: float, steps: int, delta: float) -> float
     while enough > 0.1 and spent(enough / 1.2) <= target:
         enough /= 1.2
     return enough
+
+
+@dataclass(frozen=True)
+class Release:
+    """Gaussian releases of one stage: noise std / add-or-remove sensitivity, each example's sampling rate, how many."""
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+
+
+@cache
+def composed(
+    releases: tuple[Release, ...], *, delta: float, relation: str = "add_or_remove", accountant: str = "pld", coarser: int = 1
+) -> float:
+    """Epsilon of several stages on the same examples, by one accountant: less than the sum of theirs.
+
+    Args:
+        releases: of each stage, with noise and draws of its own; the rest as in `epsilon`.
+
+    Raises:
+        Unsupported, DpbenchError: as `epsilon`.
+    """
+    import dp_accounting
+    from dp_accounting import pld, rdp
+
+    if len(releases) == 1:
+        one = releases[0]
+        return epsilon(
+            noise_multiplier=one.noise_multiplier,
+            sample_rate=one.sample_rate,
+            steps=one.steps,
+            delta=delta,
+            relation=relation,
+            accountant=accountant,
+            coarser=coarser,
+        )
+    for one in releases:  # refuses what has no epsilon by itself
+        if one.noise_multiplier <= 0 or not 0 < one.sample_rate <= 1 or one.steps < 1:
+            raise DpbenchError(f"no epsilon for a stage of {one}", "noise_multiplier > 0, 0 < sample_rate <= 1, steps >= 1")
+    neighbours = {
+        "add_or_remove": dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
+        "replace_one": dp_accounting.NeighboringRelation.REPLACE_ONE,
+    }[relation]
+    if accountant == "pld":
+        interval = coarser * max(_interval(one.noise_multiplier) for one in releases)
+        made = pld.PLDAccountant(neighbours, value_discretization_interval=interval)
+    else:
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        made = rdp.RdpAccountant(neighboring_relation=neighbours)
+    for one in releases:
+        event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(one.noise_multiplier)
+        if one.sample_rate < 1:
+            event = dp_accounting.PoissonSampledDpEvent(one.sample_rate, event)
+        try:
+            made.compose(event, one.steps)
+        except dp_accounting.UnsupportedEventError as error:
+            says = f"{accountant} has no epsilon for {relation} with Poisson sampling"
+            raise Unsupported(says, "read the PLD value") from error
+    return float(made.get_epsilon(delta))
+
+
+def calibrate_beside(
+    target: float,
+    spent: tuple[Release, ...],
+    *,
+    sample_rate: float,
+    steps: int,
+    delta: float,
+    relation: str = "add_or_remove",
+) -> float:
+    """The noise multiplier of one more stage, so that PLD's epsilon of all is at most `target` and within 1 % of it.
+
+    Args:
+        spent: the stages before it, on the same examples.
+
+    Raises:
+        DpbenchError: the stages before have spent the target, or no noise multiplier up to 1e4 reaches it.
+    """
+    alone = {"sample_rate": sample_rate, "steps": steps, "delta": delta, "relation": relation}
+    least = calibrate(target, **alone)  # type: ignore[arg-type]
+    if not spent:
+        return least
+    key: dict[str, object] = {
+        "target": target,
+        "spent": [astuple(one) for one in spent],
+        **alone,
+        "interval": _INTERVAL,
+        "tolerance": TOLERANCE,
+        "library": versions()["pld"],
+    }
+    path = paths.cache() / "calibrations" / f"{sha256_text(canonical_json(key))[:16]}.json"
+    if (known := _cached(path, key)) is not None:
+        return known
+
+    def within(noise_multiplier: float, limit: float) -> bool:
+        """Whether epsilon of all is at most `limit`; what a coarse grid says for certain, the fine one is not asked."""
+        parts = (*spent, Release(noise_multiplier, sample_rate, steps))
+        coarse = composed(parts, delta=delta, relation=relation, coarser=_COARSER)
+        if coarse <= limit:
+            return True
+        slack = sum(one.steps for one in parts) * _COARSER * max(_interval(one.noise_multiplier) for one in parts)
+        return coarse - slack <= limit and composed(parts, delta=delta, relation=relation) <= limit
+
+    before = composed(spent, delta=delta, relation=relation)
+    if before >= target:
+        raise DpbenchError(
+            f"the stages before have spent epsilon {before:.4g}, which leaves nothing of {target:g}",
+            "give them a smaller share of the budget",
+        )
+    low, high = least, least * 1.2
+    while not within(high, target):
+        low, high = high, high * 1.4
+        if high > 1e4:
+            raise DpbenchError(
+                f"epsilon {target:g} is out of reach after {before:.4g}", "give the stages before a smaller share of the budget"
+            )
+    while within(high, target * (1 - TOLERANCE)):
+        middle = (low + high) / 2
+        low, high = (low, middle) if within(middle, target) else (middle, high)
+    write_atomic(path, json.dumps({"key": key, "noise_multiplier": high}) + "\n")
+    return high

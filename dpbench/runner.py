@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dpbench import accounting, environment, plugins
+from dpbench.composition import Composition
 from dpbench.errors import DpbenchError
 from dpbench.files import sha256_file, write_atomic, write_error
 from dpbench.jobs.contract import Context, Outcome
@@ -128,7 +129,7 @@ def _run(
     return record
 
 
-def privacy_of(mechanism: Mechanism) -> Privacy | None:
+def privacy_of(mechanism: Mechanism | Composition) -> Privacy | None:
     """Both accountants' epsilon of a whole run; None for a non-private one."""
     if not mechanism.private:
         return None

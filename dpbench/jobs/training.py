@@ -28,6 +28,7 @@ from dpbench.spec.sources import Source
 
 if TYPE_CHECKING:
     from dpbench.jobs.classify import Optimizer, Settings
+    from dpbench.models.wrappers import Encoder
 
 _PHYSICAL = 4096  # rows of features in a physical batch
 
@@ -173,7 +174,7 @@ class TextTask:
     def _model(self, data: TextData, context: Context) -> nn.Module:
         """With its initial weights, the same for all methods of a seed."""
         own, seed, source = self.settings, context.seed, context.sources[f"model:{self.settings.model}"]
-        encoder = models.encoder(own.model, source, own.layers, seed=seed)
+        encoder = self._encoder(context)
         if data.prompt is not None:
             made = prompted(own.model, encoder, len(data.classes), source, data.prompt.word_ids)
             return freeze(made, own, seed)
@@ -187,6 +188,11 @@ class TextTask:
         model = Classifier(encoder, make_head(own, encoder.width, len(data.classes), seed, phrases), own)
         model.centre.copy_(centre)  # type: ignore[operator]
         return freeze(model, own, seed)
+
+    def _encoder(self, context: Context) -> Encoder:
+        """With its initial weights, the same for all methods of a seed."""
+        own = self.settings
+        return models.encoder(own.model, context.sources[f"model:{own.model}"], own.layers, seed=context.seed)
 
     def __len__(self) -> int:
         return len(self.index)

@@ -31,10 +31,16 @@ def check_config(path: Path, architecture: dict[str, Any], name: str) -> None:
             raise DpbenchError(f"{path}: {key} is {found[key]}, but {name} has {value}", f"put the weights of {name} there")
 
 
-def checkpoint(path: Path, family: str, wanted: set[str]) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint under the names of the bare model: heads, pooler and cut layers are left out."""
-    found = _named(path, wanted, f"{family}.")
-    if missing := sorted(wanted - set(found)):
+def checkpoint(
+    path: Path, family: str, wanted: set[str], renamed: dict[str, str] | None = None, absent: tuple[str, ...] = ()
+) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint under the names of the bare model: heads, pooler and cut layers are left out.
+
+    Args:
+        renamed: parts of names in another architecture's checkpoints -> ours; absent: what such a one may lack.
+    """
+    found = _named(path, wanted, f"{family}.", renamed)
+    if missing := sorted(wanted - set(found) - set(absent)):
         raise DpbenchError(f"{path}: lacks {len(missing)} tensors, first {missing[0]}", "fetch the model again")
     return found
 
@@ -51,7 +57,7 @@ def tensors_of(path: Path, names: set[str]) -> dict[str, torch.Tensor]:
     return found
 
 
-def _named(path: Path, wanted: set[str], prefix: str = "") -> dict[str, torch.Tensor]:
+def _named(path: Path, wanted: set[str], prefix: str = "", renamed: dict[str, str] | None = None) -> dict[str, torch.Tensor]:
     """Those of the wanted tensors that a checkpoint has, in fp32; their names without the prefix."""
     from safetensors import SafetensorError, safe_open
 
@@ -59,7 +65,10 @@ def _named(path: Path, wanted: set[str], prefix: str = "") -> dict[str, torch.Te
     try:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a mapping)
-                stem, _, last = key.removeprefix(prefix).rpartition(".")
+                plain = key
+                for theirs, ours in (renamed or {}).items():
+                    plain = plain.replace(theirs, ours)
+                stem, _, last = plain.removeprefix(prefix).rpartition(".")
                 name = f"{stem}.{OLD_NAMES.get(last, last)}"
                 if name in wanted:
                     found[name] = file.get_tensor(key).float()
@@ -114,10 +123,12 @@ def encoder(name: str, source: Source, layers: int | None = None, seed: int = 0,
         check_config(sources.file_of(plugin, source, sources.CONFIG), plugin.extra["architecture"], name)
         path = sources.file_of(plugin, source, sources.WEIGHTS)
         shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
-        tensors = checkpoint(path, plugin.extra["family"], set(shapes))
+        absent = tuple(plugin.extra.get("absent", ()))
+        tensors = checkpoint(path, plugin.extra["family"], set(shapes), plugin.extra.get("renamed"), absent)
         for key, value in tensors.items():
             if list(value.shape) != shapes[key]:
                 what = f"{path}: {key} has shape {list(value.shape)}, {name} needs {shapes[key]}"
                 raise DpbenchError(what, f"put the weights of {name} there")
-        model.load_state_dict(tensors)
+        zeros = {key: value.new_zeros(value.shape) for key, value in model.state_dict().items() if key in absent}
+        model.load_state_dict(zeros | tensors)
     return Encoder(model)

@@ -1,0 +1,146 @@
+"""Several mechanisms on the same examples, accounted for as one; and one mechanism in phases."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dpbench import accounting
+from dpbench.accounting import Release
+from dpbench.clipping.adaptive import Adaptive
+from dpbench.errors import DpbenchError
+from dpbench.mechanism import Clipping, Mechanism, Sampling
+
+_SEED_BITS = 52  # a record's reader may hold numbers as doubles
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """The seed of a stage's draws and noise: another one for each stage, the same for all methods of a seed."""
+    digest = hashlib.sha256(f"dpbench stage {stage!r} of seed {seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)
+
+
+def release_of(plan: Mechanism) -> Release:
+    """What the accountant needs of one private mechanism.
+
+    Raises:
+        DpbenchError: no noise, or none that is Gaussian.
+    """
+    if not plan.private or plan.noise_multiplier == 0 or plan.noise != "gaussian":
+        raise DpbenchError("a stage without Gaussian noise has no epsilon to compose", "make every stage of a run private")
+    return Release(plan.noise_multiplier, plan.sampling.sample_rate, plan.steps)
+
+
+def release_in(record: dict[str, Any] | None) -> Release:
+    """The same, of the mechanism that a record holds.
+
+    Raises:
+        DpbenchError: the record's run was not private.
+    """
+    if record is None or record.get("clipping") is None or not record["noise_multiplier"]:
+        raise DpbenchError("the run before this one was not private", "make every stage of a run private")
+    return Release(record["noise_multiplier"], record["sampling"]["sample_rate"], record["steps"])
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A run's mechanism after stages that touched the same examples.
+
+    spent: those stages; own: this run's. One delta and relation for all.
+
+    Guarantee: epsilon is that of all releases together, and never above the target.
+
+    Raises:
+        DpbenchError: it would be above the target, or the stages' neighbours differ.
+    """
+
+    own: Mechanism
+    spent: tuple[Release, ...]
+    target_epsilon: float | None = None
+
+    def __post_init__(self) -> None:
+        release_of(self.own)
+        total = self.epsilon()
+        if self.target_epsilon is not None and total > self.target_epsilon * (1 + 1e-9):
+            raise DpbenchError(
+                f"epsilon {total:.4g} of all stages together is above the target {self.target_epsilon:g}",
+                "each stage spends a share: calibrate the last with dpbench.composition.calibrated_beside",
+            )
+
+    @property
+    def private(self) -> bool:
+        return True
+
+    @property
+    def delta(self) -> float:
+        return self.own.delta
+
+    @property
+    def relation(self) -> str:
+        return self.own.relation
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Of the last stage."""
+        return self.own.noise_multiplier
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why epsilon is only nominal; empty where it is valid."""
+        return self.own.reasons
+
+    def epsilon(self, accountant: str = "pld") -> float:
+        """Of all stages together.
+
+        Raises:
+            accounting.Unsupported: the accountant refuses this relation.
+        """
+        parts = (*self.spent, release_of(self.own))
+        return accounting.composed(parts, delta=self.delta, relation=self.relation, accountant=accountant)
+
+    def describe(self) -> dict[str, Any]:
+        """For the record: the last stage's mechanism, and before it what was spent."""
+        stages = [{"noise_multiplier": r.noise_multiplier, "sample_rate": r.sample_rate, "steps": r.steps} for r in self.spent]
+        return {**self.own.describe(), "target_epsilon": self.target_epsilon, "stages_before": stages}
+
+
+def calibrated_beside(
+    spent: Sequence[Release],
+    sampling: Sampling,
+    steps: int,
+    clipping: Clipping,
+    epsilon: float,
+    delta: float,
+    **rest: Any,
+) -> Composition:
+    """A stage whose PLD epsilon together with those before it is at most `epsilon` and within 1 % of it."""
+    noise_multiplier = accounting.calibrate_beside(
+        epsilon,
+        tuple(spent),
+        sample_rate=sampling.sample_rate,
+        steps=steps,
+        delta=delta,
+        relation=rest.get("relation", "add_or_remove"),
+    )
+    own = Mechanism(sampling, steps, clipping, noise_multiplier, delta, **rest)
+    return Composition(own, tuple(spent), epsilon)
+
+
+def phases(plan: Mechanism, steps: Sequence[int]) -> list[Mechanism]:
+    """One mechanism cut into phases that follow one another, for a model whose tensors change between them.
+
+    Guarantee: together they release what `plan` does, each with draws and noise of its own; nothing is spent twice.
+
+    Raises:
+        DpbenchError: the phases' steps are not those of the plan, or thresholds would have to go over from one to the next.
+    """
+    if sum(steps) != plan.steps or min(steps) < 1:
+        raise DpbenchError(f"phases of {list(steps)} steps for a mechanism of {plan.steps}", "they must sum to it")
+    if plan.clipping is not None and isinstance(plan.clipping.adaptive, Adaptive):
+        raise DpbenchError("adaptive thresholds do not go over from one phase to the next", "use fixed ones")
+    return [
+        replace(plan, steps=count, seed=plan.seed if k == 0 else stage_seed(plan.seed, f"phase {k}"), target_epsilon=None)
+        for k, count in enumerate(steps)
+    ]

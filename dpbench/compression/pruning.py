@@ -1,0 +1,126 @@
+"""Magnitude masks on a model's weights, kept exact under private training. Imports torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dpbench.errors import DpbenchError
+
+SLACK = 0.001
+"""How far a model's sparsity may be from what it should be."""
+
+
+def prunable(encoder: nn.Module) -> dict[str, nn.Parameter]:
+    """The weight matrices of the transformer layers, by name: no embeddings, no LayerNorm, no biases, no head."""
+    return {
+        f"{name}.weight": module.weight
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.Linear) and ".layer." in f".{name}."
+    }
+
+
+class Masks:
+    """Which weights are zero for good.
+
+    Guarantee: masks are made of released weights, so they are post-processing; a masked weight gets no gradient, no noise and no
+    state of the optimizer, and stays exactly 0. (Its gradient still counts in an example's norm: the engine clips before.)
+
+    Raises:
+        DpbenchError: nothing to prune.
+    """
+
+    def __init__(self, encoder: nn.Module, scope: Literal["global", "tensor"] = "global") -> None:
+        self.weights, self.scope = prunable(encoder), scope
+        if not self.weights:
+            raise DpbenchError("the encoder has no weight matrices to prune", "prune a BERT or RoBERTa")
+        self.masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in self.weights.items()}
+
+    @property
+    def size(self) -> int:
+        """Prunable weights."""
+        return sum(mask.numel() for mask in self.masks.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the prunable weights that is masked."""
+        return 1 - sum(int(mask.sum()) for mask in self.masks.values()) / self.size
+
+    def prune_(self, sparsity: float) -> None:
+        """Mask the smallest weights until exactly round(sparsity x size) are; those masked before stay so.
+
+        Raises:
+            DpbenchError: more are masked already.
+        """
+        together = [list(self.weights)] if self.scope == "global" else [[name] for name in self.weights]
+        with torch.no_grad():
+            for names in together:
+                values = torch.cat([self._sizes(name) for name in names])
+                gone = round(sparsity * values.numel())
+                if gone < int((values < 0).sum()):
+                    raise DpbenchError(f"sparsity {sparsity:g} is below what is masked already", "let it only grow")
+                keep = _largest(values, values.numel() - gone)
+                for name, part in zip(names, keep.split([self.masks[n].numel() for n in names]), strict=True):
+                    self.masks[name] = part.view_as(self.masks[name]).to(self.masks[name].device)
+        self.apply_()
+
+    def _sizes(self, name: str) -> Tensor:
+        """|w| of one tensor, -1 where it is masked: those go first."""
+        return self.weights[name].detach().abs().masked_fill(~self.masks[name], -1.0).reshape(-1).cpu()
+
+    def apply_(self) -> None:
+        """Masked weights become 0."""
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.mul_(self.masks[name])
+
+    def zero_gradients_(self) -> None:
+        """The released gradient of masked weights, noise and all, becomes 0, so that the optimizer never learns of it."""
+        for name, weight in self.weights.items():
+            if weight.grad is not None:
+                weight.grad.mul_(self.masks[name])
+
+    def zero_state_(self, optimizer: torch.optim.Optimizer) -> None:
+        """What the optimizer remembers of masked weights becomes 0."""
+        for name, weight in self.weights.items():
+            for value in optimizer.state.get(weight, {}).values():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    value.mul_(self.masks[name])
+
+    def check(self, wanted: float) -> float:
+        """The sparsity, after making sure of it.
+
+        Raises:
+            DpbenchError: it is not `wanted`, or a masked weight is not 0.
+        """
+        found = self.sparsity
+        if abs(found - wanted) > SLACK:
+            raise DpbenchError(f"sparsity {found:.4f}, where {wanted:.4f} is wanted", "report this: it is a fault of pruning")
+        for name, weight in self.weights.items():
+            if bool(weight.detach().masked_fill(self.masks[name], 0.0).any()):
+                raise DpbenchError(f"{name}: a masked weight is not 0", "report this: it is a fault of pruning")
+        return found
+
+
+def start_of(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of a module's trainable parameters, to go back to."""
+    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def rewind_(module: nn.Module, start: dict[str, Tensor]) -> None:
+    """The parameters become what `start_of` found."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name in start:
+                parameter.copy_(start[name])
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Which [N] are the `count` largest, exactly; of equals the first."""
+    if count == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    limit = values.kthvalue(values.numel() - count + 1).values
+    keep, ties = values > limit, values == limit
+    return keep | (ties & (ties.cumsum(0) <= count - int(keep.sum())))

@@ -1,0 +1,109 @@
+"""A compressed classifier on disk: an encoder that transformers loads, and a head beside it. Imports torch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dpbench.errors import DpbenchError
+
+if TYPE_CHECKING:
+    from dpbench.models.wrappers import Encoder
+
+ENCODER, HEAD = "encoder", "head.safetensors"
+CONFIG, WEIGHTS = f"{ENCODER}/config.json", f"{ENCODER}/model.safetensors"
+FILES = [CONFIG, WEIGHTS, HEAD]
+"""What `save` leaves, for a record's artefacts."""
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """transformers draws a progress bar for each file that it reads or writes."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def save_encoder(encoder: Encoder, folder: Path) -> None:
+    """`transformers`' own save_pretrained; masks are folded in, as pruned weights are zero."""
+    with _no_bars():
+        encoder.model.save_pretrained(folder)
+
+
+def save(encoder: Encoder, rest: dict[str, Tensor], folder: Path) -> list[str]:
+    """Write an encoder and the other tensors of its classifier; returns the files."""
+    save_encoder(encoder, folder / ENCODER)
+    save_file({name: value.detach().cpu().contiguous() for name, value in rest.items()}, folder / HEAD)
+    return list(FILES)
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """An encoder that `save_encoder` wrote, in fp32 and without dropout, as `dpbench.models.encoder` gives them.
+
+    Raises:
+        DpbenchError: not there, or damaged.
+    """
+    from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+
+    from dpbench.models.wrappers import Encoder
+
+    try:
+        kind = BertConfig.from_pretrained(folder).model_type
+        model_class, config_class = {"bert": (BertModel, BertConfig), "roberta": (RobertaModel, RobertaConfig)}[kind]
+        with _no_bars():
+            model = model_class.from_pretrained(
+                folder,
+                config=config_class.from_pretrained(folder),
+                add_pooling_layer=False,
+                attn_implementation="sdpa",
+                dtype=torch.float32,
+                local_files_only=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise DpbenchError(f"{folder}: no encoder to load ({error})", "run again what should have left it") from error
+    return Encoder(model)
+
+
+def load_rest(folder: Path) -> dict[str, Tensor]:
+    """The other tensors that `save` wrote."""
+    try:
+        return load_file(folder / HEAD)
+    except OSError as error:
+        raise DpbenchError(f"{folder / HEAD}: not readable", "run again what should have left it") from error
+
+
+def file_bytes(encoder: Encoder) -> int:
+    """Size of the weights' file, as saved."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_encoder(encoder, Path(folder))
+        return (Path(folder) / "model.safetensors").stat().st_size
+
+
+def packed_bytes(parameters: int, nonzero: int, masked_of: int) -> int:
+    """What sparse storage takes: fp32 weights that are not zero, and one bit for each of the `masked_of` that might be."""
+    return 4 * (nonzero if masked_of else parameters) + masked_of // 8
+
+
+def flops_of(encoder: nn.Module, tokens: int) -> int:
+    """Floating-point operations of all matrix products of one example's forward pass, two a multiply and add; zeros count."""
+    device = next(encoder.parameters()).device
+    ids = torch.ones(1, tokens, dtype=torch.long, device=device)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        encoder(ids, torch.ones_like(ids))
+    return int(counter.get_total_flops())
