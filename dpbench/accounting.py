@@ -285,7 +285,7 @@ def calibrate_beside(
         return least
     key: dict[str, object] = {
         "target": target,
-        "spent": [astuple(one) for one in spent],
+        "spent": [list(astuple(one)) for one in spent],
         **alone,
         "interval": _INTERVAL,
         "tolerance": TOLERANCE,

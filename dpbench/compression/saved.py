@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -74,7 +75,7 @@ def load_encoder(folder: Path) -> Encoder:
                 dtype=torch.float32,
                 local_files_only=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise DpbenchError(f"{folder}: no encoder to load ({error})", "run again what should have left it") from error
     return Encoder(model)
 
@@ -83,7 +84,7 @@ def load_rest(folder: Path) -> dict[str, Tensor]:
     """The other tensors that `save` wrote."""
     try:
         return load_file(folder / HEAD)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DpbenchError(f"{folder / HEAD}: not readable", "run again what should have left it") from error
 
 

@@ -40,6 +40,20 @@ DROP = {"drop": {"layers": 1, "block_steps": 1}}
 PRUNE = {"prune": {"sparsity": 0.5, "steps": 2, "every": 1}}
 PLAIN = {"engine": "nonprivate", "clipping": None, "epsilon": None}
 
+WHERE = Environment(
+    python="3",
+    platform="x",
+    packages={},
+    device="cpu",
+    device_name="",
+    cpu="",
+    cores=1,
+    memory_gib=1,
+    threads=1,
+    commit=None,
+    dirty=None,
+)
+
 
 def settings(**over):
     return parse(compress.Settings, BASE | over, "test")
@@ -66,19 +80,7 @@ def run(folder: Path, own: compress.Settings, seed: int = 0, parents: dict[str, 
         metrics=found.metrics,
         mechanism=found.mechanism,
         privacy=found.privacy,
-        environment=Environment(
-            python="3",
-            platform="x",
-            packages={},
-            device="cpu",
-            device_name="",
-            cpu="",
-            cores=1,
-            memory_gib=1,
-            threads=1,
-            commit=None,
-            dirty=None,
-        ),  # fmt: skip
+        environment=WHERE,
         facts=found.facts,
         seconds=1,
         created="2026-01-01T00:00:00",

@@ -1,0 +1,134 @@
+"""Several stages on the same examples: one accountant, epsilon at the target and never above it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dpbench import accounting
+from dpbench.accounting import Release
+from dpbench.clipping.adaptive import Adaptive
+from dpbench.composition import Composition, calibrated_beside, phases, release_in, release_of, stage_seed
+from dpbench.engines.noise import Noise
+from dpbench.errors import DpbenchError
+from dpbench.mechanism import Clipping, Mechanism, Sampling, calibrated
+from dpbench.sampling import batches
+
+CLIPPING = Clipping("auto_s")
+FIRST, SECOND = Sampling("poisson", 5000, 200.0), Sampling("poisson", 5000, 300.0)
+DELTA = 1e-5
+
+
+def teacher(epsilon=2.0, steps=12):
+    return calibrated(FIRST, steps, CLIPPING, epsilon, DELTA)
+
+
+@pytest.mark.parametrize("target", [2.5, 8.0])
+def test_both_stages_together_spend_the_target_within_one_percent(target):
+    found = calibrated_beside([release_of(teacher())], SECOND, 20, CLIPPING, target, DELTA)
+    assert 0.99 * target <= found.epsilon() <= target
+    alone = calibrated(SECOND, 20, CLIPPING, target, DELTA)
+    assert found.noise_multiplier > alone.noise_multiplier
+    assert found.own.epsilon() < found.epsilon() < 2.0 + found.own.epsilon()
+
+
+def test_a_composition_is_what_dp_accounting_says_of_both_events():
+    import dp_accounting
+    from dp_accounting import rdp
+
+    parts = (Release(0.9, 0.04, 12), Release(1.1, 0.06, 20))
+    theirs = rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    for one in parts:
+        event = dp_accounting.PoissonSampledDpEvent(one.sample_rate, dp_accounting.GaussianDpEvent(one.noise_multiplier))
+        theirs.compose(event, one.steps)
+    assert accounting.composed(parts, delta=DELTA, accountant="rdp") == pytest.approx(theirs.get_epsilon(DELTA))
+    assert accounting.composed(parts, delta=DELTA) < theirs.get_epsilon(DELTA)
+
+
+def test_two_equal_stages_are_one_of_twice_the_steps():
+    half = Release(1.0, 0.04, 10)
+    once = accounting.composed((Release(1.0, 0.04, 20),), delta=DELTA)
+    assert accounting.composed((half, half), delta=DELTA) == pytest.approx(once, rel=1e-6)
+    whole = accounting.epsilon(noise_multiplier=1.0, sample_rate=0.04, steps=20, delta=DELTA)
+    assert once == whole
+
+
+def test_a_budget_spent_twice_is_refused():
+    """Both stages calibrated to the whole target, each alone: each is within it, both together are not."""
+    target = 4.0
+    first, second = teacher(target), calibrated(SECOND, 20, CLIPPING, target, DELTA)
+    assert max(first.epsilon(), second.epsilon()) <= target
+    with pytest.raises(DpbenchError, match=r"epsilon .* of all stages together is above the target 4"):
+        Composition(second, (release_of(first),), target)
+
+
+def test_a_teacher_that_has_spent_all_leaves_no_student():
+    with pytest.raises(DpbenchError, match="leaves nothing of 2"):
+        calibrated_beside([release_of(teacher(4.0))], SECOND, 20, CLIPPING, 2.0, DELTA)
+
+
+def test_a_stage_without_noise_is_refused():
+    open_ = Mechanism(FIRST, 5, CLIPPING)
+    with pytest.raises(DpbenchError, match="without Gaussian noise"):
+        release_of(open_)
+    with pytest.raises(DpbenchError, match="without Gaussian noise"):
+        Composition(Mechanism(FIRST, 5), (), None)
+    with pytest.raises(DpbenchError, match="was not private"):
+        release_in(Mechanism(FIRST, 5).describe())
+
+
+def test_a_record_gives_back_the_stage():
+    made = teacher()
+    assert release_in(made.describe()) == release_of(made)
+
+
+def test_what_is_recorded_names_all_stages():
+    spent = release_of(teacher())
+    found = calibrated_beside([spent], SECOND, 20, CLIPPING, 4.0, DELTA, seed=5).describe()
+    assert found["stages_before"] == [{"noise_multiplier": spent.noise_multiplier, "sample_rate": 0.04, "steps": 12}]
+    assert found["target_epsilon"] == 4.0
+    assert found["steps"] == 20
+
+
+def noise_of(seed):
+    total = torch.zeros(1000)
+    Noise(Mechanism(FIRST, 2, CLIPPING, 1.0, seed=seed)).release_([(total, 1.0)], 1.0)
+    return total
+
+
+def test_stages_draw_other_examples_and_other_noise():
+    seeds = [0, stage_seed(0, "student"), stage_seed(0, "phase 1"), stage_seed(1, "student"), 1]
+    assert len(set(seeds)) == len(seeds)
+    assert max(seeds) < 2**53
+    noises = [noise_of(seed) for seed in seeds]
+    draws = [next(batches(Mechanism(FIRST, 1, seed=seed))) for seed in seeds]
+    for i in range(len(seeds)):
+        for j in range(i):
+            assert abs(float(torch.corrcoef(torch.stack([noises[i], noises[j]]))[0, 1])) < 0.15
+            assert not np.array_equal(draws[i], draws[j])
+    assert torch.equal(noise_of(stage_seed(0, "student")), noises[1])
+
+
+def test_phases_are_the_mechanism_cut_with_noise_of_their_own():
+    plan = calibrated(SECOND, 20, CLIPPING, 4.0, DELTA, seed=3)
+    cut = phases(plan, [5, 5, 10])
+    assert [p.steps for p in cut] == [5, 5, 10]
+    assert cut[0].seed == plan.seed
+    assert len({p.seed for p in cut}) == 3
+    together = accounting.composed(tuple(release_of(p) for p in cut), delta=DELTA)
+    assert together == pytest.approx(plan.epsilon(), rel=1e-6)
+    with pytest.raises(DpbenchError, match="must sum to it"):
+        phases(plan, [5, 5])
+    adaptive = Mechanism(SECOND, 20, Clipping("abadi", adaptive=Adaptive(0.5)), 1.0)
+    with pytest.raises(DpbenchError, match="adaptive thresholds"):
+        phases(adaptive, [10, 10])
+
+
+def test_a_calibration_behind_a_teacher_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("DPBENCH_CACHE", str(tmp_path))
+    spent = (Release(1.0, 0.04, 12),)
+    asked = {"sample_rate": 0.06, "steps": 20, "delta": DELTA}
+    first = accounting.calibrate_beside(4.0, spent, **asked)
+    monkeypatch.setattr(accounting, "composed", lambda *_, **__: pytest.fail("calibrated twice"))
+    assert accounting.calibrate_beside(4.0, spent, **asked) == first
