@@ -111,14 +111,15 @@ class Prune(Strict):
     """Unstructured DPIMP: `steps` DP steps, every `every`-th of which sets the smallest weights to zero, at event j of J a
     share j/J x sparsity; then the surviving weights go back to their start and the rest of the steps trains them.
 
-    scope: of the magnitudes' comparison. rewind: what goes back; `none` goes on from where it is.
+    scope: of the magnitudes' comparison. rewind: what goes back; the head has no public start, `all` takes it to zero or the label
+    words; `none` goes on from where it is.
     """
 
     sparsity: float = Field(0.5, gt=0, le=MOST_SPARSE)
     steps: int = Field(ge=1)
     every: int = Field(1, ge=1)
     scope: Literal["global", "tensor"] = "global"
-    rewind: Literal["all", "encoder", "none"] = "all"
+    rewind: Literal["encoder", "all", "none"] = "encoder"
 
     @model_validator(mode="after")
     def _reaches(self) -> Prune:
