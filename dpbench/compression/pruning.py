@@ -13,7 +13,7 @@ SLACK = 0.001
 """How far a model's sparsity may be from what it should be."""
 
 
-def prunable(encoder: nn.Module) -> dict[str, nn.Parameter]:
+def prunable(encoder: nn.Module) -> dict[str, Tensor]:
     """The weight matrices of the transformer layers, by name: no embeddings, no LayerNorm, no biases, no head."""
     return {
         f"{name}.weight": module.weight

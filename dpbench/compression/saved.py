@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -65,7 +65,8 @@ def load_encoder(folder: Path) -> Encoder:
 
     try:
         kind = BertConfig.from_pretrained(folder).model_type
-        model_class, config_class = {"bert": (BertModel, BertConfig), "roberta": (RobertaModel, RobertaConfig)}[kind]
+        classes: dict[str, Any] = {"bert": (BertModel, BertConfig), "roberta": (RobertaModel, RobertaConfig)}
+        model_class, config_class = classes[kind]
         with _no_bars():
             model = model_class.from_pretrained(
                 folder,

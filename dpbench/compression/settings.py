@@ -111,7 +111,7 @@ class Prune(Strict):
     """Unstructured DPIMP: `steps` DP steps, every `every`-th of which sets the smallest weights to zero, at event j of J a
     share j/J x sparsity; then the surviving weights go back to their start and the rest of the steps trains them.
 
-    scope: of the magnitudes' comparison. rewind: what goes back; the head has no public start, `all` takes it to zero or the label
+    scope: of the magnitudes' comparison. rewind: what goes back; the head has no public start, `all` takes it to zero or label
     words; `none` goes on from where it is.
     """
 

@@ -50,6 +50,7 @@ class Settings(classify.Settings):
 
     takes_zeroth: ClassVar[bool] = False
 
+    steps: int = Field(ge=1, description="Of this run's stage.")
     training: Literal["full", "features"] = "full"
     noise_multiplier: float | None = Field(
         None, gt=0, exclude_if=lambda v: v is None, description="As published, in place of epsilon, which is then what it means."
@@ -81,8 +82,11 @@ class Settings(classify.Settings):
 
     @model_validator(mode="after")
     def _compresses(self) -> Settings:
-        if self.training != "full" or self.head not in ("zero", "label_words") or getattr(self, "lora", None) is not None:
-            raise ValueError("compress trains whole encoders: training full, head zero or label_words, no lora")
+        if self.training != "full" or self.head not in ("zero", "label_words"):
+            raise ValueError("compress trains whole encoders: training full, head zero or label_words")
+        for name in ("lora", "accounted_rows"):
+            if getattr(self, name, None) is not None:
+                raise ValueError(f"{name}: not for compress")
         if sum(part is not None for part in (self.student, self.drop, self.prune)) > 1:
             raise ValueError("at most one of student, drop and prune")
         if self.layers is not None and self.layers > depth_of(self.model):
@@ -220,7 +224,7 @@ def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any
     """The teacher of this seed, the public student, the timing of inference: each made once for all that ask alike."""
     found: dict[str, tuple[str, dict[str, Any], int, Resources]] = {}
     gpu = int(settings.device == "cuda")
-    threads: Any = 1 if settings.depth <= 2 else 2
+    threads = 4 if gpu else 1
     if settings.inference is not None:
         timing = settings.inference.model_dump(mode="json")
         found["inference"] = ("inference", timing, 0, Resources(threads="all", minutes=0.5, mem_mb=4000))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from dpbench import accounting
 from dpbench.compression.settings import depth_of
+from dpbench.report.deviations import deviations
 from dpbench.spec.expand import expand
 from dpbench.spec.models import TIERS
 from dpbench.spec.sources import Source
@@ -152,3 +154,12 @@ def test_both_sides_of_every_claim_are_there_overnight():
 def test_laptop_runs_are_few():
     every = {name for table in TABLES for name in plan(table, "laptop").runs}
     assert len(every) <= 13
+
+
+def test_comp_1_the_quoted_noise_means_an_epsilon_of_hundreds():
+    asked = {"noise_multiplier": 0.1, "sample_rate": 256 / ROWS["sst2"], "steps": 1315, "delta": 1 / (2 * ROWS["sst2"])}
+    assert accounting.epsilon(**asked) == pytest.approx(785, abs=1)
+    assert accounting.epsilon(**asked, accountant="rdp") == pytest.approx(5695, abs=1)
+    (known,) = deviations("compression")
+    assert "785 by PLD and 5,695 by RDP" in known.fact
+    assert any("785 by PLD and 5,695 by RDP" in note for note in load_table("compression", "dpkd").notes)
