@@ -64,6 +64,14 @@ def test_the_whole_models_rows_are_the_same_runs_in_every_table(tier):
                 assert found.setdefault(key, run.id) == run.id
 
 
+@pytest.mark.parametrize("tier", TIERS[1:])
+def test_the_teachers_row_is_the_run_that_students_learn_from(tier):
+    own = {(c[0]["task"], c[1]): c[3].id for c in cells("dpkd", tier) if c[0]["method"] == "teacher"}
+    taught = [c for c in cells("dpkd", tier) if c[0]["method"] == "dpkd" and c[0]["epsilon"] == "8"]
+    assert taught
+    assert all(own[labels["task"], seed] == run.parents["teacher"].id for labels, seed, _, run in taught)
+
+
 @pytest.mark.parametrize("tier", ["overnight", "gpu", "paper"])
 def test_a_teacher_without_privacy_is_the_whole_model_without_privacy(tier):
     whole = {(c[0]["task"], c[1]): c[3].id for c in cells("dpkd", tier) if (c[0]["method"], c[0]["epsilon"]) == ("whole", "inf")}
