@@ -20,6 +20,7 @@ from dpbench.compression.settings import (
     depth_of,
     vocabulary_of,
 )
+from dpbench.errors import DpbenchError
 from dpbench.jobs import classify
 from dpbench.jobs.contract import Context, Outcome, metric
 from dpbench.jobs.features import PUBLIC
@@ -263,7 +264,10 @@ def run(settings: Settings, context: Context) -> Outcome:
         spent = () if settings.clipping is None else (release_in(record.mechanism),)
         teacher = {"teacher_run": record.run, "teacher_curve": record.facts["curve"]}
     plan = settings.plan(task.rows, len(task), context.seed, spent)
-    done = compressing.train(settings, task, plan.own if isinstance(plan, Composition) else plan, context)
+    own = plan.own if isinstance(plan, Composition) else plan
+    if settings.teacher is not None and record.mechanism is not None and record.mechanism["seed"] == own.seed:
+        raise DpbenchError("teacher and student have one seed, so the same noise twice", "report this: it is a fault of the job")
+    done = compressing.train(settings, task, own, context)
     privacy = privacy_of(plan)
     facts = {
         "train_rows": task.rows,

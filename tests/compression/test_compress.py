@@ -77,6 +77,13 @@ def test_a_budget_spent_twice_stops_the_run(tmp_path, teacher, monkeypatch):
         run(tmp_path, settings(**STUDENT), parents={"teacher": teacher})
 
 
+def test_a_student_with_its_teachers_noise_is_stopped(tmp_path, teacher, monkeypatch):
+    """A planted fault: both stages draw from one seed."""
+    monkeypatch.setattr(compress, "stage_seed", lambda seed, stage: seed)
+    with pytest.raises(DpbenchError, match="the same noise twice"):
+        run(tmp_path, settings(**STUDENT), parents={"teacher": teacher})
+
+
 def test_a_split_below_one_spends_so_much_less(tmp_path, teacher):
     over = STUDENT | {"split": {"teacher": 0.5, "student": 0.1}}
     found = run(tmp_path, settings(**over), parents={"teacher": teacher})
