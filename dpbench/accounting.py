@@ -304,8 +304,8 @@ def calibrate_beside(
         slack = sum(one.steps for one in parts) * _COARSER * max(_interval(one.noise_multiplier) for one in parts)
         return coarse - slack <= limit and composed(parts, delta=delta, relation=relation) <= limit
 
-    before = composed(spent, delta=delta, relation=relation)
-    if before >= target:
+    before = composed(spent, delta=delta, relation=relation, coarser=_COARSER)  # at most a little too large, and cheap
+    if before >= target and (before := composed(spent, delta=delta, relation=relation)) >= target:
         raise DpbenchError(
             f"the stages before have spent epsilon {before:.4g}, which leaves nothing of {target:g}",
             "give them a smaller share of the budget",
