@@ -86,7 +86,7 @@ class Settings(classify.Settings):
         if self.training != "full" or self.head not in ("zero", "label_words"):
             raise ValueError("compress trains whole encoders: training full, head zero or label_words")
         for name in ("lora", "accounted_rows"):
-            if getattr(self, name, None) is not None:
+            if getattr(self, name) is not None:
                 raise ValueError(f"{name}: not for compress")
         if sum(part is not None for part in (self.student, self.drop, self.prune)) > 1:
             raise ValueError("at most one of student, drop and prune")
