@@ -240,7 +240,9 @@ def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any
             "precision": settings.precision,
             "device": settings.device,
         }
-        found["public_student"] = ("public_student", wanted, 0, Resources(threads=threads, minutes=3, mem_mb=6000, gpu=gpu))
+        lines = settings.student.distilled.steps * settings.student.distilled.batch_size
+        minutes = max(0.4, lines / (100_000 if gpu else 2_500))  # a plan, as every table's
+        found["public_student"] = ("public_student", wanted, 0, Resources(threads=threads, minutes=minutes, mem_mb=6000, gpu=gpu))
     return found
 
 
