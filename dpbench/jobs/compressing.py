@@ -50,7 +50,8 @@ class CompressedTask(training.TextTask):
         student = settings.student
         if student is not None and student.start == "teacher":
             assert self.teacher is not None
-            self.model.head.load_state_dict(self.teacher.head.state_dict())
+            head: nn.Module = self.model.head  # type: ignore[assignment]
+            head.load_state_dict(self.teacher.head.state_dict())
         if settings.distil is None:
             self.teacher = None
         else:
