@@ -112,7 +112,9 @@ def test_simulate_prints_every_engine_and_device_marked_as_simulated(capsys):
     assert [line.split()[:2] for line in lines[2:6]] == [
         [e, d] for e in ("nonprivate", "fused") for d in ("a100_80", "titan_rtx_24")
     ]
-    assert lines[2].split()[4:] == ["1.000", "1.000"]
+    peak, on_device, *ratios = lines[2].split()[3:]
+    assert int(on_device) > int(peak) + 600
+    assert ratios == ["1.000", "1.000"]
     assert "float16 rates" in lines[-1]
     assert main(["simulate", "tin"]) == 2
     assert "did you mean 'tiny'" in capsys.readouterr().err

@@ -74,6 +74,11 @@ def test_adapters_are_what_is_trained_of_an_encoder():
     assert all(p.grad is None for p in frozen)
 
 
+def test_adapters_of_a_language_model_are_refused():
+    with pytest.raises(DpbenchError, match="lora_rank: adapters are timed on encoders alone"):
+        parse(throughput.Settings, {"size": "tiny", "tokens": 4, "batch_size": 2, "engines": ["mezo"], "lora_rank": 2}, "test")
+
+
 def test_options_that_are_not_given_are_not_part_of_a_runs_name():
     assert "lora_rank" not in settings().model_dump(mode="json")
 

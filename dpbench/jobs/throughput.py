@@ -109,7 +109,9 @@ class Settings(StepSettings):
     )
 
     @model_validator(mode="after")
-    def _micro_batch_fits(self) -> Settings:
+    def _stands(self) -> Settings:
+        if self.lora_rank is not None and not self.classifies:
+            raise ValueError(f"lora_rank: adapters are timed on encoders alone, and {self.size} is none")
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
             raise ValueError(f"micro_batch {self.micro_batch} is more than batch_size {self.batch_size}")
         return self
