@@ -89,7 +89,8 @@ class PrivateSettings(Strict):
     def without_effect(self) -> list[str]:
         """Warnings of what is set and read by nobody."""
         clipping, found = self.clipping, []
-        if clipping is not None and clipping.function != "auto_s" and "gamma" in clipping.model_fields_set:
+        usual = ClippingSettings.model_fields["gamma"].default  # a run's settings are written out whole: all of them are set
+        if clipping is not None and clipping.function != "auto_s" and clipping.gamma != usual:
             found.append(f"gamma has no effect under {clipping.function}")
         if clipping is not None and clipping.function != "abadi" and clipping.bound != 1 and clipping.adaptive is None:
             found.append(f"bound {clipping.bound:g} has no effect under {clipping.function} but to multiply SGD's learning rate")

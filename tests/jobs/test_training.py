@@ -210,7 +210,8 @@ def test_a_learning_curve_changes_nothing(engine, tmp_path):
     [
         ({"function": "auto_s", "bound": 0.1}, ["bound 0.1 has no effect under auto_s but to multiply SGD's learning rate"]),
         ({"function": "auto_v", "bound": 4.0}, ["bound 4 has no effect under auto_v but to multiply SGD's learning rate"]),
-        ({"function": "auto_v", "gamma": 0.01}, ["gamma has no effect under auto_v"]),
+        ({"function": "auto_v", "gamma": 0.02}, ["gamma has no effect under auto_v"]),
+        ({"function": "abadi", "gamma": 0.01}, []),
         ({"function": "auto_s", "bound": 1.0, "gamma": 0.01}, []),
         ({"function": "abadi", "bound": 0.1}, []),
     ],
