@@ -15,6 +15,9 @@ from dpbench.sampling import batches
 from dpbench.zeroth.directions import Kind
 from dpbench.zeroth.trainer import Step, ZerothOrder
 
+LINES = 200
+"""Steps that a run's log and record hold at most, about: thousands of them would make records of hundreds of kilobytes."""
+
 
 @dataclass
 class ZerothFit:
@@ -35,7 +38,7 @@ class ZerothFit:
             "trainable_parameters": self.optimizer.directions.size,
             "training_seconds": round(sum(self.step_seconds), 3),
             "mean_batch_size": sum(s.count for s in self.steps) / len(self.steps),
-            "clipped_fraction_not_private": [s.clipped for s in self.steps if s.clipped is not None],
+            "clipped_fraction_not_private": [s.clipped for s in self.steps[:: _stride(len(self.steps))] if s.clipped is not None],
         }
 
     @property
@@ -50,6 +53,10 @@ class ZerothFit:
     def warnings(self) -> list[str]:
         ignored = self.optimizer.non_finite_examples
         return [f"{ignored} examples had losses that are not finite and contributed 0"] if ignored else []
+
+
+def _stride(steps: int) -> int:
+    return max(1, steps // LINES)
 
 
 def fit_zeroth(
@@ -90,7 +97,10 @@ def fit_zeroth(
         watch(number + 1)
         task.model.eval()
         done.append(step)
-        context.steps.write(step=number, batch_size=step.count, loss=step.loss, clipped_fraction=step.clipped, slope=step.slope)
+        if number % _stride(plan.steps) == 0 or number + 1 == plan.steps:
+            context.steps.write(
+                step=number, batch_size=step.count, loss=step.loss, clipped_fraction=step.clipped, slope=step.slope
+            )
         said = f"{method}, loss {step.loss:.3f} (not private)" if step.loss is not None else "empty batch"
         context.report(number + 1, plan.steps, said)
     return ZerothFit(optimizer, done, seconds, processor if on_cpu else None)

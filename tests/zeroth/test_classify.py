@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -141,3 +143,13 @@ def test_a_task_without_a_prompt_says_so():
 
     with pytest.raises(DpbenchError, match="dataset qqp declares no prompt"):
         filled("qqp")
+
+
+def test_a_long_run_leaves_a_short_log(tmp_path, monkeypatch):
+    from dpbench.jobs import stepping
+
+    monkeypatch.setattr(stepping, "LINES", 4)
+    found = run(tmp_path, steps=10)
+    lines = (tmp_path / "steps.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 2, 4, 6, 8, 9]
+    assert len(found.facts["clipped_fraction_not_private"]) == 5
