@@ -59,9 +59,6 @@ def epsilon(
         Unsupported: RDP of dp-accounting refuses Poisson sampling with replace-one, or of Laplace noise.
         DpbenchError: an argument out of range.
     """
-    import dp_accounting
-    from dp_accounting import pld, rdp
-
     if noise_multiplier <= 0 or not 0 < sample_rate <= 1 or steps < 0 or not 0 < delta < 1:
         raise DpbenchError(
             f"no epsilon for noise_multiplier {noise_multiplier:g}, sample_rate {sample_rate:g}, steps {steps}, delta {delta:g}",
@@ -69,6 +66,16 @@ def epsilon(
         )
     if steps == 0:
         return 0.0
+    return _spent((Release(noise_multiplier, sample_rate, steps),), delta, relation, accountant, coarser, noise)
+
+
+def _spent(
+    releases: tuple[Release, ...], delta: float, relation: str, accountant: str, coarser: int, noise: str = "gaussian"
+) -> float:
+    """Epsilon of all releases by one accountant; PLD's grid is the coarsest that any of them may have."""
+    import dp_accounting
+    from dp_accounting import pld, rdp
+
     relations = {
         "add_or_remove": dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
         "replace_one": dp_accounting.NeighboringRelation.REPLACE_ONE,
@@ -76,7 +83,7 @@ def epsilon(
     if relation not in relations:
         raise DpbenchError(f"unknown neighbouring relation {relation!r}", f"one of {', '.join(relations)}")
     if accountant == "pld":
-        interval = coarser * _interval(noise_multiplier)
+        interval = coarser * max(_interval(one.noise_multiplier) for one in releases)
         made = pld.PLDAccountant(relations[relation], value_discretization_interval=interval)
     elif accountant == "rdp":
         logging.getLogger("absl").setLevel(logging.ERROR)  # it warns for every order it leaves out, which is its business
@@ -86,14 +93,19 @@ def epsilon(
     kinds = {"gaussian": dp_accounting.GaussianDpEvent, "laplace": dp_accounting.LaplaceDpEvent}
     if noise not in kinds:
         raise DpbenchError(f"unknown noise {noise!r}", f"one of {', '.join(kinds)}")
-    event: dp_accounting.DpEvent = kinds[noise](noise_multiplier)
-    if sample_rate < 1:
-        event = dp_accounting.PoissonSampledDpEvent(sample_rate, event)
-    try:
-        made.compose(event, steps)
-    except dp_accounting.UnsupportedEventError as error:
-        of = f"{relation} with Poisson sampling" if noise == "gaussian" else f"{relation} with Poisson sampling and {noise} noise"
-        raise Unsupported(f"{accountant} has no epsilon for {of}", "read the PLD value") from error
+    for one in releases:
+        event: dp_accounting.DpEvent = kinds[noise](one.noise_multiplier)
+        if one.sample_rate < 1:
+            event = dp_accounting.PoissonSampledDpEvent(one.sample_rate, event)
+        try:
+            made.compose(event, one.steps)
+        except dp_accounting.UnsupportedEventError as error:
+            of = (
+                f"{relation} with Poisson sampling"
+                if noise == "gaussian"
+                else f"{relation} with Poisson sampling and {noise} noise"
+            )
+            raise Unsupported(f"{accountant} has no epsilon for {of}", "read the PLD value") from error
     return float(made.get_epsilon(delta))
 
 
@@ -223,43 +235,21 @@ def composed(
     Raises:
         Unsupported, DpbenchError: as `epsilon`.
     """
-    import dp_accounting
-    from dp_accounting import pld, rdp
-
-    if len(releases) == 1:
-        one = releases[0]
-        return epsilon(
-            noise_multiplier=one.noise_multiplier,
-            sample_rate=one.sample_rate,
-            steps=one.steps,
-            delta=delta,
-            relation=relation,
-            accountant=accountant,
-            coarser=coarser,
-        )
-    for one in releases:  # refuses what has no epsilon by itself
-        if one.noise_multiplier <= 0 or not 0 < one.sample_rate <= 1 or one.steps < 1:
-            raise DpbenchError(f"no epsilon for a stage of {one}", "noise_multiplier > 0, 0 < sample_rate <= 1, steps >= 1")
-    neighbours = {
-        "add_or_remove": dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
-        "replace_one": dp_accounting.NeighboringRelation.REPLACE_ONE,
-    }[relation]
-    if accountant == "pld":
-        interval = coarser * max(_interval(one.noise_multiplier) for one in releases)
-        made = pld.PLDAccountant(neighbours, value_discretization_interval=interval)
-    else:
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        made = rdp.RdpAccountant(neighboring_relation=neighbours)
-    for one in releases:
-        event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(one.noise_multiplier)
-        if one.sample_rate < 1:
-            event = dp_accounting.PoissonSampledDpEvent(one.sample_rate, event)
-        try:
-            made.compose(event, one.steps)
-        except dp_accounting.UnsupportedEventError as error:
-            says = f"{accountant} has no epsilon for {relation} with Poisson sampling"
-            raise Unsupported(says, "read the PLD value") from error
-    return float(made.get_epsilon(delta))
+    if len(releases) > 1:
+        for one in releases:  # refuses what has no epsilon by itself
+            if one.noise_multiplier <= 0 or not 0 < one.sample_rate <= 1 or one.steps < 1:
+                raise DpbenchError(f"no epsilon for a stage of {one}", "noise_multiplier > 0, 0 < sample_rate <= 1, steps >= 1")
+        return _spent(releases, delta, relation, accountant, coarser)
+    one = releases[0]
+    return epsilon(
+        noise_multiplier=one.noise_multiplier,
+        sample_rate=one.sample_rate,
+        steps=one.steps,
+        delta=delta,
+        relation=relation,
+        accountant=accountant,
+        coarser=coarser,
+    )
 
 
 def calibrate_beside(

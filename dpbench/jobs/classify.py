@@ -10,7 +10,7 @@ from dpbench import plugins
 from dpbench.jobs import rest
 from dpbench.jobs.contract import Context, Outcome, metric
 from dpbench.jobs.features import PUBLIC
-from dpbench.jobs.private import PrivateSettings
+from dpbench.jobs.private import PrivateSettings, method_must_stand
 from dpbench.spec.expand import Uses
 from dpbench.spec.models import Resources
 from dpbench.spec.sources import Source
@@ -93,16 +93,9 @@ class Settings(PrivateSettings):
 
     @model_validator(mode="after")
     def _whole(self) -> Settings:
-        if self.by_zeroth != (self.zeroth is not None):
-            raise ValueError(
-                f"zeroth: {self.engine} " + ("is no zeroth-order method" if self.zeroth else "needs it, if only as {}")
-            )
-        if self.zeroth is not None and (self.optimizer.name != "sgd" or self.optimizer.weight_decay):
-            raise ValueError(f"{self.engine} is SGD along a direction: optimizer name sgd, without weight decay")
+        method_must_stand(self)
         if self.zeroth is not None and self.optimizer.head_learning_rate is not None:
             raise ValueError(f"{self.engine} moves all weights along one direction: it has one learning rate")
-        if self.steps == 0 and self.engine != "nonprivate":
-            raise ValueError(f"steps: 0 trains nothing, so {self.engine} has nothing to do: engine nonprivate")
         if self.head == "prompt" and (self.training == "features" or self.hidden):
             raise ValueError("head: prompt fills a mask inside the encoder: training full, without hidden layers")
         if self.head == "prompt" and (self.centre or self.feature_norm is not None or self.feature_scale != 1):

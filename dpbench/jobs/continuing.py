@@ -24,6 +24,7 @@ from dpbench.jobs.generation import pieces_of
 from dpbench.jobs.language_model import WEIGHTS
 from dpbench.jobs.prompted import model_named
 from dpbench.jobs.rest import share_of
+from dpbench.jobs.text import some
 from dpbench.metrics import answers as scores_of_answers
 from dpbench.models import registry as models
 from dpbench.models.decoding import generate
@@ -169,8 +170,7 @@ class Task:
             evaluated = [whole[i] for i in np.sort(rest)]
         else:
             evaluated = asked.load(settings.task, "validation", source)
-            same = np.random.default_rng(0).permutation(len(evaluated))[: settings.evaluate_limit]  # for every method and seed
-            evaluated = [evaluated[i] for i in np.sort(same)]
+            evaluated = [evaluated[i] for i in some(len(evaluated), settings.evaluate_limit)]
         if not evaluated:
             raise DpbenchError(f"{settings.task} has no rows to evaluate on (evaluate_on: train_rest)", "lower train_limit")
         return train, evaluated

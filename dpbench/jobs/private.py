@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,24 @@ class ClippingSettings(GroupSettings):
     def made(self) -> Clipping:
         """The mechanism's clipping."""
         return self.clipping_of(function=self.function, scope=self.scope, bound=self.bound, gamma=self.gamma)
+
+
+def method_must_stand(settings: Any) -> None:
+    """Of a job that takes zeroth-order methods: engine, `zeroth`, optimizer and steps belong together.
+
+    Args:
+        settings: PrivateSettings with those fields.
+
+    Raises:
+        ValueError: they do not; names what is wrong.
+    """
+    engine, zeroth = settings.engine, settings.zeroth
+    if settings.by_zeroth != (zeroth is not None):
+        raise ValueError(f"zeroth: {engine} " + ("is no zeroth-order method" if zeroth else "needs it, if only as {}"))
+    if zeroth is not None and (settings.optimizer.name != "sgd" or settings.optimizer.weight_decay):
+        raise ValueError(f"{engine} is SGD along a direction: optimizer name sgd, without weight decay")
+    if settings.steps == 0 and engine != "nonprivate":
+        raise ValueError(f"steps: 0 trains nothing, so {engine} has nothing to do: engine nonprivate")
 
 
 class PrivateSettings(Strict):

@@ -11,7 +11,7 @@ from dpbench.data.coding import PUBLIC
 from dpbench.jobs import starting
 from dpbench.jobs.classify import Zeroth
 from dpbench.jobs.contract import Context, Outcome, metric
-from dpbench.jobs.private import PrivateSettings
+from dpbench.jobs.private import PrivateSettings, method_must_stand
 from dpbench.jobs.starting import Parents
 from dpbench.models.language import language_model_family
 from dpbench.spec.expand import Uses
@@ -120,14 +120,7 @@ class Settings(PrivateSettings):
     def _method(self) -> Settings:
         if self.plugin.kind not in ("engine", "zeroth"):
             raise ValueError(f"engine {self.engine} is a paper's published code, which this job does not run")
-        if (self.plugin.kind == "zeroth") != (self.zeroth is not None):
-            raise ValueError(
-                f"zeroth: {self.engine} " + ("is no zeroth-order method" if self.zeroth else "needs it, if only as {}")
-            )
-        if self.zeroth is not None and (self.optimizer.name != "sgd" or self.optimizer.weight_decay):
-            raise ValueError(f"{self.engine} is SGD along a direction: optimizer name sgd, without weight decay")
-        if self.steps == 0 and self.engine != "nonprivate":
-            raise ValueError(f"steps: 0 trains nothing, so {self.engine} has nothing to do: engine nonprivate")
+        method_must_stand(self)
         return self
 
     @model_validator(mode="after")

@@ -54,15 +54,14 @@ def run(settings: Settings, context: Context) -> Outcome:
 
     from dpbench.compression.cutting import keep_layers
     from dpbench.compression.saved import CONFIG, ENCODER, WEIGHTS, save_encoder
-    from dpbench.data import registry as datasets
-    from dpbench.jobs.text import Encoded
+    from dpbench.jobs.text import Encoded, public_texts
     from dpbench.jobs.throughput import require_device
     from dpbench.models import registry as models
 
     require_device(settings.device)
     source, public = context.sources[f"model:{settings.model}"], context.sources[f"dataset:{PUBLIC}"]
     tokenizer = models.text_tokenizer(settings.model, source, public)
-    lines = [t for t in datasets.load(PUBLIC, "train", public).columns["text"] if len(t.split()) >= 8]
+    lines = public_texts(public)
     encoded = Encoded(tokenizer.encode(lines, settings.max_length), np.zeros(len(lines), dtype=np.int64), tokenizer.pad)
     teacher = models.encoder(settings.model, source, settings.layers).to(settings.device).eval().requires_grad_(False)
     student = models.encoder(settings.model, source, settings.layers)

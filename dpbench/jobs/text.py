@@ -87,8 +87,7 @@ class TextData:
         return Encoded(ids, labels, self.tokenizer.pad, self.prompt.places(ids))
 
     def _public(self) -> list[str]:
-        lines = [t for t in datasets.load(PUBLIC, "train", self.public).columns["text"] if len(t.split()) >= 8]
-        return lines[:PUBLIC_LINES]
+        return public_texts(self.public)[:PUBLIC_LINES]
 
     def public_lines(self) -> Encoded:
         """Lines of public text, for centring: nothing private is in them."""
@@ -115,7 +114,12 @@ def _apart(texts: list[str], pairs: list[str] | None) -> list[str]:
     return texts if pairs is None else [f"{a}\t{b}" for a, b in zip(texts, pairs, strict=True)]
 
 
-def some(rows: int, limit: int) -> np.ndarray:
+def public_texts(source: Source) -> list[str]:
+    """Lines of public text that are long enough to be sentences."""
+    return [t for t in datasets.load(PUBLIC, "train", source).columns["text"] if len(t.split()) >= 8]
+
+
+def some(rows: int, limit: int | None) -> np.ndarray:
     """Indices of `limit` rows, all where there are fewer: the same ones for every method and seed."""
     return np.sort(np.random.default_rng(0).permutation(rows)[:limit])
 
