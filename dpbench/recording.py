@@ -25,6 +25,7 @@ from dpbench.study import Study, study_at
 
 _MEMBER = re.compile(r"^([0-9a-f]{12})/(record\.json|steps\.jsonl)$")
 _LARGEST = 8 << 20  # bytes of one member: a record is kilobytes
+_BETWEEN = 60.0  # seconds at least between two writes of the archive: with hundreds of records one takes seconds
 
 
 def record(tier: str, minutes: float, out: Path | None, tables: list[str] | None = None, threads: int = 1) -> None:
@@ -32,7 +33,7 @@ def record(tier: str, minutes: float, out: Path | None, tables: list[str] | None
 
     Args:
         minutes: no run is started that is not expected to end in time, and one that does not is ended.
-        out: a .tar.gz, rewritten after each run with all finished records of the tier.
+        out: a .tar.gz with all finished records of the tier, rewritten at the end and at most once a minute until then.
         threads: of runs that want all.
 
     Raises:
@@ -45,16 +46,20 @@ def record(tier: str, minutes: float, out: Path | None, tables: list[str] | None
     runs = list(_in_order(found, done))
     print(f"{tier}: {len(runs)} runs to make, {len(found.runs) - len(runs)} there already", flush=True)
     pack(found, out)
+    packed = time.monotonic()
     for number, run in enumerate(runs, 1):
         left = end - time.monotonic()
         if left < 60 * run.resources.minutes:
             print(f"stopped in time: {len(runs) - number + 1} runs left, the next may take {run.resources.minutes:g} minutes")
-            return
+            break
         own = threads if run.resources.threads == "all" else min(run.resources.threads, threads)
         begun = time.monotonic()
         code = _run(run, own, left)
         print(f"[{number}/{len(runs)}] {run.config['job']} {run.id}: {code}, {time.monotonic() - begun:.0f} s", flush=True)
-        pack(found, out)
+        if time.monotonic() - packed > _BETWEEN:
+            pack(found, out)
+            packed = time.monotonic()
+    pack(found, out)
 
 
 def _run(run: Run, threads: int, seconds: float) -> str:

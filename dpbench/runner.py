@@ -19,7 +19,7 @@ from dpbench.jobs.contract import Context, Outcome
 from dpbench.mechanism import Mechanism
 from dpbench.records.schema import Privacy, Record, Request
 from dpbench.records.store import NAME, read_record, write_record
-from dpbench.spec.expand import expand, run_id
+from dpbench.spec.expand import asks_for, run_id
 from dpbench.spec.models import TIERS
 from dpbench.spec.sources import Source
 from dpbench.spec.tables import all_tables
@@ -113,7 +113,7 @@ def _run(
     record = Record(
         run=name,
         config=config,
-        requests=requests(name, sources),
+        requests=requests(config, sources),
         sources=sources,
         metrics=outcome.metrics,
         mechanism=outcome.mechanism,
@@ -152,8 +152,8 @@ def privacy_of(mechanism: Mechanism | Composition) -> Privacy | None:
     )
 
 
-def requests(name: str, sources: dict[str, Source]) -> list[Request]:
-    """The tables and tiers that ask for run `name` when data and models come from `sources`."""
+def requests(config: dict[str, Any], sources: dict[str, Source]) -> list[Request]:
+    """The tables and tiers that ask for the run of `config` when data and models come from `sources`."""
 
     other = Source(kind="scratch", revision="of another run")  # gives such runs another name, which is all that is asked
 
@@ -164,7 +164,7 @@ def requests(name: str, sources: dict[str, Source]) -> list[Request]:
         Request(paper=spec.paper, table=spec.table, tier=tier)
         for spec in all_tables()
         for tier in TIERS
-        if name in expand(spec, tier, resolve).runs
+        if asks_for(spec, tier, config, resolve)
     ]
 
 

@@ -16,7 +16,13 @@ from dpbench.spec.models import Resources
 from dpbench.spec.sources import Source
 from dpbench.validation import Strict
 
-PLUGIN = {"kind": "job", "name": "classify", "version": 1, "summary": "train a text classifier and measure its accuracy"}
+PLUGIN = {
+    "kind": "job",
+    "name": "classify",
+    "version": 1,
+    "summary": "train a text classifier and measure its accuracy",
+    "parents": ["features"],
+}
 
 CURVE = {"features": 15, "full": 5}
 """Points of a learning curve: validation costs an MLP nothing, an encoder seconds."""

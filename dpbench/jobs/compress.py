@@ -36,6 +36,7 @@ PLUGIN = {
     "name": "compress",
     "version": 1,
     "summary": "train a text classifier, or a compressed one, and measure its accuracy, size and speed",
+    "parents": ["compress", "inference", "public_student"],
 }
 
 STUDENT = "student"

@@ -27,6 +27,7 @@ PLUGIN = {
     "name": "generate",
     "version": 2,
     "summary": "train a language model on inputs and texts, and score what it writes for new inputs",
+    "parents": ["language_model"],
 }
 
 

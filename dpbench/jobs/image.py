@@ -15,7 +15,13 @@ from dpbench.spec.models import Resources
 from dpbench.spec.sources import Source
 from dpbench.validation import Strict
 
-PLUGIN = {"kind": "job", "name": "image", "version": 1, "summary": "train an image classifier and measure its accuracy"}
+PLUGIN = {
+    "kind": "job",
+    "name": "image",
+    "version": 1,
+    "summary": "train an image classifier and measure its accuracy",
+    "parents": ["image_features"],
+}
 
 
 class Optimizer(Strict):

@@ -23,6 +23,7 @@ PLUGIN = {
     "name": "pipeline",
     "version": 1,
     "summary": "train a language model in pipeline stages, count what they exchange, and score what it writes",
+    "parents": ["language_model"],
 }
 
 COUNTED = 1

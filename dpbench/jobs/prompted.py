@@ -27,6 +27,7 @@ PLUGIN = {
     "name": "prompted",
     "version": 1,
     "summary": "train a language model on prompts and score how it goes on: label words, or answers of its own",
+    "parents": ["language_model"],
 }
 
 UNITS = {"loss": "nats"}

@@ -81,7 +81,10 @@ def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Ev
             continue
         groups = [valued] if claim.test.across == "mean" else [[pair] for pair in valued]
         judged = [judge_pairing(claim.test, *_named(of, against, group, claim.test), group) for group in groups]
-        pairings += judged if claim.test.across == "every" else [min(judged, key=_best)]
+        if isinstance(wanted := claim.test.across, int):
+            missing += [f"{wanted - len(judged)} more of {wanted} settings"] if len(judged) < wanted else []
+            judged = sorted(judged, key=_best)[:wanted]
+        pairings += judged
         used += [e for pair in valued for e in pair]
     if not pairings:
         return None

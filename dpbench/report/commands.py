@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from dpbench.errors import DpbenchError
 from dpbench.files import write_atomic
 from dpbench.records.store import Stored, local_records, recorded_records
-from dpbench.report import claims, long, page, tables
+from dpbench.report import claims, page, tables
 from dpbench.report.collect import build_table
 from dpbench.report.data import TableData
 from dpbench.spec.models import TIERS, Plot
@@ -73,6 +73,8 @@ def write_claims(paths: list[Path], out: Path) -> None:
 
 def write_long_table(out: Path) -> None:
     """All records, local and recorded, as CSV and parquet beside it."""
+    from dpbench.report import long  # pyarrow is slow to import
+
     long.write_long(long.long_rows([*local_records(), *recorded_records()]), out, out.with_suffix(".parquet"))
 
 

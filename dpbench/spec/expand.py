@@ -138,7 +138,7 @@ class _Builder:
         versions = {f"job:{job}": plugin.version}
         versions |= {f"{kind}:{name}": plugins.get(kind, name, where).version for kind, name in uses.plugins}
         versions |= {key: plugins.get(*key.split(":", 1), where).version for key in sources}  # type: ignore[call-arg]
-        parents = self._parents(module, parsed, seed, where)
+        parents = self._parents(plugin, module, parsed, seed, where)
         config = {
             "job": job,
             "settings": parsed.model_dump(mode="json"),
@@ -152,9 +152,15 @@ class _Builder:
             self.made[name] = Run(name, config, sources, resources, parents)
         return self.made[name]
 
-    def _parents(self, module: ModuleType, parsed: Any, seed: int, where: str) -> dict[str, Run]:
-        """A job may define `parents(settings, seed) -> {role: (job, settings, seed, resources)}`."""
+    def _parents(self, plugin: plugins.Plugin, module: ModuleType, parsed: Any, seed: int, where: str) -> dict[str, Run]:
+        """A job may define `parents(settings, seed) -> {role: (job, settings, seed, resources)}`, of the jobs that its plug-in
+        says are its `parents`."""
         wanted = module.parents(parsed, seed) if hasattr(module, "parents") else {}
+        for role, (job, *_) in wanted.items():
+            if job not in plugin.extra.get("parents", ()):
+                raise DpbenchError(
+                    f"{where}: parent {role} is a job {job}", f"name it in the `parents` of {module.__name__}.PLUGIN"
+                )
         return {
             role: self.run(job, settings, parent_seed, resources, f"{where}: parent {role}")
             for role, (job, settings, parent_seed, resources) in wanted.items()
@@ -232,6 +238,30 @@ def expand(spec: TableSpec, tier: str, resolve: Resolve, seeds: list[int] | None
     if not plan.cells:
         raise DpbenchError(f"{where}: no cell is left", "look at its axes and at `skip`")
     return plan
+
+
+def jobs_above(job: str) -> set[str]:
+    """Jobs that a run of `job` may have among its parents, and theirs."""
+    found: set[str] = set()
+    left = [job]
+    while left:
+        for parent in plugins.get("job", left.pop()).extra.get("parents", ()):
+            if parent not in found:
+                found.add(parent)
+                left.append(parent)
+    return found
+
+
+def asks_for(spec: TableSpec, tier: str, config: dict[str, Any], resolve: Resolve) -> bool:
+    """Whether the run of `config` is one of a table's at a tier; where it cannot be, the table is not expanded."""
+    job, seeds = config["job"], None
+    if job not in jobs_above(spec.job):
+        if job != spec.job:
+            return False
+        seeds = [config["seed"]]
+        if config["seed"] not in (spec.tiers[tier].seeds or spec.seeds):  # type: ignore[index]
+            return False
+    return run_id(config) in expand(spec, tier, resolve, seeds).runs
 
 
 def _spell(labels: dict[str, str]) -> str:

@@ -100,8 +100,9 @@ class ClaimTest(Strict):
     difference_at_most: float | None = None
     ratio_at_least: float | None = None
     ratio_at_most: float | None = None
-    across: Literal["mean", "every", "any"] = Field(
-        "mean", description="Whether the mean over settings must hold, every setting by itself, or any one."
+    across: Literal["mean", "every"] | Annotated[int, Field(ge=1)] = Field(
+        "mean",
+        description="Whether the mean over settings must hold, every setting by itself, or this many of them by themselves.",
     )
 
     @model_validator(mode="after")

@@ -233,13 +233,15 @@ def test_the_t_interval_is_the_textbook_one() -> None:
     assert mean - low == pytest.approx(high - mean)
 
 
-def one_claim(across: str, threshold: float) -> TableSpec:
+def one_claim(across: str | int, threshold: float) -> TableSpec:
     test = {"metric": "accuracy", "of": {"method": "auto_s"}, "against": {"method": "abadi"}, "across": across}
     return glue(claims=[{"id": "A1", "says": "it is better", "test": test | {"difference_at_least": threshold}}])
 
 
-@pytest.mark.parametrize(("across", "expected"), [("mean", "reproduced"), ("every", "not reproduced"), ("any", "reproduced")])
-def test_settings_are_judged_together_or_each_by_itself(across: str, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("across", "expected"), [("mean", "reproduced"), ("every", "not reproduced"), (1, "reproduced"), (2, "not reproduced")]
+)
+def test_settings_are_judged_together_or_each_by_itself(across: str | int, expected: str) -> None:
     """auto_s gains 4 at epsilon 3 and loses 2 at epsilon 8: their mean is a gain."""
 
     def value(labels: dict[str, str], seed: int, metric: str) -> float:
@@ -250,13 +252,20 @@ def test_settings_are_judged_together_or_each_by_itself(across: str, expected: s
     judged = verdict(spec, made_up(spec, "laptop", value))
     assert judged.verdict == expected
     decisive = judged.evidence.decisive
-    assert decisive.of.get("epsilon") == {"mean": None, "every": "8", "any": "3"}[across]
-    assert len(judged.evidence.pairings) == (2 if across == "every" else 1)
-    assert ("ε = 8" in judged.sentence) == (across == "every")
+    assert decisive.of.get("epsilon") == {"mean": None, "every": "8", 1: "3", 2: "8"}[across]
+    assert len(judged.evidence.pairings) == (2 if across in ("every", 2) else 1)
+    assert ("ε = 8" in judged.sentence) == (across in ("every", 2))
 
 
-def test_any_that_holds_nowhere_does_not_hold() -> None:
-    spec = one_claim("any", 5.0)
+def test_more_settings_asked_for_than_there_are_decide_nothing() -> None:
+    spec = one_claim(3, 0.5)
+    judged = verdict(spec, made_up(spec, "laptop", accuracy(1.0)))
+    assert judged.verdict == "inconclusive"
+    assert "1 more of 3 settings" in judged.sentence
+
+
+def test_one_that_holds_nowhere_does_not_hold() -> None:
+    spec = one_claim(1, 5.0)
     assert verdict(spec, made_up(spec, "laptop", accuracy(1.0))).verdict == "not reproduced"
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from dpbench.spec.expand import expand, skip_of
+from dpbench.errors import DpbenchError
+from dpbench.spec.expand import asks_for, expand, skip_of
 from dpbench.spec.models import TIERS
 from dpbench.spec.sources import Source
-from dpbench.spec.tables import load_table, published
+from dpbench.spec.tables import all_tables, load_table, published
 
 
 def source(kind, name):
@@ -101,3 +104,31 @@ def test_the_mismatched_column_is_kept_and_impossible_rows_are_not():
     assert skip_of(spec, "paper", labels).kept
     assert not skip_of(spec, "paper", labels | {"method": "nonprivate"}).kept
     assert skip_of(spec, "paper", labels | {"task": "mnli_m"}) is None
+
+
+def test_a_run_is_asked_for_by_every_table_that_has_it():
+    """Of each job one run that is a table's own and one that is a parent, where there are."""
+    plans = {(spec.paper, spec.table, tier): expand(spec, tier, source) for spec in all_tables() for tier in ("smoke", "laptop")}
+    sample = {}
+    for plan in plans.values():
+        cells = {cell.run for cell in plan.cells}
+        for run in plan.runs.values():
+            sample[run.config["job"], run.id in cells, run.config["seed"]] = run
+    assert {"features", "inference", "language_model"} <= {job for job, own, _ in sample if not own}
+    for run in sample.values():
+        asking = {key for key in plans if asks_for(load_table(*key[:2]), key[2], run.config, source)}
+        assert asking == {key for key, plan in plans.items() if run.id in plan.runs}
+
+
+def test_a_parent_that_a_job_does_not_declare_is_refused(monkeypatch):
+    from dpbench import plugins
+
+    get = plugins.get
+
+    def without(kind, name, where=""):
+        found = get(kind, name, where)
+        return replace(found, extra=found.extra | {"parents": []}) if (kind, name) == ("job", "classify") else found
+
+    monkeypatch.setattr(plugins, "get", without)
+    with pytest.raises(DpbenchError, match="parent features is a job features"):
+        runs("automatic", "glue_base", "laptop")
