@@ -40,7 +40,7 @@ def figure(table: TableData, plot: Plot, entries: list[Entry], colours: list[str
     panels = _panels(plot, drawn)
     across = 1 if len(panels) == 1 else 2
     down = -(-len(panels) // across)
-    made = Figure(figsize=(5.0 * across, 2.6 * down + 0.25 * len(names) / across + 0.3), layout="constrained")
+    made = Figure(figsize=(5.0 * across, 2.8 * down + 0.25 * len(names) / across + 0.3), layout="constrained")
     flat = list(made.subplots(down, across, squeeze=False).flat)
     handles: dict[tuple[str, ...], Any] = {}
     unit = table.metrics[plot.metric].unit
@@ -51,7 +51,7 @@ def figure(table: TableData, plot: Plot, entries: list[Entry], colours: list[str
             drawing = axes.plot(*zip(*curve, strict=True), color=colour, linestyle=dash, linewidth=width, label=names[row])
             handles[row] = drawing[0]
         where = ", ".join(label_text(a, v) for a, v in zip([plot.x, *plot.panels], values, strict=True))
-        axes.set_title(f"{where}, {place}", loc="left")
+        axes.set_title(f"{where}\n{place}", loc="left")
         axes.set_ylabel(plot.metric.replace("_", " ") + (f"\n({unit})" if unit else ""))
         axes.set_xlabel("steps")
         axes.grid(axis="y", alpha=0.18, linewidth=0.8)
