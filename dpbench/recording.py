@@ -48,6 +48,8 @@ def record(tier: str, minutes: float, out: Path | None, tables: list[str] | None
     pack(found, out)
     packed = time.monotonic()
     for number, run in enumerate(runs, 1):
+        if _there(run):  # another recorder has made it since
+            continue
         left = end - time.monotonic()
         if left < 60 * run.resources.minutes:
             print(f"stopped in time: {len(runs) - number + 1} runs left, the next may take {run.resources.minutes:g} minutes")
@@ -60,6 +62,10 @@ def record(tier: str, minutes: float, out: Path | None, tables: list[str] | None
             pack(found, out)
             packed = time.monotonic()
     pack(found, out)
+
+
+def _there(run: Run) -> bool:
+    return (paths.runs() / run.id / NAME).exists()
 
 
 def _run(run: Run, threads: int, seconds: float) -> str:
@@ -75,15 +81,11 @@ def _run(run: Run, threads: int, seconds: float) -> str:
 def _in_order(found: Study, done: set[str]) -> Iterator[Run]:
     """Missing runs: of tables without any record first, parents before children. A parent whose record alone is
     committed is made again where a child needs its artefacts."""
-
-    def there(run: Run) -> bool:
-        return (paths.runs() / run.id / NAME).exists()
-
     missing_by_table = []
     for plan in found.plans.values():
         cells = {cell.run for cell in plan.cells}
-        missing = {r for r in cells if r not in done and not there(plan.runs[r])}
-        needed = {p.id for r in missing for p in plan.runs[r].parents.values() if not there(p)}
+        missing = {r for r in cells if r not in done and not _there(plan.runs[r])}
+        needed = {p.id for r in missing for p in plan.runs[r].parents.values() if not _there(p)}
         wanted = [run for run in plan.runs.values() if run.id in missing | needed]
         missing_by_table.append((len(missing) < len(cells), wanted))
     given: set[str] = set()

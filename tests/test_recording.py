@@ -78,6 +78,21 @@ def test_only_what_is_missing_is_run_and_the_archive_is_there_after_each(tree, f
     assert "1 runs to make, 1 there already" in capsys.readouterr().out
 
 
+def test_what_another_recorder_has_made_meanwhile_is_not_made_again(tree, finished, monkeypatch):
+    ran = []
+
+    def fake(run, threads, seconds):
+        if not ran:
+            place(finished, tree)
+        ran.append(run.id)
+        return "done"
+
+    monkeypatch.setattr(recording, "_run", fake)
+    recording.record("smoke", 60, tree / "out.tar.gz", ["flashdp/batch_size", "automatic/glue_base"])
+    assert len(ran) == 3
+    assert finished[0] not in ran
+
+
 def test_recorded_runs_are_not_made_again(tree, finished, monkeypatch):
     place(finished, tree)
     recording.merge(archive_of(tree)[1])
