@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dpbench import plugins
+from dpbench import environment, plugins
+from dpbench.duration import duration, recorded_seconds
 from dpbench.errors import DpbenchError
 from dpbench.files import canonical_json
 from dpbench.spec.expand import Run
@@ -19,12 +20,12 @@ def check(tier: str, tables: list[str] | None = None) -> int:
         DpbenchError: an unknown tier or table, or a YAML that does not hold.
     """
     found = study_at(tier, tables, "check")
+    seconds, cores = recorded_seconds(), environment.cores()
     seen: dict[str, str] = {}
     answers: dict[str, str] = {}  # runs that only their seed tells apart are checked once
     failed = 0
     for name, plan in found.plans.items():
-        minutes = sum(run.resources.minutes for run in plan.runs.values())
-        print(f"{name}: {len(plan.cells)} cells, {len(plan.runs)} runs, about {minutes:.0f} minutes one after another")
+        print(f"{name}: {len(plan.cells)} cells, {len(plan.runs)} runs, {duration(plan.runs.values(), seconds, cores)}")
         for run in plan.runs.values():
             if run.id in seen:
                 print(f"  {run.id} {seen[run.id]} (shared)")
@@ -35,7 +36,10 @@ def check(tier: str, tables: list[str] | None = None) -> int:
             seen[run.id] = answers[asked]
             failed += FAILED in seen[run.id]
             print(f"  {run.id} {seen[run.id]}", flush=True)
-    print(f"{tier}: {len(seen) - failed} runs stand, {failed} do not")
+    for paper in dict.fromkeys(name.split("/")[0] for name in found.plans):
+        own = {id_: found.runs[id_] for name, plan in found.plans.items() if name.startswith(f"{paper}/") for id_ in plan.runs}
+        print(f"{paper}: {len(own)} runs, {duration(own.values(), seconds, cores)}")
+    print(f"{tier}: {len(seen) - failed} runs stand, {failed} do not; {duration(found.runs.values(), seconds, cores)}")
     return 1 if failed else 0
 
 

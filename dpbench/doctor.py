@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from dpbench import environment, plugins
 from dpbench.data import registry as datasets
+from dpbench.duration import duration, recorded_seconds
 from dpbench.engines import gaussian
 from dpbench.errors import DpbenchError
 from dpbench.kernels.linear import native
@@ -78,9 +79,10 @@ def _engines() -> Iterator[str]:
 
 
 def _tiers() -> Iterator[str]:
-    yield "Tiers (one run after another, on the tier's own machine)"
+    yield "Tiers"
+    seconds = recorded_seconds()
     for tier in TIERS:
         found = study(Config(tier=tier))
-        minutes = sum(run.resources.minutes for run in found.runs.values())
         gpu = ", needs a GPU" if any(run.resources.gpu for run in found.runs.values()) else ""
-        yield f"  {tier:14} {len(found.plans)} tables, {len(found.runs)} runs, about {minutes:.0f} minutes{gpu}"
+        takes = duration(found.runs.values(), seconds, environment.cores())
+        yield f"  {tier:14} {len(found.plans)} tables, {len(found.runs)} runs, {takes}{gpu}"

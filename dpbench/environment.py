@@ -30,6 +30,11 @@ PACKAGES = (
 )
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe(device: str = "cpu", threads: int = 1) -> Environment:
     """The environment of this process, for a run on `device`."""
     commit, dirty = _git()
@@ -40,7 +45,7 @@ def describe(device: str = "cpu", threads: int = 1) -> Environment:
         device=device,
         device_name=_device_name(device),
         cpu=cpu_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=cores(),
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         threads=threads,
         commit=commit,

@@ -199,13 +199,25 @@ def expand(spec: TableSpec, tier: str, resolve: Resolve, seeds: list[int] | None
     Raises:
         DpbenchError: an unknown tier, setting, plug-in, dataset or model; names file and key.
     """
+    plan = _expanded(spec, tier, resolve, lambda own: seeds or own)
+    if not plan.cells:
+        raise DpbenchError(f"{_where(spec, tier)}: no cell is left", "look at its axes and at `skip`")
+    return plan
+
+
+def _where(spec: TableSpec, tier: str) -> str:
+    return f"benchmarks/{spec.paper}/{spec.table}.yaml (tier {tier})"
+
+
+def _expanded(spec: TableSpec, tier: str, resolve: Resolve, chosen: Callable[[list[int]], list[int]]) -> Plan:
+    """As `expand`, with the seeds that `chosen` makes of each cell's own; there may be no cell."""
     if tier not in TIERS:
         raise unknown("tier", tier, TIERS)
     over = spec.tiers[tier]  # type: ignore[index]
     axes = tier_axes(spec, tier)
     base = merge(spec.settings, over.settings)
     resources = over.resources or spec.resources
-    where = f"benchmarks/{spec.paper}/{spec.table}.yaml (tier {tier})"
+    where = _where(spec, tier)
     plan, builder = Plan(spec, tier), _Builder(resolve)
     apart = [name for name in axes if name not in spec.together]
     joint = [name for name in axes if name in spec.together]
@@ -220,23 +232,21 @@ def expand(spec: TableSpec, tier: str, resolve: Resolve, seeds: list[int] | None
                 plan.skipped.append(({name: cell[name] for name in spec.axes}, skip.why))
         if not inner:
             continue
-        settings = base
+        settings, seeds = base, over.seeds or spec.seeds
         for name, value in labels.items():
             settings = merge(settings, axes[name][value])
         for own in own_of(spec, tier):
             if matches(labels, own.where):
-                settings = merge(settings, own.settings)
+                settings, seeds = merge(settings, own.settings), own.seeds or seeds
         for name in joint:
             settings = merge(settings, {spec.together[name]: list(dict.fromkeys(i[name] for i in inner))})
-        for seed in seeds or over.seeds or spec.seeds:
+        for seed in chosen(seeds):
             run = builder.run(spec.job, settings, seed, resources, f"{where}: {_spell(labels)}")
             for part in _with_parents(run):
                 plan.runs.setdefault(part.id, part)
             for select in inner:
                 cell_labels = {name: (labels | select)[name] for name in spec.axes}
                 plan.cells.append(Cell(cell_labels, select, seed, run.id))
-    if not plan.cells:
-        raise DpbenchError(f"{where}: no cell is left", "look at its axes and at `skip`")
     return plan
 
 
@@ -254,14 +264,10 @@ def jobs_above(job: str) -> set[str]:
 
 def asks_for(spec: TableSpec, tier: str, config: dict[str, Any], resolve: Resolve) -> bool:
     """Whether the run of `config` is one of a table's at a tier; where it cannot be, the table is not expanded."""
-    job, seeds = config["job"], None
-    if job not in jobs_above(spec.job):
-        if job != spec.job:
-            return False
-        seeds = [config["seed"]]
-        if config["seed"] not in (spec.tiers[tier].seeds or spec.seeds):  # type: ignore[index]
-            return False
-    return run_id(config) in expand(spec, tier, resolve, seeds).runs
+    job, seed = config["job"], config["seed"]
+    if job in jobs_above(spec.job):
+        return run_id(config) in _expanded(spec, tier, resolve, lambda own: own).runs
+    return job == spec.job and run_id(config) in _expanded(spec, tier, resolve, lambda own: [seed] if seed in own else []).runs
 
 
 def _spell(labels: dict[str, str]) -> str:

@@ -61,10 +61,11 @@ class Skip(Strict):
 
 
 class Own(Strict):
-    """Settings of some cells alone, on top of those of the tier and of the axes."""
+    """Settings of some cells alone, on top of those of the tier and of the axes, and seeds in place of the tier's."""
 
     where: dict[str, Label | list[Label]]
-    settings: dict[str, Any]
+    settings: dict[str, Any] = Field(default_factory=dict)
+    seeds: list[int] | None = Field(None, min_length=1)
 
 
 class Resources(Strict):

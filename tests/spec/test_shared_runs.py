@@ -120,6 +120,18 @@ def test_a_run_is_asked_for_by_every_table_that_has_it():
         assert asking == {key for key, plan in plans.items() if run.id in plan.runs}
 
 
+def test_cells_may_have_seeds_of_their_own():
+    """And a table does not ask for a seed that only its other cells have."""
+    spec = load_table("dpzero", "roberta")
+    plan = expand(spec, "overnight", source)
+    found = {(cell.labels["model"], cell.seed) for cell in plan.cells}
+    assert found == {("minilm_head", seed) for seed in range(5)} | {("minilm_l3", seed) for seed in range(3)}
+    run = next(plan.runs[cell.run] for cell in plan.cells if cell.labels["model"] == "minilm_l3")
+    assert asks_for(spec, "overnight", run.config, source)
+    assert not asks_for(spec, "overnight", run.config | {"seed": 3}, source)
+    assert {cell.seed for cell in expand(spec, "overnight", source, [3]).cells} == {3}, "a person's seeds come before all others"
+
+
 def test_a_parent_that_a_job_does_not_declare_is_refused(monkeypatch):
     from dpbench import plugins
 
