@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -70,9 +70,13 @@ class StepSettings(Strict):
             models=() if encoders else (language_model_family(self.size),),
         )
 
+    def rounds_of(self, engine: str) -> int:
+        """How often an engine is measured."""
+        return self.rounds
+
     def mechanism(self, engine: str) -> Mechanism:
         """What one engine does in a timed step."""
-        scope, steps = self.scope_of(engine), self.rounds * (self.steps + self.warmup)
+        scope, steps = self.scope_of(engine), self.rounds_of(engine) * (self.steps + self.warmup)
         adapts = methods.kind_of(engine) == "engine" and plugins.get("engine", engine).extra.get("adaptive")
         adaptive = self.adaptive.made() if self.adaptive is not None and adapts else None
         clipping = Clipping(self.function, scope, self.bound, adaptive=adaptive) if scope else None
@@ -89,6 +93,13 @@ class StepSettings(Strict):
             step()
         wait()
         return (time.perf_counter() - begun) / self.steps
+
+
+class Closer(Strict):
+    """Engines that differ too little for the common rounds: measured on, in turn, without the others."""
+
+    engines: list[str] = Field(min_length=2)
+    rounds: int = Field(ge=1, description="After the common ones.")
 
 
 class Settings(StepSettings):
@@ -108,8 +119,26 @@ class Settings(StepSettings):
         "auto", exclude_if=lambda v: v == "auto", description="What forms norms and sums in engines of ours; see engines.attach."
     )
 
+    closer: Closer | None = Field(None, exclude_if=lambda v: v is None)
+
+    def rounds_of(self, engine: str) -> int:
+        """How often an engine is measured."""
+        return self.rounds + (self.closer.rounds if self.closer is not None and engine in self.closer.engines else 0)
+
+    def turns(self, engines: list[str]) -> Iterator[tuple[int, list[str]]]:
+        """(round, the engines that it measures, one after another). The order turns: no engine always follows the same one."""
+        common = engines
+        for number in range(self.rounds + (self.closer.rounds if self.closer is not None else 0)):
+            if self.closer is not None and number >= self.rounds:
+                common = [engine for engine in engines if engine in self.closer.engines]
+            turn = number % max(len(common), 1)
+            yield number, common[turn:] + common[:turn]
+
     @model_validator(mode="after")
     def _stands(self) -> Settings:
+        for engine in self.closer.engines if self.closer is not None else []:
+            if engine not in self.engines:
+                raise ValueError(f"closer: {engine!r} is not one of engines: {', '.join(self.engines)}")
         if self.lora_rank is not None and not self.classifies:
             raise ValueError(f"lora_rank: adapters are timed on encoders alone, and {self.size} is none")
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
@@ -136,7 +165,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     require_device(settings.device)
     ids, facts = batch_ids(settings, context.sources[f"dataset:{settings.dataset}"])
     runnable, metrics = skip_missing(settings.engines)
-    total = len(runnable) * (settings.rounds + 1)
+    total = len(runnable) + sum(map(settings.rounds_of, runnable))
     done = 0
     memory: dict[str, Peaks] = {}
     context.report(done, total, "memory")
@@ -164,18 +193,14 @@ def run(settings: Settings, context: Context) -> Outcome:
 def _rounds(
     settings: Settings, context: Context, ids: np.ndarray, engines: list[str], done: int, total: int
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """(seconds a step of every engine in every round, engines that ran out of memory and at what).
-
-    The order turns, so that no engine always follows the same one.
-    """
+    """(seconds a step of every engine in every round, engines that ran out of memory and at what)."""
     from dpbench.jobs.bench import Bench
 
     bench = Bench(settings, ids, context.seed)
     found: dict[str, list[float]] = {engine: [] for engine in engines}
     lost: dict[str, str] = {}
-    for number in range(settings.rounds):
-        turn = number % len(engines)
-        for engine in engines[turn:] + engines[:turn]:
+    for number, wanted in settings.turns(engines):
+        for engine in wanted:
             done += 1
             if engine in lost:
                 continue
@@ -205,7 +230,7 @@ def metrics_of(settings: StepSettings, engine: str, rounds: dict[str, list[float
     if own["process"]:
         found.append(Metric(name="process_peak", value=own["process"] / 2**20, unit="MiB", labels=labels))
     if BASELINE in rounds:
-        ratios = [base / s for base, s in zip(rounds[BASELINE], rounds[engine], strict=True)]
+        ratios = [base / s for base, s in zip(rounds[BASELINE], rounds[engine], strict=False)]  # some have more, see Closer
         found.append(over_rounds("throughput_ratio", "x", labels, ratios))
         ratios = [b / base for b, base in zip(own["tensors"], memory[BASELINE]["tensors"], strict=True)]
         found.append(over_rounds("memory_ratio", "x", labels, ratios))

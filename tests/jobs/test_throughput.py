@@ -63,6 +63,19 @@ def test_the_choice_of_kernels_names_a_run_only_where_it_is_made():
     assert Settings(**given, kernels="triton").model_dump(mode="json")["kernels"] == "triton"
 
 
+def test_two_engines_may_go_on_in_turn_without_the_others():
+    given = {"size": "tiny", "tokens": 4, "batch_size": 2, "engines": ["nonprivate", "mezo", "dpzero"], "rounds": 2, "steps": 1}
+    own = throughput.Settings(**given, closer={"engines": ["dpzero", "mezo"], "rounds": 3})
+    common = [(0, ["nonprivate", "mezo", "dpzero"]), (1, ["mezo", "dpzero", "nonprivate"])]
+    assert list(own.turns(own.engines)) == [*common, (2, ["mezo", "dpzero"]), (3, ["dpzero", "mezo"]), (4, ["mezo", "dpzero"])]
+    assert list(throughput.Settings(**given).turns(own.engines)) == common
+    assert list(own.turns(["nonprivate"])) == [(0, ["nonprivate"]), (1, ["nonprivate"]), (2, []), (3, []), (4, [])], "others OOM"
+    assert [own.mechanism(engine).steps for engine in ("mezo", "dpzero")] == [10, 10]
+    assert own.rounds_of("nonprivate") == 2
+    with pytest.raises(ValueError, match="closer: 'ghost' is not one of engines"):
+        throughput.Settings(**given, closer={"engines": ["ghost", "mezo"], "rounds": 3})
+
+
 def test_an_engine_that_runs_out_of_memory_is_OOM_and_the_others_go_on(tmp_path, monkeypatch):
     from dpbench.jobs import memory
     from dpbench.jobs.contract import Context
