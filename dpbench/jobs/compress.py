@@ -282,7 +282,8 @@ def run(settings: Settings, context: Context) -> Outcome:
         **task.facts,
         **done.facts,
     }
-    metrics = [metric("accuracy", done.curve.points[-1][1], "%"), *epsilon_metrics(settings, privacy)]
+    start, end = done.curve.points[0][1], done.curve.points[-1][1]
+    metrics = [metric("accuracy", end, "%"), metric("gained", end - start, "%"), *epsilon_metrics(settings, privacy)]
     metrics += [*compressing.size_metrics(settings, task, done), *timed(settings, context), *done.fitted.metrics]
     artefacts = task.save(context.out) if settings.save_model or not settings.compresses else []
     return Outcome(

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from dpbench.files import write_atomic
 from dpbench.report.data import Entry, TableData, place_text
-from dpbench.report.pairing import Pairing, Verdict, judge_pairing, pairs_of
+from dpbench.report.pairing import Pairing, Verdict, judge_pairing, pairs_of, unprovided
 from dpbench.report.words import short, spell
 from dpbench.spec.expand import matches
 from dpbench.spec.models import TIERS, Claim, ClaimTest
@@ -70,8 +70,9 @@ class Judgement(Strict):
 
 def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Evidence | None:
     """The claim judged on the entries of one place, None where no pair of cells has values."""
-    entries = [e for e in table.entries if e.place == place and e.metric == claim.test.metric]
-    pairings, missing, used = [], [], []
+    there = [e for e in table.entries if e.place == place]
+    entries = [e for e in there if e.metric == claim.test.metric]
+    pairings, missing, used, left_out, empty = [], [], [], [], []
     cells = next((info.cells for info in table.tiers if info.tier == place[1]), [])
     for of, against, pairs in pairs_of(claim.test, entries, table.rows + table.columns, cells):
         valued = [(a, b) for a, b in pairs if a.value is not None and b.value is not None]
@@ -79,13 +80,21 @@ def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Ev
             notes = dict.fromkeys(e.note for pair in pairs for e in pair if e.value is None and e.note)
             missing.append(f"{spell(of)} against {spell(against)}" + (f" ({'; '.join(notes)})" if notes else ""))
             continue
+        used += [e for pair in valued for e in pair]
+        if (provided := claim.test.provided) is not None:
+            why = [unprovided(provided, a.labels, there) for a, _ in valued]
+            left_out += [w for w in why if w]
+            if all(why):
+                empty.append(judge_pairing(claim.test, of, against, valued))
+                continue
+            valued = [pair for pair, w in zip(valued, why, strict=True) if not w]
         groups = [valued] if claim.test.across == "mean" else [[pair] for pair in valued]
         judged = [judge_pairing(claim.test, *_named(of, against, group, claim.test), group) for group in groups]
         if isinstance(wanted := claim.test.across, int):
             missing += [f"{wanted - len(judged)} more of {wanted} settings"] if len(judged) < wanted else []
             judged = sorted(judged, key=_best)[:wanted]
         pairings += judged
-        used += [e for pair in valued for e in pair]
+    nothing, pairings = not pairings, pairings or empty
     if not pairings:
         return None
     verdict = min((p.verdict for p in pairings), key=_WORST.index)
@@ -93,6 +102,9 @@ def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Ev
     if missing and verdict == "reproduced":
         verdict = "inconclusive"
         reasons.append(f"no values for {', '.join(missing)}")
+    reasons += [f"left out: {why}" for why in dict.fromkeys(left_out)]
+    if nothing:
+        verdict = "inconclusive"
     synthetic, simulated = any(e.synthetic for e in used), any(e.simulated for e in used)
     if verdict != "inconclusive":
         weak = [

@@ -10,7 +10,7 @@ from typing import Literal
 from dpbench.report.data import Entry
 from dpbench.report.folding import folded
 from dpbench.spec.expand import matches
-from dpbench.spec.models import ClaimTest
+from dpbench.spec.models import ClaimTest, Provided
 from dpbench.validation import Strict
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
@@ -125,6 +125,19 @@ def decide(low: float, high: float, side: str, threshold: float) -> Verdict:
     if low >= threshold - slack:
         return "reproduced"
     return "not reproduced" if high < threshold - slack else "inconclusive"
+
+
+def unprovided(wanted: Provided, labels: dict[str, str], entries: list[Entry]) -> str:
+    """Why a setting says nothing, empty where it does. labels: of one cell of the setting."""
+    other = {axis: value for axis, value in labels.items() if axis not in wanted.of}
+    looked = {"metric": wanted.metric} | wanted.of
+    said = ", ".join(f"{axis} {value}" for axis, value in other.items())
+    for entry in entries:
+        if entry.metric == wanted.metric and matches(entry.labels, dict(wanted.of) | other) and entry.value is not None:
+            values = list(entry.by_seed.values()) or [entry.value]
+            mean, low, high = t_interval(values) if len(values) > 1 else (values[0],) * 3
+            return "" if low > wanted.above else f"at {said} {wanted.metric} is {mean:.1f} ({low:.1f} to {high:.1f})"
+    return f"at {said} there is no {' '.join(looked.values())}"
 
 
 def _compare(compares: str, of: float, against: float) -> float:

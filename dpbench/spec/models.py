@@ -85,6 +85,14 @@ class Resources(Strict):
 Fold = Literal["sum", "max", "min", "spread"]
 
 
+class Provided(Strict):
+    """What must hold in a setting for it to say anything: that two models agree means little where neither learnt."""
+
+    metric: str
+    of: dict[str, Label] = Field(description="Axis -> value, of the cell that is looked at in each setting.")
+    above: float = Field(description="The 95 % interval of its mean over seeds must lie above; of one seed, its value.")
+
+
 class ClaimTest(Strict):
     """A comparison of two selections of cells, paired by every other label and by seed or round."""
 
@@ -105,6 +113,7 @@ class ClaimTest(Strict):
         "mean",
         description="Whether the mean over settings must hold, every setting by itself, or this many of them by themselves.",
     )
+    provided: Provided | None = Field(None, description="Settings where it does not hold are left out; without any, nothing is judged.")
 
     @model_validator(mode="after")
     def _one_threshold(self) -> ClaimTest:

@@ -257,6 +257,28 @@ def test_settings_are_judged_together_or_each_by_itself(across: str | int, expec
     assert ("ε = 8" in judged.sentence) == (across in ("every", 2))
 
 
+@pytest.mark.parametrize(
+    ("bad", "above", "expected", "said"),
+    [
+        ("8", 60.0, "reproduced", "left out: at epsilon 8"),  # whole, it would be -0.5 and not reproduced
+        ("8", 10.0, "not reproduced", ""),
+        ("both", 60.0, "inconclusive", "left out: at epsilon 3"),
+    ],
+)
+def test_a_setting_where_nothing_was_learnt_says_nothing(bad: str, above: float, expected: str, said: str) -> None:
+    """At epsilon 8, or at both, every model is as good as chance: that they are equally good is no evidence."""
+    test = {"metric": "accuracy", "of": {"method": "auto_s"}, "against": {"method": "abadi"}, "difference_at_least": 0.5}
+    test["provided"] = {"metric": "accuracy", "of": {"method": "abadi"}, "above": above}
+    spec = glue(claims=[{"id": "X", "says": "x", "source": "x", "scale": "x", "test": test}])
+
+    def value(labels: dict[str, str], seed: int, metric: str) -> float:
+        dead = bad == "both" or labels["epsilon"] == bad
+        return (50 if dead else 80) + 0.1 * seed + ((-2.0 if dead else 1.0) if labels["method"] == "auto_s" else 0)
+
+    judged = verdict(spec, made_up(spec, "laptop", value))
+    assert (judged.verdict, said in judged.sentence.lower()) == (expected, True)
+
+
 def test_more_settings_asked_for_than_there_are_decide_nothing() -> None:
     spec = one_claim(3, 0.5)
     judged = verdict(spec, made_up(spec, "laptop", accuracy(1.0)))
