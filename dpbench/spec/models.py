@@ -113,7 +113,9 @@ class ClaimTest(Strict):
         "mean",
         description="Whether the mean over settings must hold, every setting by itself, or this many of them by themselves.",
     )
-    provided: Provided | None = Field(None, description="Settings where it does not hold are left out; without any, nothing is judged.")
+    provided: Provided | None = Field(
+        None, description="Settings where it does not hold are left out; without any, nothing is judged."
+    )
 
     @model_validator(mode="after")
     def _one_threshold(self) -> ClaimTest:
