@@ -130,14 +130,14 @@ def decide(low: float, high: float, side: str, threshold: float) -> Verdict:
 def unprovided(wanted: Provided, labels: dict[str, str], entries: list[Entry]) -> str:
     """Why a setting says nothing, empty where it does. labels: of one cell of the setting."""
     other = {axis: value for axis, value in labels.items() if axis not in wanted.of}
-    looked = {"metric": wanted.metric} | wanted.of
+    looked: dict[str, str | list[str]] = {**wanted.of, **other}
     said = ", ".join(f"{axis} {value}" for axis, value in other.items())
     for entry in entries:
-        if entry.metric == wanted.metric and matches(entry.labels, dict(wanted.of) | other) and entry.value is not None:
+        if entry.metric == wanted.metric and matches(entry.labels, looked) and entry.value is not None:
             values = list(entry.by_seed.values()) or [entry.value]
             mean, low, high = t_interval(values) if len(values) > 1 else (values[0],) * 3
             return "" if low > wanted.above else f"at {said} {wanted.metric} is {mean:.1f} ({low:.1f} to {high:.1f})"
-    return f"at {said} there is no {' '.join(looked.values())}"
+    return f"at {said} there is no {wanted.metric} of {', '.join(wanted.of.values())}"
 
 
 def _compare(compares: str, of: float, against: float) -> float:

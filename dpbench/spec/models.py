@@ -233,9 +233,10 @@ class TableSpec(Strict):
         for where in (o.where for given in (self.own, *(t.own or [] for t in self.tiers.values())) for o in given):
             self._known("own", where, axes - set(self.together))
         for claim in self.claims:
-            for part in (claim.test.of, claim.test.against, claim.test.where, claim.test.over):
+            provided = [] if claim.test.provided is None else [claim.test.provided]
+            for part in (claim.test.of, claim.test.against, claim.test.where, claim.test.over, *(p.of for p in provided)):
                 self._known(f"claims.{claim.id}", part, axes)
-            self._known(f"claims.{claim.id}.metric", [claim.test.metric], set(self.metrics))
+            self._known(f"claims.{claim.id}.metric", [claim.test.metric, *(p.metric for p in provided)], set(self.metrics))
         for plot in self.plots:
             self._known(f"plots.{plot.name}", [plot.series, *plot.panels], axes)
             self._known(f"plots.{plot.name}.x", [plot.x], set(self.metrics) if plot.kind == "scatter" else axes)

@@ -77,6 +77,8 @@ def test_smoke_has_at_most_three_runs_a_table():
         (lambda v: v["metrics"]["throughput"].update(better="more"), "metrics.throughput.better", ""),
         (lambda v: v["claims"][0]["test"].update(metric="speed"), "speed", ""),
         (lambda v: v["claims"][0]["test"].update(of={"machine": "x"}), "machine", ""),
+        (lambda v: v["claims"][0]["test"].update(provided={"metric": "speed", "of": {}, "above": 0}), "speed", ""),
+        (lambda v: v["claims"][0]["test"].update(provided={"metric": "throughput", "of": {"gpu": "x"}, "above": 0}), "gpu", ""),
         (lambda v: v["plots"][0].update(x="batch"), "batch", ""),
         (lambda v: v["tiers"]["laptop"].update(rows={"modell": [1]}), "modell", ""),
         (lambda v: v.update(paper="other"), "name folder and file", ""),
