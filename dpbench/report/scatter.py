@@ -1,9 +1,10 @@
-"""A metric against another one: a line per value of `series` through its cells, a panel per place and value of `panels`."""
+"""A metric against another one: a marker per cell, its shape by `series`, a panel per place and value of `panels`."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dpbench.report.data import Entry, TableData
@@ -11,6 +12,10 @@ from dpbench.report.words import label_text
 from dpbench.spec.models import Plot
 
 _MARKERS = "os^Dvp"
+_AREA = 36.0
+"""Of a marker in square points; the largest one of a plot in which areas differ has three times as much."""
+_CLOSE = 0.06
+"""Share of a panel's height within which two names stand as one."""
 Point = tuple[float, Entry]
 """The value of the metric across, and the entry of the one upwards."""
 
@@ -33,14 +38,29 @@ def figure(table: TableData, plot: Plot, points: list[Point], colours: list[str]
     made = Figure(figsize=(5.0 * columns, 2.6 * rows + 0.5), layout="constrained")
     flat = list(made.subplots(rows, columns, squeeze=False).flat)
     handles: dict[str, Any] = {}
+    largest = max((_area_of(table, plot, entry) for _, entry in points), default=1.0)
     for axes, (title, own) in zip(flat, panels.items(), strict=False):
         for number, value in enumerate(table.axes[plot.series]):
-            drawn = [(across, entry.value or 0.0) for across, entry in own if entry.labels[plot.series] == value]
-            if drawn:
-                xs, ys = zip(*drawn, strict=True)
-                style: dict[str, Any] = {"color": colours[number % len(colours)], "marker": _MARKERS[number % len(_MARKERS)]}
-                (line,) = axes.plot(xs, ys, label=label_text(plot.series, value), linewidth=1.2, **style)
-                handles.setdefault(value, line)
+            drawn = [point for point in own if point[1].labels[plot.series] == value]
+            if not drawn:
+                continue
+            xs, ys = zip(*((across, entry.value or 0.0) for across, entry in drawn), strict=True)
+            colour = colours[number % len(colours)]
+            path = len(drawn) == len(set(xs)) > 1  # cells of one x are not stations of a path
+            style: dict[str, Any] = {
+                "color": colour,
+                "marker": _MARKERS[number % len(_MARKERS)],
+                "linewidth": 1.2 if path else 0.0,
+            }
+            (line,) = axes.plot(xs, ys, label=label_text(plot.series, value), **style, markersize=0 if plot.area else None)
+            if plot.area:
+                sizes = [3 * _AREA * _area_of(table, plot, entry) / largest for _, entry in drawn]
+                axes.scatter(xs, ys, sizes, color=colour, marker=style["marker"], alpha=0.75, linewidths=0)
+                (line,) = axes.plot([], [], label=line.get_label(), **style)
+            if len(drawn) > 1 and not path:
+                _name(axes, drawn, _varying(plot, own), colour, left=number % 2 == 0)
+            if path or value not in handles:
+                handles[value] = line
         axes.set_title(", ".join(title), loc="left")
         for metric, put in ((plot.x, axes.set_xlabel), (plot.metric, axes.set_ylabel)):
             unit = table.metrics[metric].unit
@@ -51,3 +71,31 @@ def figure(table: TableData, plot: Plot, points: list[Point], colours: list[str]
         axes.remove()
     made.legend(handles=[*handles.values()], loc="outside upper left", ncols=2 * columns, frameon=False, handlelength=2.2)
     return made
+
+
+def _area_of(table: TableData, plot: Plot, entry: Entry) -> float:
+    """The value that a marker's area shows, 1 where there is none."""
+    other = table.find(entry.labels, plot.area, entry.place) if plot.area else None
+    return (other.value if other is not None else None) or 1.0
+
+
+def _varying(plot: Plot, own: list[Point]) -> list[str]:
+    """Axes that neither the marker nor the panel tells, but that differ within the panel."""
+    told = {plot.series, *plot.panels}
+    return [a for a in own[0][1].labels if a not in told and len({entry.labels[a] for _, entry in own}) > 1]
+
+
+def _name(axes: Axes, drawn: list[Point], varying: list[str], colour: str, left: bool) -> None:
+    """Say beside the markers of one series which cells they are; one text for those that lie together."""
+    low, high = axes.get_ylim()
+    groups: list[list[Point]] = []
+    for point in sorted(drawn, key=lambda p: (p[0], p[1].value or 0.0)):
+        at = groups[-1][0] if groups else None
+        near = at is not None and at[0] == point[0] and (point[1].value or 0.0) - (at[1].value or 0.0) < _CLOSE * (high - low)
+        groups[-1].append(point) if near else groups.append([point])
+    for group in groups:
+        text = "\n".join(" ".join(label_text(a, entry.labels[a]) for a in varying) for _, entry in reversed(group))
+        across, entry = group[len(group) // 2]
+        offset, side = (-7, "right") if left else (7, "left")
+        where: dict[str, Any] = {"xytext": (offset, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+        axes.annotate(text, (across, entry.value or 0.0), **where, fontsize=7.5, color=colour)

@@ -156,7 +156,8 @@ class Plot(Strict):
     kind `intervals`: a point with its interval per value of `series`, grouped by `x`;
     kind `curves`: a metric over the steps of a run (`facts.curve`), a line per row and seed mean, a panel per value of `x`;
     kind `heatmap`: a cell per value of `x` and of `series`, coloured by the metric, a panel per value of the other axes;
-    kind `scatter`: the metric against another one, which `x` names, a line per value of `series` through its cells.
+    kind `scatter`: the metric against another one, which `x` names, a marker per value of `series`, with a line through its
+    cells where these differ in `x`; the marker's area is that of the metric `area`, where one is given.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
@@ -166,6 +167,13 @@ class Plot(Strict):
     x: str
     series: str
     panels: list[str] = Field(default_factory=list)
+    area: str | None = Field(None, exclude_if=lambda v: v is None, description="Of a scatter's markers: a metric.")
+
+    @model_validator(mode="after")
+    def _area_is_a_scatters(self) -> Plot:
+        if self.area is not None and self.kind != "scatter":
+            raise ValueError(f"area: a plot of kind {self.kind} has none")
+        return self
 
 
 class RelatedSpec(Strict):
@@ -240,6 +248,7 @@ class TableSpec(Strict):
         for plot in self.plots:
             self._known(f"plots.{plot.name}", [plot.series, *plot.panels], axes)
             self._known(f"plots.{plot.name}.x", [plot.x], set(self.metrics) if plot.kind == "scatter" else axes)
+            self._known(f"plots.{plot.name}.area", [plot.area] if plot.area else [], set(self.metrics))
             self._known(f"plots.{plot.name}.metric", [plot.metric], set(self.metrics))
         return self
 

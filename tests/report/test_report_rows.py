@@ -10,6 +10,7 @@ from report_fakes import EMBEDDED, REAL, glue, made_up, resolver
 
 from dpbench import plugins
 from dpbench.report.collect import build_table
+from dpbench.report.data import TableData
 from dpbench.report.layout import blocks
 from dpbench.report.page import render
 from dpbench.report.plots import draw
@@ -92,16 +93,42 @@ def lines_of(svg: str) -> int:
     return len(re.findall(r"stroke-width: 1\.2", svg))
 
 
+def moved(made: TableData, **across: float) -> TableData:
+    """With other values across, by epsilon."""
+    own = {e.labels["epsilon"]: across.get("at", float(e.labels["epsilon"])) for e in made.entries}
+    entries = [
+        e.model_copy(update={"value": own[e.labels["epsilon"]]}) if e.metric == "training_seconds" else e for e in made.entries
+    ]
+    return made.model_copy(update={"entries": entries})
+
+
 def test_a_scatter_has_a_line_a_series_through_the_cells_that_have_both_metrics() -> None:
-    made = table(plots=[SCATTER], metrics=TIMED)
+    made = moved(table(plots=[SCATTER], metrics=TIMED, rows={"method": ["abadi", "auto_s"], "epsilon": [3, 8]}))
     svg = draw(made, made.plots[0]).decode()
     assert svg == draw(made, made.plots[0]).decode()
     assert "training seconds (s)" in svg
-    assert lines_of(svg) == 2 * len({e.labels["method"] for e in made.entries})
+    assert lines_of(svg) == 2 * len({e.labels["method"] for e in made.entries}) > 0
     untimed = made.model_copy(
         update={"entries": [e for e in made.entries if (e.metric, e.labels["method"]) != ("training_seconds", "abadi")]}
     )
     assert lines_of(draw(untimed, made.plots[0]).decode()) == lines_of(svg) - 2
+
+
+def test_cells_of_one_x_are_markers_with_their_names_and_no_line() -> None:
+    made = table(plots=[SCATTER], metrics=TIMED, rows={"method": ["abadi", "auto_s"], "epsilon": [3, 8]})
+    plain = draw(moved(made), made.plots[0]).decode()
+    svg = draw(moved(made, at=9.0), made.plots[0]).decode()
+    assert lines_of(svg) == 0 < lines_of(plain)
+    assert all(text in svg and text not in plain for text in ("ε = 3", "ε = 8"))
+
+
+def test_a_markers_area_is_a_metric() -> None:
+    made = table(plots=[SCATTER | {"area": "training_seconds"}], metrics=TIMED)
+    assert draw(made, made.plots[0]) != draw(made, made.plots[0].model_copy(update={"area": None}))
+    with pytest.raises(ValueError, match="speed"):
+        glue(plots=[SCATTER | {"area": "speed"}], metrics=TIMED)
+    with pytest.raises(ValueError, match="area: a plot of kind heatmap has none"):
+        glue(plots=[HEATMAP | {"area": "training_seconds"}], metrics=TIMED)
 
 
 def test_a_scatter_without_the_metric_across_says_so_and_one_over_an_axis_is_refused() -> None:

@@ -136,28 +136,13 @@ def test_another_tier_and_back_finds_the_records_still_there(built: Tree) -> Non
 def test_killed_in_the_middle_a_plain_rerun_ends_the_same(built: Tree, tmp_path: Path) -> None:
     trained = {name for name, path in built.records().items() if learnt(path)}
     assert len(trained) >= 2
-    tree = Tree(tmp_path / "killed tree")
-    shutil.copytree(built.folder, tree.folder)
-    for name in trained:
-        shutil.rmtree(tree.records()[name].parent)
-
-    process = subprocess.Popen(
-        tree.command(*SMOKE, "--cores", "1"),  # one after the other, so that one is done and the next under way
-        cwd=tree.folder,
-        env=tree.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    tree = without(built, trained, tmp_path / "killed tree")
 
     def in_the_middle() -> bool:
-        started = {name for name in trained if (tree.folder / "results" / "runs" / name / "config.json").exists()}
         done = trained & set(tree.records())
-        return bool(done) and bool(started - done)
+        return bool(done) and bool(started(tree, trained) - done)
 
-    wait_until(in_the_middle, process)
-    kill_all(process)
+    killed_when(in_the_middle, tree, *SMOKE)
     assert not trained <= set(tree.records()), "it had ended before it was killed"
 
     done = tree.snakemake(*SMOKE)
@@ -166,6 +151,50 @@ def test_killed_in_the_middle_a_plain_rerun_ends_the_same(built: Tree, tmp_path:
     for name in trained:
         assert learnt(tree.records()[name]) == pytest.approx(learnt(built.records()[name]), rel=1e-6, nan_ok=False)
     assert ready(tree)
+
+
+def test_killed_in_the_students_stage_the_teacher_is_not_trained_again(built: Tree, plan: Study, tmp_path: Path) -> None:
+    (student,) = [run for run in plan.runs.values() if "teacher" in run.parents]
+    teacher = student.parents["teacher"].id
+    tree = without(built, {student.id, teacher}, tmp_path / "killed tree")
+    killed_when(lambda: student.id in started(tree, {student.id}), tree, *SMOKE)
+    assert teacher in tree.records(), "the student began before its teacher was there"
+    assert student.id not in tree.records(), "it had ended before it was killed"
+    before = {path: path.stat().st_mtime_ns for path in tree.records()[teacher].parent.rglob("*")}
+
+    done = tree.snakemake(*SMOKE)
+    assert done.returncode == 0, done.stdout[-20000:]
+    assert {path: path.stat().st_mtime_ns for path in tree.records()[teacher].parent.rglob("*")} == before
+    assert learnt(tree.records()[student.id]) == pytest.approx(learnt(built.records()[student.id]), rel=1e-6)
+    assert ready(tree)
+
+
+def without(built: Tree, runs: set[str], folder: Path) -> Tree:
+    """A copy that lacks these runs."""
+    tree = Tree(folder)
+    shutil.copytree(built.folder, tree.folder)
+    for name in runs:
+        shutil.rmtree(tree.records()[name].parent)
+    return tree
+
+
+def started(tree: Tree, runs: set[str]) -> set[str]:
+    return {name for name in runs if (tree.folder / "results" / "runs" / name / "config.json").exists()}
+
+
+def killed_when(condition: Callable[[], bool], tree: Tree, *arguments: str) -> None:
+    """Snakemake, one job after the other, until the condition holds."""
+    process = subprocess.Popen(
+        tree.command(*arguments, "--cores", "1"),
+        cwd=tree.folder,
+        env=tree.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_until(condition, process)
+    kill_all(process)
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 600) -> None:
