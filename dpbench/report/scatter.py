@@ -38,7 +38,7 @@ def figure(table: TableData, plot: Plot, points: list[Point], colours: list[str]
     made = Figure(figsize=(5.0 * columns, 2.6 * rows + 0.5), layout="constrained")
     flat = list(made.subplots(rows, columns, squeeze=False).flat)
     handles: dict[str, Any] = {}
-    largest = max((_area_of(table, plot, entry) for _, entry in points), default=1.0)
+    areas = _areas(table, plot, points)
     for axes, (title, own) in zip(flat, panels.items(), strict=False):
         for number, value in enumerate(table.axes[plot.series]):
             drawn = [point for point in own if point[1].labels[plot.series] == value]
@@ -54,11 +54,19 @@ def figure(table: TableData, plot: Plot, points: list[Point], colours: list[str]
             }
             (line,) = axes.plot(xs, ys, label=label_text(plot.series, value), **style, markersize=0 if plot.area else None)
             if plot.area:
-                sizes = [3 * _AREA * _area_of(table, plot, entry) / largest for _, entry in drawn]
-                axes.scatter(xs, ys, sizes, color=colour, marker=style["marker"], alpha=0.75, linewidths=0)
+                axes.scatter(
+                    xs,
+                    ys,
+                    [areas[id(entry)] for _, entry in drawn],
+                    color=colour,
+                    marker=style["marker"],
+                    alpha=0.75,
+                    linewidths=0,
+                )
                 (line,) = axes.plot([], [], label=line.get_label(), **style)
             if len(drawn) > 1 and not path:
-                _name(axes, drawn, _varying(plot, own), colour, left=number % 2 == 0)
+                values = [entry.value or 0.0 for _, entry in own]
+                _name(axes, drawn, _varying(plot, own), colour, number % 2 == 0, _CLOSE * (max(values) - min(values)))
             if path or value not in handles:
                 handles[value] = line
         axes.set_title(", ".join(title), loc="left")
@@ -73,10 +81,12 @@ def figure(table: TableData, plot: Plot, points: list[Point], colours: list[str]
     return made
 
 
-def _area_of(table: TableData, plot: Plot, entry: Entry) -> float:
-    """The value that a marker's area shows, 1 where there is none."""
-    other = table.find(entry.labels, plot.area, entry.place) if plot.area else None
-    return (other.value if other is not None else None) or 1.0
+def _areas(table: TableData, plot: Plot, points: list[Point]) -> dict[int, float]:
+    """Each entry's marker in square points, by identity; that of a line's where the metric has no value."""
+    found = {id(entry): table.find(entry.labels, plot.area, entry.place) for _, entry in points} if plot.area else {}
+    values = {key: other.value for key, other in found.items() if other is not None and other.value}
+    largest = max(values.values(), default=1.0)
+    return {id(entry): _AREA for _, entry in points} | {key: 3 * _AREA * value / largest for key, value in values.items()}
 
 
 def _varying(plot: Plot, own: list[Point]) -> list[str]:
@@ -85,13 +95,12 @@ def _varying(plot: Plot, own: list[Point]) -> list[str]:
     return [a for a in own[0][1].labels if a not in told and len({entry.labels[a] for _, entry in own}) > 1]
 
 
-def _name(axes: Axes, drawn: list[Point], varying: list[str], colour: str, left: bool) -> None:
+def _name(axes: Axes, drawn: list[Point], varying: list[str], colour: str, left: bool, close: float) -> None:
     """Say beside the markers of one series which cells they are; one text for those that lie together."""
-    low, high = axes.get_ylim()
     groups: list[list[Point]] = []
     for point in sorted(drawn, key=lambda p: (p[0], p[1].value or 0.0)):
         at = groups[-1][0] if groups else None
-        near = at is not None and at[0] == point[0] and (point[1].value or 0.0) - (at[1].value or 0.0) < _CLOSE * (high - low)
+        near = at is not None and at[0] == point[0] and (point[1].value or 0.0) - (at[1].value or 0.0) <= close
         groups[-1].append(point) if near else groups.append([point])
     for group in groups:
         text = "\n".join(" ".join(label_text(a, entry.labels[a]) for a in varying) for _, entry in reversed(group))
