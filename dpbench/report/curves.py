@@ -46,7 +46,7 @@ def figure(table: TableData, plot: Plot, entries: list[Entry], colours: list[str
     unit = table.metrics[plot.metric].unit
     for axes, ((place, *values), own) in zip(flat, panels.items(), strict=False):
         for entry, curve in own:
-            row = tuple(entry.labels[a] for a in lines)
+            row = _row(entry, plot, lines, names)
             colour, dash, width = style[row]
             drawing = axes.plot(*zip(*curve, strict=True), color=colour, linestyle=dash, linewidth=width, label=names[row])
             handles[row] = drawing[0]
@@ -62,11 +62,28 @@ def figure(table: TableData, plot: Plot, entries: list[Entry], colours: list[str
 
 
 def _names(table: TableData, plot: Plot, lines: list[str], entries: list[Entry]) -> dict[tuple[str, ...], str]:
-    """Row -> how its line is called, in the table's order; an axis on which all rows agree is not spelt out."""
-    found = {tuple(e.labels[a] for a in lines) for e in entries}
-    rows = sorted(found, key=lambda row: [table.axes[a].index(v) for a, v in zip(lines, row, strict=True)])
+    """Row -> how its line is called, in the table's order; an axis on which all rows agree is not spelt out.
+
+    A row that is there with an x and without is two lines: the one without ends on that value of x.
+    """
+    across: dict[tuple[str, ...], set[str]] = {}
+    for entry in entries:
+        across.setdefault(tuple(entry.labels[a] for a in lines), set()).add(entry.labels[plot.x])
+    rows = sorted(across, key=lambda row: [table.axes[a].index(v) for a, v in zip(lines, row, strict=True)])
     differ = [i for i, a in enumerate(lines) if len({row[i] for row in rows}) > 1 or a == plot.series]
-    return {row: ", ".join(label_text(lines[i], row[i]) for i in differ) for row in rows}
+    names = {}
+    for row in rows:
+        names[row] = ", ".join(label_text(lines[i], row[i]) for i in differ)
+        if across[row] > {_REFERENCE}:
+            names[*row, _REFERENCE] = f"{names[row]}, {label_text(plot.x, _REFERENCE)}"
+    return names
+
+
+def _row(entry: Entry, plot: Plot, lines: list[str], names: dict[tuple[str, ...], str]) -> tuple[str, ...]:
+    """Which of `names` an entry's line is."""
+    row = tuple(entry.labels[a] for a in lines)
+    apart = (*row, entry.labels[plot.x])
+    return apart if apart in names else row
 
 
 def _panels(plot: Plot, drawn: list[tuple[Entry, Curve]]) -> dict[tuple[str, ...], list[tuple[Entry, Curve]]]:

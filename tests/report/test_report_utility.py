@@ -99,5 +99,17 @@ def test_a_panel_for_each_epsilon_holds_the_line_without_one() -> None:
     assert per_panel == [3, 3]
 
 
+def test_a_row_with_an_epsilon_and_without_is_two_lines_of_two_names() -> None:
+    made = table(level, facts={"curve": [[0, 6.0], [10, 5.0]]})
+    assert "abadi, ε = ∞" not in draw(made, Plot(**CURVES)).decode()
+    entries = [
+        e.model_copy(update={"labels": e.labels | {"method": "abadi"}}) if e.labels["epsilon"] == "inf" else e
+        for e in made.entries
+    ]
+    picture = draw(made.model_copy(update={"entries": entries}), Plot(**CURVES))
+    words = [t.text or "" for t in ElementTree.fromstring(picture).iter() if t.tag.endswith("text")]
+    assert [w for w in words if "abadi" in w or "auto_s" in w] == ["abadi", "abadi, ε = ∞", "auto_s"]
+
+
 def test_records_without_a_curve_draw_nothing() -> None:
     assert b"not run" in draw(table(level), Plot(**CURVES))
