@@ -277,6 +277,7 @@ def test_a_setting_where_nothing_was_learnt_says_nothing(bad: str, above: float,
 
     judged = verdict(spec, made_up(spec, "laptop", value))
     assert (judged.verdict, said in judged.sentence.lower()) == (expected, True)
+    assert ("left out" in judged.sentence.lower()) == bool(said)
 
 
 def test_more_settings_asked_for_than_there_are_decide_nothing() -> None:
