@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.distributed.tensor import DTensor
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -41,7 +40,7 @@ _CACHES = "a cache that no example decides is filled by one forward pass over ma
 
 @dataclass(frozen=True)
 class _State:
-    """One tensor at one time. mark: changes with most writes and costs nothing; fingerprint: of its bytes, None if not looked at."""
+    """One tensor at one time. mark: changes with most writes, and costs nothing; fingerprint: of its bytes, or None."""
 
     tensor: Tensor
     mark: tuple[object, ...]
@@ -97,10 +96,10 @@ class StateWatch:
             was = before.get(name)
             if was is None:
                 raise DpbenchError(
-                    f"{name} is a tensor that the forward pass has put into the model: without noise, it would tell of private data",
+                    f"{name} was put into the model by the forward pass: without noise, it would tell of private data",
                     f"return it instead of keeping it; {_CACHES}",
                 )
-            if isinstance(was.tensor, DTensor) != isinstance(now.tensor, DTensor):
+            if _is_sharded(was.tensor) != _is_sharded(now.tensor):
                 continue  # gathered, or sharded again
             if was.tensor is now.tensor and was.mark == now.mark and was.fingerprint == now.fingerprint:
                 continue
@@ -200,10 +199,15 @@ def _recomputed(module: nn.Module) -> set[str]:
     return names | {str(hook._tensor_name) for hook in hooks if isinstance(hook, BasePruningMethod)}
 
 
+def _is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, whose module takes half a second to import."""
+    return hasattr(tensor, "_local_tensor")
+
+
 def _parts(tensor: Tensor) -> list[Tensor]:
     """The plain tensors that a subclass is made of; of a sharded one this process' part."""
-    if isinstance(tensor, DTensor):
-        return [tensor._local_tensor]
+    if _is_sharded(tensor):
+        return _parts(tensor._local_tensor)  # type: ignore[attr-defined]
     if isinstance(tensor, FakeTensor) or not is_traceable_wrapper_subclass(tensor):
         return [tensor]
     names, _ = tensor.__tensor_flatten__()
@@ -332,7 +336,7 @@ def check_examples_apart_by_value(
 
 
 def _halves(count: int) -> Tensor:
-    """A fixed [B] of booleans with both values in it, without order, so that examples B / 2 or 2 apart are not always together."""
+    """A fixed [B] of booleans, both values in it, without order: examples 2 or B / 2 apart are not always together."""
     kept = torch.from_numpy(np.random.default_rng(count).random(count) < 0.5)
     kept[0], kept[-1] = True, False
     return kept

@@ -153,7 +153,7 @@ def test_passes_between_looks_at_values_notice_most_writes(middle):
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 @pytest.mark.parametrize("middle", [keeps_by_data, keeps_in_place, replaces])
 def test_writes_without_autograd_are_found(mode, middle):
-    with pytest.raises(DpbenchError, match="^mean was written"), mode():
+    with pytest.raises(DpbenchError, match=r"^mean was written"), mode():
         used(Net(middle))
 
 
@@ -246,10 +246,10 @@ def test_hooks_that_make_a_weight_of_parameters_are_no_write():
 
 
 def test_an_error_of_the_pass_is_left_alone():
-    model = Net(keeps_in_place)
-    with pytest.raises(ZeroDivisionError), forward_changes_nothing(model):
+    model = Net(lambda self, h: keeps_in_place(self, h) / 0 @ h)
+    with pytest.raises(RuntimeError, match="mat1"), forward_changes_nothing(model):
         losses(model, data())
-        raise ZeroDivisionError
+    assert bool(model.mean.any())
 
 
 def test_tensors_without_values_and_of_odd_kinds_are_taken():
@@ -267,7 +267,7 @@ def test_tensors_without_values_and_of_odd_kinds_are_taken():
         model.kept = torch.ones(3)
     used(model, 2)
     model.middle = lambda self, h: (self.small.data.add_(1), h)[1]
-    with pytest.raises(DpbenchError, match="^small was written"):
+    with pytest.raises(DpbenchError, match=r"^small was written"):
         used(model)
 
 
@@ -277,7 +277,7 @@ def test_fake_and_meta_models_are_watched_without_values():
     with FakeTensorMode():
         model = Net()
         used(model, 2)
-        with pytest.raises(DpbenchError, match="^mean was written"):
+        with pytest.raises(DpbenchError, match=r"^mean was written"):
             used(Net(keeps_in_place))
     model = Net().to("meta")
     with forward_changes_nothing(model):
@@ -290,14 +290,14 @@ def test_a_single_changed_bit_is_seen_wherever_it_is(dtype, at):
     model = nn.Module()
     model.register_buffer("kept", torch.zeros(200_001, dtype=dtype))
     bytes_of = model.kept.data.view(torch.uint8)
-    with pytest.raises(DpbenchError, match="^kept was written"), forward_changes_nothing(model):
+    with pytest.raises(DpbenchError, match=r"^kept was written"), forward_changes_nothing(model):
         bytes_of[at] = 1
 
 
 def test_values_that_change_places_are_seen():
     model = nn.Module()
     model.register_buffer("kept", torch.arange(100_000.0))
-    with pytest.raises(DpbenchError, match="^kept was written"), forward_changes_nothing(model):
+    with pytest.raises(DpbenchError, match=r"^kept was written"), forward_changes_nothing(model):
         model.kept.data.copy_(model.kept.flip(0))
 
 
@@ -405,5 +405,5 @@ def test_losses_of_another_shape_are_refused(wrong, shape):
 
 
 def test_a_model_that_the_look_itself_would_write_into_is_refused():
-    with pytest.raises(DpbenchError, match="^mean was written"):
+    with pytest.raises(DpbenchError, match=r"^mean was written"):
         check_examples_apart_by_value(losses, Net(keeps_by_data), data(), select)
