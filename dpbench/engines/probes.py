@@ -5,276 +5,40 @@ Both look at values, so they serve every method, whatever it does with gradients
 
 from __future__ import annotations
 
-import dataclasses
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from types import SimpleNamespace, TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_leaves
 
+from dpbench.engines.writes import StateWatch, check_no_known_writer, forward_changes_nothing
 from dpbench.errors import DpbenchError
 
-_EVERY = 8  # values are looked at in the 1st, 8th, 64th, ... use
-_PIECE = {"cpu": 1 << 16}  # words fingerprinted at once: their products stay in the cache
-_PIECE_ELSEWHERE = 1 << 20
-_DEEPEST = 4  # containers inside containers that are looked into
-_OF_MODULES = frozenset(vars(nn.Module()))  # what every module has; its tensors are asked for by themselves
+__all__ = [
+    "RandomStreams",
+    "StateWatch",
+    "check_examples_apart_by_value",
+    "check_no_known_writer",
+    "forward_changes_nothing",
+    "has_values",
+]
 
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
 _TOLERANCE_OF_HALVES = 2.0**-6
 _SMALL = 1e-2  # losses below are compared as if they were this large: differences of logits have been rounded before
-
-_CACHES = "a cache that no example decides is filled by one forward pass over made-up inputs before training begins"
-
-
-@dataclass(frozen=True)
-class _State:
-    """One tensor at one time. mark: changes with most writes, and costs nothing; fingerprint: of its bytes, or None."""
-
-    tensor: Tensor
-    mark: tuple[object, ...]
-    fingerprint: int | None
+_OTHER_SHAPES = 8.0  # times the tolerance where a pass was made of other shapes: a batch cut to its longest example
 
 
-class StateWatch:
-    """Sees that what runs inside `with watch:` writes into no tensor of the model; kept by a method from step to step.
-
-    The tensors are all parameters, buffers and tensors among the modules' plain attributes (also in lists, tuples, sets, dicts
-    and dataclasses), those that are new included. In the 1st, 8th, 64th, ... use they are compared by value, which notices
-    writes through `.data` as well and costs two passes over the weights; in all others by identity, storage and version, which
-    costs a walk over the modules. A tensor that is written with the values it had before counts as not written.
-
-    Counters count as well, `num_batches_tracked` among them: how many forward passes there were says how many examples Poisson
-    sampling drew. Without values to look at (meta and fake tensors, sparse ones) the rest is compared; of sharded parameters
-    only this process' part, and not while the whole is gathered. Numbers of Python and what lies outside the model are not seen.
-
-    Guarantee: reads the model alone and draws no random number.
-
-    Raises:
-        DpbenchError: a tensor was written, replaced or added; names it. Not raised on top of an error of the body.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._uses, self._next = 0, 1
-        self._rewritten: set[str] = set()
-        self._before: dict[str, _State] = {}
-        self._by_value = False
-
-    def __enter__(self) -> StateWatch:
-        self._uses += 1
-        self._by_value = self._uses >= self._next
-        if self._by_value:
-            self._next = self._uses * _EVERY
-        self._before = self._states()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        before, self._before = self._before, {}
-        if kind is None:
-            self._compare(before, self._states())
-
-    def _states(self) -> dict[str, _State]:
-        tensors = _tensors(self._model)
-        chosen = {name: t for name, t in tensors.items() if self._by_value or name in self._rewritten}
-        fingerprints = _fingerprints(list({id(t): t for t in chosen.values()}.values()))
-        return {n: _State(t, _mark(t), fingerprints.get(id(t)) if n in chosen else None) for n, t in tensors.items()}
-
-    def _compare(self, before: dict[str, _State], after: dict[str, _State]) -> None:
-        for name, now in after.items():
-            was = before.get(name)
-            if was is None:
-                raise DpbenchError(
-                    f"{name} was put into the model by the forward pass: without noise, it would tell of private data",
-                    f"return it instead of keeping it; {_CACHES}",
-                )
-            if _is_sharded(was.tensor) != _is_sharded(now.tensor):
-                continue  # gathered, or sharded again
-            if was.tensor is now.tensor and was.mark == now.mark and was.fingerprint == now.fingerprint:
-                continue
-            if was.fingerprint is not None and was.fingerprint == now.fingerprint:
-                self._rewritten.add(name)
-                continue
-            if was.tensor.is_meta and now.tensor.is_meta and was.tensor.shape == now.tensor.shape:
-                continue  # weights that come to the device for the pass only
-            raise DpbenchError(
-                f"{name} was written by the forward pass: without noise, it would tell of private data", _way_out(name)
-            )
-
-
-def forward_changes_nothing(model: nn.Module) -> StateWatch:
-    """`with forward_changes_nothing(model): losses(model, batch)` refuses a model that the pass writes into; see `StateWatch`."""
-    return StateWatch(model)
-
-
-def _way_out(name: str) -> str:
-    last = name.rpartition(".")[2]
-    if last in ("running_mean", "running_var", "num_batches_tracked"):
-        return "put the layer into eval mode, or use one without running statistics, such as GroupNorm or LayerNorm"
-    return (
-        "put what writes it into eval mode, or leave it out: running statistics, codebooks, max_norm, data-dependent "
-        f"initialisation and memories are of this kind; {_CACHES}"
+def has_values(model: nn.Module) -> bool:
+    """Whether there is something to look at: neither fake tensors nor the meta device, nor a layer without its shape."""
+    return not any(
+        p.is_meta or isinstance(p, FakeTensor) or nn.parameter.is_lazy(p) for p in [*model.parameters(), *model.buffers()]
     )
-
-
-def check_no_known_writer(model: nn.Module) -> None:
-    """Refuse the modules of torch that write into themselves in a forward pass, before there is any data.
-
-    Raises:
-        DpbenchError: running statistics or spectral norm in training mode, an embedding with max_norm; names it.
-    """
-    for name, module in model.named_modules():
-        what = None
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
-            what, way_out = "renormalises its weight", "leave max_norm out"
-        elif isinstance(module, nn.modules.batchnorm._NormBase) and module.training and module.track_running_stats:
-            what = "keeps statistics of the examples"
-            way_out = "put it into eval mode, or use track_running_stats=False, GroupNorm or LayerNorm"
-        elif module.training and _iterates_for_spectral_norm(module):
-            what, way_out = "moves the vectors of its power iteration", "put it into eval mode, or leave spectral norm out"
-        if what is not None:
-            raise DpbenchError(
-                f"{name or '(model)'} ({type(module).__name__}) {what} in every forward pass: without noise, "
-                "it would tell of private data",
-                way_out,
-            )
-
-
-def _iterates_for_spectral_norm(module: nn.Module) -> bool:
-    from torch.nn.utils.parametrizations import _SpectralNorm
-
-    return isinstance(module, _SpectralNorm) or any(isinstance(h, SpectralNorm) for h in module._forward_pre_hooks.values())
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All of the model, by dotted name."""
-    found: dict[str, Tensor] = {}
-    for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
-        for kind in (module._parameters, module._buffers):
-            found |= {f"{prefix}{name}": t for name, t in kind.items() if t is not None}
-        recomputed = _recomputed(module)
-        for name, value in vars(module).items():
-            if name not in _OF_MODULES and name not in recomputed:
-                found |= _inside(f"{prefix}{name}", value, _DEEPEST)
-    return found
-
-
-def _inside(name: str, value: Any, depth: int) -> dict[str, Tensor]:
-    """Tensors of a plain attribute, its name for one, else with keys behind."""
-    if isinstance(value, Tensor):
-        return {name: value}
-    if depth == 0 or isinstance(value, str | int | float | nn.Module | type(None)):
-        return {}
-    pairs: list[tuple[Any, Any]]
-    if isinstance(value, Mapping):
-        pairs = list(value.items())
-    elif isinstance(value, list | tuple | set | frozenset) or type(value).__name__ == "deque":
-        pairs = list(enumerate(value))
-    elif isinstance(value, SimpleNamespace) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
-        pairs = list(getattr(value, "__dict__", {}).items())
-    else:
-        return {}
-    found: dict[str, Tensor] = {}
-    for key, item in pairs:
-        found |= _inside(f"{name}.{key}", item, depth - 1)
-    return found
-
-
-def _recomputed(module: nn.Module) -> set[str]:
-    """Attributes that torch's own hooks make of the parameters, anew before every call."""
-    hooks = module._forward_pre_hooks.values()
-    names = {hook.name for hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)}
-    return names | {str(hook._tensor_name) for hook in hooks if isinstance(hook, BasePruningMethod)}
-
-
-def _is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, whose module takes half a second to import."""
-    return hasattr(tensor, "_local_tensor")
-
-
-def _parts(tensor: Tensor) -> list[Tensor]:
-    """The plain tensors that a subclass is made of; of a sharded one this process' part."""
-    if _is_sharded(tensor):
-        return _parts(tensor._local_tensor)  # type: ignore[attr-defined]
-    if isinstance(tensor, FakeTensor) or not is_traceable_wrapper_subclass(tensor):
-        return [tensor]
-    names, _ = tensor.__tensor_flatten__()
-    return [part for name in names for part in _parts(getattr(tensor, name))]
-
-
-def _mark(tensor: Tensor) -> tuple[object, ...]:
-    """Changes when the tensor gets another storage or form, or is written by an operation that autograd would notice."""
-    found: list[object] = []
-    for part in _parts(tensor):
-        form: tuple[object, ...] = (part.dtype, part.device)
-        if not nn.parameter.is_lazy(part):
-            form += (tuple(part.shape), None if part.is_inference() else part._version)
-            if part.layout == torch.strided and not (part.is_meta or isinstance(part, FakeTensor)):
-                form += (part.stride(), part.data_ptr())
-        found.append(form)
-    return tuple(found)
-
-
-def _fingerprints(tensors: Sequence[Tensor]) -> dict[int, int]:
-    """id -> 64 bits of the tensor's bytes, dtype and shape; none for a tensor whose bytes cannot be read."""
-    found: dict[int, int] = {}
-    waiting: dict[torch.device, list[tuple[int, Tensor]]] = {}
-    for tensor in tensors:
-        for number, part in enumerate(_parts(tensor)):
-            value = _fingerprint(part.detach())
-            if value is None:
-                found.pop(id(tensor), None)
-                break
-            found[id(tensor)] = hash((found.get(id(tensor)), number, part.dtype, tuple(part.shape)))
-            waiting.setdefault(value.device, []).append((id(tensor), value))
-    for values in waiting.values():
-        for (key, _), number in zip(values, torch.stack([value for _, value in values]).tolist(), strict=True):
-            if key in found:
-                found[key] = hash((found[key], number))
-    return found
-
-
-def _fingerprint(tensor: Tensor) -> Tensor | None:
-    """A scalar int64 on the tensor's device: sum of w_i x (word i), modulo 2^64, over the words that its elements lie in.
-
-    The w_i are odd and otherwise random, so that one changed word always changes it, and others all but always.
-    """
-    if nn.parameter.is_lazy(tensor) or tensor.is_meta or isinstance(tensor, FakeTensor) or tensor.layout != torch.strided:
-        return None
-    try:
-        values = tensor.int_repr() if tensor.is_quantized else tensor
-        extent = 1 + sum((n - 1) * stride for n, stride in zip(values.shape, values.stride(), strict=True))
-        count = extent if values.numel() else 0
-        flat = values.resolve_conj().as_strided((count,), (1,), values.storage_offset()).view(torch.uint8)
-    except (RuntimeError, NotImplementedError):
-        return None
-    piece = _PIECE.get(flat.device.type, _PIECE_ELSEWHERE)
-    factors, total = _factors(flat.device, piece), torch.zeros((), dtype=torch.int64, device=flat.device)
-    if isinstance(total, FakeTensor):
-        return None
-    whole = len(flat) // 8 * 8 if flat.storage_offset() % 8 == 0 else 0
-    words_of_eight = flat[:whole].view(torch.int64).split(piece) if whole else ()
-    for words in (*words_of_eight, *flat[whole:].split(piece)):
-        total = total * 0x2545F4914F6CDD1D + (words * factors[: len(words)]).sum()
-    return total
-
-
-@cache
-def _factors(device: torch.device, count: int) -> Tensor:
-    numbers = np.random.default_rng(0).integers(-(2**63), 2**63, count, dtype=np.int64)
-    return torch.from_numpy(numbers | 1).to(device)
 
 
 def check_examples_apart_by_value(
@@ -295,8 +59,8 @@ def check_examples_apart_by_value(
         examples: B; by default the length of the losses.
 
     Returns:
-        Whether there was something to see: False for fewer than two examples, and where the losses of the replaced examples
-        stayed as well (all examples alike, or a head that starts at 0). Ask again with a later batch.
+        Whether there was something to see: False for fewer than two examples, without values, and where the losses of the
+        replaced examples stayed as well (all alike, or a head that starts at 0). Ask again with a later batch.
 
     Guarantee: random streams of torch, numpy and Python are as before, and the model is not written into.
 
@@ -304,35 +68,77 @@ def check_examples_apart_by_value(
         DpbenchError: losses are not one an example; an example's loss depends on others, to the rounding of the dtype in use;
             or a forward pass writes into the model.
     """
-    if examples is not None and examples < 2:
+    if (examples is not None and examples < 2) or not has_values(model):
         return False
-    watch = StateWatch(model)
-    with torch.no_grad(), _same_random_numbers(model) as rewind:
+    watch, streams = StateWatch(model), RandomStreams(model)
+    try:
+        with torch.no_grad():
+            return _apart_by_value(lambda some: _observed(losses, model, some, watch, streams), batch, select, examples)
+    finally:
+        streams.rewind()
 
-        def values_of(some: Any) -> Tensor:
-            rewind()
-            with watch:
-                return losses(model, some).detach()
 
-        plain = values_of(batch)
-        count = len(plain) if examples is None and plain.dim() == 1 else examples
-        if plain.dim() != 1 or len(plain) != count:
-            raise DpbenchError(
-                f"losses have shape {list(plain.shape)}, wanted [{'B' if count is None else count}]: one value an example, made "
-                "from that example alone",
-                "reduce over tokens, never over the batch",
-            )
-        if count < 2:
-            return False
-        seen, tolerance = True, _tolerance(model, plain)
-        kept = _halves(count)
-        for half in (kept, ~kept):
-            values = values_of(select(batch, _neighbours(half)))
-            here = half.to(plain.device)
-            if bool((apart := _differ(plain, values, tolerance) & here).any()):
-                _refuse(plain, values, int(apart.nonzero()[0]))
-            seen &= bool(_differ(plain, values, 0.0)[~here].any())
+def _apart_by_value(
+    observe: Callable[[Any], _Pass], batch: Any, select: Callable[[Any, Tensor], Any], examples: int | None
+) -> bool:
+    plain = observe(batch)
+    losses = plain.losses
+    count = len(losses) if examples is None and losses.dim() == 1 else examples
+    if losses.dim() != 1 or len(losses) != count:
+        raise DpbenchError(
+            f"losses have shape {list(losses.shape)}, wanted [{'B' if count is None else count}]: one value an example, made "
+            "from that example alone",
+            "reduce over tokens, never over the batch",
+        )
+    if count < 2:
+        return False
+    seen, kept = True, _halves(count)
+    for half in (kept, ~kept):
+        other = observe(select(batch, _neighbours(half)))
+        here = half.to(losses.device)
+        if bool((apart := _differ(losses, other.losses, plain.tolerance(other)) & here).any()):
+            _refuse(losses, other.losses, int(apart.nonzero()[0]))
+        seen &= bool(_differ(losses, other.losses, 0.0)[~here].any())
     return seen
+
+
+@dataclass
+class _Pass:
+    """The losses [B] of one forward pass, the dtypes it computed in, and the shapes that modules were called with."""
+
+    losses: Tensor
+    dtypes: set[torch.dtype]
+    shapes: list[list[torch.Size]]
+
+    def tolerance(self, other: _Pass) -> float:
+        rounding = max(_TOLERANCES.get(dtype, _TOLERANCE_OF_HALVES) for dtype in self.dtypes)
+        return rounding if self.shapes == other.shapes else rounding * _OTHER_SHAPES
+
+
+def _observed(
+    losses: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any, watch: StateWatch, streams: RandomStreams
+) -> _Pass:
+    dtypes = {t.dtype for t in [*model.parameters(), *model.buffers()] if t.is_floating_point()}
+    shapes: list[list[torch.Size]] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        shapes.append([t.shape for t in tensors])
+        for kind in {t.device.type for t in tensors}:
+            if torch.is_autocast_enabled(kind):
+                dtypes.add(torch.get_autocast_dtype(kind))
+
+    streams.rewind()
+    hook = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        with watch:
+            values = losses(model, batch)
+    finally:
+        hook.remove()
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        form = str(values.dtype) if isinstance(values, Tensor) else type(values).__name__
+        raise DpbenchError(f"losses are {form}, not a tensor [B] of floating-point numbers", "return one loss an example")
+    return _Pass(values.detach(), dtypes | {values.dtype}, shapes)
 
 
 def _halves(count: int) -> Tensor:
@@ -359,13 +165,6 @@ def _differ(one: Tensor, other: Tensor, tolerance: float) -> Tensor:
     return torch.where(finite, (one - other).abs() > tolerance * scale, one.isfinite() | other.isfinite())
 
 
-def _tolerance(model: nn.Module, values: Tensor) -> float:
-    dtypes = {t.dtype for t in [*model.parameters(), *model.buffers(), values] if t.is_floating_point()}
-    if torch.is_autocast_enabled(values.device.type):
-        dtypes.add(torch.get_autocast_dtype(values.device.type))
-    return max(_TOLERANCES.get(dtype, _TOLERANCE_OF_HALVES) for dtype in dtypes)
-
-
 def _refuse(plain: Tensor, values: Tensor, row: int) -> None:
     raise DpbenchError(
         f"the loss of an example depends on the other examples of its batch: that of example {row} is {float(plain[row]):.6g}, "
@@ -375,26 +174,22 @@ def _refuse(plain: Tensor, values: Tensor, row: int) -> None:
     )
 
 
-@contextmanager
-def _same_random_numbers(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Gives a function that puts all random streams that a forward pass may use back to where they are now; so does leaving."""
-    devices = {t.device for t in [*model.parameters(), *model.buffers()] if t.device.type not in ("cpu", "meta")}
-    modules = [getattr(torch, device.type) for device in devices]
-    generators = [v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Generator)]
-    states = [g.get_state() for g in generators]
-    on_devices = [module.get_rng_state(device) for module, device in zip(modules, devices, strict=True)]
-    of_torch, of_python, of_numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
+class RandomStreams:
+    """Where the random streams are that a forward pass may draw from: torch's on the CPU and the model's devices, generators
+    that modules keep, numpy's and Python's. `rewind` puts them back there, as often as it is asked."""
 
-    def rewind() -> None:
-        torch.set_rng_state(of_torch)
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
-        for module, device, state in zip(modules, devices, on_devices, strict=True):
+    def __init__(self, model: nn.Module) -> None:
+        devices = {t.device for t in [*model.parameters(), *model.buffers()] if t.device.type not in ("cpu", "meta")}
+        self._devices = [(module, d, module.get_rng_state(d)) for d in devices if (module := getattr(torch, d.type, None))]
+        kept = (v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Generator))
+        self._generators = [(generator, generator.get_state()) for generator in kept]
+        self._torch, self._python, self._numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+    def rewind(self) -> None:
+        torch.set_rng_state(self._torch)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        for module, device, state in self._devices:
             module.set_rng_state(state, device)
-        for generator, state in zip(generators, states, strict=True):
+        for generator, state in self._generators:
             generator.set_state(state)
-
-    try:
-        yield rewind
-    finally:
-        rewind()
