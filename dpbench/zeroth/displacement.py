@@ -65,12 +65,15 @@ class Displacement:
         generators: dict[torch.device, torch.Generator] = {}
 
         def settle(place: tuple[int, int], piece: Tensor, numbers: Tensor) -> None:
-            device = piece.device
-            generator = generators.setdefault(device, self._directions.roundings(step, device))
-            moved = self._back(place, piece, numbers).float().add_(numbers, alpha=change)
-            if noise is not None:
-                noise(moved)
-            piece.copy_(rounded_at_random(moved, piece.dtype, generator))
+            start, device = self._back(place, piece, numbers), piece.device
+            if change or noise is not None:
+                if device not in generators:
+                    generators[device] = self._directions.roundings(step, device)
+                wide = start.float().add_(numbers, alpha=change)
+                if noise is not None:
+                    noise(wide)
+                start = rounded_at_random(wide, piece.dtype, generators[device])
+            piece.copy_(start)
 
         self._directions.add_(step, change - self.at, settle if self._exact else None)
         self.at = 0.0
