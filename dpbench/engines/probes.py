@@ -72,7 +72,7 @@ def check_examples_apart_by_value(
         return False
     watch, streams = StateWatch(model), RandomStreams(model)
     try:
-        with torch.no_grad():
+        with torch.no_grad():  # and inference mode, where the caller is in it
             return _apart_by_value(lambda some: _observed(losses, model, some, watch, streams), batch, select, examples)
     finally:
         streams.rewind()
@@ -183,10 +183,11 @@ class RandomStreams:
         self._devices = [(module, d, module.get_rng_state(d)) for d in devices if (module := getattr(torch, d.type, None))]
         kept = (v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Generator))
         self._generators = [(generator, generator.get_state()) for generator in kept]
-        self._torch, self._python, self._numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        self._torch = torch.get_rng_state().numpy().copy()  # not shared with the tensor, which is let go
+        self._python, self._numpy = random.getstate(), np.random.get_state()
 
     def rewind(self) -> None:
-        torch.set_rng_state(self._torch)
+        torch.set_rng_state(torch.from_numpy(self._torch))
         random.setstate(self._python)
         np.random.set_state(self._numpy)
         for module, device, state in self._devices:

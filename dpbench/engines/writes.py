@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from dpbench.errors import DpbenchError
 
 _EVERY = 8  # values are looked at in the 1st, 8th, 64th, ... use
-_PIECE = {"cpu": 1 << 16}  # words fingerprinted at once: their products stay in the cache
-_PIECE_ELSEWHERE = 1 << 20
+_PIECE = 1 << 16  # words fingerprinted at once: their products stay in the cache
+_TURN = 0x2545F4914F6CDD1D  # odd: pieces that change places are seen
 _DEEPEST = 4  # containers inside containers that are looked into
 _OF_MODULES = frozenset(vars(nn.Module()))  # what every module has; its tensors are asked for by themselves
 
@@ -219,26 +219,21 @@ def _mark(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _fingerprints(tensors: Sequence[Tensor]) -> dict[int, int]:
-    """id -> 64 bits of the tensor's bytes, dtype and shape; none for a tensor whose bytes cannot be read."""
-    found: dict[int, int] = {}
-    waiting: dict[torch.device, list[tuple[int, Tensor]]] = {}
+    """id -> 64 bits of the tensor's bytes, dtypes and shapes; none for a tensor whose bytes cannot be read."""
+    sums: dict[int, list[Tensor | int]] = {}
     for tensor in tensors:
-        for number, part in enumerate(_parts(tensor)):
-            value = _fingerprint(part.detach())
-            if value is None:
-                found.pop(id(tensor), None)
-                break
-            found[id(tensor)] = hash((found.get(id(tensor)), number, part.dtype, tuple(part.shape)))
-            waiting.setdefault(value.device, []).append((id(tensor), value))
-    for values in waiting.values():
-        for (key, _), number in zip(values, torch.stack([value for _, value in values]).tolist(), strict=True):
-            if key in found:
-                found[key] = hash((found[key], number))
-    return found
+        values = [_fingerprint(part.detach()) for part in _parts(tensor)]
+        if None not in values:
+            sums[id(tensor)] = [value for value in values if value is not None]
+    waiting = [value for values in sums.values() for value in values if isinstance(value, Tensor)]
+    for device in {value.device for value in waiting}:  # one wait a device
+        torch.stack([value for value in waiting if value.device == device]).cpu()
+    forms = {id(t): tuple((part.dtype, tuple(part.shape)) for part in _parts(t)) for t in tensors if id(t) in sums}
+    return {key: hash((forms[key], *map(int, values))) for key, values in sums.items()}
 
 
-def _fingerprint(tensor: Tensor) -> Tensor | None:
-    """A scalar int64 on the tensor's device: sum of w_i x (word i), modulo 2^64, over the words that its elements lie in.
+def _fingerprint(tensor: Tensor) -> Tensor | int | None:
+    """Sum of w_i x (word i), modulo 2^64, over the words that its elements lie in; a scalar on the device, off the CPU.
 
     The w_i are odd and otherwise random, so that one changed word always changes it, and others all but always.
     """
@@ -249,20 +244,40 @@ def _fingerprint(tensor: Tensor) -> Tensor | None:
         extent = 1 + sum((n - 1) * stride for n, stride in zip(values.shape, values.stride(), strict=True))
         count = extent if values.numel() else 0
         flat = values.resolve_conj().as_strided((count,), (1,), values.storage_offset()).view(torch.uint8)
+        return _on_host(flat.numpy()) if flat.device.type == "cpu" else _on_device(flat)
     except (RuntimeError, NotImplementedError):
         return None
-    piece = _PIECE.get(flat.device.type, _PIECE_ELSEWHERE)
-    factors, total = _factors(flat.device, piece), torch.zeros((), dtype=torch.int64, device=flat.device)
-    if isinstance(total, FakeTensor):
-        return None
+
+
+def _on_host(found: np.ndarray[Any, Any]) -> int:
+    """Of bytes [n]; by numpy, so that what counts a step's tensors does not count these."""
+    whole, total = len(found) // 8 * 8, 0
+    words = found[:whole].view(np.int64)
+    products = np.empty(min(len(words), _PIECE), np.int64)
+    with np.errstate(over="ignore"):
+        for first in range(0, len(words), _PIECE):
+            piece = words[first : first + _PIECE]
+            each = np.multiply(piece, _factors()[: len(piece)], out=products[: len(piece)])
+            total = (total * _TURN + int(each.sum())) % 2**64
+    for last in found[whole:].tolist():
+        total = (total * _TURN + last) % 2**64
+    return total
+
+
+def _on_device(flat: Tensor) -> Tensor:
+    factors, total = _factors_on(flat.device), torch.zeros((), dtype=torch.int64, device=flat.device)
     whole = len(flat) // 8 * 8 if flat.storage_offset() % 8 == 0 else 0
-    words_of_eight = flat[:whole].view(torch.int64).split(piece) if whole else ()
-    for words in (*words_of_eight, *flat[whole:].split(piece)):
-        total = total * 0x2545F4914F6CDD1D + (words * factors[: len(words)]).sum()
+    words = flat[:whole].view(torch.int64).split(_PIECE) if whole else ()
+    for piece in (*words, *flat[whole:].split(_PIECE)):
+        total = total * _TURN + (piece * factors[: len(piece)]).sum()
     return total
 
 
 @cache
-def _factors(device: torch.device, count: int) -> Tensor:
-    numbers = np.random.default_rng(0).integers(-(2**63), 2**63, count, dtype=np.int64)
-    return torch.from_numpy(numbers | 1).to(device)
+def _factors() -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).integers(-(2**63), 2**63, _PIECE, dtype=np.int64) | 1
+
+
+@cache
+def _factors_on(device: torch.device) -> Tensor:
+    return torch.from_numpy(_factors()).to(device)

@@ -200,10 +200,11 @@ class ZerothOrder:
         """In the first steps that have two examples together, see that no loss depends on another example."""
         if not self.mechanism.private or not self._has_values or self._looks >= _LOOKS:
             return
-        for batch in physical:
-            if check_examples_apart_by_value(losses, self.model, batch, select, batch_size(batch)):
-                self._looks += 1
-                return
+        with torch.inference_mode():
+            for batch in physical:
+                if check_examples_apart_by_value(losses, self.model, batch, select, batch_size(batch)):
+                    self._looks += 1
+                    return
 
     def _must_be_finite(self, finite: Tensor) -> None:
         """Without privacy, stop where no loss is a number."""
