@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from dpbench import plugins
 from dpbench.engines.batches import Losses, batch_size, select, without_padding
 from dpbench.engines.exchange import Exchange, Tally
-from dpbench.engines.guard import Guard, claim, has_values, let_go, trainable_of
+from dpbench.engines.guard import Guard, claim, let_go, trainable_of
 from dpbench.engines.layers import Layer, Layout, check_examples_apart, lay_out
 from dpbench.engines.noise import Noise
-from dpbench.engines.probes import check_no_known_writer
+from dpbench.engines.probes import has_values
 from dpbench.engines.rescue import Norms, rescued
 from dpbench.engines.thresholds import Thresholds
+from dpbench.engines.writes import check_no_known_writer
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Factor, Sums
 from dpbench.mechanism import Clipping, Mechanism, noise_stds, sensitivity
@@ -68,7 +69,7 @@ class Handle:
         self.guard = Guard(model, optimizer, self.trainable)
         self._reached: set[int] = set()
         self._noted: list[Norms] | None = None  # of the physical batch at hand, while they can still be corrected
-        self._has_values = has_values(list(self.trainable.values()))
+        self._has_values = has_values(model)
         self._sums: dict[int, Tensor] = {}
         self.exchange = Exchange()
         self._tally = Tally()
@@ -181,8 +182,8 @@ class Handle:
         else:
             self.guard.check_trained_set()
             with self.guard.state:
-                if self._looks and self.guard.structure_changed() and not self._look(losses, batch):
-                    self.guard.look_again()
+                if self._looks:
+                    self._look(losses, batch, self.guard.structure_changed())
                 self._noted = [] if self.rescues and self._looks else None
                 values = self._accumulate(counted, batch)[:real]
                 self._count_noted(losses, batch)
@@ -194,13 +195,15 @@ class Handle:
         """Whether the model can be looked at by passes of its own: in one process, and with numbers in it."""
         return not self.exchange.keeps_padding and self._has_values
 
-    def _look(self, losses: Losses, batch: Any) -> bool:
-        """Examine the model on a few examples before its first batch is added to a sum; returns whether they were enough.
+    def _look(self, losses: Losses, batch: Any, changed: bool) -> None:
+        """Examine the model on a few examples before a batch is added to a sum.
+
+        Args:
+            changed: whether its structure, modes or trained tensors are others than at the last batch, as they are at the first.
 
         Raises:
             DpbenchError: something that breaks the guarantee, named.
         """
-        return True
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
         raise NotImplementedError

@@ -14,13 +14,16 @@ from dpbench.engines.batches import Losses, batch_size, check_losses, select
 from dpbench.engines.capture import Capture, OutsideUse, Pass
 from dpbench.engines.completeness import check_complete, check_rows_apart, look_at_arguments
 from dpbench.engines.layers import Layout, caller_of, lay_out
-from dpbench.engines.probes import check_examples_apart_by_value, _same_random_numbers
+from dpbench.engines.probes import RandomStreams, check_examples_apart_by_value
 from dpbench.errors import DpbenchError
 from dpbench.kernels.fallback.cpu import FallbackLeaf
 from dpbench.mechanism import Clipping
 
 _LOOKED_AT = 3
 """Examples that a model is examined on: the fewest among which an error in one, and one in between, can be told apart."""
+
+_LOOKS = 8
+"""Physical batches of several examples that are looked at until one shows something: gradients that are finite, losses that differ."""
 
 
 class Captured(Handle):
@@ -31,6 +34,7 @@ class Captured(Handle):
     all of them (against plain autograd). Every batch is held to its graph: see `capture`.
     """
 
+    _looks_left = 0
     adapts = True
     captures = True
     tracks_reach = True
@@ -98,15 +102,25 @@ class Captured(Handle):
             stacklevel=2,
         )
 
-    def _look(self, losses: Losses, batch: Any) -> bool:
-        with _same_random_numbers(self.model):
+    def _look(self, losses: Losses, batch: Any, changed: bool) -> None:
+        if changed:
+            self._looks_left = _LOOKS
+        several = batch_size(batch) > 1
+        if not changed and not (several and self._looks_left):
+            return
+        self._looks_left -= several
+        streams = RandomStreams(self.model)
+        try:
             few = self._few(losses, batch)
             one, values = self._forward(losses, few)
             look_at_arguments(self._capture, losses, self.model, few, one)
             check_rows_apart(one, values)
             complete = check_complete(one, values, self.trainable)
             apart = check_examples_apart_by_value(losses, self.model, few, select)
-        return apart and complete and len(values) > 1
+        finally:
+            streams.rewind()
+        if complete and apart:
+            self._looks_left = 0
 
     def _few(self, losses: Losses, batch: Any) -> Any:
         """The first examples of a batch, or all where it cannot be cut."""

@@ -6,9 +6,9 @@ import weakref
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dpbench.engines.probes import StateWatch
+from dpbench.engines.writes import StateWatch
 from dpbench.errors import DpbenchError
 
 if TYPE_CHECKING:
@@ -79,10 +79,6 @@ class Guard:
         changed, self._structure = structure != self._structure, structure
         return changed
 
-    def look_again(self) -> None:
-        """Let `structure_changed` be true at its next call: what was looked at showed too little."""
-        self._structure = None
-
 
 def trainable_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
     """Return name -> parameter of everything that will be trained.
@@ -131,10 +127,3 @@ def let_go(optimizer: torch.optim.Optimizer, handle: Handle) -> None:
         del _ATTACHED[optimizer]
         if _TAKES_SCALES in vars(optimizer):
             delattr(optimizer, _TAKES_SCALES)
-
-
-def has_values(tensors: list[Tensor]) -> bool:
-    """Whether there are numbers behind tensors: there are none in a simulated step."""
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return not any(t.is_meta or isinstance(t, FakeTensor) for t in tensors)

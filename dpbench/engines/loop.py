@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dpbench.engines.base import Handle
 from dpbench.engines.batches import Losses, batch_size, select
 from dpbench.engines.functional import check_uses_seen, gradients_by_use, gradients_of_one, uses
-from dpbench.engines.probes import _same_random_numbers
+from dpbench.engines.probes import RandomStreams
 from dpbench.engines.rescue import group_members
 
 PLUGIN = {
@@ -38,14 +38,16 @@ class Engine(Handle):
     rescues = False
     replaces = False  # whether gradients are formed with other tensors in place of the parameters
 
-    def _look(self, losses: Losses, batch: Any) -> bool:
+    def _look(self, losses: Losses, batch: Any, changed: bool) -> None:
         clipping = self.mechanism.clipping
-        if not self.replaces and (clipping is None or clipping.tied == "sum"):
-            return True
-        with _same_random_numbers(self.model) as rewind:
-            reached = check_uses_seen(self.model, losses, select(batch, slice(1)), self.trainable, rewind)
-        self._reached |= reached
-        return len(self._reached) == len(self.trainable)
+        assert clipping is not None
+        if not (self.replaces or clipping.tied == "per_use") or not (changed or len(self._reached) < len(self.trainable)):
+            return
+        streams = RandomStreams(self.model)
+        try:
+            self._reached |= check_uses_seen(self.model, losses, select(batch, slice(1)), self.trainable, streams.rewind)
+        finally:
+            streams.rewind()
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
         found = [self._one(losses, select(batch, slice(i, i + 1))) for i in range(batch_size(batch))]

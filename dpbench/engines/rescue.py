@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dpbench.engines.batches import Losses, select
 from dpbench.engines.functional import gradients_of_one
-from dpbench.engines.probes import _same_random_numbers
+from dpbench.engines.probes import RandomStreams
 
 if TYPE_CHECKING:
     from dpbench.engines.base import Handle
@@ -49,11 +49,10 @@ def rescued(handle: Handle, losses: Losses, batch: Any, noted: Norms) -> Norms:
         return noted
     norms = noted.norms.double()
     groups = range(norms.shape[1]) if noted.groups is None else noted.groups
-    members = group_members(handle)
+    members, streams = group_members(handle), RandomStreams(handle.model)
     for index in doubtful.any(1).nonzero()[:, 0].tolist():
-        with _same_random_numbers(handle.model):
-            example = select(batch, slice(index, index + 1))
-            _, total = gradients_of_one(handle.model, losses, example, handle.trainable.values())
+        example = select(batch, slice(index, index + 1))
+        _, total = gradients_of_one(handle.model, losses, example, handle.trainable.values())
         for column, group in enumerate(groups):
             if not doubtful[index, column]:
                 continue
@@ -67,6 +66,7 @@ def rescued(handle: Handle, losses: Losses, batch: Any, noted: Norms) -> Norms:
             for parameter, gradient in parts:
                 handle.sum_of(parameter).add_(gradient.double() * factor)
             norms[index, column] = norm
+    streams.rewind()  # as if no example had been looked at twice
     return Norms(norms, noted.bounds, noted.groups)
 
 

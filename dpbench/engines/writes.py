@@ -184,7 +184,9 @@ def _inside(name: str, value: Any, depth: int) -> dict[str, Tensor]:
 
 
 def _recomputed(module: nn.Module) -> set[str]:
-    """Attributes that torch's own hooks make of the parameters, anew before every call."""
+    """Attributes that torch itself makes of the parameters, anew before every call."""
+    if isinstance(module, nn.RNNBase):
+        return {"_flat_weights"}
     hooks = module._forward_pre_hooks.values()
     names = {hook.name for hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)}
     return names | {str(hook._tensor_name) for hook in hooks if isinstance(hook, BasePruningMethod)}

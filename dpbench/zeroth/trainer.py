@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from dpbench import plugins
-from dpbench.engines.base import batch_size, select
+from dpbench.engines.batches import batch_size, select
 from dpbench.engines.layers import check_examples_apart
 from dpbench.engines.noise import Noise
 from dpbench.engines.probes import (
