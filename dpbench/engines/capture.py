@@ -29,6 +29,7 @@ class Pass:
         self.batch: int | None = None
         self._trained = trained
         self._open = True
+        self._again = False
         self._roots: list[Tensor] = []
         self._expected: dict[int, int] = {}
         self._arrived: dict[int, list[tuple[Layer, Use]]] = {}
@@ -43,7 +44,8 @@ class Pass:
         inputs: Sequence[Tensor] = (),
         retain_graph: bool = False,
     ) -> list[Tensor | None]:
-        """One backward pass without weight gradients; `ready` gets each cluster's uses. Closes this pass.
+        """One backward pass without weight gradients; `ready` gets each cluster's uses. Closes this pass, unless the graph is
+        retained for another one, which sees the same gradients.
 
         Args:
             outputs: the loss, a scalar, or a stage's output, with its `gradients`.
@@ -52,7 +54,7 @@ class Pass:
         Returns:
             The gradients of `inputs`, None where the outputs do not depend on one.
         """
-        self._ready = ready
+        self._ready, self._again = ready, retain_graph
         asked = {id(x) for x in inputs}
         roots = [x for x in self._roots + _outside_leaves(outputs, self._trained) if id(x) not in asked]
         if not roots and not asked:
@@ -62,9 +64,15 @@ class Pass:
             for key, uses in list(self._arrived.items()):  # a use whose output did not reach the loss never arrives
                 ready(self._clusters[key], uses)
         finally:
-            self._open = False
-            self._roots, self._expected, self._arrived = [], {}, {}
+            self._arrived = {}
+            if not retain_graph:
+                self.close()
         return list(found[len(roots) :])
+
+    def close(self) -> None:
+        """Let go of the graph: a backward pass by anybody else is none of this one's."""
+        self._open = False
+        self._roots, self._expected, self._arrived = [], {}, {}
 
     def note(self, layer: Layer, cluster: Cluster, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """One call of a layer in the forward pass."""
@@ -97,7 +105,8 @@ class Pass:
                 f"{layer.name}: its input is {list(x.shape)}, the batch has {self.batch} examples",
                 "every trained layer's input must have the batch first (expand position ids to [B, T])",
             )
-        noted.clear()
+        if not self._again:
+            noted.clear()
         uses = self._arrived.setdefault(head, [])
         uses.append((layer, Use(x, g.detach(), rest, kwargs)))
         if len(uses) == self._expected[head]:

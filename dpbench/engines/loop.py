@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dpbench.engines.base import Handle, Losses, batch_size, check_losses, select
 from dpbench.engines.functional import Stand, uses
+from dpbench.kernels.leaf import accumulation_dtype
 
 PLUGIN = {
     "kind": "engine",
@@ -67,7 +68,8 @@ class Engine(Handle):
                 key = id(owner[name])
                 if key in total:
                     gradient = total.pop(key)
-                    self.sum_of(owner[name]).add_(gradient * factor.to(gradient.dtype))
+                    wide = accumulation_dtype(gradient)  # a factor or product of half precision would be rounded upwards
+                    self.sum_of(owner[name]).add_(gradient.to(wide) * factor.to(wide))
         self.count(torch.stack(norms)[None], torch.tensor(self.bounds, dtype=torch.float64, device=norms[0].device))
 
     def _parts(self, owner: dict[str, nn.Parameter]) -> list[list[str]]:
