@@ -40,6 +40,18 @@ def dot(left, right, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def narrowed(value, DTYPE: tl.constexpr):
+    """fp32 values in DTYPE, rounded towards 0.
+
+    Guarantee: none is longer than it was, so that what a factor has scaled is not taken over its bound again.
+    """
+    if DTYPE == tl.float32:
+        return value
+    else:
+        return value.to(DTYPE, fp_downcast_rounding="rtz")
+
+
+@triton.jit
 def arrive(counter):
     """Say that all this program has stored so far may be read."""
     tl.debug_barrier()
@@ -64,16 +76,20 @@ def lower_triangle(number):
 
 @triton.jit
 def gram(
-    v, rows, columns, down, across, width, v_f, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, PRECISION: tl.constexpr
+    v, rows, columns, down, across, width, v_f,
+    BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Products [BLOCK_T, BLOCK_T], fp32, of tokens that begin at `rows` with tokens that begin at `columns`; 0 where masked."""
+    """Products [BLOCK_T, BLOCK_T], fp32, of tokens that begin at `rows` with tokens that begin at `columns`; 0 where masked.
+
+    DTYPE: of the factors, as the product of a whole layer has them.
+    """
     tile = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
     for start in range(0, width, BLOCK_F):
         f = start + tl.arange(0, BLOCK_F).to(tl.int64)
         inside = (f < width)[None, :]
         upper = tl.load(v + rows[:, None] + f[None, :] * v_f, mask=inside & down[:, None], other=0.0)
         lower = tl.load(v + columns[:, None] + f[None, :] * v_f, mask=inside & across[:, None], other=0.0)
-        tile = dot(upper, tl.trans(lower), tile, PRECISION)
+        tile = dot(upper.to(DTYPE), tl.trans(lower.to(DTYPE)), tile, PRECISION)
     return tile
 
 
