@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dpbench import plugins
+from dpbench.clipping.probe import check_factor
 from dpbench.engines.exchange import Exchange, Tally
 from dpbench.engines.layers import Layer, Layout, check_examples_apart, lay_out
 from dpbench.engines.noise import Noise
@@ -107,6 +108,7 @@ class Handle:
         clipping = self.mechanism.clipping
         assert clipping is not None
         self.bounds = clipping.bounds(len(labels), labels)
+        check_factor(clipping.function, self._function.factor, self.bounds, clipping.gamma)
         if clipping.adaptive is not None:
             self.thresholds = Thresholds(self.mechanism, labels, own, self.bounds)
         self._set_noise()

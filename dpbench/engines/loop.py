@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpbench.clipping.numbers import representable
 from dpbench.engines.base import Handle, Losses, batch_size, check_losses, select
 from dpbench.engines.functional import Stand, uses
 from dpbench.kernels.leaf import accumulation_dtype
@@ -69,7 +70,7 @@ class Engine(Handle):
                 if key in total:
                     gradient = total.pop(key)
                     wide = accumulation_dtype(gradient)  # a factor or product of half precision would be rounded upwards
-                    self.sum_of(owner[name]).add_(gradient.to(wide) * factor.to(wide))
+                    self.sum_of(owner[name]).add_(gradient.to(wide) * representable(factor.to(wide)))
         self.count(torch.stack(norms)[None], torch.tensor(self.bounds, dtype=torch.float64, device=norms[0].device))
 
     def _parts(self, owner: dict[str, nn.Parameter]) -> list[list[str]]:

@@ -27,7 +27,8 @@ def factor_of(squared, bound, gamma, FUNCTION: tl.constexpr):
         factor = tl.where(norm == 0, 0.0, tl.div_rn(bound, norm))
     else:
         factor = tl.where(norm + gamma == 0, 0.0, tl.div_rn(bound, norm + gamma))
-    return norm, tl.where(norm < float("inf"), factor, 0.0)
+    normal = (factor >= 1.17549435e-38) & (factor < float("inf"))  # else 0, as in `dpbench.clipping.numbers`
+    return norm, tl.where(normal & (norm < float("inf")), factor, 0.0)
 
 
 @triton.jit
