@@ -27,6 +27,12 @@ def grid(bound: float, dtype: torch.dtype) -> Tensor:
     return values[values <= limits.max].to(dtype).unique()
 
 
+def allowed(norms: Tensor, bound: float) -> Tensor:
+    """factor x norm at most, in fp64: the bound, and what rounding makes of a factor, which may be a denormal number."""
+    limits = torch.finfo(norms.dtype)
+    return bound * (1 + 4 * limits.eps) + norms.double() * limits.smallest_normal * limits.eps
+
+
 def check_factor(function: str, form: Form, bounds: Sequence[float], gamma: float) -> None:
     """Try a clipping function at the bounds in use.
 
@@ -44,13 +50,14 @@ def check_factor(function: str, form: Form, bounds: Sequence[float], gamma: floa
                 shape = list(factors.shape) if isinstance(factors, Tensor) else type(factors).__name__
                 raise DpbenchError(f"clipping function {function!r} gives {shape} for norms [{len(norms)}]", "give one factor a norm")
             products = factors.double() * norms.double()
-            right = torch.isfinite(factors) & (factors >= 0) & (products <= bound * (1 + 4 * torch.finfo(dtype).eps))
+            right = torch.isfinite(factors) & (factors >= 0) & (products <= allowed(norms, bound))
             if not right.all():
                 at = int((~right).nonzero()[0])
                 raise DpbenchError(
                     f"clipping function {function!r} breaks its bound: at norm {norms[at].item():.6g} and bound {bound:g} its factor "
                     f"is {factors[at].item():.6g}, and {_said(products[at].item(), bound)}",
-                    "a factor is a finite number >= 0 with factor x norm <= bound, for every norm",
+                    "a factor is a finite number >= 0 with factor x norm <= bound, for every norm; dpbench.clipping.numbers has "
+                    "`representable` for what is too large or too small for its dtype",
                 )
 
 
