@@ -50,7 +50,9 @@ def batch_size(batch: Any) -> int:
     for tensor in _tensors(batch):
         if tensor.dim() > 0:
             return tensor.shape[0]
-    raise DpbenchError("the batch holds no tensor with a batch dimension", "pass a tensor, or a dict or tuple of tensors [B, ...]")
+    raise DpbenchError(
+        "the batch holds no tensor with a batch dimension", "pass a tensor, or a dict or tuple of tensors [B, ...]"
+    )
 
 
 def select(batch: Any, index: Tensor | slice) -> Any:

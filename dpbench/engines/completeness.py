@@ -77,7 +77,9 @@ def check_complete(one: Pass, values: Tensor, trainable: Mapping[str, nn.Paramet
 
     def watch(layer: Layer, use: Use) -> None:
         parameters = layer.parameters
-        into = Sums({n: torch.zeros(p.shape, dtype=accumulation_dtype(use.g), device=use.g.device) for n, p in parameters.items()})
+        into = Sums(
+            {n: torch.zeros(p.shape, dtype=accumulation_dtype(use.g), device=use.g.device) for n, p in parameters.items()}
+        )
         with torch.no_grad():
             layer.leaf.add_weighted(use, torch.ones(len(use.g), dtype=accumulation_dtype(use.g), device=use.g.device), into)
         size = float(use.g.double().norm()) * max(1.0, float(use.x.double().norm()) if use.x.is_floating_point() else 1.0)
