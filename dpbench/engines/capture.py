@@ -29,7 +29,7 @@ Ready = Callable[[Cluster, list[tuple[Layer, Use]]], None]
 """Called once a cluster's uses have all had their gradient, so early that its activations can be freed."""
 
 Shapes = dict[tuple[str, int], tuple[int | None, ...]]
-"""(label of a layer, number of its call in a pass) -> first dimensions of its arguments but the first, None where one is no such tensor."""
+"""(label of a layer, number of its call in a pass) -> first dimensions of its arguments but the first; None for what has none."""
 
 _CHECKPOINT = "CheckpointFunctionBackward"
 _COMPILED = "CompiledFunctionBackward"
@@ -53,7 +53,7 @@ class Pass:
     """
 
     def __init__(self, owners: dict[int, tuple[str, list[str]]], batched: dict[tuple[str, int], tuple[bool, ...]]) -> None:
-        """owners: id of a trained tensor -> (its name, its layers); batched: which arguments have the batch first, where known."""
+        """owners: id of a trained tensor -> (its name, its layers); batched: which arguments have the batch first, if known."""
         self.batch: int | None = None
         self.reached: set[int] = set()
         self.shapes: Shapes = {}
@@ -144,7 +144,7 @@ class Pass:
             return
         if node.name() == _COMPILED:
             raise DpbenchError(
-                f"{parameter} is used by code that torch.compile made before the engine was attached: its layer's call is not seen",
+                f"{parameter} is used by code that torch.compile made before the engine was attached: its layer is not seen",
                 "attach first and compile afterwards, or leave torch.compile out",
             )
         raise OutsideUse(parameter, layers, node.name())

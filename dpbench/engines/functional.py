@@ -75,7 +75,7 @@ def gradients_of_one(
 
 
 def gradients_by_use(model: nn.Module, losses: Losses, example: Any) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """([1] the detached loss, name of every use -> gradient or None) of a batch of one example, each use of a tied tensor apart."""
+    """([1] the detached loss, name of every use -> gradient or None) of a batch of one example, uses of a tied tensor apart."""
     parameters = {name: parameter.detach().requires_grad_() for name, parameter in uses(model).items()}
     try:
         value = losses_with(model, losses, dict(parameters), example, apart=True)

@@ -65,7 +65,7 @@ class Engine(Captured):
             factors = factors[finite]
             if len(values) != len(factors):
                 raise DpbenchError(
-                    f"{len(values)} losses of {len(factors)} examples: those that are not finite cannot be taken out of the batch",
+                    f"{len(values)} losses of {len(factors)} examples: one that is not finite cannot be taken out of the batch",
                     "give the batch as tensors [B, ...], in a dict, a tuple or a dataclass",
                 )
         self._weighted_backward((values * factors.to(values.dtype)).sum())
