@@ -34,7 +34,7 @@ from dpbench.mechanism import Clipping, Mechanism, noise_stds, sensitivity
 
 
 class NonFiniteStep(DpbenchError):
-    """Every example of a step had a non-finite gradient."""
+    """Every example of a step without noise had a non-finite gradient."""
 
 
 class Handle:
@@ -182,9 +182,12 @@ class Handle:
             values = self._accumulate(counted, batch)[:real]
         else:
             self.guard.check_trained_set()
+            changed = self.guard.structure_changed()
+            if changed:
+                self.guard.state.look_closer()
             with self.guard.state:
                 if self._looks:
-                    self._look(losses, batch, self.guard.structure_changed())
+                    self._look(losses, batch, changed)
                 self._noted = [] if self.rescues and self._looks else None
                 values = self._accumulate(counted, batch)[:real]
                 self._count_noted(losses, batch)
@@ -322,7 +325,8 @@ class Handle:
         if self.mechanism.clipping is not None:
             self.guard.check_trained_set()
         self._tally = tally = self.exchange.total(self.counted(), self.steps, self._fault())
-        if tally.non_finite and not tally.finite:
+        # Under noise an abort would tell of private data: a step without a finite example is a step of noise.
+        if tally.non_finite and not tally.finite and self.mechanism.noise_multiplier == 0:
             raise NonFiniteStep(
                 f"step {self.steps + 1}: all {tally.non_finite} examples have non-finite gradients",
                 "lower the learning rate, or use a wider dtype",
