@@ -26,7 +26,8 @@ Narrow = Callable[[tuple[int, int], Tensor, Tensor], None]
 WIDE = (torch.float32, torch.float64)
 """Dtypes to which a direction is added in place; narrower weights are handed out in pieces."""
 
-_DIRECTIONS, _ROUNDING = 4, 5  # streams of the mechanism's seed; sampling uses 1 and 2, noise 3
+_DIRECTIONS = 4  # stream of the mechanism's seed; sampling uses 1 and 2, noise 3
+_ROUNDING = 1 << 31  # number of the stream for what is rounded at random, above those of all tensors
 _ON_CHIP = 1 << 24  # elements of a half-precision weight whose numbers are held at once, off the CPU
 _PIECES = 20  # bits of a weight's number; those above number its pieces
 
@@ -82,7 +83,7 @@ class Directions:
 
     def roundings(self, step: int, device: torch.device) -> torch.Generator:
         """A generator for what is rounded at random in a step; public as directions are, and apart from them."""
-        key = key_of(self._seed, _ROUNDING, 0, step)
+        key = key_of(self._seed, _DIRECTIONS, _ROUNDING, step)
         return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
 
     def length(self, step: int) -> float:
