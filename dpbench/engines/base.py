@@ -20,6 +20,7 @@ from dpbench import plugins
 from dpbench.engines.exchange import Exchange, Tally
 from dpbench.engines.layers import Layer, Layout, check_examples_apart, lay_out
 from dpbench.engines.noise import Noise
+from dpbench.engines.resuming import Resumable
 from dpbench.engines.thresholds import Thresholds
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Factor, Sums
@@ -35,7 +36,7 @@ class NonFiniteStep(DpbenchError):
     """Every example of a step had a non-finite gradient."""
 
 
-class Handle:
+class Handle(Resumable):
     """An attached engine. Subclasses implement `_accumulate`.
 
     groups: names of the layers in each group; bounds: C_k; sensitivity: of the sum over a batch, adding or removing
@@ -72,11 +73,10 @@ class Handle:
         self.layout: Layout | None = None
         self.bounds: list[float] = []
         self.sensitivity = float("inf")
-        self.thresholds: Thresholds | None = None
         self.noise_stds: dict[int, float] = {}
         if mechanism.clipping is not None:
             self._prepare_clipping()
-        self.noise = Noise(mechanism, kernels=kernels)
+        self.draw_noise_as(rank=0)
         self._witness: dict[str, Tensor] | None = None
         self._hooks = [
             optimizer.register_step_pre_hook(lambda *_: self._before_step()),
@@ -135,6 +135,10 @@ class Handle:
             raise DpbenchError(
                 f"parameter {missing[0]} belongs to no group: it would be unprotected", "freeze it, or put it in a leaf module"
             )
+
+    def draw_noise_as(self, rank: int) -> None:
+        """Take the noise of a rank of a group; 0 is a process alone."""
+        self.noise = Noise(self.mechanism, rank, self.kernels, on=[self.model, self.optimizer, *self.trainable.values()])
 
     # the contract
 
@@ -257,7 +261,8 @@ class Handle:
         return self._tally
 
     def _before_step(self) -> None:
-        self._tally = tally = self.exchange.total(self.counted(), self.steps, self._gradient_from_outside())
+        fault = self.beyond_the_end() or self._gradient_from_outside()
+        self._tally = tally = self.exchange.total(self.counted(), self.steps, fault)
         if tally.non_finite and not tally.finite:
             raise NonFiniteStep(
                 f"step {self.steps + 1}: all {tally.non_finite} examples have non-finite gradients",
@@ -299,6 +304,15 @@ class Handle:
         if self._witness is not None:
             self._check_moved()
             self._witness = None
+
+    # for Resumable
+
+    def _in_a_step(self) -> bool:
+        return bool(self._sums or self._counts or self._tally != Tally())
+
+    def _go_on_from(self, bounds: list[float]) -> None:
+        self.bounds = bounds
+        self._set_noise()
 
     def _check_moved(self) -> None:
         """Under noise every trained tensor moves in the first step; one that does not is not trained at all."""
