@@ -332,9 +332,6 @@ def test_steps_end_with_the_mechanism():
     optimizer.step(losses, [])
     with pytest.raises(DpbenchError, match="step 3 of a mechanism of 2 steps"):
         optimizer.step(losses, [data()])
-    plain = ZerothOrder("mezo", Net(), plan(False, steps=2), 0.1)
-    for _ in range(3):
-        plain.step(losses, [data()])
 
 
 def test_weights_that_cannot_be_moved_are_refused():
