@@ -84,6 +84,8 @@ class ZerothOrder(Resumable):
             or noise that is not the method's; of a private method, modules that mix examples or write into themselves.
     """
 
+    _rate: float
+
     def __init__(
         self,
         method: str,
