@@ -142,7 +142,9 @@ def _delta(delta: Any, accountant: str = "pld") -> float:
 
 
 @cache
-def _spent(releases: tuple[Release, ...], delta: float, relation: str, accountant: str, coarser: int, noise: str) -> float:
+def _spent(
+    releases: tuple[Release, ...], delta: float, relation: str, accountant: str, coarser: int, noise: str
+) -> float:
     """Epsilon of all releases by one accountant; PLD's grid is the coarsest that any of them may have.
 
     What is small against the grid is computed again on finer ones, unless a coarser one was asked for.

@@ -102,9 +102,7 @@ def _checked_thresholds(given: Any) -> tuple[float, ...] | dict[str, float]:
         DpbenchError: there is none, or one is not a positive number; says which.
     """
     if isinstance(given, str | bytes) or not isinstance(given, Sequence | Mapping):
-        raise DpbenchError(
-            f"clipping given {given!r} is not a list of thresholds", "give one number a group, in order or by label"
-        )
+        raise DpbenchError(f"clipping given {given!r} is not a list of thresholds", "give one number a group, in order or by label")
     named = given if isinstance(given, Mapping) else {f"number {number}": value for number, value in enumerate(given)}
     if not named:
         raise DpbenchError("clipping given holds no threshold", "give one a group")
