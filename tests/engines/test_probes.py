@@ -350,7 +350,16 @@ def test_mixing_in_the_loss_is_refused():
         out = F.normalize(model(batch["x"]), dim=1)
         return 1 - (out * out.roll(len(out) // 2, 0)).sum(1)
 
-    for wrong in (in_batch_negatives, relative, two_views):
+    def hard_ones(model, batch):
+        values = losses(model, batch)
+        return values * (values >= values.median())
+
+    def the_largest_half(model, batch):
+        out = model(batch["x"])
+        sizes = out.norm(dim=1)
+        return losses(model, batch) * (sizes >= sizes.topk(4).values[-1])
+
+    for wrong in (in_batch_negatives, relative, two_views, hard_ones, the_largest_half):
         with pytest.raises(DpbenchError, match="depends on the other examples"):
             check_examples_apart_by_value(wrong, Net(), data(), select)
 
@@ -378,6 +387,22 @@ def test_autocast_is_as_coarse_as_its_dtype():
             return losses(model, batch)
 
     assert check_examples_apart_by_value(rounded, Net(), data(), select)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_cut_to_its_longest_example_passes(dtype):
+    """Its products then have other shapes, and are rounded in another order."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True).to(dtype).eval()
+    x, lengths = torch.randn(8, 40, 32).to(dtype), torch.tensor([5, 40, 6, 7, 9, 30, 3, 8])
+
+    def cut(model, batch):
+        longest = int(batch["length"].max())
+        padding = torch.arange(longest) >= batch["length"][:, None]
+        out = model(batch["x"][:, :longest], src_key_padding_mask=padding)
+        return out[:, 0].float().square().sum(1)
+
+    assert check_examples_apart_by_value(cut, model, {"x": x, "length": lengths}, select)
 
 
 def test_where_there_is_nothing_to_see_it_says_so():
