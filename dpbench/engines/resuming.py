@@ -63,7 +63,9 @@ class Resumable:
                 names the first thing that differs.
         """
         if self.steps or self._in_a_step():
-            raise DpbenchError(f"a state loaded after {self.steps} steps", "load it before the first, into a method just attached")
+            raise DpbenchError(
+                f"a state loaded after {self.steps} steps", "load it before the first, into a method just attached"
+            )
         self._check_same(state)
         steps = whole_number(state["steps"], "the state's steps", least=0, most=self.mechanism.steps)
         if self.thresholds is not None:
@@ -93,7 +95,9 @@ class Resumable:
         different = first_difference(state["mechanism"], self.mechanism.describe())
         if different is not None:
             field, saved, here = different
-            raise DpbenchError(f"the state's mechanism has {field} {saved!r}, not {here!r}", "go on with the mechanism that was saved")
+            raise DpbenchError(
+                f"the state's mechanism has {field} {saved!r}, not {here!r}", "go on with the mechanism that was saved"
+            )
         try:
             saved_tensors = {str(name): list(shape) for name, shape in state["tensors"]}
         except (TypeError, ValueError) as error:
