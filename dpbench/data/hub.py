@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dpbench import paths
 from dpbench.data import kept
 from dpbench.data.digests import digest
 from dpbench.errors import DpbenchError
@@ -30,6 +31,7 @@ SLOWEST = 10_000
 """Bytes a second: a download that falls `STALLED_SECONDS` behind this rate has failed too."""
 
 _AGAIN = "try again, or use a local folder"
+_NOTED = "hub.json"
 _PIECE = 2**20
 
 
@@ -116,6 +118,8 @@ def fetch(spec: dict[str, Any], filename: str, repo_type: str, sha256: str | Non
     if fault:
         _remove(path)
         way_out = "it is not kept: start again to fetch it anew; where the same comes again, use a local folder"
+        if "first fetched" in fault:
+            way_out += f"; if the first was the wrong one, take its line out of {paths.cache() / _NOTED}"
         raise DpbenchError(f"{what}: {fault}", way_out)
     return path
 
@@ -124,7 +128,7 @@ def _fault(path: Path, key: str, expected: str | None) -> str:
     """Why the bytes of a file in the cache are not those that were pinned; empty where they are. Notes them the first time."""
     got = digest(path, persist=True)
     named = path.resolve().name  # the client names its blobs by the hub's checksum
-    noted = kept.read("hub.json").get(key)
+    noted = kept.read(_NOTED).get(key)
     if expected is not None and got != expected:
         return f"its sha256 is {got}, and {expected} is known of this revision"
     if noted is not None and got != noted:
@@ -137,7 +141,7 @@ def _fault(path: Path, key: str, expected: str | None) -> str:
         return f"its git checksum differs from the hub's, {named}"
     if fault := _no_such_file(path):
         return fault
-    kept.add("hub.json", {key: got})
+    kept.add(_NOTED, {key: got})
     return ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from dpbench.data import kinds
@@ -41,14 +42,14 @@ def folder_of(variable: str, value: str, key: str) -> Path:
     raise DpbenchError(f"{variable}={value}: {reason}", f"correct or unset it (or `{key}` in the config)")
 
 
-def _is_file(path: Path) -> bool:
-    """Whether there is a file.
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    """`Path.is_file(path)` and its like.
 
     Raises:
         DpbenchError: the folder above cannot be looked into.
     """
     try:
-        return path.is_file()
+        return kind(path)
     except OSError as error:
         raise DpbenchError(f"{path}: cannot be read ({error.strerror})", "see that the folder is readable") from error
 
@@ -62,9 +63,9 @@ def why_not(plugin: Plugin) -> str:
     if above is None:
         return "DPBENCH_DATA is not set"
     folder = above / plugin.extra["folder"]
-    if not folder.is_dir():
-        return f"{folder} does not exist" if not folder.exists() else f"{folder} is no folder"
-    lacking = [s for s in plugin.extra.get("may_lack", ()) if not _is_file(folder / plugin.extra["files"][s])]
+    if not _is(Path.is_dir, folder):
+        return f"{folder} does not exist" if not _is(Path.exists, folder) else f"{folder} is no folder"
+    lacking = [s for s in plugin.extra.get("may_lack", ()) if not _is(Path.is_file, folder / plugin.extra["files"][s])]
     return f"{folder} has no {lacking[0]} split" if lacking else ""
 
 
@@ -72,7 +73,7 @@ def _sums(folder: Path) -> dict[Path, tuple[str, Path]]:
     """File -> (sha256, the list that states it), from `SHA256SUMS` of the dataset's folder and the folder above."""
     found: dict[Path, tuple[str, Path]] = {}
     for listing in (folder.parent / "SHA256SUMS", folder / "SHA256SUMS"):
-        if not listing.is_file():
+        if not _is(Path.is_file, listing):
             continue
         try:
             lines = listing.read_text(encoding="utf-8-sig").splitlines()
@@ -100,7 +101,7 @@ def files(plugin: Plugin) -> dict[str, str]:
     stated, found = _sums(folder), {}
     for split, name in plugin.extra["files"].items():
         path = folder / name
-        if not _is_file(path):
+        if not _is(Path.is_file, path):
             raise _no_file(path, f"{plugin.name}, split {split!r}")
         found[name] = digest(path)
         expected, listing = stated.get(path, (found[name], path))
@@ -113,7 +114,7 @@ def files(plugin: Plugin) -> dict[str, str]:
 
 def _no_file(path: Path, what: str) -> DpbenchError:
     """A split's file is not there, or is none."""
-    if path.is_dir():
+    if _is(Path.is_dir, path):
         found, way_out = kinds.described(path)
         return DpbenchError(f"{path}: is {found} ({what})", way_out)
     if path.is_symlink():
@@ -136,7 +137,7 @@ def path_of(plugin: Plugin, name: str, expected: str | None) -> Path:
     above = root()
     assert above is not None
     path = above / plugin.extra["folder"] / name
-    if not _is_file(path):
+    if not _is(Path.is_file, path):
         raise _no_file(path, plugin.name)
     got = digest(path)
     if got != expected:
