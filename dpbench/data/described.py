@@ -54,7 +54,7 @@ def load(name: str, split: str, source: Source) -> list[Described]:
     rows = by_row(registry.named(plugin, split, source), columns, made)
     blank = sum(not any(part.strip() for part in row.fields[0]) or not row.fields[0][-1].strip() for row in rows)
     if blank:
-        remark(f"{registry.named(plugin, split, source)}: {blank} of {len(rows)} inputs are empty")
+        remark(f"{registry.title(plugin, split)}: {blank} of {len(rows)} inputs are empty")
     return rows
 
 

@@ -71,10 +71,17 @@ def answers() -> bool:
 
 
 def cached(repo: str, filename: str, revision: str, repo_type: str) -> Path | None:
-    """Where a file lies in the local cache of the hub, if it does."""
+    """Where a file lies in the local cache of the hub, if it does.
+
+    Raises:
+        DpbenchError: no repository can have that name.
+    """
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, filename, revision=revision, repo_type=repo_type)
+    try:
+        found = try_to_load_from_cache(repo, filename, revision=revision, repo_type=repo_type)
+    except ValueError as error:
+        raise DpbenchError(f"hub: {error}", f"correct `hub` of the plug-in that names {repo!r}") from error
     return Path(found) if isinstance(found, str) else None
 
 
@@ -236,7 +243,7 @@ def _meter() -> Any:
     """A progress bar of the client's kind that counts the bytes of one download."""
     from huggingface_hub.utils import tqdm
 
-    class Meter(tqdm):  # type: ignore[type-arg,misc]
+    class Meter(tqdm):
         bytes = 0
 
         def update(self, n: float | None = 1) -> bool | None:

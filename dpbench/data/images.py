@@ -26,7 +26,9 @@ _OTHERS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\
 _AGAIN = "fetch the file again"
 
 
-def decode(values: Sequence[Any], image: Mapping[str, Any], where: str, rows: Sequence[int] | None = None) -> Pixels:
+def decode(
+    values: Sequence[Any], image: Mapping[str, Any], where: str, rows: Sequence[int] | None = None, title: str = ""
+) -> Pixels:
     """Pixels [N, C, H, W] of images that are each encoded, or H x W x C raw bytes.
 
     Encoded ones are turned as their EXIF orientation says, 16 bits of grey become 8 by scale, colour becomes grey by luminance,
@@ -35,7 +37,7 @@ def decode(values: Sequence[Any], image: Mapping[str, Any], where: str, rows: Se
     Args:
         image: `channels`, `height`, `width`, as a dataset's plug-in states them; `fit`: encoded images of another size are cut to
             the middle of that shape and resized. where: opens what is said of a bad image. rows: their numbers in the file, from
-            0, where these are not its first ones.
+            0, where these are not its first ones. title: opens remarks, if not `where`.
 
     Raises:
         DpbenchError: an image is missing, cannot be read, is animated, too large, or has another size; names its row.
@@ -61,7 +63,7 @@ def decode(values: Sequence[Any], image: Mapping[str, Any], where: str, rows: Se
             raise _unknown(value, image, named)
         out[number] = pixels.reshape(height, width, channels).transpose(2, 0, 1)
     if seen_through:
-        remark(f"{where}: {seen_through} of {len(values)} images are transparent in places; what lies under it is taken")
+        remark(f"{title or where}: {seen_through} of {len(values)} images are transparent in places; what lies under it is taken")
     return out
 
 

@@ -110,19 +110,19 @@ def _meant(name: str, ours: list[str]) -> int | None:
     return begun[0] if len(begun) == 1 else None
 
 
-def remark_oddities(where: str, columns: dict[str, Any], classes: Sequence[str], rows: int, used: int) -> None:
+def remark_oddities(title: str, columns: dict[str, Any], classes: Sequence[str], unlabelled: int, rows: int) -> None:
     """Remark on rows without a label, on one row or one class alone, and on texts of nothing.
 
     Args:
-        columns: of the rows that are used; rows: of the file, used: of them with a label.
+        columns: of the rows that are used; unlabelled: rows of the file without a label, of `rows` in all.
     """
-    if used < rows:
-        remark(f"{where}: {rows - used} of {rows} rows have no label (-1) and are left out")
+    if unlabelled:
+        remark(f"{title}: {unlabelled} of {rows} rows have no label (-1) and are left out")
     labels = columns.get("label", [])
     if len(labels) == 1:
-        remark(f"{where}: one row alone is used; a number from it says little")
+        remark(f"{title}: one row alone is used; a number from it says little")
     elif labels and len(set(labels)) == 1 < len(classes):
-        remark(f"{where}: all {len(labels)} rows that are used are of class {labels[0]} ({classes[labels[0]]})")
+        remark(f"{title}: all {len(labels)} rows that are used are of class {labels[0]} ({classes[labels[0]]})")
     for canonical, values in columns.items():
         if canonical.startswith("text") and (empty := sum(not text.strip() for text in values)):
-            remark(f"{where}: {empty} of {len(values)} texts in {canonical} are empty")
+            remark(f"{title}: {empty} of {len(values)} texts in {canonical} are empty")

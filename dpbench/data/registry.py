@@ -121,10 +121,15 @@ def path(name: str, split: str, source: Source) -> Path:
     return hub.fetch(spec, spec["files"][split], "dataset")
 
 
+def title(plugin: Plugin, split: str) -> str:
+    """How remarks name a split: without its file, for records keep them, and no record tells where things lie on a machine."""
+    return f"dataset {plugin.name}, split {split!r}"
+
+
 def named(plugin: Plugin, split: str, source: Source) -> str:
-    """How errors and remarks name a split: with its file, where it has one."""
+    """How errors name a split: with its file, where it has one."""
     where = source.kind if source.kind == "embedded" else path(plugin.name, split, source)
-    return f"dataset {plugin.name}, split {split!r} ({where})"
+    return f"{title(plugin, split)} ({where})"
 
 
 def _splits(plugin: Plugin, source: Source) -> tuple[str, ...]:
@@ -171,22 +176,24 @@ def load(name: str, split: str, source: Source, limit: int | None = None) -> Exa
         if "label" in columns and "classes" in plugin.extra:
             labels.check_names(file, plugin.extra["columns"]["label"], plugin.extra["classes"])
     rows: list[int] | None = None
+    total = len(next(iter(columns.values())))
     if "label" in columns and "classes" in plugin.extra:
-        columns, rows = _with_labels(where, columns, plugin.extra["classes"], limit)
+        columns, rows, unlabelled = _with_labels(where, columns, plugin.extra["classes"], limit)
+        labels.remark_oddities(title(plugin, split), columns, plugin.extra["classes"], unlabelled, total)
     for key in (marks := attributes(name)):
         labels.check_attribute(f"{where}, {plugin.extra['columns'][key]}", columns[key])
     columns = {key: values[:limit] for key, values in columns.items()}
     if marks:
         columns["labels"] = np.stack([np.asarray(columns.pop(key), dtype=np.uint8) for key in marks], axis=1)
     if "image" in columns:
-        columns["image"] = images.decode(columns["image"], plugin.extra["image"], where, rows)
+        columns["image"] = images.decode(columns["image"], plugin.extra["image"], where, rows, title(plugin, split))
     return Examples(columns)
 
 
 def _with_labels(
     where: str, columns: dict[str, Any], classes: list[str], limit: int | None
-) -> tuple[dict[str, Any], list[int] | None]:
-    """The first `limit` rows that have a label, and their numbers in the file; None: the first ones, all of which have.
+) -> tuple[dict[str, Any], list[int] | None, int]:
+    """(the first `limit` rows that have a label, their numbers in the file or None where all rows have, how many have none).
 
     Raises:
         DpbenchError: no row has one, or one is out of range.
@@ -195,11 +202,9 @@ def _with_labels(
     kept = labels.labelled(where, columns["label"], classes)
     if not kept:
         raise labels.no_labels(where)
-    if some := len(kept) < total:
-        columns = {key: [values[row] for row in kept[:limit]] for key, values in columns.items()}
-    used = {key: values[:limit] for key, values in columns.items()}
-    labels.remark_oddities(where, used, classes, total, len(kept))
-    return used, kept if some else None
+    if len(kept) == total:
+        return {key: values[:limit] for key, values in columns.items()}, None, 0
+    return {key: [values[row] for row in kept[:limit]] for key, values in columns.items()}, kept, total - len(kept)
 
 
 @cache
@@ -214,15 +219,17 @@ def attributes(name: str) -> list[str]:
 
 
 def check(name: str, source: Source) -> dict[str, int]:
-    """Check schemas and labels of the files at hand: nothing else is read, nothing is downloaded, nothing is generated.
+    """Check the files at hand: schemas, labels, and texts of other splits than `train`, which every job reads first anyway.
+
+    Nothing is downloaded, nothing is generated, no image is decoded.
 
     Returns:
         Split -> rows of its file, of a classification dataset those with a label (splits of the hub that are not in its cache yet
         are left out).
 
     Raises:
-        DpbenchError: a file is gone, changed or damaged; a column is missing or of the wrong type; a label is missing or out of
-            range, names its row. A test split may be without labels.
+        DpbenchError: a file is gone, changed or damaged; a column is missing or of the wrong type; a value is missing, not UTF-8
+            or out of range, names its row. A test split may be without labels.
     """
     plugin = plugins.get("dataset", name)
     rows = {}
@@ -233,21 +240,26 @@ def check(name: str, source: Source) -> dict[str, int]:
             spec = plugin.extra["hub"]
             if hub.cached(spec["repo"], spec["files"][split], spec["revision"], "dataset") is None:
                 continue
-        file = path(name, split, source)
-        rows[split] = parquet.check(file, plugin.extra["columns"])
-        if "classes" in plugin.extra and "label" in plugin.extra["columns"]:
-            rows[split] = _labelled_rows(plugin, split, source)
+        rows[split] = _checked_rows(plugin, split, source)
     return rows
 
 
-def _labelled_rows(plugin: Plugin, split: str, source: Source) -> int:
-    """Rows of a file with a label; all of a test split that has none."""
-    where = named(plugin, split, source)
-    classes, column = plugin.extra["classes"], plugin.extra["columns"]["label"]
-    file = path(plugin.name, split, source)
-    labels.check_names(file, column, classes)
-    values = parquet.read(file, {"label": column})["label"]
-    kept = labels.labelled(where, values, classes)
-    if not kept and not split.startswith("test"):
+def _checked_rows(plugin: Plugin, split: str, source: Source) -> int:
+    """Rows of a file, those with a label where it has any."""
+    file, columns = path(plugin.name, split, source), plugin.extra["columns"]
+    rows = parquet.check(file, columns)
+    kept = {key: column for key, column in columns.items() if not key.startswith("image")}
+    if split == "train":
+        kept = {key: column for key, column in kept.items() if key == "label"}
+    values = parquet.read(file, kept) if kept else {}
+    for key in attributes(plugin.name):
+        if key in values:
+            labels.check_attribute(f"{named(plugin, split, source)}, {columns[key]}", values[key])
+    if "label" not in values or "classes" not in plugin.extra:
+        return rows
+    where, classes = named(plugin, split, source), plugin.extra["classes"]
+    labels.check_names(file, columns["label"], classes)
+    labelled = labels.labelled(where, values["label"], classes)
+    if not labelled and not split.startswith("test"):
         raise labels.no_labels(where)
-    return len(kept) or len(values)
+    return len(labelled) or rows

@@ -128,11 +128,11 @@ SNLI = {"premise": ["a", "b", "c", "d", "e"], "hypothesis": ["v", "w", "x", "y",
 
 
 def test_rows_without_a_gold_label_are_left_out_and_counted(put):
-    file = put("snli", train=SNLI)
+    put("snli", train=SNLI)
     with collected() as remarks:
         found = loaded("snli")
     assert found == {"text": ["a", "c", "e"], "text_pair": ["v", "x", "z"], "label": [0, 2, 1]}
-    assert remarks == [f"dataset snli, split 'train' ({file}): 2 of 5 rows have no label (-1) and are left out"]
+    assert remarks == ["dataset snli, split 'train': 2 of 5 rows have no label (-1) and are left out"]
     with collected():
         assert loaded("snli", limit=2)["text"] == ["a", "c"]  # of labelled rows
     assert registry.check("snli", registry.resolve("snli")) == {"train": 3, "validation": 3}
@@ -317,14 +317,15 @@ def test_another_column_that_stands_twice_does_not_matter(put):
     assert loaded() == {"text": TEXT, "label": LABEL}
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize(("value", "says"), [(-1, "write 0 where CelebA's own list has -1"), (2, "0 .no. or 1 .yes.")])
-def test_attributes_are_yes_or_no(value, says, put):
+def test_attributes_are_yes_or_no(value, says, split, put):
     from dpbench import plugins
 
     columns = plugins.get("dataset", "celeba_multilabel").extra["columns"]
     pixels = np.zeros((64, 64, 3), np.uint8).tobytes()
-    table = {column: [1, 0, 1] for column in columns.values()} | {"image": [pixels] * 3, "Bald": [0, 1, value]}
-    file = put("celeba_multilabel", train=table)
+    good = {column: [1, 0, 1] for column in columns.values()} | {"image": [pixels] * 3}
+    file = put("celeba_multilabel", rest=good, **{split: good | {"Bald": [0, 1, value]}})
     error = refused("celeba_multilabel")
     assert f"{file}), Bald: {value} in row 3 (row 2 counted from 0) is neither yes nor no" in error.what
     assert_matches(says, error.way_out)

@@ -197,6 +197,12 @@ def test_a_download_of_another_process_is_waited_for(tmp_path, monkeypatch):
     assert hub._watched(thread, lambda: hub._incomplete(tmp_path)) == "no file came"
 
 
+def test_a_repository_of_an_impossible_name_is_the_plug_in_s_mistake(spec):
+    with pytest.raises(DpbenchError, match="hub: ") as caught:
+        hub.fetch(spec | {"repo": "no/such/name"}, NAME, "dataset")
+    assert "'no/such/name'" in caught.value.way_out
+
+
 def test_a_run_that_meets_other_bytes_names_the_file(server, monkeypatch):
     monkeypatch.setattr(hub, "answers", lambda: True)
     server.content, server.etag = b"PAR1 other bytes", "0" * 64
