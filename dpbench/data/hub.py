@@ -24,7 +24,7 @@ from dpbench.data.digests import digest
 from dpbench.errors import DpbenchError
 
 PROBE_SECONDS = 3.0
-STALLED_SECONDS = 45.0
+STALLED_SECONDS = 30.0
 """A download that brings no byte for so long has failed; the client's own attempts to connect are shorter."""
 
 SLOWEST = 10_000

@@ -2,11 +2,11 @@
 
 A dataset is one file in this folder with a literal `PLUGIN`: `task`, `classes` (classification), `folder` and `files`
 (split -> file) in the local folder, `columns` (canonical name -> column; `text...` are strings, `label` class numbers,
-`label_...` yes-or-no attributes, together `labels`, `image` bytes), `hub` (repo, revision, files) or None, `embedded` (a module
-of `data/embedded`) or None, `licence`, `citation`; `may_lack` (splits that known copies are without). Images have `image`
-(channels, height, width; `fit` where others are cut and resized to that); what the tasks `table_to_text` and `summary` add stands
-in `described`. `rows` (split -> rows of the official split) and `notes` (kind of source -> what to know of that copy) stand
-beside numbers that were made with less, or with something else.
+`label_...` yes-or-no attributes, together `labels`, `image` bytes), `hub` (repo, revision, files, and where it is known `sha256`,
+file -> sum) or None, `embedded` (a module of `data/embedded`) or None, `licence`, `citation`; `may_lack` (splits that known
+copies are without). Images have `image` (channels, height, width; `fit` where others are cut and resized to that); what the tasks
+`table_to_text` and `summary` add stands in `described`. `rows` (split -> rows of the official split) and `notes` (kind of source
+-> what to know of that copy) stand beside numbers that were made with less, or with something else.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from dpbench.data.remarks import collected
 from dpbench.errors import DpbenchError
 
 ROWS = 3
-SLOW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+SLOW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 texts = st.text(max_size=6) | st.sampled_from(["a | b | c", "name[A]", "name[A", "a | b", "", "\ufeff", "1"])
 numbers = st.sampled_from([-1, 0, 1, 2, 127])
