@@ -23,7 +23,7 @@ def loaded(name="sst2", split="train", limit=None):
 
 
 def refused(name="sst2", split="train"):
-    """The one error, which must come from the check before the run and from loading alike."""
+    """The one error of loading a split, which says a way out."""
     source = registry.resolve(name, "local")
     with pytest.raises(DpbenchError) as caught:
         registry.load(name, split, source)

@@ -204,7 +204,7 @@ BAD = {
 def test_bad_images_are_named_by_their_row(case, image):
     value, what, way_out = BAD[case]
     if image is FIT and case in ("a row less", "lying"):
-        return
+        pytest.skip("another size is cut and resized there")
     error = refused(value, image)
     assert re.search(what, error.what)
     assert re.search(way_out, error.way_out)
