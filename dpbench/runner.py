@@ -13,6 +13,7 @@ from typing import Any
 
 from dpbench import accounting, environment, plugins
 from dpbench.composition import Composition
+from dpbench.data import remarks
 from dpbench.errors import DpbenchError
 from dpbench.files import sha256_file, write_atomic, write_error
 from dpbench.identity import identity
@@ -107,7 +108,8 @@ def _run(
     try:
         with _progress(f"{config['job']} {name}", quiet) as report:
             context = Context(out, config["seed"], sources, steps, threads, parents, report)
-            outcome: Outcome = module.run(settings, context)
+            with remarks.collected() as odd:
+                outcome: Outcome = module.run(settings, context)
     finally:
         steps.close()
     seconds = time.perf_counter() - begun
@@ -122,7 +124,7 @@ def _run(
         environment=environment.describe(outcome.device, threads),
         facts=outcome.facts,
         artefacts={file: sha256_file(out / file) for file in outcome.artefacts},
-        warnings=[*outcome.warnings, *steps.warnings],
+        warnings=[*outcome.warnings, *odd, *steps.warnings],
         seconds=round(seconds, 3),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
@@ -193,6 +195,7 @@ def _sources(config: dict[str, Any]) -> dict[str, Source]:
             if source.identity == identity:
                 found[key] = source
                 break
+            reason = reason or f" ({kind}: other files, or another revision)"
         if key not in found:
             again = "name the runs again (start snakemake anew)"
             raise DpbenchError(f"{key} is no longer what this run was named after{reason}", again)

@@ -24,8 +24,10 @@ def check_config(path: Path, architecture: dict[str, Any], name: str) -> None:
     """Refuse another architecture. Some settings, such as the number of heads, leave no trace in the weights' shapes."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8 is a ValueError
         raise DpbenchError(f"{path}: not readable as JSON", "fetch the model again") from error
+    if not isinstance(found, dict):
+        raise DpbenchError(f"{path}: holds no object of settings, but {type(found).__name__}", "fetch the model again")
     for key, value in architecture.items():
         if key in found and found[key] != value:
             raise DpbenchError(f"{path}: {key} is {found[key]}, but {name} has {value}", f"put the weights of {name} there")
