@@ -9,9 +9,10 @@ from pydantic import Field
 
 from dpbench import paths
 from dpbench.errors import DpbenchError, unknown
+from dpbench.files import read_yaml
 from dpbench.spec.models import TIERS, TableSpec
 from dpbench.spec.tables import load_named, load_table, papers, tables_of
-from dpbench.validation import Strict, parse, read_yaml
+from dpbench.validation import Strict, parse
 
 
 class Config(Strict):

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from dpbench import paths
 from dpbench.errors import DpbenchError, unknown
+from dpbench.files import read_yaml
 from dpbench.spec.models import TableSpec
 from dpbench.spec.values import read_values
-from dpbench.validation import Strict, parse, read_yaml
+from dpbench.validation import Strict, parse
 
 
 class Published(Strict):
