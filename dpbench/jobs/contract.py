@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from dpbench.errors import DpbenchError
-from dpbench.records.schema import Metric, Privacy
+from dpbench.files import sha256_file
+from dpbench.records.schema import Metric, Privacy, Record
 from dpbench.spec.sources import Source
 from dpbench.tracking import StepLog
 
@@ -32,16 +33,41 @@ class Context:
     parents: dict[str, Path] = field(default_factory=dict)
     report: Callable[[int, int, str], None] = lambda done, total, text: None
 
-    def artefact(self, role: str, name: str) -> Path:
-        """A file a parent run left.
+    def parent(self, role: str) -> Record:
+        """The record of a parent run.
 
         Raises:
-            DpbenchError: the parent has not run, or its file is gone.
+            DpbenchError: the parent has not run, or its record does not hold.
+        """
+        from dpbench.records.store import NAME, read_record
+
+        folder = self.parents[role]
+        return read_record(folder / NAME, folder.name)
+
+    def artefact(self, role: str, name: str) -> Path:
+        """A file a parent run left, as it was when the parent's record was written.
+
+        Raises:
+            DpbenchError: the parent has not run, its record does not hold or names no such file, or the file is gone or changed.
         """
         path = self.parents[role] / name
-        if not path.exists():
-            raise DpbenchError(f"{path}: the run before this one has not left {name}", "run the parent again")
+        again = f"delete {self.parents[role]} and run the parent again"
+        stated = self.parent(role).artefacts.get(name)
+        if stated is None or not path.is_file():
+            raise DpbenchError(f"{path}: the run before this one has not left {name}", again)
+        if (got := sha256_file(path)) != stated:
+            raise DpbenchError(f"{path}: damaged or replaced: its sha256 is {got}, the record beside it says {stated}", again)
         return path
+
+    def artefacts(self, role: str, names: Sequence[str]) -> Path:
+        """The folder of a parent run in which each of `names` is as `artefact` has it.
+
+        Raises:
+            DpbenchError: as `artefact`.
+        """
+        for name in names:
+            self.artefact(role, name)
+        return self.parents[role]
 
 
 @dataclass

@@ -270,5 +270,27 @@ def asks_for(spec: TableSpec, tier: str, config: dict[str, Any], resolve: Resolv
     return job == spec.job and run_id(config) in _expanded(spec, tier, resolve, lambda own: [seed] if seed in own else []).runs
 
 
+def check_names(config: dict[str, Any], where: str) -> None:
+    """Hold a config that somebody gives to what its own settings name: their datasets and models, their parents' roles.
+
+    Raises:
+        DpbenchError: wrong settings, or a source or parent too many or too few; names the key.
+    """
+    module = plugins.get("job", config["job"], where).load()
+    settings = parse(module.Settings, config["settings"], f"{where}: settings")
+    uses: Uses = module.uses(settings)
+    named = {
+        "sources": [*(f"dataset:{n}" for n in uses.datasets), *(f"model:{n}" for n in uses.models)],
+        "parents": list(module.parents(settings, config["seed"])) if hasattr(module, "parents") else [],
+    }
+    for key, names in named.items():
+        for name in sorted({*names} ^ {*config[key]}):
+            missing = name in names
+            raise DpbenchError(
+                f"{where}: {key}: {name} is {'missing' if missing else 'there, and the settings do not name it'}",
+                "give the config.json as dpbench wrote it",
+            )
+
+
 def _spell(labels: dict[str, str]) -> str:
     return ", ".join(f"{k} {v}" for k, v in labels.items())
