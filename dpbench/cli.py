@@ -88,7 +88,8 @@ def _record(args: argparse.Namespace) -> int:
 def _all_but(left_out: Sequence[LeftOut], done: str) -> int:
     """The exit code of a verb that did all but what it had to leave out."""
     if left_out:
-        print(f"error: {len(left_out)} records were not {done}: see the warnings above", file=sys.stderr)
+        count = "1 record was" if len(left_out) == 1 else f"{len(left_out)} records were"
+        print(f"error: {count} not {done}, for what is said above", file=sys.stderr)
     return 2 if left_out else 0
 
 

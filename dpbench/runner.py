@@ -103,7 +103,7 @@ def _run(
     begun = time.perf_counter()
     try:
         with _progress(f"{config['job']} {name}", quiet) as report:
-            context = Context(out, config["seed"], sources, steps, threads, parents, report)
+            context = Context(out, config["seed"], sources, steps, threads, parents, config["parents"], report)
             outcome: Outcome = module.run(settings, context)
     finally:
         steps.close()

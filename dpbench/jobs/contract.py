@@ -21,7 +21,8 @@ from dpbench.tracking import StepLog
 class Context:
     """Everything a job may touch.
 
-    out: the run's folder, for artefacts; sources: `dataset:sst2` -> source; parents: role -> folder of the parent run;
+    out: the run's folder, for artefacts; sources: `dataset:sst2` -> source; parents: role -> folder of the parent run; ids: role ->
+    the run that it must be of;
     report: called with (done, total, text) so that a person sees progress.
     """
 
@@ -31,6 +32,7 @@ class Context:
     steps: StepLog
     threads: int = 1
     parents: dict[str, Path] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
     report: Callable[[int, int, str], None] = lambda done, total, text: None
 
     def parent(self, role: str) -> Record:
@@ -41,8 +43,7 @@ class Context:
         """
         from dpbench.records.store import NAME, read_record
 
-        folder = self.parents[role]
-        return read_record(folder / NAME, folder.name)
+        return read_record(self.parents[role] / NAME, self.ids.get(role))
 
     def artefact(self, role: str, name: str) -> Path:
         """A file a parent run left, as it was when the parent's record was written.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections import Counter
 from typing import Annotated, Any, Literal
 
@@ -238,8 +239,22 @@ class Record(Strict):
     def _with_digest(self) -> Record:
         """A record that is made here has its digest from the start; of one that was read, the reader checks it."""
         if not self.digest:
+            for key in ("config", "mechanism", "facts"):
+                _check_finite(key, getattr(self, key))
             object.__setattr__(self, "digest", digest_of(self.model_dump(mode="json")))
         return self
+
+
+def _check_finite(key: str, value: Any) -> None:
+    """Pydantic writes NaN as null, which would say that there is no such number.
+
+    Raises:
+        ValueError: names the key.
+    """
+    try:
+        json.dumps(value, allow_nan=False, default=str)
+    except ValueError:
+        raise ValueError(f"{key}: holds a number that is not finite") from None
 
 
 def _held(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:

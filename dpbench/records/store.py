@@ -138,16 +138,17 @@ def record_from(values: Any, where: str, run: str | None = None) -> Record:
 
 def _check_texts(values: dict[str, Any], where: str) -> None:
     """No text, wherever it stands, is longer than a person would read."""
-    left: list[tuple[str, Any]] = list(values.items())
-    while left:
-        key, value = left.pop()
-        if isinstance(value, str):
-            if len(value) > _LONGEST:
-                raise DpbenchError(f"{where}: {key}: a text of {len(value)} characters", f"at most {_LONGEST}; {_AGAIN}")
-        elif isinstance(value, dict):
-            left += [(f"{key}.{short(name)}", part) for name, part in value.items()]
-        elif isinstance(value, list):
-            left += [(key, part) for part in value]
+    for key, value in values.items():
+        left = [value]
+        while left:
+            part = left.pop()
+            if type(part) is dict:
+                left += part.values()
+                left += part
+            elif type(part) is list:
+                left += part
+            elif type(part) is str and len(part) > _LONGEST:
+                raise DpbenchError(f"{where}: {short(key)}: a text of {len(part)} characters, {part[:40]!r}...", _AGAIN)
 
 
 def local_records(runs: Iterable[str] | None = None, left_out: list[LeftOut] | None = None) -> Iterator[Stored]:
