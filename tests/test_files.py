@@ -189,7 +189,7 @@ def test_no_permission_is_named(tmp_path):
 
 
 def test_an_option_is_named_as_a_file_is():
-    with pytest.raises(DpbenchError, match="^--sources: not a whole JSON file: line 1"):
+    with pytest.raises(DpbenchError, match=r"^--sources: not a whole JSON file: line 1"):
         parse_json("{", "--sources")
 
 

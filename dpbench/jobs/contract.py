@@ -21,9 +21,8 @@ from dpbench.tracking import StepLog
 class Context:
     """Everything a job may touch.
 
-    out: the run's folder, for artefacts; sources: `dataset:sst2` -> source; parents: role -> folder of the parent run; ids: role ->
-    the run that it must be of;
-    report: called with (done, total, text) so that a person sees progress.
+    out: the run's folder, for artefacts; sources: `dataset:sst2` -> source; parents: role -> folder of the parent run;
+    ids: role -> the run that it must be of; report: called with (done, total, text) so that a person sees progress.
     """
 
     out: Path

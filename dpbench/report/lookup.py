@@ -36,6 +36,7 @@ class Lookup:
         self._stored = [s for s in self._by_run.values() if self._asks(s.record) or s.record.config.get("job") == spec.job]
         named = {s.record.config.get("seed") for s in self._stored}
         self._seeds = {int(s) for s in named if s is not None} | set(seeds or [])
+        self._sources: dict[tuple[str | None, str], dict[str, Source]] = {}
         self._cells: dict[str, list[tuple[str, Cell]]] = defaultdict(list)
         self._known: set[str] = set()
         for group in self._groups():
@@ -47,12 +48,21 @@ class Lookup:
         return any((r.paper, r.table) == (self.spec.paper, self.spec.table) for r in record.requests)
 
     def sources(self, stored: Stored) -> dict[str, Source]:
-        """A record's sources with those of the runs it builds on."""
-        found: dict[str, Source] = {}
-        for parent in stored.record.config.get("parents", {}).values():
-            if (above := self._by_run.get((stored.machine, parent))) is not None:
-                found |= self.sources(above)
-        return found | stored.record.sources
+        """A record's sources with those of the runs it builds on, its own before theirs."""
+        key = (stored.machine, stored.record.run)
+        if key not in self._sources:
+            line, seen = [stored], {stored.record.run}  # parents behind their children; without recursion: a chain may be long
+            for child in line:
+                for parent in reversed(child.record.config["parents"].values()):
+                    above = self._by_run.get((stored.machine, parent))
+                    if above is not None and parent not in seen:
+                        seen.add(parent)
+                        line.append(above)
+            found: dict[str, Source] = {}
+            for item in reversed(line):
+                found |= item.record.sources
+            self._sources[key] = found
+        return self._sources[key]
 
     def synthetic(self, stored: Stored) -> bool:
         """Whether anything that the record builds on was generated."""

@@ -34,7 +34,7 @@ def read_values(path: Path, needed: Sequence[str], more: str = "") -> tuple[list
         needed: columns the file must have, `value` and `source` among them; more: said of the others in an error.
 
     Raises:
-        DpbenchError: not a CSV in UTF-8, a column that is missing or stands twice, a line of another length, a value that is not a
+        DpbenchError: not a CSV in UTF-8, a column that is missing or stands twice, a line of another length, a value that is no
             finite number, a line without a source or with neither value nor note, or a cell that stands twice; names the line.
     """
     text = read_text(path, way_out=f"write a CSV with the columns {', '.join(needed)}")

@@ -246,7 +246,7 @@ def test_what_is_missing_is_named(tmp_path, above, key):
 @pytest.mark.parametrize("value", [None, [], "x", 3, [{}]])
 def test_what_is_no_record_at_all_is_named(tmp_path, value):
     (tmp_path / "record.json").write_text(json.dumps(value))
-    with pytest.raises(DpbenchError, match="record.json: schema version None"):
+    with pytest.raises(DpbenchError, match=r"record\.json: schema version None"):
         read_record(tmp_path / "record.json")
 
 
