@@ -44,8 +44,7 @@ def read_config(text_or_path: str) -> dict[str, Any]:
     else:
         where, config = text_or_path, read_json(Path(text_or_path), way_out=way_out)
     parse(RunConfig, config, where, way_out, strict=True)
-    job = plugins.get("job", config["job"], where)
-    for name, version in {f"job:{job.name}": None, **config["versions"]}.items():
+    for name, version in config["versions"].items():
         kind, _, plugin = name.partition(":")
         if kind not in plugins.FOLDERS:
             raise unknown("kind of plug-in", kind, plugins.FOLDERS, f"{where}: versions")
@@ -54,6 +53,9 @@ def read_config(text_or_path: str) -> dict[str, Any]:
             raise DpbenchError(
                 f"{where}: made for {name} version {version}, this dpbench has {present}", "name the runs again (snakemake)"
             )
+    plugins.get("job", config["job"], where)
+    if (own := f"job:{config['job']}") not in config["versions"]:
+        raise DpbenchError(f"{where}: versions: {own} is missing", way_out)
     check_names(config, where)
     return config
 

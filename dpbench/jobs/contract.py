@@ -52,8 +52,8 @@ class Context:
         """
         path = self.parents[role] / name
         again = f"delete {self.parents[role]} and run the parent again"
-        stated = self.parent(role).artefacts.get(name)
-        if stated is None or not path.is_file():
+        stated = self.parent(role).artefacts.get(name) if path.is_file() else None
+        if stated is None:
             raise DpbenchError(f"{path}: the run before this one has not left {name}", again)
         if (got := sha256_file(path)) != stated:
             raise DpbenchError(f"{path}: damaged or replaced: its sha256 is {got}, the record beside it says {stated}", again)

@@ -65,5 +65,5 @@ def test_a_parent_without_a_sound_record_is_named(context):
 
 def test_the_parent_must_be_the_run_that_was_asked_for(context):
     context.ids["start"] = "0" * 12
-    with pytest.raises(DpbenchError, match="is the record of run .*, in the folder of run 000000000000"):
+    with pytest.raises(DpbenchError, match=r"is the record of run .*, in the folder of run 000000000000"):
         context.artefact("start", FILE)

@@ -34,7 +34,7 @@ CHANGES = [
     (lambda c: c.update(settings=[]), "settings"),
     (lambda c: c.update(settings=None), "settings"),
     (lambda c: c["settings"].update(colour=1), "settings: unknown key 'colour'"),
-    (lambda c: c.update(versions={}), "made for job:quadratic version None"),
+    (lambda c: c.update(versions={}), "versions: job:quadratic is missing"),
     (lambda c: c.update(versions=[]), "versions"),
     (lambda c: c.update(versions={"quadratic": 1}), "versions"),
     (lambda c: c["versions"].update({"job:quadratic": 99}), "version 99, this dpbench has"),
