@@ -183,7 +183,7 @@ def _sources(config: dict[str, Any]) -> dict[str, Source]:
     for key, identity in config["sources"].items():
         what, _, name = key.partition(":")
         registry = registries[what]
-        reason = ""
+        reason = changed = ""
         for kind in [identity["kind"]] if "kind" in identity else registry.KINDS:  # files of the same content may lie anywhere
             try:
                 source = registry.resolve(name, kind)
@@ -193,10 +193,19 @@ def _sources(config: dict[str, Any]) -> dict[str, Source]:
             if source.identity == identity:
                 found[key] = source
                 break
+            changed = changed or f" ({kind}: {_difference(source.identity, identity)})"
         if key not in found:
             again = "name the runs again (start snakemake anew)"
-            raise DpbenchError(f"{key} is no longer what this run was named after{reason}", again)
+            raise DpbenchError(f"{key} is no longer what this run was named after{changed or reason}", again)
     return found
+
+
+def _difference(now: dict[str, Any], then: dict[str, Any]) -> str:
+    """What a source is now that it was not when the run was named."""
+    if "files" in now and "files" in then:
+        names = sorted(n for n in {*now["files"], *then["files"]} if now["files"].get(n) != then["files"].get(n))
+        return f"{', '.join(names[:3])} changed since"
+    return "it is other files or another revision now"
 
 
 @contextmanager

@@ -209,9 +209,7 @@ def _where(spec: TableSpec, tier: str) -> str:
     return f"benchmarks/{spec.paper}/{spec.table}.yaml (tier {tier})"
 
 
-def expand_with(
-    spec: TableSpec, tier: str, resolve: Resolve, chosen: Callable[[list[int], dict[str, Any]], list[int]]
-) -> Plan:
+def expand_with(spec: TableSpec, tier: str, resolve: Resolve, chosen: Callable[[list[int], dict[str, Any]], list[int]]) -> Plan:
     """As `expand`, with the seeds that `chosen` makes of each cell's own and of its settings; there may be no cell."""
     if tier not in TIERS:
         raise unknown("tier", tier, TIERS)
@@ -269,7 +267,9 @@ def asks_for(spec: TableSpec, tier: str, config: dict[str, Any], resolve: Resolv
     job, seed = config["job"], config["seed"]
     if job in jobs_above(spec.job):
         return run_id(config) in expand_with(spec, tier, resolve, lambda own, _: own).runs
-    return job == spec.job and run_id(config) in expand_with(spec, tier, resolve, lambda own, _: [seed] if seed in own else []).runs
+    return (
+        job == spec.job and run_id(config) in expand_with(spec, tier, resolve, lambda own, _: [seed] if seed in own else []).runs
+    )
 
 
 def check_names(config: dict[str, Any], where: str) -> None:

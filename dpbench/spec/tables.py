@@ -53,6 +53,8 @@ def tables_of(paper: str) -> list[str]:
         DpbenchError: unknown paper.
     """
     index = _index(paths.benchmarks())
+    if not index:
+        raise DpbenchError(f"{paths.benchmarks()}: holds no table", "work in a clone of dpbench, or set DPBENCH_ROOT to one")
     if paper not in index:
         raise unknown("paper", paper, index)
     return index[paper]

@@ -158,3 +158,26 @@ def test_json_config_files_are_read_as_json(tmp_path):
         check_files(path)
     path.write_text('{\n\t"tier": "smoke"}')
     check_files(path)
+
+
+def test_a_root_without_tables_is_named_and_not_the_paper(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPBENCH_ROOT", str(tmp_path / "nowhere"))
+    with pytest.raises(DpbenchError, match="nowhere/benchmarks: holds no table") as caught:
+        study_at("smoke", ["dpzero/quadratic"], "test")
+    assert "DPBENCH_ROOT" in caught.value.way_out
+
+
+def test_a_local_file_that_changed_is_named_and_not_the_hub(sound, monkeypatch):
+    from dpbench import runner
+    from dpbench.data import registry
+    from dpbench.spec.sources import Source
+
+    def resolve(name, kind):
+        if kind == "local":
+            return Source(kind="local", files={"train.parquet": "b" * 64, "test.parquet": "c" * 64})
+        raise DpbenchError(f"dataset {name}: not in the hub's cache")
+
+    monkeypatch.setattr(registry, "resolve", resolve)
+    then = {"dataset:sst2": {"files": {"train.parquet": "a" * 64, "test.parquet": "c" * 64}}}
+    with pytest.raises(DpbenchError, match=r"dataset:sst2 .*\(local: train\.parquet changed since\)"):
+        runner._sources({"sources": then})
