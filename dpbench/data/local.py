@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from dpbench.data import kinds
 from dpbench.data.digests import digest
 from dpbench.errors import DpbenchError
+from dpbench.files import decoded, read_bytes
 from dpbench.plugins import Plugin
 
 
@@ -75,11 +77,8 @@ def _sums(folder: Path) -> dict[Path, tuple[str, Path]]:
     for listing in (folder.parent / "SHA256SUMS", folder / "SHA256SUMS"):
         if not _is(Path.is_file, listing):
             continue
-        try:
-            lines = listing.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DpbenchError(f"{listing}: cannot be read ({error})", "write it again with sha256sum, or remove it") from error
-        for number, line in enumerate(lines, start=1):
+        text = decoded(read_bytes(listing).removeprefix(codecs.BOM_UTF8), str(listing))  # which some editors write
+        for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip():
                 continue
             sha, _, name = line.strip().partition(" ")
