@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from dpbench import paths
 from dpbench.errors import DpbenchError
-from dpbench.files import canonical_json, sha256_text, write_atomic
+from dpbench.files import canonical_json, sha256_text, write_cache
 
 ACCOUNTANTS = ("pld", "rdp")
 TOLERANCE = 0.01
@@ -141,7 +141,7 @@ def calibrate(
     if (known := _cached(path, key)) is not None:
         return known
     found = _search(target, sample_rate, steps, delta, relation, noise)
-    write_atomic(path, json.dumps({"key": key, "noise_multiplier": found}) + "\n")
+    write_cache(path, json.dumps({"key": key, "noise_multiplier": found}) + "\n")
     return found
 
 
@@ -310,5 +310,5 @@ def calibrate_beside(
     while within(high, target * (1 - TOLERANCE)):
         middle = (low + high) / 2
         low, high = (low, middle) if within(middle, target) else (middle, high)
-    write_atomic(path, json.dumps({"key": key, "noise_multiplier": high}) + "\n")
+    write_cache(path, json.dumps({"key": key, "noise_multiplier": high}) + "\n")
     return high

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import re
+import reprlib
+import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from dpbench import accounting, environment, plugins
 from dpbench.composition import Composition
 from dpbench.errors import DpbenchError
-from dpbench.files import sha256_file, write_atomic, write_error
+from dpbench.files import full_error, is_disk_full, sha256_file, write_atomic, write_error
 from dpbench.jobs.contract import Context, Outcome
+from dpbench.locking import alone
 from dpbench.mechanism import Mechanism
 from dpbench.records.schema import Privacy, Record, Request
 from dpbench.records.store import NAME, read_record, write_record
@@ -27,14 +32,19 @@ from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 CONFIG, STEPS, LOCK = "config.json", "steps.jsonl", ".lock"
-_KEYS = {"job", "settings", "seed", "versions", "sources", "parents"}
+NEXT = ".next"
+"""Folder of a run that is made again: what is finished stays as it is until the new record is written there."""
+LARGEST_SEED = 2**32 - 1
+_KEYS = {"job": str, "settings": dict, "seed": int, "versions": dict, "sources": dict, "parents": dict}
+_TYPES = {str: "a text", dict: "a mapping", int: "an integer"}
 
 
 def read_config(text_or_path: str) -> dict[str, Any]:
     """A run's config, given as JSON or as the path of a JSON file.
 
     Raises:
-        DpbenchError: no such file, not JSON, keys missing, unknown plug-ins, or a version that is no longer the present one.
+        DpbenchError: no such file, not JSON, keys missing or of another type, unknown plug-ins, or a version that is no longer
+            the present one.
     """
     where = "config"
     text = text_or_path
@@ -44,14 +54,26 @@ def read_config(text_or_path: str) -> dict[str, Any]:
             text = Path(text_or_path).read_text(encoding="utf-8")
         except OSError as error:
             raise DpbenchError(f"{where}: cannot be read ({error.strerror})", "give the path of a run's config.json") from error
+        except ValueError as error:  # not UTF-8, or a path with a zero byte
+            raise DpbenchError(f"{where}: cannot be read ({error})", "give the path of a run's config.json") from error
     try:
         config = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DpbenchError(f"{where}: not JSON ({error})", "give a run's config.json") from error
-    if not isinstance(config, dict) or set(config) != _KEYS:
+    if not isinstance(config, dict) or set(config) != set(_KEYS):
         raise DpbenchError(f"{where}: a run's config has the keys {', '.join(sorted(_KEYS))}", "give a run's config.json")
+    for key, kind in _KEYS.items():
+        if not isinstance(config[key], kind) or isinstance(config[key], bool):
+            raise DpbenchError(f"{where}: {key} is {_shown(config[key])}, not {_TYPES[kind]}", "give a run's config.json")
+    if not 0 <= config["seed"] <= LARGEST_SEED:
+        raise DpbenchError(f"{where}: seed {_shown(config['seed'])} is not within 0 and {LARGEST_SEED}", "give another seed")
+    for role, parent in config["parents"].items():
+        if not (isinstance(parent, str) and re.fullmatch("[0-9a-f]{12}", parent)):
+            raise DpbenchError(f"{where}: parents.{role}: {_shown(parent)} is not the name of a run", "give a run's config.json")
     for name, version in config["versions"].items():
         kind, _, plugin = name.partition(":")
+        if kind not in plugins.FOLDERS:
+            raise DpbenchError(f"{where}: versions.{name}: there is no such kind of plug-in", "give a run's config.json")
         present = plugins.get(kind, plugin, where).version
         if present != version:
             raise DpbenchError(
@@ -60,10 +82,16 @@ def read_config(text_or_path: str) -> dict[str, Any]:
     return config
 
 
-def execute(config: dict[str, Any], out: Path, threads: int = 1, tracking: str = "off", quiet: bool = False) -> Record:
+def execute(
+    config: dict[str, Any], out: Path, threads: int = 1, tracking: str = "off", quiet: bool = False, keep: bool = False
+) -> Record:
     """Run `config` into `out`: record.json (last, whole), steps.jsonl, config.json, artefacts.
 
-    Two processes never run the same folder at once: the second waits, and takes the record if there is one by then.
+    Two processes never run the same folder at once: the second waits, and takes the record if there is one by then. A finished
+    record is replaced by a finished one: until then it stays, with its steps and artefacts.
+
+    Args:
+        keep: take the record of this config that is there, whoever made it, instead of making it again.
 
     Raises:
         DpbenchError: anything a user can put right; no record is written then.
@@ -76,12 +104,61 @@ def execute(config: dict[str, Any], out: Path, threads: int = 1, tracking: str =
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(out, error) from error
-    with _alone(out) as waited:
-        if waited and (out / NAME).exists():
-            return read_record(out / NAME)
-        (out / NAME).unlink(missing_ok=True)
-        write_atomic(out / CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")
-        return _run(name, module, settings, config, sources, out, threads, tracking, quiet)
+    with alone(out / LOCK, f"run {name}") as waited:
+        _settle(out)
+        if (waited or keep) and (there := finished(config, out)) is not None:
+            return there
+        parents = {role: out.parent / parent for role, parent in config["parents"].items()}
+        for parent in parents.values():
+            settle(parent)
+        again = (out / NAME).exists()
+        work = out / NEXT if again else out
+        try:
+            work.mkdir(exist_ok=True)
+            write_atomic(work / CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")
+            record = _run(name, module, settings, config, sources, parents, work, threads, tracking, quiet)
+        except Exception as error:
+            if is_disk_full(error) and not isinstance(error, DpbenchError):
+                raise full_error(out) from error
+            raise
+        finally:
+            if again:
+                _settle(out)
+        return record
+
+
+def finished(config: dict[str, Any], out: Path) -> Record | None:
+    """The record in `out` if it is whole, of this config, and has its artefacts beside it."""
+    try:
+        record = read_record(out / NAME)
+    except DpbenchError:
+        return None
+    is_whole = record.run == run_id(config) and all((out / file).is_file() for file in record.artefacts)
+    return record if is_whole else None
+
+
+def settle(out: Path) -> None:
+    """Finish what a process that was killed had begun in a run's folder, unless another process is at work there."""
+    if (out / NEXT / NAME).exists():
+        with alone(out / LOCK, f"run {out.name}"):
+            _settle(out)
+
+
+def _settle(out: Path) -> None:
+    """Move a run that was made again into its place, if it is finished, and clear up after it. Its record comes last and
+    leaves `NEXT` last: whoever is killed on the way leaves enough for the next one to go on."""
+    new = out / NEXT
+    if not new.is_dir():
+        return
+    try:
+        if (new / NAME).exists():
+            for path in sorted(new.iterdir(), key=lambda path: path.name == NAME):
+                if path.is_dir():  # a mirror's
+                    shutil.rmtree(out / path.name, ignore_errors=True)
+                os.replace(path, out / path.name)
+        shutil.rmtree(new)
+    except OSError as error:
+        raise write_error(out, error) from error
 
 
 def _run(
@@ -90,7 +167,8 @@ def _run(
     settings: Any,
     config: dict[str, Any],
     sources: dict[str, Source],
-    out: Path,
+    parents: dict[str, Path],
+    work: Path,
     threads: int,
     tracking: str,
     quiet: bool,
@@ -100,15 +178,17 @@ def _run(
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(config["seed"])
-    steps = StepLog(out / STEPS, tracking, name, config)
-    parents = {role: out.parent / parent for role, parent in config["parents"].items()}
+    steps = StepLog(work / STEPS, tracking, name, config)
     begun = time.perf_counter()
     try:
         with _progress(f"{config['job']} {name}", quiet) as report:
-            context = Context(out, config["seed"], sources, steps, threads, parents, report)
+            context = Context(work, config["seed"], sources, steps, threads, parents, report)
             outcome: Outcome = module.run(settings, context)
-    finally:
-        steps.close()
+    except BaseException:
+        with suppress(DpbenchError):  # what ended the run says more
+            steps.close()
+        raise
+    steps.close()
     seconds = time.perf_counter() - begun
     record = Record(
         run=name,
@@ -120,12 +200,12 @@ def _run(
         privacy=outcome.privacy,
         environment=environment.describe(outcome.device, threads),
         facts=outcome.facts,
-        artefacts={file: sha256_file(out / file) for file in outcome.artefacts},
+        artefacts={file: sha256_file(work / file) for file in outcome.artefacts},
         warnings=[*outcome.warnings, *steps.warnings],
         seconds=round(seconds, 3),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-    write_record(record, out)
+    write_record(record, work)
     return record
 
 
@@ -181,6 +261,8 @@ def _sources(config: dict[str, Any]) -> dict[str, Source]:
     found = {}
     for key, identity in config["sources"].items():
         what, _, name = key.partition(":")
+        if what not in registries or not isinstance(identity, dict):
+            raise DpbenchError(f"config: sources.{key} is no dataset or model and its source", "give a run's config.json")
         registry = registries[what]
         reason = ""
         for kind in [identity["kind"]] if "kind" in identity else registry.KINDS:  # files of the same content may lie anywhere
@@ -198,24 +280,9 @@ def _sources(config: dict[str, Any]) -> dict[str, Source]:
     return found
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[bool]:
-    """Hold the folder's lock; yields whether another process had it before. It goes when the process dies."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(out / LOCK)
-    try:
-        lock.acquire(timeout=0)
-        waited = False
-    except Timeout:
-        lock.acquire()
-        waited = True
-    except OSError as error:
-        raise write_error(out / LOCK, error) from error
-    try:
-        yield waited
-    finally:
-        lock.release()
+def _shown(value: Any) -> str:
+    """A value in a message, however long it is."""
+    return reprlib.repr(value)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dpbench import paths, plugins
 from dpbench.data import registry
 from dpbench.errors import DpbenchError
-from dpbench.files import canonical_json, sha256_text, write_atomic
+from dpbench.files import canonical_json, sha256_text, write_cache
 from dpbench.spec.sources import Source
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def bpe(name: str, vocabulary: int, source: Source, split: str = "train") -> tup
     text = _cached(path)
     if text is None:
         text = _train(registry.load(name, split, source).columns["text"], vocabulary)
-        write_atomic(path, json.dumps({"sha256": sha256_text(text), "tokenizer": text}))
+        write_cache(path, json.dumps({"sha256": sha256_text(text), "tokenizer": text}))
     return Tokenizer.from_str(text), sha256_text(text)
 
 

@@ -1,6 +1,7 @@
 # What the rules share: the study, read once while the DAG is made, and the functions that look things up in it.
 import json
 import math
+import os
 import re
 import shlex
 import sys
@@ -11,6 +12,7 @@ from snakemake.exceptions import WorkflowError
 from dpbench import __version__
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import canonical_json
+from dpbench.locking import alone_until_exit
 from dpbench.study import config_of, study
 
 try:
@@ -21,6 +23,12 @@ except DpbenchError as error:
 # Not a bare `python`: an unactivated .venv/bin/snakemake would find the system's. Braces are Snakemake's.
 DPBENCH = f"{shlex.quote(sys.executable)} -m dpbench".replace("{", "{{").replace(
     "}", "}}"
+)
+# Conda's file by its whole path: Snakemake formats it.
+ENVIRONMENT = (
+    Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
+    / "envs"
+    / "dpbench.yaml"
 )
 FORMATS = ["csv", "md", "tex", "html", "json"]
 RECORDED = sorted(str(p) for p in Path("results/recorded").glob("*/*/record.json"))
@@ -94,6 +102,11 @@ def parents_of(wildcards):
     return [ancient(record_of(parent.id)) for parent in parents]
 
 
+def environment_of(wildcards):
+    """What conda is to install, where anybody asks for it."""
+    return str(ENVIRONMENT).replace("{", "{{").replace("}", "}}")
+
+
 def config_of_run(wildcards):
     return canonical_json(STUDY.runs[wildcards.run].config)
 
@@ -103,6 +116,18 @@ def all_cores():
         return workflow.cores
     except WorkflowError:
         return CLUSTER_THREADS
+
+
+def refuse_cores():
+    """Stop before any work at a number of cores that was mistyped.
+
+    Raises:
+        WorkflowError: none, or more than any machine has.
+    """
+    if not 1 <= all_cores() <= 1024:
+        raise WorkflowError(
+            f"--cores {all_cores()}: give a number from 1 to 1024, or all"
+        )
 
 
 def threads_of(wildcards):
@@ -164,3 +189,25 @@ def definition_of_table(wildcards):
 
 def all_deviations(wildcards):
     return sorted(str(p) for p in Path("benchmarks").glob("*/deviations.yaml"))
+
+
+def keep_records_unless_forced():
+    """A finished record is made again only where --forceall, --forcerun or --force asked for it, whatever the plan says: another
+    process may have made it since. A Snakemake that is started for one job of a cluster finds the answer in its environment.
+    """
+    asked = workflow.dag_settings
+    is_forced = asked.forceall or asked.forcerun or asked.forcetargets
+    os.environ["SNAKEMAKE_DPBENCH_KEEP"] = "" if is_forced else "--keep"
+
+
+def wait_for_others():
+    """One Snakemake at a time works in this folder: two would disturb each other's timings, and the times of files by which
+    each of them judges. What the other has made meanwhile is kept.
+
+    Raises:
+        WorkflowError: the other one is stopped or hangs.
+    """
+    try:
+        alone_until_exit(Path(".snakemake/dpbench.lock"), "this folder")
+    except DpbenchError as error:
+        raise WorkflowError(str(error)) from None

@@ -13,7 +13,7 @@ rule claims:
         "logs/claims.log",
     localrule: True
     conda:
-        "../envs/dpbench.yaml"
+        environment_of
     params:
         version=__version__,
     shell:
@@ -36,7 +36,7 @@ rule long:
         "logs/long.log",
     localrule: True
     conda:
-        "../envs/dpbench.yaml"
+        environment_of
     params:
         version=__version__,
     shell:
@@ -60,7 +60,7 @@ rule report:
         "logs/report.log",
     localrule: True
     conda:
-        "../envs/dpbench.yaml"
+        environment_of
     params:
         version=__version__,
     shell:
