@@ -35,7 +35,7 @@ from dpbench.processes import die_with
 IDLE = 20.0
 """Seconds without a command after which the listener ends."""
 _START = 30.0  # seconds until it listens, on a busy machine
-_ANSWER = 10.0  # seconds until a command has been started: a listener that listens has nothing else to do
+_ANSWER = 5.0  # seconds until a command has been started: a listener that listens has nothing else to do
 _ASKING = 2.0  # seconds for a caller to say all it wants
 _BEAT, _SILENCE = 2.0, 30.0  # seconds between signs of life of a command, and until one without any is given up
 _POLL = 0.05
@@ -293,7 +293,10 @@ def _become(asked: dict, streams: list[int], caller: socket.socket) -> None:
             os.dup2(stream, at)
             os.close(stream)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
-        caller.sendall(_STARTED + b"%d\n" % os.getpid())
+        try:
+            caller.sendall(_STARTED + b"%d\n" % os.getpid())
+        except OSError:
+            os._exit(code)  # the caller has gone, or does its work itself by now
         threading.Thread(target=_answer_for, args=(caller,), name="signs of life", daemon=True).start()
         os.chdir(asked["folder"])
         os.environ.clear()
