@@ -65,15 +65,15 @@ def test_who_waits_is_told_for_whom_and_goes_on_when_that_one_is_killed(held, mo
 def test_a_stopped_holder_is_not_waited_for_without_a_limit(held):
     lock, process = held
     process.send_signal(signal.SIGSTOP)
-    with pytest.raises(DpbenchError, match=rf"run 123: process {process.pid} holds .* no sign of life for 1 s"):
-        with alone(lock, "run 123", limit=1.0):
-            pass
+    says = rf"run 123: process {process.pid} holds .* no sign of life for 1 s"
+    with pytest.raises(DpbenchError, match=says), alone(lock, "run 123", limit=1.0):
+        pass
 
 
 def test_a_holder_that_says_nothing_of_itself_has_the_same_limit(tmp_path):
-    with FileLock(tmp_path / ".lock"), pytest.raises(DpbenchError, match="another process holds"):
-        with alone(tmp_path / ".lock", "x", limit=0.3):
-            pass
+    lock = tmp_path / ".lock"
+    with FileLock(lock), pytest.raises(DpbenchError, match="another process holds"), alone(lock, "x", limit=0.3):
+        pass
 
 
 def test_a_holder_at_work_is_waited_for_beyond_the_limit(tmp_path, monkeypatch):

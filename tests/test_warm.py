@@ -112,7 +112,8 @@ def test_a_child_that_a_signal_ends_is_told_as_a_shell_tells_it(tmp_path, monkey
 
 @pytest.fixture
 def serving(tmp_path, monkeypatch):
-    """A listener in a fork of this process whose commands are `forever`: (its process, its socket, where a command says who it is)."""
+    """A listener in a fork of this process whose commands never end: (its process, its socket, the file where a command says
+    who it is)."""
     path, told = tmp_path / "w.sock", tmp_path / "child"
 
     def forever(words):
@@ -174,7 +175,7 @@ def test_a_command_that_gives_no_sign_of_life_is_ended_and_the_caller_works(serv
 
 
 def test_a_command_ends_with_its_caller_though_the_listener_is_stopped(serving):
-    process, path, told = serving
+    process, _, told = serving
     caller = os.fork()
     if caller == 0:
         warm.call(["run"])
@@ -217,7 +218,8 @@ def test_what_lies_where_sockets_should_only_costs_time(what, tmp_path, monkeypa
         folder.chmod(0o770)
     elif what == "somebody else's":
         folder.mkdir(mode=0o700)
-        monkeypatch.setattr(warm.os, "getuid", lambda uid=os.getuid(): uid + 1)
+        somebody = os.getuid() + 1
+        monkeypatch.setattr(warm.os, "getuid", lambda: somebody)
         folder.rename(tmp_path / f"dpbench-{os.getuid()}")
     temporary = tmp_path / "nowhere" / "at all" if what == "no folder for it" else tmp_path
     monkeypatch.setattr(warm.tempfile, "gettempdir", lambda: str(temporary))
