@@ -1,7 +1,6 @@
 # What the rules share: the study, read once while the DAG is made, and the functions that look things up in it.
 import json
 import math
-import os
 import re
 import shlex
 import sys
@@ -12,8 +11,8 @@ from snakemake.exceptions import WorkflowError
 from dpbench import __version__
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import canonical_json
-from dpbench.locking import alone_until_exit
 from dpbench.study import config_of, study
+from dpbench.workflow import KEEP, keep_records_unless_forced, take_turn
 
 try:
     STUDY = study(config_of(config))
@@ -191,23 +190,14 @@ def all_deviations(wildcards):
     return sorted(str(p) for p in Path("benchmarks").glob("*/deviations.yaml"))
 
 
-def keep_records_unless_forced():
-    """A finished record is made again only where --forceall, --forcerun or --force asked for it, whatever the plan says: another
-    process may have made it since. A Snakemake that is started for one job of a cluster finds the answer in its environment.
-    """
-    asked = workflow.dag_settings
-    is_forced = asked.forceall or asked.forcerun or asked.forcetargets
-    os.environ["SNAKEMAKE_DPBENCH_KEEP"] = "" if is_forced else "--keep"
-
-
-def wait_for_others():
-    """One Snakemake at a time works in this folder: two would disturb each other's timings, and the times of files by which
-    each of them judges. What the other has made meanwhile is kept.
+def before_the_first_job():
+    """Take turns with other Snakemakes in this folder, and keep what they have finished meanwhile.
 
     Raises:
-        WorkflowError: the other one is stopped or hangs.
+        WorkflowError: another one is stopped or hangs.
     """
     try:
-        alone_until_exit(Path(".snakemake/dpbench.lock"), "this folder")
+        take_turn()
     except DpbenchError as error:
         raise WorkflowError(str(error)) from None
+    keep_records_unless_forced(workflow.dag_settings)

@@ -21,4 +21,4 @@ rule run:
     shell:
         # tracking is no param: switching the mirror on must not repeat a finished run
         f"{DPBENCH} run {{params.config:q}} --out {{params.folder:q}} --threads {{threads}} --warm {{resources.warm}}"
-        f" --tracking {STUDY.config.tracking} ${{{{SNAKEMAKE_DPBENCH_KEEP:-}}}} --owner $PPID > {{log:q}} 2>&1"
+        f" --tracking {STUDY.config.tracking} ${{{{{KEEP}:-}}}} --owner $PPID > {{log:q}} 2>&1"
