@@ -152,10 +152,11 @@ def _settle(out: Path) -> None:
         return
     try:
         if (new / NAME).exists():
-            for path in sorted(new.iterdir(), key=lambda path: path.name == NAME):
-                if path.is_dir():  # a mirror's
-                    shutil.rmtree(out / path.name, ignore_errors=True)
-                os.replace(path, out / path.name)
+            files = [path for path in new.rglob("*") if not path.is_dir()]
+            for path in sorted(files, key=lambda path: path == new / NAME):
+                place = out / path.relative_to(new)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
         shutil.rmtree(new)
     except OSError as error:
         raise write_error(out, error) from error

@@ -182,20 +182,22 @@ def copy(made, tmp_path):
     """A finished run's folder of its own, with an artefact beside its record."""
     out = tmp_path / made[0].run
     shutil.copytree(made[1], out)
-    (out / "weights").write_text("old")
-    record = made[0].model_copy(update={"artefacts": {"weights": sha256_file(out / "weights")}})
+    (out / "weights").mkdir()
+    (out / "weights" / "w").write_text("old")
+    record = made[0].model_copy(update={"artefacts": {"weights/w": sha256_file(out / "weights" / "w")}})
     write_record(record, out)
     return out
 
 
 def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and not path.name.startswith(".lock")}
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".lock")}
 
 
 def test_a_run_that_fails_over_a_finished_one_leaves_it_whole(copy, config, monkeypatch):
     def fails(settings, context):
         context.steps.write(step=0, loss=1.0)
-        (context.out / "weights").write_text("new")
+        (context.out / "weights").mkdir()
+        (context.out / "weights" / "w").write_text("new")
         raise DpbenchError("no luck")
 
     before = content(copy)
@@ -209,21 +211,22 @@ def test_a_run_that_fails_over_a_finished_one_leaves_it_whole(copy, config, monk
 def test_a_run_over_a_finished_one_replaces_it_when_it_has_finished(copy, config, made, monkeypatch):
     def again(settings, context):
         assert read_record(copy / "record.json").artefacts, "the old record is there until the new one is"
-        assert (copy / "weights").read_text() == "old"
+        assert (copy / "weights" / "w").read_text() == "old"
         context.steps.write(step=0, loss=1.0)
-        (context.out / "weights").write_text("new")
-        return Outcome(made[0].metrics, artefacts=["weights"])
+        (context.out / "weights").mkdir()
+        (context.out / "weights" / "w").write_text("new")
+        return Outcome(made[0].metrics, artefacts=["weights/w"])
 
     monkeypatch.setattr("dpbench.jobs.classify.run", again)
     record = runner.execute(config, copy, quiet=True)
     assert read_record(copy / "record.json") == record
-    assert record.artefacts == {"weights": sha256_file(copy / "weights")}
-    assert (copy / "weights").read_text() == "new"
+    assert record.artefacts == {"weights/w": sha256_file(copy / "weights" / "w")}
+    assert (copy / "weights" / "w").read_text() == "new"
     assert len((copy / "steps.jsonl").read_text().splitlines()) == 1
     assert not (copy / runner.NEXT).exists()
 
 
-@pytest.mark.parametrize("moved", [[], ["weights"], ["config.json", "steps.jsonl", "weights"], ["all"]])
+@pytest.mark.parametrize("moved", [[], ["weights/w"], ["config.json", "steps.jsonl", "weights/w"], ["all"]])
 @pytest.mark.parametrize("by", ["a run", "a child"])
 def test_what_was_killed_while_it_replaced_a_record_is_finished_by_the_next_to_come(copy, config, made, moved, by, monkeypatch):
     new = copy / runner.NEXT
@@ -231,9 +234,10 @@ def test_what_was_killed_while_it_replaced_a_record_is_finished_by_the_next_to_c
     if moved != ["all"]:
         for name in ("config.json", "steps.jsonl"):
             shutil.copy(copy / name, new)
-        (new / "weights").write_text("new")
-        digest = sha256_file(new / "weights")
-        write_record(read_record(copy / "record.json").model_copy(update={"artefacts": {"weights": digest}}), new)
+        (new / "weights").mkdir()
+        (new / "weights" / "w").write_text("new")
+        digest = sha256_file(new / "weights" / "w")
+        write_record(read_record(copy / "record.json").model_copy(update={"artefacts": {"weights/w": digest}}), new)
         for name in moved:
             (new / name).replace(copy / name)
     monkeypatch.setattr(runner, "_run", lambda *_: pytest.fail("made again"))
@@ -242,13 +246,13 @@ def test_what_was_killed_while_it_replaced_a_record_is_finished_by_the_next_to_c
         assert not new.exists()
     else:
         runner.settle(copy)
-    assert (copy / "weights").read_text() == ("old" if moved == ["all"] else "new")
-    assert read_record(copy / "record.json").artefacts == {"weights": sha256_file(copy / "weights")}
+    assert (copy / "weights" / "w").read_text() == ("old" if moved == ["all"] else "new")
+    assert read_record(copy / "record.json").artefacts == {"weights/w": sha256_file(copy / "weights" / "w")}
 
 
 def test_what_a_killed_run_over_a_finished_one_has_begun_is_cleared_away(copy, config, monkeypatch):
-    (copy / runner.NEXT).mkdir()
-    (copy / runner.NEXT / "weights").write_text("half")
+    (copy / runner.NEXT / "weights").mkdir(parents=True)
+    (copy / runner.NEXT / "weights" / "w").write_text("half")
     before = content(copy)
     monkeypatch.setattr(runner, "_run", lambda *_: pytest.fail("made again"))
     runner.execute(config, copy, quiet=True, keep=True)
@@ -264,7 +268,7 @@ def test_what_is_not_a_finished_run_is_not_kept(copy, config, fault, monkeypatch
     elif fault == "half a record":
         record.write_text(record.read_text()[:100])
     elif fault == "no artefact":
-        (copy / "weights").unlink()
+        (copy / "weights" / "w").unlink()
     else:
         other = config | {"seed": config["seed"] + 1}
         write_record(read_record(record).model_copy(update={"config": other, "run": run_id(other)}), copy)

@@ -109,8 +109,8 @@ class Trials:
 
     def __init__(self, yard: Yard, seed: int) -> None:
         self.yard, self.random = yard, random.Random(seed)
-        self.with_weights = sorted(run for run, record in yard.base.items() if record["artefacts"])
-        self.longest = max(yard.base, key=lambda run: yard.base[run]["seconds"])
+        self.light = sorted(set(yard.base) - {yard.with_weights})
+        self.longest = max(self.light, key=lambda run: yard.base[run]["seconds"])
         begun = time.monotonic()
         yard.end(yard.run(self.longest), "cold")
         self.cold = time.monotonic() - begun
@@ -125,7 +125,7 @@ class Trials:
             return self._kill_snakemake(kind, number)
         if kind == "record":
             return self._kill_recorder(number)
-        run = self.random.choice(sorted(self.yard.base))
+        run = self.random.choice(self.light)
         is_over = self.random.random() < 0.5
         self.yard.restore()
         if not is_over:
@@ -149,7 +149,7 @@ class Trials:
 
     def _kill_snakemake(self, kind: str, number: int) -> Faults:
         self.yard.restore()
-        self.yard.forget(*self.random.sample(sorted(self.yard.base), len(self.yard.base) // 2))
+        self.yard.forget(*self.random.sample(self.light, len(self.light) // 2))
         forced = self.random.random() < 0.3
         process = self.yard.snakemake(*(["--forcerun", "run"] if forced else []))
         before = self.yard.there()
@@ -177,7 +177,7 @@ class Trials:
 
     def _kill_recorder(self, number: int, how: int = signal.SIGKILL) -> Faults:
         self.yard.restore()
-        gone = self.random.sample(sorted(self.yard.base), 2)
+        gone = self.random.sample(self.light, 2)
         self.yard.forget(*gone)
         before = self.yard.there()
         words = ("record", "--tier", "smoke", "--minutes", "60", "--threads", "1", "--tables", *TABLES)
@@ -214,7 +214,7 @@ class Trials:
         )
 
     def _at_moment(self, moment: Moment) -> Faults:
-        run = self.with_weights[0] if moment.weights else self.longest
+        run = self.yard.with_weights if moment.weights else self.longest
         self.yard.restore()
         if not moment.over:
             self.yard.forget(run)
@@ -291,7 +291,7 @@ class Trials:
         told = f"snakemake {' '.join(arguments)} in a run"
         self.yard.restore()
         if not arguments:
-            self.yard.forget()
+            self.yard.forget(*self.light)
         before = self.yard.there()
         process = self.yard.snakemake(*arguments)
         self.yard.wait_until(self.yard.forks, process)
@@ -309,7 +309,7 @@ class Trials:
         self.yard.restore()
         forced, by_hand = number % 4 == 1, number % 4 == 2
         if not forced:
-            self.yard.forget(*self.random.sample(sorted(self.yard.base), len(self.yard.base) - 1))
+            self.yard.forget(*self.random.sample(self.light, len(self.light) - 1))
         apart = self.random.uniform(0, 1.0) * self.yard.snakemake_seconds
         told = f"pair {number}, {apart:.1f} s apart{', one forced' if forced else ', a run by hand beside' if by_hand else ''}"
         first = self.yard.snakemake(*(["--forcerun", "run"] if forced else []))
