@@ -251,9 +251,9 @@ def test_what_was_killed_while_it_replaced_a_record_is_finished_by_the_next_to_c
 
 
 def test_what_a_killed_run_over_a_finished_one_has_begun_is_cleared_away(copy, config, monkeypatch):
+    before = content(copy)
     (copy / runner.NEXT / "weights").mkdir(parents=True)
     (copy / runner.NEXT / "weights" / "w").write_text("half")
-    before = content(copy)
     monkeypatch.setattr(runner, "_run", lambda *_: pytest.fail("made again"))
     runner.execute(config, copy, quiet=True, keep=True)
     assert content(copy) == before
