@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import re
-import reprlib
 import shutil
 import sys
 import time
@@ -34,17 +32,14 @@ from dpbench.validation import parse
 CONFIG, STEPS, LOCK = "config.json", "steps.jsonl", ".lock"
 NEXT = ".next"
 """Folder of a run that is made again: what is finished stays as it is until the new record is written there."""
-LARGEST_SEED = 2**32 - 1
-_KEYS = {"job": str, "settings": dict, "seed": int, "versions": dict, "sources": dict, "parents": dict}
-_TYPES = {str: "a text", dict: "a mapping", int: "an integer"}
+_KEYS = {"job", "settings", "seed", "versions", "sources", "parents"}
 
 
 def read_config(text_or_path: str) -> dict[str, Any]:
     """A run's config, given as JSON or as the path of a JSON file.
 
     Raises:
-        DpbenchError: no such file, not JSON, keys missing or of another type, unknown plug-ins, or a version that is no longer
-            the present one.
+        DpbenchError: no such file, not JSON, keys missing, unknown plug-ins, or a version that is no longer the present one.
     """
     where = "config"
     text = text_or_path
@@ -54,26 +49,14 @@ def read_config(text_or_path: str) -> dict[str, Any]:
             text = Path(text_or_path).read_text(encoding="utf-8")
         except OSError as error:
             raise DpbenchError(f"{where}: cannot be read ({error.strerror})", "give the path of a run's config.json") from error
-        except ValueError as error:  # not UTF-8, or a path with a zero byte
-            raise DpbenchError(f"{where}: cannot be read ({error})", "give the path of a run's config.json") from error
     try:
         config = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         raise DpbenchError(f"{where}: not JSON ({error})", "give a run's config.json") from error
-    if not isinstance(config, dict) or set(config) != set(_KEYS):
+    if not isinstance(config, dict) or set(config) != _KEYS:
         raise DpbenchError(f"{where}: a run's config has the keys {', '.join(sorted(_KEYS))}", "give a run's config.json")
-    for key, kind in _KEYS.items():
-        if not isinstance(config[key], kind) or isinstance(config[key], bool):
-            raise DpbenchError(f"{where}: {key} is {_shown(config[key])}, not {_TYPES[kind]}", "give a run's config.json")
-    if not 0 <= config["seed"] <= LARGEST_SEED:
-        raise DpbenchError(f"{where}: seed {_shown(config['seed'])} is not within 0 and {LARGEST_SEED}", "give another seed")
-    for role, parent in config["parents"].items():
-        if not (isinstance(parent, str) and re.fullmatch("[0-9a-f]{12}", parent)):
-            raise DpbenchError(f"{where}: parents.{role}: {_shown(parent)} is not the name of a run", "give a run's config.json")
     for name, version in config["versions"].items():
         kind, _, plugin = name.partition(":")
-        if kind not in plugins.FOLDERS:
-            raise DpbenchError(f"{where}: versions.{name}: there is no such kind of plug-in", "give a run's config.json")
         present = plugins.get(kind, plugin, where).version
         if present != version:
             raise DpbenchError(
@@ -262,8 +245,6 @@ def _sources(config: dict[str, Any]) -> dict[str, Source]:
     found = {}
     for key, identity in config["sources"].items():
         what, _, name = key.partition(":")
-        if what not in registries or not isinstance(identity, dict):
-            raise DpbenchError(f"config: sources.{key} is no dataset or model and its source", "give a run's config.json")
         registry = registries[what]
         reason = ""
         for kind in [identity["kind"]] if "kind" in identity else registry.KINDS:  # files of the same content may lie anywhere
@@ -279,11 +260,6 @@ def _sources(config: dict[str, Any]) -> dict[str, Source]:
             again = "name the runs again (start snakemake anew)"
             raise DpbenchError(f"{key} is no longer what this run was named after{reason}", again)
     return found
-
-
-def _shown(value: Any) -> str:
-    """A value in a message, however long it is."""
-    return reprlib.repr(value)
 
 
 @contextmanager

@@ -302,31 +302,6 @@ def test_a_disk_that_is_full_as_the_steps_are_closed_is_said_in_one_line(tmp_pat
         log.close()
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "says"),
-    [
-        ("seed", -1, "seed -1 is not within 0 and 4294967295"),
-        ("seed", 2**70, "seed 11805916207"),
-        ("seed", True, "seed is True, not an integer"),
-        ("settings", [], "settings is \\[\\], not a mapping"),
-        ("job", 3, "job is 3, not a text"),
-        ("parents", {"teacher": "../../etc"}, "parents.teacher: '../../etc' is not the name of a run"),
-        ("versions", {"nothing:x": 1}, "there is no such kind of plug-in"),
-    ],
-)
-def test_values_of_a_config_that_no_run_has_are_named(config, key, value, says):
-    with pytest.raises(DpbenchError, match=says):
-        runner.read_config(json.dumps(config | {key: value}))
-
-
-@pytest.mark.parametrize("text", [b"\xff\xfe", b"[" * 100_000, b'{"a": ' * 100_000, b'{"seed": ' + b"9" * 5000 + b"}"])
-def test_a_file_that_is_no_config_is_refused_in_one_line(text, tmp_path):
-    path = tmp_path / "config.json"
-    path.write_bytes(text)
-    with pytest.raises(DpbenchError, match=r"config\.json"):
-        runner.read_config(str(path))
-
-
 def test_the_mirror_works_offline_and_never_stops_a_run(config, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     out = tmp_path / "x"
