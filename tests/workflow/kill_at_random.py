@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -349,13 +350,17 @@ def trials(made: Trials, random_count: int, chosen_count: int, pair_count: int) 
         yield "pair", lambda number=number: made.pair(number)
 
 
-def prove(folder: Path, random_count: int, chosen_count: int, pair_count: int, seed: int) -> tuple[Counter[str], Faults]:
+def prove(
+    folder: Path, random_count: int, chosen_count: int, pair_count: int, seed: int, only: str = ""
+) -> tuple[Counter[str], Faults]:
     """(trials of each group, all that went wrong)."""
     yard = Yard(folder)
     counts: Counter[str] = Counter()
     faults = Faults()
     try:
         for name, trial in trials(Trials(yard, seed), random_count, chosen_count, pair_count):
+            if not re.search(only, name):
+                continue
             begun = time.monotonic()
             wrong = trial()
             print(
@@ -375,9 +380,10 @@ def main() -> int:
     parser.add_argument("--chosen", type=int, default=99, metavar="N")
     parser.add_argument("--pairs", type=int, default=20, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", metavar="REGEX", help="trials whose name matches")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="yard-") as folder:
-        counts, faults = prove(Path(folder), args.random, args.chosen, args.pairs, args.seed)
+        counts, faults = prove(Path(folder), args.random, args.chosen, args.pairs, args.seed, args.only)
     print(dict(counts), {kind: len(found) for kind, found in vars(faults).items()})
     return bool(faults)
 
