@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from dpbench import paths
 from dpbench.arguments import finite_number, known_name, whole_number
 from dpbench.errors import DpbenchError
-from dpbench.files import canonical_json, sha256_text, write_atomic
+from dpbench.files import canonical_json, sha256_text, write_cache
 
 Relation = Literal["add_or_remove", "replace_one"]
 NoiseLaw = Literal["gaussian", "laplace"]
@@ -236,7 +236,7 @@ def calibrate(
     if (known := _cached(path, key)) is not None:
         return known
     found = _search(target, sample_rate, steps, delta, relation, noise)
-    write_atomic(path, json.dumps({"key": key, "noise_multiplier": found}) + "\n")
+    write_cache(path, json.dumps({"key": key, "noise_multiplier": found}) + "\n")
     return found
 
 
@@ -415,5 +415,5 @@ def calibrate_beside(
                 "give the stages before a smaller share of the budget",
             )
     high = _halved(within, low, high, target, f"after {before:.4g}")
-    write_atomic(path, json.dumps({"key": key, "noise_multiplier": high}) + "\n")
+    write_cache(path, json.dumps({"key": key, "noise_multiplier": high}) + "\n")
     return high
