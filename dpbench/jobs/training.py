@@ -105,7 +105,7 @@ def kept_rows(settings: Settings, labels: np.ndarray, texts: Callable[[], list[s
     """Indices of the rows that `class_keep` leaves.
 
     Guarantee: whether a row stays depends on its own texts and label and on public constants alone, so adding or removing one
-    row changes one row of what is left: the mechanism's epsilon is that of the whole dataset. Copies of a row stay or go together.
+    row changes one row of what is left: the mechanism's epsilon is that of the whole dataset. Copies of a row are kept together.
 
     Args:
         labels: [N]; texts: gives the text that tells each row apart, and is asked only where something is left out.
@@ -139,7 +139,7 @@ class Split:
     """
 
     def __init__(self, settings: Settings, labels: np.ndarray, texts: Callable[[], list[str]], seed: int) -> None:
-        """labels: [N]; texts: gives the text that tells each row apart, asked only where rows are chosen; seed: of `per_class`."""
+        """labels: [N]; texts: gives what tells each row apart, asked only where rows are chosen; seed: of `per_class`."""
         classes: list[str] = plugins.get("dataset", settings.task).extra["classes"]
         texts = cache(texts)
         self.drawn = kept_rows(settings, labels, texts, classes)
