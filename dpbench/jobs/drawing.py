@@ -33,11 +33,11 @@ class Draws:
         Raises:
             DpbenchError: the step before has been drawn and not released.
         """
-        for number, drawn in enumerate(batches(self.plan)):
-            self._require_steps(number)
+        for drawn in batches(self.plan):
+            self._require_released()
             self._drawn = len(drawn)
             yield drawn
-        self._require_steps(self.plan.steps)
+        self.finish()
 
     def counted(self, examples: int) -> None:
         """Call once a step, before the weights move where that can be: so many examples are in what is released, over all
@@ -60,12 +60,13 @@ class Draws:
         Raises:
             DpbenchError: fewer steps were released than the mechanism has, or more.
         """
-        self._require_steps(self.plan.steps)
+        self._require_released()
+        if self.steps != self.plan.steps:
+            raise DpbenchError(f"{self.steps} of the {self.plan.steps} steps that are accounted for were released", _REPORT)
 
-    def _require_steps(self, steps: int) -> None:
-        if self.steps != steps or self._drawn is not None:
-            what = f"{self.steps} steps were released, where {steps} were drawn of the {self.plan.steps} that are accounted for"
-            raise DpbenchError(what, _REPORT)
+    def _require_released(self) -> None:
+        if self._drawn is not None:
+            raise DpbenchError(f"step {self.steps + 1}: {self._drawn} examples were drawn and never released", _REPORT)
 
 
 def watched(plan: Mechanism, handle: Handle, optimizer: torch.optim.Optimizer) -> Draws:
