@@ -57,7 +57,7 @@ TEXT = PRIVATE | {
     "model": "tiny_bert",
     "max_length": 24,
     "token_budget": 96,
-    "train_limit": 120,
+    "train_limit": 80,
     "evaluate_limit": 20,
     "optimizer": {"name": "sgd", "learning_rate": 0.05},
 }
@@ -77,7 +77,7 @@ GENERATE = PRIVATE | {
     "vocabulary": 100,
     "max_length": 64,
     "token_budget": 200,
-    "train_limit": 60,
+    "train_limit": 80,
     "evaluate_limit": 2,
     "samples": 1,
     "optimizer": {"learning_rate": 1e-3},
@@ -89,7 +89,7 @@ PROMPTED = PRIVATE | {
     "vocabulary": 300,
     "max_length": 64,
     "token_budget": 300,
-    "train_limit": 60,
+    "train_limit": 80,
     "evaluate_limit": 8,
     "optimizer": {"name": "sgd", "learning_rate": 1e-3},
 }
@@ -129,7 +129,7 @@ def _generation(own: Any, context: Context) -> Any:
 
 
 PARENTS = {
-    "texts": (features, {"task": "sst2", "model": "tiny_bert", "train_limit": 120, "evaluate_limit": 20, "max_length": 24}),
+    "texts": (features, {"task": "sst2", "model": "tiny_bert", "train_limit": 80, "evaluate_limit": 20, "max_length": 24}),
     "pictures": (image_features, {"task": "mnist", "model": "scattering", "train_limit": 80}),
 }
 FROZEN = {"model": "linear", "features": "scattering"}
