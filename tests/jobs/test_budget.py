@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from job_runs import CASES, COMPRESS, context_of, run
+from job_runs import CASES, COMPRESS, EPSILON, context_of, run
 
 from dpbench import accounting
 from dpbench.accounting import Release
@@ -33,7 +33,7 @@ def test_the_relation_reaches_the_accountant_from_a_jobs_settings(name, tmp_path
     found = run(CASES[name], tmp_path, relation="replace_one", steps=3)
     assert found.privacy.relation == found.mechanism["relation"] == "replace_one"
     assert found.privacy.epsilon == spent(found.mechanism, "replace_one", found.privacy.delta)
-    assert LEAST * 8 <= found.privacy.epsilon <= 8
+    assert LEAST * EPSILON <= found.privacy.epsilon <= EPSILON
     assert spent(found.mechanism, "add_or_remove", found.privacy.delta) < 0.97 * found.privacy.epsilon
     assert found.privacy.epsilon_rdp is None, "RDP refuses replace_one with Poisson sampling, and is not asked about another"
 
@@ -51,7 +51,7 @@ def test_the_relation_of_a_teacher_is_its_students(tmp_path):
     assert teacher.relation == both.own.relation == both.relation == "replace_one"
     parts = (release_of(teacher), release_in(both.own.describe()))
     assert both.epsilon() == accounting.composed(parts, delta=1e-5, relation="replace_one")
-    assert LEAST * 8 <= both.epsilon() <= 8
+    assert LEAST * EPSILON <= both.epsilon() <= EPSILON
 
 
 @pytest.mark.parametrize("name", ["features", "text", "zeroth", "compress"])
@@ -62,7 +62,7 @@ def test_noise_is_calibrated_for_the_rows_that_are_drawn_from(name, tmp_path):
     assert kept < 0.9 * rows
     assert found.mechanism["sampling"]["dataset_size"] == kept
     assert found.privacy.epsilon == spent(found.mechanism, "add_or_remove", found.privacy.delta)
-    assert LEAST * 8 <= found.privacy.epsilon <= 8
+    assert LEAST * EPSILON <= found.privacy.epsilon <= EPSILON
 
 
 def settings(**over):
@@ -78,16 +78,16 @@ def test_noise_calibrated_for_other_rows_than_are_drawn_from_stops_the_run(rows,
         return dataclasses.replace(made, sampling=sampling, target_epsilon=None)
 
     monkeypatch.setattr(private, "calibrated", misled)
-    with pytest.raises(DpbenchError, match=r"spends epsilon [\d.]+, where 8 was asked for"):
+    with pytest.raises(DpbenchError, match=r"spends epsilon [\d.]+, where 2 was asked for"):
         settings().mechanism(200, 100, 0)
 
 
-@pytest.mark.parametrize("over", [{"steps": 6}, {"epsilon": 4.0}, {"relation": "replace_one"}, {"expected_batch_size": 6}])
+@pytest.mark.parametrize("over", [{"steps": 6}, {"epsilon": 1.0}, {"relation": "replace_one"}, {"expected_batch_size": 6}])
 def test_noise_calibrated_for_another_run_stops_the_run(over, monkeypatch):
     """Planted: a calibration that is kept under a name too short for it."""
     kept = settings(**over).mechanism(100, 100, 0).noise_multiplier
     monkeypatch.setattr("dpbench.accounting.calibrate", lambda *args, **rest: kept)
-    with pytest.raises(DpbenchError, match=r"where 8 was asked for|is above the target 8"):
+    with pytest.raises(DpbenchError, match=r"where 2 was asked for|is above the target 2"):
         settings().mechanism(100, 100, 0)
 
 
@@ -99,7 +99,7 @@ def test_other_budgets_are_held_to_what_was_asked_for_too(tmp_path, monkeypatch)
 
     monkeypatch.setattr(language_model, "calibrated", generous)
     case = CASES["language_model"]
-    with pytest.raises(DpbenchError, match="where 8 was asked for"):
+    with pytest.raises(DpbenchError, match="where 2 was asked for"):
         language_model.run(case.parsed(), context_of(case, tmp_path))
 
     def late(spent_before, sampling, steps, clipping, epsilon, delta, **rest):
@@ -113,7 +113,7 @@ def test_other_budgets_are_held_to_what_was_asked_for_too(tmp_path, monkeypatch)
         "split": {"teacher": 0.5, "student": 0.5},
     }
     own = parse(compress.Settings, COMPRESS | over, "test")
-    with pytest.raises(DpbenchError, match="where 8 was asked for"):
+    with pytest.raises(DpbenchError, match="where 2 was asked for"):
         own.plan(100, 100, 0, (Release(2.0, 0.12, 4),))
 
 
@@ -121,7 +121,7 @@ def test_published_rows_are_stated_and_not_taken_for_the_target():
     """DPZero's noise is for more rows than there are: epsilon is what it is, and is said."""
     found = settings(accounted_rows=200).mechanism(100, 100, 0)
     assert found.target_epsilon is None
-    assert found.epsilon() > 8
+    assert found.epsilon() > EPSILON
     assert found.sampling == Sampling("poisson", 100, 12.0)
     assert found.clipping == Clipping(bound=0.5)
 

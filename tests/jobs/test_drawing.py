@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,9 @@ from dpbench.jobs import drawing, equivalence, pretraining
 from dpbench.jobs.drawing import Draws, watched
 from dpbench.mechanism import Clipping, Mechanism, Sampling
 from dpbench.validation import parse
+
+LOOPS = ("text", "zeroth", "prune", "language_model", "virtual_stages")
+"""A case of every loop: those that `fit` runs, and the others."""
 
 PLAN = Mechanism(Sampling("poisson", 40, 8.0), 3, Clipping(bound=1.0), noise_multiplier=1.0)
 COUNTED = r"step 1: \d+ examples were counted, where \d+ were drawn"
@@ -28,8 +33,7 @@ def without_last(pieces):
     return pieces[:-1]
 
 
-@pytest.mark.parametrize("fault", [twice, without_last], ids=["twice", "skipped"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "fault"), [*itertools.product(CASES, [twice]), *itertools.product(LOOPS, [without_last])])
 def test_a_physical_batch_counted_twice_or_left_out_stops_every_loop(name, fault, tmp_path, monkeypatch):
     case = CASES[name]
     if case.trained is None:
@@ -42,7 +46,7 @@ def test_a_physical_batch_counted_twice_or_left_out_stops_every_loop(name, fault
         run(case, tmp_path)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "drop"])
+@pytest.mark.parametrize("name", LOOPS)
 def test_a_loop_that_ends_before_its_mechanism_is_stopped(name, tmp_path, monkeypatch):
     monkeypatch.setattr(drawing, "batches", lambda plan: list(sampling.batches(plan))[:-1])
     with pytest.raises(DpbenchError, match=RELEASED):
