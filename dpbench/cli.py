@@ -231,8 +231,12 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--quiet", action="store_true", help="no progress bar")
 
     listed = verb("plugins", _plugins, "list all plug-ins with what of them is in a run's name, or lock those that were edited")
-    listed.add_argument("--lock", nargs="*", metavar="KIND:NAME", help="write them into plugins.lock; all that changed without names")
-    listed.add_argument("--why", default="", metavar="TEXT", help="why numbers stay, where content changed and the version did not")
+    listed.add_argument(
+        "--lock", nargs="*", metavar="KIND:NAME", help="write them into plugins.lock; all that changed without names"
+    )
+    listed.add_argument(
+        "--why", default="", metavar="TEXT", help="why numbers stay, where content changed and the version did not"
+    )
 
     verb("doctor", _doctor, "what is installed, found and needed")
     schema = verb("schema", _schema, "write the JSON schemas of config, tables and records")

@@ -166,7 +166,9 @@ def _read(path: Path) -> Plugin | None:
         if key not in declared:
             raise DpbenchError(f"{path}: PLUGIN lacks {key}", "it needs kind, name, version and summary")
         if not isinstance(declared[key], kind) or isinstance(declared[key], bool) or not declared[key]:
-            raise DpbenchError(f"{path}: {key} of PLUGIN is {declared[key]!r}", f"give {'a text' if kind is str else 'a number above 0'}")
+            raise DpbenchError(
+                f"{path}: {key} of PLUGIN is {declared[key]!r}", f"give {'a text' if kind is str else 'a number above 0'}"
+            )
     if declared["kind"] not in FOLDERS:
         raise unknown("kind of plug-in", declared["kind"], FOLDERS, str(path))
     if declared["version"] < 1:

@@ -46,7 +46,7 @@ def narrowed(value, DTYPE: tl.constexpr):
 
     Guarantee: none is longer than it was, so that what a factor has scaled is not taken over its bound again.
     """
-    if DTYPE == tl.float32:
+    if tl.float32 == DTYPE:
         return value
     else:
         return value.to(DTYPE, fp_downcast_rounding="rtz")

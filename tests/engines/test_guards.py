@@ -8,7 +8,7 @@ from models import Language, data, gradients, losses, mechanism, plain, relative
 from torch import nn
 
 from dpbench import engines
-from dpbench.engines.base import Handle, NonFiniteStep
+from dpbench.engines.base import Handle
 from dpbench.errors import DpbenchError
 
 

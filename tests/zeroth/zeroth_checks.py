@@ -1,7 +1,7 @@
 """What every discovered zeroth-order method is held to, as plain functions of its name.
 
-`test_discovered_zeroth.py` runs them over discovery and feeds them methods that are wrong. What a step has released is told by what it
-did to the weights, not by what the method declares: one number along the direction, or one a weight.
+`test_discovered_zeroth.py` runs them over discovery and feeds them methods that are wrong. What a step has released is told by
+what it did to the weights, not by what the method declares: one number along the direction, or one a weight.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ def direction(model, step=0, kind="gaussian", seed=0) -> torch.Tensor:
 
 
 def released(name, *batches, steps=1, kind="gaussian", model=None, **options) -> list[torch.Tensor]:
-    """What each step released, [weights]: its change of the weights, x expected batch size, at learning rate 1, from the same weights."""
+    """What each step released, [weights]: its change of the weights at learning rate 1, x expected batch size.
+
+    All steps begin at the same weights.
+    """
     model = model or net()
     start = copy.deepcopy(model.state_dict())
     trainer = ZerothOrder(name, model, plan(name, **options), 1.0, 1e-4, kind)
@@ -147,7 +150,11 @@ def noise(name: str) -> None:
     options = {"bound": bound, "noise": multiplier, "steps": steps}
     empty, other = released(name, **options), released(name, **(options | {"seed": 1}))
     full, clean = released(name, data(3), **options), released(name, data(3), **(options | {"noise": 0.0}))
-    draws = [numbers(number, empty, 0), numbers(number, other, 1), numbers(number, [a - b for a, b in zip(full, clean, strict=True)], 0)]
+    draws = [
+        numbers(number, empty, 0),
+        numbers(number, other, 1),
+        numbers(number, [a - b for a, b in zip(full, clean, strict=True)], 0),
+    ]
     share, size = (0.683, 1.0) if law == "gaussian" else (1 - math.exp(-1), math.sqrt(2))
     for values in (draw / (multiplier * bound) for draw in draws):
         assert len(set(values.round(9).tolist())) == len(values), "a number is drawn twice"
