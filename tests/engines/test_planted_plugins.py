@@ -1,4 +1,4 @@
-"""Engines that are wrong, in a folder of DPBENCH_PLUGINS: discovery finds them there, and each fails the checks of all engines."""
+"""Engines that are wrong, in a folder of DPBENCH_PLUGINS: discovery finds them, and each fails the checks of all engines."""
 
 from __future__ import annotations
 
