@@ -22,6 +22,7 @@ def test_the_verbs_are_these():
         "doctor",
         "long",
         "plot",
+        "plugins",
         "record",
         "report",
         "run",
