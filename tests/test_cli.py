@@ -23,6 +23,7 @@ def test_the_verbs_are_these():
         "doctor",
         "long",
         "plot",
+        "plugins",
         "record",
         "report",
         "run",
