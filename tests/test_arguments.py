@@ -34,7 +34,7 @@ def test_the_nearest_name_is_in_the_hint_whatever_its_case(written):
 
 @pytest.mark.parametrize("value", [*NO_NUMBERS, 2.0, 2.5, math.nan, Fraction(5, 2), np.float64(3), np.bool_(True)])
 def test_what_is_no_whole_number_is_named(value):
-    with pytest.raises(DpbenchError, match="steps .* is not a whole number"):
+    with pytest.raises(DpbenchError, match=r"steps .* is not a whole number"):
         whole_number(value, "steps")
 
 
@@ -55,13 +55,13 @@ def test_numpy_integers_become_ints():
 
 @pytest.mark.parametrize("value", [*NO_NUMBERS, math.nan, math.inf, -math.inf, np.float64("nan"), -1.0, 0])
 def test_what_is_no_positive_number_is_named(value):
-    with pytest.raises(DpbenchError, match="bound .* is not a positive number"):
+    with pytest.raises(DpbenchError, match=r"bound .* is not a positive number"):
         finite_number(value, "bound", above=0)
 
 
 @pytest.mark.parametrize("value", [*NO_NUMBERS, math.nan, math.inf, 0, 1, -1e-300, 1.0000001])
 def test_what_does_not_lie_between_is_named(value):
-    with pytest.raises(DpbenchError, match="delta .* is not between 0 and 1"):
+    with pytest.raises(DpbenchError, match=r"delta .* is not between 0 and 1"):
         between(value, "delta", 0, 1)
 
 

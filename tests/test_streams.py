@@ -16,7 +16,7 @@ from dpbench.engines.noise import STREAMS, Noise
 from dpbench.mechanism import Clipping, Mechanism, Sampling
 from dpbench.streams import LARGEST_NUMBER, LARGEST_SEED, Role, key_of, sequence
 
-SEEDS = [0, 1, 2, 3, 4, 5, 2**32 - 1, 2**32, 2**32 + 1, *(seed + (role << 32) for seed in (0, 3) for role in Role), 2**40, 2**52 + 3]
+SEEDS = sorted({0, 1, 2, 3, 4, 5, 2**32 - 1, 2**32, *(s + (role << 32) for s in (0, 1, 3) for role in Role), 2**40, 2**52 + 3})
 SMALL = [0, 1, 2, 3, 4, 5, 6, 7]
 PARTS = [*range(STREAMS + 3), 16, 17, 18]
 
@@ -44,7 +44,9 @@ def test_all_streams_in_use_are_pairwise_apart():
 
 
 numbers = st.integers(0, LARGEST_NUMBER)
-seeds = st.one_of(st.integers(0, 9), st.integers(0, LARGEST_SEED), st.builds(lambda a, b: a + (b << 32), numbers, st.integers(0, 300)))
+seeds = st.one_of(
+    st.integers(0, 9), st.integers(0, LARGEST_SEED), st.builds(lambda a, b: a + (b << 32), numbers, st.integers(0, 300))
+)
 streams = st.one_of(
     st.tuples(seeds, st.sampled_from([Role.SAMPLING, Role.SHUFFLING]), numbers),
     st.tuples(seeds, st.sampled_from([Role.NOISE, Role.DIRECTIONS]), numbers, numbers),
@@ -65,12 +67,16 @@ def test_rank_0_draws_what_a_process_alone_draws(seed, part):
 @given(st.integers(0, 2**32 - 1), numbers, numbers)
 def test_streams_of_small_seeds_are_those_of_committed_records(seed, part, step):
     """Plain lists of words, as numpy takes them: changing this changes every recorded number."""
-    assert (sequence(seed, Role.SAMPLING, step).generate_state(8) == np.random.SeedSequence([seed, 1, step]).generate_state(8)).all()
+    assert (
+        sequence(seed, Role.SAMPLING, step).generate_state(8) == np.random.SeedSequence([seed, 1, step]).generate_state(8)
+    ).all()
     words = np.random.SeedSequence([seed, 4, part, step]).generate_state(4, np.uint32)
     assert key_of(seed, Role.DIRECTIONS, part, step) == words.astype("<u4").tobytes()
 
 
-@pytest.mark.parametrize("stream", [(0, 9, 1), (0, 1, 1, 1), (0, 4, 1), (0, 3, 1, 2, 3), (-1, 1, 0), (2**60, 1, 0), (0, 1, 2**32)])
+@pytest.mark.parametrize(
+    "stream", [(0, 9, 1), (0, 1, 1, 1), (0, 4, 1), (0, 3, 1, 2, 3), (-1, 1, 0), (2**60, 1, 0), (0, 1, 2**32)]
+)
 def test_what_is_no_stream_is_a_fault_of_the_caller(stream):
     with pytest.raises((ValueError, IndexError)):
         key_of(*stream)

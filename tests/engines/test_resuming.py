@@ -94,7 +94,13 @@ from dpbench import engines
 from dpbench.mechanism import Clipping, Mechanism, Sampling
 from dpbench.sampling import batches
 torch.manual_seed(0)
-model = torch.nn.ModuleList([torch.nn.Linear(3, 2), torch.nn.Linear(3, 2).double()])
+class Mixed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.narrow, self.wide = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2).double()
+    def forward(self, x):
+        return self.narrow(x).square().sum(1) + self.wide(x.double()).square().sum(1).float()
+model = Mixed()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 plan = Mechanism(Sampling("poisson", 8, 4.0), 6, Clipping("abadi", "per_layer"), 1.0, seed=5)
 handle = engines.attach("loop", model, optimizer, plan)
@@ -107,7 +113,7 @@ for number, drawn in enumerate(batches(plan, start={first}), {first}):
     if number == {last}:
         break
     if len(drawn):
-        handle.backward(lambda m, b: m[0](b).square().sum(1) + m[1](b.double()).square().sum(1).float(), x[drawn])
+        handle.backward(lambda model, batch: model(batch), x[drawn])
     optimizer.step()
     optimizer.zero_grad()
 torch.save([handle.state_dict(), model.state_dict()], {save!r})
