@@ -214,14 +214,14 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, relatio
                 "take fewer steps, smaller batches, a larger delta, or a larger epsilon",
             )
         high = min(high * (1.2 if tried < 10 else 2.0), MOST_NOISE)
-    low = high * 0.8
-    while low >= LEAST_NOISE and within(low, target):
-        low, high = low * 0.8, low
-    if low < LEAST_NOISE:
-        raise DpbenchError(
-            f"epsilon {target:g} {setting} is spent by no noise multiplier from {LEAST_NOISE:g} on: less protects nothing",
-            "take a smaller epsilon",
-        )
+    low = max(high * 0.8, LEAST_NOISE)
+    while within(low, target):
+        if low <= LEAST_NOISE:
+            raise DpbenchError(
+                f"epsilon {target:g} {setting} is spent by no noise multiplier from {LEAST_NOISE:g} on: less protects nothing",
+                "take a smaller epsilon",
+            )
+        low, high = max(low * 0.8, LEAST_NOISE), low
     return _halved(within, low, high, target, setting)
 
 
