@@ -264,7 +264,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     teacher = {}
     if settings.teacher is not None:
         record = read_record(context.parents["teacher"] / NAME)
-        spent = () if settings.clipping is None else (release_in(record.mechanism),)
+        spent = () if settings.clipping is None else (release_in(record.mechanism, settings.relation),)
         teacher = {"teacher_run": record.run, "teacher_curve": record.facts["curve"]}
     plan = settings.plan(task.rows, len(task), context.seed, spent)
     own = plan.own if isinstance(plan, Composition) else plan
