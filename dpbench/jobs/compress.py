@@ -265,7 +265,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     teacher = {}
     if settings.teacher is not None:
         record = context.parent("teacher")
-        spent = () if settings.clipping is None else (release_in(record.mechanism),)
+        spent = () if settings.clipping is None else (release_in(record.mechanism, settings.relation),)
         teacher = {"teacher_run": record.run, "teacher_curve": record.facts.get("curve", [])}
     plan = settings.plan(task.rows, len(task), context.seed, spent)
     own = plan.own if isinstance(plan, Composition) else plan
