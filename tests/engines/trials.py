@@ -1,0 +1,318 @@
+"""One random model under one method: right, refused, or wrong and why."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import oracle
+import torch
+from grammar import Sample
+from torch import Tensor, nn
+
+from dpbench import engines, plugins
+from dpbench.errors import DpbenchError
+from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.zeroth.directions import Directions
+from dpbench.zeroth.trainer import ZerothOrder
+
+GAMMA, EXPECTED, RATE, PERTURBATION = 0.01, 4.0, 0.1, 1e-3
+EXACT = 1e-9
+"""Relative distance allowed in fp64. In fp32 it is what the oracle itself loses there, times `SLACK`, or `SINGLE`."""
+SINGLE, SLACK = 1e-5, 20.0
+PEERS_ADD = 2e-5
+"""Opacus adds 1e-6 to the norm that it divides by."""
+
+Attach = Callable[[nn.Module, torch.optim.Optimizer, Mechanism], Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """verdict: right, refused or wrong; why: empty for right."""
+
+    verdict: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An engine under a scope and a function."""
+
+    engine: str
+    scope: str
+    function: str
+
+    @property
+    def peer(self) -> bool:
+        return "package" in plugins.get("engine", self.engine).extra
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism) -> Any:
+        return engines.attach(self.engine, model, optimizer, mechanism)
+
+
+def methods(peers: bool = True) -> Iterator[tuple[str, str]]:
+    """(engine, scope) of every private engine that can run here, found by discovery."""
+    for name, plugin in plugins.discover("engine").items():
+        if plugin.extra["private"] and plugin.missing is None and (peers or "package" not in plugin.extra):
+            for scope in plugin.extra["scopes"]:
+                yield name, scope
+
+
+def functions_of(engine: str) -> list[str]:
+    """Clipping functions that an engine does: Abadi's first."""
+    able = plugins.get("engine", engine).load().Engine.functions or plugins.discover("function")
+    return sorted(able)
+
+
+def mechanism_of(sample: Sample, scope: str, function: str) -> Mechanism:
+    """Without noise, at a bound that bites."""
+    layers = len(oracle.by_layer(sample.build(torch.float64).model))
+    devices = min(2, layers) if "devices" in plugins.get("scope", scope).extra.get("needs", ()) else None
+    clipping = Clipping(function, scope, oracle.typical_norm(sample), GAMMA, devices=devices)
+    return Mechanism(Sampling("poisson", 100, EXPECTED), 10, clipping, 0.0)
+
+
+@dataclass
+class Released:
+    """The sum of one logical step, by name, and what it was bounded by."""
+
+    sums: dict[str, Tensor]
+    losses: Tensor
+    groups: list[list[str]]
+    bounds: list[float]
+    sensitivity: float
+
+
+class Wrong(Exception):
+    """Not right and not refused."""
+
+
+def release(sample: Sample, attach: Attach, plan: Mechanism, dtype: torch.dtype, pieces: Sequence[Sequence[int]]) -> Released:
+    """One step on a model made anew.
+
+    Raises:
+        DpbenchError: the method refuses.
+        Wrong: another error, or the model is not left as it was.
+    """
+    built = sample.build(dtype)
+    model, tensors = built.model, oracle.trained(built.model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(tensors.values(), lr=RATE)
+    handle = attach(model, optimizer, plan)
+    losses = [handle.backward(built.losses, built.batch(piece)).detach().double() for piece in pieces]
+    for name, value in model.state_dict().items():
+        if not torch.equal(value.nan_to_num(), before[name].nan_to_num()):
+            raise Wrong(f"wrote {name} into the model before anything was released")
+    if left := [name for name, p in model.named_parameters() if p.grad is not None]:
+        raise Wrong(f"left a gradient on {left[0]} before the step")
+    optimizer.step()
+    sums = {name: torch.zeros_like(p) if p.grad is None else p.grad * EXPECTED for name, p in tensors.items()}
+    groups = _groups(handle, tensors)
+    released = Released(sums, torch.cat([*losses, torch.zeros(0)]), groups, list(handle.bounds), handle.sensitivity)
+    handle.detach()
+    return released
+
+
+def _groups(handle: Any, tensors: dict[str, nn.Parameter]) -> list[list[str]]:
+    """Names of the trained tensors in each group of an engine."""
+    if handle.layout is None:
+        return [list(tensors)]
+    first = {id(p): name for name, p in tensors.items()}
+    found: list[set[str]] = [set() for _ in handle.bounds]
+    for cluster in handle.layout.clusters:
+        for layer in cluster.layers:
+            found[cluster.group] |= {first[id(p)] for p in layer.parameters.values()}
+    return [sorted(names) for names in found]
+
+
+def check(sample: Sample, attach: Attach, plan: Mechanism, dtype: torch.dtype = torch.float64, peer: bool = False) -> Outcome:
+    """Hold one step to the oracle."""
+    assert plan.clipping is not None
+    try:
+        released = _quietly(lambda: release(sample, attach, plan, dtype, sample.pieces))
+    except DpbenchError as refusal:
+        return _refused(refusal)
+    except Wrong as wrong:
+        return Outcome("wrong", str(wrong))
+    except Exception as error:
+        return Outcome("wrong", f"raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    if why := _wrong_groups(sample, released, plan):
+        return Outcome("wrong", why)
+    order = [i for piece in sample.pieces for i in piece]
+    every = oracle.examples(sample)
+    clipping = plan.clipping
+    wanted = oracle.bounded_sum([every[i] for i in order], released.groups, released.bounds, clipping.function, GAMMA)
+    apart = oracle.distance(released.sums, wanted)
+    allowed = PEERS_ADD if peer else EXACT if dtype == torch.float64 else _allowed_in_single(sample, released, clipping.function)
+    if not apart <= allowed:
+        return Outcome("wrong", f"sum is off by {apart:.1e}")
+    return Outcome("right")
+
+
+def _refused(refusal: DpbenchError) -> Outcome:
+    if len(refusal.what) < 10 or not refusal.way_out:
+        return Outcome("wrong", f"a refusal that does not help: {refusal}")
+    return Outcome("refused", refusal.what)
+
+
+def _quietly(call: Callable[[], Any]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return call()
+
+
+def _wrong_groups(sample: Sample, released: Released, plan: Mechanism) -> str:
+    """What is wrong with an engine's groups, by rules of our own: each tensor in one, no module cut, bounds that add up."""
+    model = sample.build(torch.float64).model
+    names = sorted(oracle.trained(model))
+    if sorted(name for group in released.groups for name in group) != names:
+        return "groups are not a partition of the trained tensors"
+    length = math.hypot(*released.bounds)
+    assert plan.clipping is not None
+    if not math.isclose(length, released.sensitivity, rel_tol=1e-9) or length > plan.clipping.bound * (1 + 1e-9):
+        return f"bounds of length {length:.3g}, sensitivity {released.sensitivity:.3g}, clipping bound {plan.clipping.bound:.3g}"
+    groups = [set(group) for group in released.groups]
+    scope = plan.clipping.scope
+    units = [{name} for name in names] if scope == "per_tensor" else oracle.by_layer(model)
+    if not all(any(unit <= group for group in groups) for unit in units):
+        return f"a layer is cut by {scope} groups"
+    if scope == "flat" and len(groups) != 1:
+        return f"flat clipping in {len(groups)} groups"
+    return ""
+
+
+def _allowed_in_single(sample: Sample, released: Released, function: str) -> float:
+    """What plain autograd loses in fp32 on this model, with room."""
+    lists = [oracle.examples(sample, dtype) for dtype in (torch.float32, torch.float64)]
+    sums = [oracle.bounded_sum(one, released.groups, released.bounds, function, GAMMA) for one in lists]
+    return max(SINGLE, SLACK * oracle.distance(*sums))
+
+
+def moves_too_far(sample: Sample, attach: Attach, plan: Mechanism) -> str:
+    """Whether one example more or less moves the sum by more than the sensitivity; empty where not, or where it is refused."""
+    order = [i for piece in sample.pieces for i in piece]
+    without = [i for i in order if i != order[-1]]
+    try:
+        every = _quietly(lambda: release(sample, attach, plan, torch.float64, [order]))
+        fewer = _quietly(lambda: release(sample, attach, plan, torch.float64, [without] if without else []))
+    except DpbenchError:
+        return ""
+    except Exception as error:
+        return f"remove one: raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    moved = math.sqrt(sum(float((every.sums[n] - fewer.sums[n]).square().sum()) for n in every.sums))
+    if not moved <= every.sensitivity * (1 + 1e-9):
+        return f"one example moves the sum by {moved:.3g}, sensitivity {every.sensitivity:.3g}"
+    return ""
+
+
+# zeroth order
+
+
+def check_zeroth(sample: Sample, method: str, directions: str) -> Outcome:
+    """Hold one zeroth-order step to differences formed one example at a time."""
+    plugin = plugins.get("zeroth", method)
+    clipping = Clipping("abadi", "flat", 0.5 * oracle.typical_norm(sample)) if plugin.extra["private"] else None
+    plan = Mechanism(Sampling("poisson", 100, EXPECTED), 10, clipping, 0.0, noise=plugin.extra["noise"] or "gaussian", seed=sample.seed)
+    built = sample.build(torch.float64)
+    before = {name: value.clone() for name, value in built.model.state_dict().items()}
+    tensors = oracle.trained(built.model)
+    batches = [built.batch(piece) for piece in sample.pieces]
+
+    def step() -> None:
+        ZerothOrder(method, built.model, plan, RATE, PERTURBATION, directions).step(built.losses, batches)  # type: ignore[arg-type]
+
+    try:
+        _quietly(step)
+    except DpbenchError as refusal:
+        return _refused(refusal)
+    except Exception as error:
+        return Outcome("wrong", f"raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    for name, value in built.model.state_dict().items():
+        if name not in _every_name(built.model, tensors) and not torch.equal(value.nan_to_num(), before[name].nan_to_num()):
+            return Outcome("wrong", f"wrote {name} into the model without noise")
+    wanted, scale = _zeroth_move(sample, plan, plugin, directions)
+    moved = {name: p.detach() - before[name] for name, p in tensors.items()}
+    apart = math.sqrt(sum(float((moved[n] - w).square().sum()) for n, w in wanted.items()))
+    if not apart <= 1e-9 * scale:
+        return Outcome("wrong", f"weights are off by {apart / scale:.1e} of the largest move allowed")
+    return Outcome("right")
+
+
+def _every_name(model: nn.Module, tensors: dict[str, nn.Parameter]) -> set[str]:
+    """All names of the trained tensors, of tied ones too."""
+    kept = {id(p) for p in tensors.values()}
+    return {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in kept}
+
+
+def _zeroth_move(
+    sample: Sample, plan: Mechanism, plugin: plugins.Plugin, directions: str
+) -> tuple[dict[str, Tensor], float]:
+    """(the update of each tensor, the length that rounding is measured by)."""
+    shapes = oracle.trained(sample.build(torch.float64).model)
+    u = {name: torch.zeros_like(p) for name, p in shapes.items()}
+    Directions(list(u.values()), plan.seed, directions).add_(0, 1.0)  # type: ignore[arg-type]
+    length = math.sqrt(sum(float(value.square().sum()) for value in u.values()))
+    slope, largest = 0.0, 1.0
+    for index in (i for piece in sample.pieces for i in piece):
+        above, below = (_loss_at(sample, index, u, sign * PERTURBATION) for sign in (1, -1))
+        derivative = (above - below) / (2 * PERTURBATION)
+        if not math.isfinite(derivative):
+            continue
+        largest = max(largest, abs(above) / PERTURBATION)
+        if plan.clipping is not None:
+            bound = plan.clipping.bound / (length if plugin.extra["clips"] == "vector" else 1.0)
+            derivative = max(-bound, min(bound, derivative))
+        slope += derivative / EXPECTED
+    return {name: -RATE * slope * value for name, value in u.items()}, largest * length
+
+
+def _loss_at(sample: Sample, index: int, u: dict[str, Tensor], scale: float) -> float:
+    built = sample.build(torch.float64)
+    with torch.no_grad():
+        for name, p in oracle.trained(built.model).items():
+            p.add_(u[name], alpha=scale)
+        return float(built.losses(built.model, built.batch([index])))
+
+
+# a whole sample
+
+
+def trials(sample: Sample, all_of_them: bool, peers: bool = True) -> Iterator[tuple[str, Outcome]]:
+    """(method in words, outcome). all_of_them: every scope and function of every engine, else some that the seed chooses."""
+    rng = random.Random(f"{sample.seed} methods")
+    by_engine: dict[str, list[str]] = {}
+    for engine, scope in methods(peers):
+        by_engine.setdefault(engine, []).append(scope)
+    removed = rng.choice([e for e in by_engine if "package" not in plugins.get("engine", e).extra])
+    for engine, scopes in by_engine.items():
+        for scope in scopes if all_of_them else dict.fromkeys([scopes[0], rng.choice(scopes)]):
+            able = functions_of(engine)
+            automatic = [f for f in able if f != "abadi" and not (f == "auto_v" and _has_lost_directions(sample))]
+            chosen = ["abadi", *rng.sample(automatic, min(1, len(automatic)))]
+            for function in chosen if all_of_them else [rng.choice(chosen)]:
+                method = Method(engine, scope, function)
+                plan = mechanism_of(sample, scope, function)
+                dtype = torch.float32 if rng.random() < 0.2 else torch.float64
+                outcome = check(sample, method.attach, plan, dtype, method.peer)
+                if outcome.verdict == "right" and (all_of_them or engine == removed) and not method.peer:
+                    why = moves_too_far(sample, method.attach, plan)
+                    outcome = Outcome("wrong", why) if why else outcome
+                yield f"{engine} {scope} {function} {str(dtype)[6:]}", outcome
+    zeroth = [name for name, plugin in plugins.discover("zeroth").items() if all_of_them or plugin.extra["private"]]
+    for name in zeroth if all_of_them else [rng.choice(zeroth)]:
+        kind = rng.choice(["gaussian", "sphere"])
+        yield f"{name} {kind}", check_zeroth(sample, name, kind)
+
+
+def _has_lost_directions(sample: Sample) -> bool:
+    """Whether some layer's gradient is nothing but rounding: AUTO-V would bring that to the bound, in a direction of its own."""
+    model = sample.build(torch.float64).model
+    for gradient in oracle.examples(sample):
+        length = oracle.norm(gradient, list(gradient))
+        if any(oracle.norm(gradient, [name]) <= 1e-6 * length for name in oracle.trained(model)):
+            return True
+    return False
