@@ -24,6 +24,8 @@ GAMMA, EXPECTED, RATE, PERTURBATION = 0.01, 4.0, 0.1, 1e-3
 EXACT = 1e-9
 """Relative distance allowed in fp64. In fp32 it is what the oracle itself loses there, times `SLACK`, or `SINGLE`."""
 SINGLE, SLACK = 1e-5, 20.0
+ROUNDING = 1e-12
+"""Of a zeroth-order move in fp64, relative to what one loss over the perturbation would make."""
 PEERS_ADD = 2e-5
 """Opacus adds 1e-6 to the norm that it divides by."""
 
@@ -48,16 +50,29 @@ class Method:
 
     @property
     def peer(self) -> bool:
-        return "package" in plugins.get("engine", self.engine).extra
+        return is_peer(self.engine)
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism) -> Any:
         return engines.attach(self.engine, model, optimizer, mechanism)
 
 
-def methods(peers: bool = True) -> Iterator[tuple[str, str]]:
+def is_peer(engine: str) -> bool:
+    return "package" in plugins.get("engine", engine).extra
+
+
+def does(engine: str, sample: Sample) -> bool:
+    """Whether an engine is held to a sample: ours to all, peers to what they say they support, ordinary layers in training mode
+    that are called once and share nothing."""
+    if not is_peer(engine):
+        return True
+    ordinary = all(p.covered and p.kind in ("plain", "attention") for p in sample.parts)
+    return ordinary and sample.covered and sample.training and sample.head != "tied head"
+
+
+def methods() -> Iterator[tuple[str, str]]:
     """(engine, scope) of every private engine that can run here, found by discovery."""
     for name, plugin in plugins.discover("engine").items():
-        if plugin.extra["private"] and plugin.missing is None and (peers or "package" not in plugin.extra):
+        if plugin.extra["private"] and plugin.missing is None:
             for scope in plugin.extra["scopes"]:
                 yield name, scope
 
@@ -237,7 +252,7 @@ def check_zeroth(sample: Sample, method: str, directions: str) -> Outcome:
     wanted, scale = _zeroth_move(sample, plan, plugin, directions)
     moved = {name: p.detach() - before[name] for name, p in tensors.items()}
     apart = math.sqrt(sum(float((moved[n] - w).square().sum()) for n, w in wanted.items()))
-    if not apart <= 1e-9 * scale:
+    if not apart <= ROUNDING * scale:
         return Outcome("wrong", f"weights are off by {apart / scale:.1e} of the largest move allowed")
     return Outcome("right")
 
@@ -258,7 +273,7 @@ def _zeroth_move(
     length = math.sqrt(sum(float(value.square().sum()) for value in u.values()))
     slope, largest = 0.0, 1.0
     for index in (i for piece in sample.pieces for i in piece):
-        above, below = (_loss_at(sample, index, u, sign * PERTURBATION) for sign in (1, -1))
+        above, below = (loss_at(sample, index, u, sign * PERTURBATION) for sign in (1, -1))
         derivative = (above - below) / (2 * PERTURBATION)
         if not math.isfinite(derivative):
             continue
@@ -270,7 +285,7 @@ def _zeroth_move(
     return {name: -RATE * slope * value for name, value in u.items()}, largest * length
 
 
-def _loss_at(sample: Sample, index: int, u: dict[str, Tensor], scale: float) -> float:
+def loss_at(sample: Sample, index: int, u: dict[str, Tensor], scale: float) -> float:
     built = sample.build(torch.float64)
     with torch.no_grad():
         for name, p in oracle.trained(built.model).items():
@@ -281,17 +296,18 @@ def _loss_at(sample: Sample, index: int, u: dict[str, Tensor], scale: float) -> 
 # a whole sample
 
 
-def trials(sample: Sample, all_of_them: bool, peers: bool = True) -> Iterator[tuple[str, Outcome]]:
+def trials(sample: Sample, all_of_them: bool = False) -> Iterator[tuple[str, Outcome]]:
     """(method in words, outcome). all_of_them: every scope and function of every engine, else some that the seed chooses."""
     rng = random.Random(f"{sample.seed} methods")
     by_engine: dict[str, list[str]] = {}
-    for engine, scope in methods(peers):
-        by_engine.setdefault(engine, []).append(scope)
-    removed = rng.choice([e for e in by_engine if "package" not in plugins.get("engine", e).extra])
+    for engine, scope in methods():
+        if does(engine, sample):
+            by_engine.setdefault(engine, []).append(scope)
+    removed = rng.choice([engine for engine in by_engine if not is_peer(engine)])
     for engine, scopes in by_engine.items():
         for scope in scopes if all_of_them else dict.fromkeys([scopes[0], rng.choice(scopes)]):
             able = functions_of(engine)
-            automatic = [f for f in able if f != "abadi" and not (f == "auto_v" and _has_lost_directions(sample))]
+            automatic = [f for f in able if f != "abadi" and not (f == "auto_v" and has_lost_directions(sample))]
             chosen = ["abadi", *rng.sample(automatic, min(1, len(automatic)))]
             for function in chosen if all_of_them else [rng.choice(chosen)]:
                 method = Method(engine, scope, function)
@@ -308,7 +324,7 @@ def trials(sample: Sample, all_of_them: bool, peers: bool = True) -> Iterator[tu
         yield f"{name} {kind}", check_zeroth(sample, name, kind)
 
 
-def _has_lost_directions(sample: Sample) -> bool:
+def has_lost_directions(sample: Sample) -> bool:
     """Whether some layer's gradient is nothing but rounding: AUTO-V would bring that to the bound, in a direction of its own."""
     model = sample.build(torch.float64).model
     for gradient in oracle.examples(sample):
