@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import grammar_flows
 import torch
-from grammar_parts import PARTS, VOCABULARY, WIDTH, Draw, Part, linear
+from grammar_parts import PARTS, VOCABULARY, WIDTH, Block, Draw, Part, linear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,6 +41,8 @@ class Model(nn.Module):
         h = x if self.entry is None else self.entry(extra["ids"])
         if self.form == "wants gradients":
             h = h.detach().requires_grad_(torch.is_grad_enabled())
+        if self.form == "changes its batch":
+            h = h.sub_(0.3)
         for part in self.parts:
             h = part(h, extra)
         return h
@@ -76,6 +78,7 @@ class Sample:
     training: bool
     frozen: str
     odd: str
+    event: str
     pieces: tuple[tuple[int, ...], ...]
 
     def __str__(self) -> str:
@@ -83,9 +86,10 @@ class Sample:
         mode = "train" if self.training else "eval"
         sizes = "+".join(str(len(piece)) for piece in self.pieces)
         odd = f", example 0 {self.odd}" if self.odd != "finite" else ""
+        event = "" if self.event == "nothing" else f"; after a step {self.event}"
         return (
             f"seed {self.seed}: {self.entry} -> {parts} -> {self.head}; loss: {self.loss}; batch: {self.container}{odd}, "
-            f"{sizes} of T={self.tokens}; frozen: {self.frozen}; {mode}"
+            f"{sizes} of T={self.tokens}; frozen: {self.frozen}; {mode}{event}"
         )
 
     @property
@@ -98,6 +102,7 @@ class Sample:
             f"batch: {self.container}",
             f"frozen: {self.frozen}",
             f"odd: {self.odd}",
+            f"event: {self.event}",
         ]
 
     @property
@@ -110,6 +115,7 @@ class Sample:
             and self.loss == "plain"
             and self.container in ("dict", "tuple")
             and self.odd == "finite"
+            and self.event == "nothing"
             and all(self.pieces)
         )
 
@@ -131,6 +137,10 @@ class Sample:
             return CONTAINERS[self.container]({name: value[rows] for name, value in fields.items()})
 
         return Built(model, LOSSES[self.loss], batch)
+
+    def change(self, model: nn.Module) -> bool:
+        """Let happen to the model what happens after the first step; whether anything did."""
+        return EVENTS[self.event](model, random.Random(f"{self.seed} event"))
 
     def _model(self) -> Model:
         rng = random.Random(f"{self.seed} model")
@@ -334,6 +344,22 @@ def _same_for_all(model: Any, batch: Any) -> Tensor:
     return values.mean().expand(len(values))
 
 
+def _in_another_order(model: Any, batch: Any) -> Tensor:
+    """The losses of the examples, the last one first: value i is not example i's."""
+    return _plain(model, batch).flip(0)
+
+
+def _hardest(model: Any, batch: Any) -> Tensor:
+    """Only examples above the batch's mean count, as in mining; alone, each counts."""
+    values = _plain(model, batch)
+    return values * (values >= values.mean()).detach()
+
+
+def _over_their_mean(model: Any, batch: Any) -> Tensor:
+    values = _plain(model, batch)
+    return values / (values.detach().mean() + 1)
+
+
 LOSSES = {
     "plain": _plain,
     "with a penalty on weights": _with_penalty,
@@ -343,7 +369,93 @@ LOSSES = {
     "negatives in the batch": _negatives,
     "centred": _centred,
     "mean for all": _same_for_all,
+    "in another order": _in_another_order,
+    "hardest of the batch": _hardest,
+    "over their mean": _over_their_mean,
 }
+
+
+# events: what people do to a model after attaching
+
+
+def _layers(model: nn.Module, trained: bool | None) -> list[nn.Linear]:
+    """Ordinary linear layers of the model whose weight is trained, or is not."""
+    plain = [m for m in model.modules() if type(m) is nn.Linear and isinstance(m._parameters.get("weight"), nn.Parameter)]
+    return [m for m in plain if trained is None or m.weight.requires_grad is trained]
+
+
+def _unfreeze(model: nn.Module, rng: random.Random) -> bool:
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    if frozen:
+        rng.choice(frozen).requires_grad_(True)
+    return bool(frozen)
+
+
+def _freeze_one(model: nn.Module, rng: random.Random) -> bool:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    rng.choice(trained).requires_grad_(len(trained) < 2)
+    return len(trained) > 1
+
+
+def _replace(model: nn.Module, rng: random.Random) -> bool:
+    layers = _layers(model, True)
+    if layers:
+        layer = rng.choice(layers)
+        layer.weight = nn.Parameter(layer.weight.detach().clone())
+    return bool(layers)
+
+
+def _tie(model: nn.Module, rng: random.Random) -> bool:
+    layers = _layers(model, True)
+    pairs = [(a, b) for a in layers for b in layers if a.weight is not b.weight and a.weight.shape == b.weight.shape]
+    if pairs:
+        one, other = rng.choice(pairs)
+        one.weight = other.weight
+    return bool(pairs)
+
+
+def _add_hook(model: nn.Module, rng: random.Random) -> bool:
+    layers = _layers(model, None)
+    if layers:
+        rng.choice(layers).register_forward_hook(lambda _m, _args, out: out * 2)
+    return bool(layers)
+
+
+def _replace_forward(model: nn.Module, rng: random.Random) -> bool:
+    layers = _layers(model, None)
+    if layers:
+        layer = rng.choice(layers)
+        layer.forward = lambda x: F.linear(x, layer.weight * 0.5, layer.bias)
+    return bool(layers)
+
+
+def _add_layer(model: nn.Module, rng: random.Random) -> bool:
+    model.added = linear().to(next(model.parameters()).dtype)
+    return True
+
+
+def _use_weight_elsewhere(model: nn.Module, rng: random.Random) -> bool:
+    layers = [layer for layer in _layers(model, True) if layer.in_features == WIDTH]
+    if layers:
+        layer = rng.choice(layers)
+        model.parts.append(Block(lambda m, x, _: x * (1 + layer.weight.mean(0))))
+    return bool(layers)
+
+
+EVENTS: dict[str, Callable[[nn.Module, random.Random], bool]] = {
+    "nothing": lambda model, rng: False,
+    "a frozen tensor is trained": _unfreeze,
+    "a trained tensor is frozen": _freeze_one,
+    "a parameter is replaced": _replace,
+    "two layers are tied": _tie,
+    "a hook is added": _add_hook,
+    "a forward is replaced": _replace_forward,
+    "a layer is added": _add_layer,
+    "a weight is used elsewhere": _use_weight_elsewhere,
+    "the mode is changed": lambda model, rng: bool(model.train(not model.training)),
+}
+REFUSED_EVENTS = ("a parameter is replaced", "two layers are tied")
+"""What is stepped on is then no longer the model's: there is no right answer."""
 
 ODD = ("has weight 0", "has a NaN weight", "has an infinite input")
 
@@ -361,13 +473,22 @@ def draw(seed: int, must: str | None = None, mild: bool = False) -> Sample:
     modes = {part.training for part in chosen if part.training is not None}
     training = modes.pop() if modes else rng.random() < 0.7
     chosen = [part for part in chosen if part.training in (None, training)]
-    entry = _weighted(rng, {"floats": 4, "embedding": 4, "frozen embedding": 1, "wants gradients": 0 if mild else 1})
+    entry = _weighted(
+        rng,
+        {
+            "floats": 4,
+            "embedding": 4,
+            "frozen embedding": 1,
+            "wants gradients": 0 if mild else 1,
+            "changes its batch": 0 if mild else 0.3,
+        },
+    )
     heads = {"class head": 4, "token head": 3, "regression": 2, "first token": 1}
     if "embedding" in entry:
         heads |= {"tied head": 2, "functional tied head": 0 if mild else 1}
     head = _weighted(rng, heads)
     strange = [name for name in LOSSES if name != "plain"]
-    loss = "plain" if mild or rng.random() < 0.85 else rng.choice(strange)
+    loss = "plain" if mild or entry == "changes its batch" or rng.random() < 0.85 else rng.choice(strange)
     container = rng.choice(["dict", "tuple"]) if mild or rng.random() < 0.7 else rng.choice(list(CONTAINERS))
     size, tokens = rng.choice([1, 2, 3, 4, 4, 5, 6]), rng.choice([2, 3, 4, 5])
     if not mild and rng.random() < 0.25:
@@ -375,7 +496,8 @@ def draw(seed: int, must: str | None = None, mild: bool = False) -> Sample:
     odd = "finite" if mild or size == 1 or rng.random() < 0.85 else rng.choice(ODD)
     frozen = "nothing" if rng.random() < 0.6 else rng.choice(["a part", "all but one part", "some tensors", "matrices"])
     pieces = _pieces(rng, size, empty=not mild)
-    return Sample(seed, tuple(chosen), entry, head, loss, container, size, tokens, training, frozen, odd, pieces)
+    event = "nothing" if mild or rng.random() < 0.85 else rng.choice(list(EVENTS))
+    return Sample(seed, tuple(chosen), entry, head, loss, container, size, tokens, training, frozen, odd, event, pieces)
 
 
 def _one_part(rng: random.Random, mild: bool) -> Part:
@@ -388,7 +510,7 @@ def _one_part(rng: random.Random, mild: bool) -> Part:
         return rng.choice(possible)
 
 
-def _weighted(rng: random.Random, weights: dict[str, int]) -> str:
+def _weighted(rng: random.Random, weights: dict[str, float]) -> str:
     return rng.choices(list(weights), list(weights.values()))[0]
 
 

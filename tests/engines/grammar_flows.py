@@ -41,6 +41,24 @@ def transformer_layer(d):
     return Block(lambda m, x, _: m.a(x) if first else m.a(x.transpose(0, 1)).transpose(0, 1), a=a)
 
 
+@part("attention")
+def transformer_decoder(d):
+    a = nn.TransformerDecoderLayer(WIDTH, 2, 6, dropout=0.0, batch_first=True)
+    return Block(lambda m, x, e: m.a(x, m.b(e["side"])[:, None]), a=a, b=linear())
+
+
+@part("attention", covered=True)
+def scaled_dot_product(d):
+    causal = d.coin()
+
+    def call(m, x, _):
+        q, k, v = m.qkv(x).unflatten(-1, (3, 2, 2)).unbind(2)
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=causal)
+        return x + m.o(y.transpose(1, 2).flatten(2))
+
+    return Block(call, qkv=linear(WIDTH, 3 * WIDTH), o=linear())
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, dim: int = -1) -> Tensor:
     return torch.softmax(q @ k.mT / WIDTH**0.5, dim) @ v
 
@@ -132,6 +150,73 @@ def sequence_first(d):
 
 
 @part("layout")
+def ids_sequence_first(d):
+    return Block(lambda m, x, e: x + m.a(e["ids"].T).transpose(0, 1), a=nn.Embedding(VOCABULARY, WIDTH))
+
+
+@part("layout")
+def reshaped_and_not_transposed(d):
+    """[T, B, W] by `reshape`: with T = B every row holds values of one example, but not of the one of its number."""
+
+    def call(m, x, _):
+        return torch.tanh(m.a(x.reshape(x.shape[1], x.shape[0], WIDTH)).reshape(x.shape)) + m.b(x)
+
+    return Block(call, a=linear(), b=linear())
+
+
+@part("layout")
+def examples_sorted(d):
+    """By length, as before packing, and put back."""
+
+    def call(m, x, e):
+        order = e["mask"].sum(1).argsort()
+        return torch.tanh(m.a(x[order])[order.argsort()]) + m.b(x)
+
+    return Block(call, a=linear(), b=linear())
+
+
+@part("layout")
+def batch_in_the_last_dimension(d):
+    return Block(lambda m, x, _: torch.tanh(m.a(x.permute(1, 2, 0)).permute(2, 0, 1)), a=_Column())
+
+
+class _Column(nn.Module):
+    """[T, W, B] -> the same, by a weight for each of W."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = noise(WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+@part("layout", covered=True)
+def windows(d):
+    def call(m, x, _):
+        padded = F.pad(x, (0, 0, 1, 1))
+        return torch.tanh(m.a(padded.unfold(1, 3, 1).flatten(2)))
+
+    return Block(call, a=linear(3 * WIDTH, WIDTH))
+
+
+@part("layout", covered=True)
+def four_dimensions(d):
+    return Block(lambda m, x, _: torch.tanh(m.a(x[:, :, None] * x[:, None]).mean(2)), a=linear())
+
+
+@part("layout")
+def fourier(d):
+    """A weight that is read as complex numbers."""
+
+    def call(m, x, _):
+        spectrum = torch.fft.rfft(x, dim=2, norm="ortho")
+        return torch.fft.irfft(spectrum * torch.view_as_complex(m.weight), n=WIDTH, dim=2, norm="ortho")
+
+    return Block(call, weight=noise(WIDTH // 2 + 1, 2))
+
+
+@part("layout")
 def rows_folded_into_the_batch(d):
     return Block(lambda m, x, _: torch.tanh(m.a(x.flatten(0, 1))).unflatten(0, x.shape[:2]), a=linear())
 
@@ -181,9 +266,7 @@ def positions_without_batch(d):
 
 @part("layout")
 def positions_expanded(d):
-    return Block(
-        lambda m, x, _: x + m.a(torch.arange(x.shape[1]).expand(x.shape[0], -1)), a=nn.Embedding(d.tokens, WIDTH)
-    )
+    return Block(lambda m, x, _: x + m.a(torch.arange(x.shape[1]).expand(x.shape[0], -1)), a=nn.Embedding(d.tokens, WIDTH))
 
 
 @part("layout")
@@ -349,6 +432,31 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         return g @ weight.T, x.flatten(0, -2).T @ g.flatten(0, -2)
+
+
+@part("gradient flow")
+def checkpointed_with_a_weight_used_outside(d):
+    def inner(m, x):
+        return torch.tanh(m.a(x)) @ m.a.weight.T
+
+    return Block(lambda m, x, _: checkpoint(inner, m, x, use_reentrant=False), a=linear())
+
+
+@part("gradient flow", covered=True)
+def teacher(d):
+    """A frozen copy beside the layer."""
+    a = linear()
+    b = linear().requires_grad_(False)
+    b.load_state_dict(a.state_dict())
+    return Block(lambda m, x, _: m.a(x) * torch.tanh(m.b(x)), a=a, b=b)
+
+
+@part("gradient flow")
+def vector_of_all_weights(d):
+    def call(m, x, _):
+        return m.a(x) * (1 + nn.utils.parameters_to_vector(m.a.parameters()).square().mean())
+
+    return Block(call, a=linear())
 
 
 @part("gradient flow")

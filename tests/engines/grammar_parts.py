@@ -136,6 +136,17 @@ def conv2d(d):
 
 
 @part("plain", covered=True)
+def strided_convolution(d):
+    a = nn.Conv1d(WIDTH, WIDTH, 3, stride=2, padding=2, dilation=2, padding_mode=d.rng.choice(["zeros", "replicate"]))
+    return Block(lambda m, x, _: F.interpolate(torch.tanh(m.a(x.mT)), size=x.shape[1]).mT, a=a)
+
+
+@part("plain", covered=True)
+def pooled_convolution(d):
+    return Block(lambda m, x, _: x + F.adaptive_max_pool1d(m.a(x.mT), 1).mT, a=nn.Conv1d(WIDTH, WIDTH, 1))
+
+
+@part("plain", covered=True)
 def layer_norm(d):
     return Block(lambda m, x, _: m.a(x), a=nn.LayerNorm(WIDTH))
 
@@ -329,6 +340,13 @@ def called_several_times(d):
 @part("shared", covered=True)
 def called_in_two_branches(d):
     return Block(lambda m, x, _: m.a(x) * torch.sigmoid(m.a(-x)), a=linear())
+
+
+@part("shared")
+def two_parameters_over_one_memory(d):
+    a, b = linear(), linear()
+    b.weight = nn.Parameter(a.weight.data)
+    return Block(lambda m, x, _: m.b(torch.tanh(m.a(x))), a=a, b=b)
 
 
 @part("shared")

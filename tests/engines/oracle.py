@@ -19,15 +19,31 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @lru_cache(maxsize=4)
-def examples(sample: Sample, dtype: torch.dtype = torch.float64) -> list[Gradient]:
-    """Each example's own gradient, from a model made anew: what one call writes, the next must not see."""
+def values(sample: Sample) -> list[float]:
+    """Each example's own loss."""
     found = []
     for index in range(sample.size):
-        built = sample.build(torch.float32 if dtype == torch.float32 else torch.float64)
+        built = sample.build(torch.float64)
+        found.append(built.losses(built.model, built.batch([index])).item())
+    return found
+
+
+@lru_cache(maxsize=4)
+def examples(sample: Sample, dtype: torch.dtype = torch.float64, changed: bool = False) -> list[Gradient]:
+    """Each example's own gradient, from a model made anew: what one call writes, the next must not see.
+
+    Args:
+        changed: after the sample's event; the tensors are those that were trained before it.
+    """
+    found = []
+    for index in range(sample.size):
+        built = sample.build(dtype)
         tensors = trained(built.model)
+        if changed:
+            sample.change(built.model)
         value = built.losses(built.model, built.batch([index]))
         assert value.shape == (1,)
-        if value.requires_grad:
+        if value.requires_grad:  # not so where no trained tensor is reached
             value.sum().backward()
         found.append({name: _gradient(p) for name, p in tensors.items()})
     return found

@@ -65,7 +65,7 @@ def test_ordinary_models_are_refused_by_none_of_ours(first):
 def test_models_that_write_private_values_are_refused_by_all():
     names = [name for name, part in PARTS.items() if part.writes]
     for number, name in enumerate(names):
-        sample = dataclasses.replace(draw(number, must=name), pieces=((0,),))
+        sample = dataclasses.replace(draw(number, must=name), pieces=((0,),), event="nothing")
         for method, outcome in trials.trials(sample):
             assert outcome.verdict == "refused", f"{sample}\n    {method}: {outcome}"
 
@@ -193,7 +193,9 @@ def test_a_sample_is_made_again_with_the_same_numbers():
 
 def test_every_private_engine_and_method_is_tried():
     tried = {method.split()[0] for number in range(8) for method, _ in trials.trials(draw(number, mild=True))}
-    known = {n for kind in ("engine", "zeroth") for n, p in plugins.discover(kind).items() if p.extra["private"] and not p.missing}
+    known = {
+        n for kind in ("engine", "zeroth") for n, p in plugins.discover(kind).items() if p.extra["private"] and not p.missing
+    }
     assert tried >= known
 
 

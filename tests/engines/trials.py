@@ -11,7 +11,7 @@ from typing import Any
 
 import oracle
 import torch
-from grammar import Sample
+from grammar import REFUSED_EVENTS, Sample
 from torch import Tensor, nn
 
 from dpbench import engines, plugins
@@ -93,43 +93,74 @@ def mechanism_of(sample: Sample, scope: str, function: str) -> Mechanism:
 
 @dataclass
 class Released:
-    """The sum of one logical step, by name, and what it was bounded by."""
+    """The sums of two steps over the same examples, the second after the sample's event; and what they were bounded by."""
 
-    sums: dict[str, Tensor]
+    steps: list[dict[str, Tensor]]
     losses: Tensor
     groups: list[list[str]]
     bounds: list[float]
     sensitivity: float
+    changed: bool
 
 
 class Wrong(Exception):
     """Not right and not refused."""
 
 
-def release(sample: Sample, attach: Attach, plan: Mechanism, dtype: torch.dtype, pieces: Sequence[Sequence[int]]) -> Released:
-    """One step on a model made anew.
+def release(
+    sample: Sample, attach: Attach, plan: Mechanism, dtype: torch.dtype, pieces: Sequence[Sequence[int]], steps: int = 2
+) -> Released:
+    """Steps at learning rate 0 on a model made anew.
 
     Raises:
         DpbenchError: the method refuses.
-        Wrong: another error, or the model is not left as it was.
+        Wrong: the model is not left as it was.
     """
     built = sample.build(dtype)
     model, tensors = built.model, oracle.trained(built.model)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.SGD(tensors.values(), lr=RATE)
-    handle = attach(model, optimizer, plan)
-    losses = [handle.backward(built.losses, built.batch(piece)).detach().double() for piece in pieces]
+    before, traces = {name: value.clone() for name, value in model.state_dict().items()}, _traces(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    try:
+        handle = attach(model, optimizer, plan)
+    except DpbenchError:
+        if _traces(model) != traces:
+            raise Wrong("refused, and left hooks on the model") from None
+        raise
+    released, losses, changed = [], [], False
+    for step in range(steps):
+        if step:
+            changed = sample.change(model)
+        losses = [handle.backward(built.losses, built.batch(piece)).detach().double() for piece in pieces]
+        _must_be_as_it_was(model, before)
+        optimizer.step()
+        stray = [name for name, p in model.named_parameters() if p.grad is not None and id(p) not in map(id, tensors.values())]
+        if stray:
+            raise Wrong(f"steps on {stray[0]}, which was not trained when it was attached")
+        if changed and sample.event in REFUSED_EVENTS:
+            raise Wrong(f"goes on although {sample.event}")
+        released.append({name: torch.zeros_like(p) if p.grad is None else p.grad * EXPECTED for name, p in tensors.items()})
+        optimizer.zero_grad()
+    groups = _groups(handle, tensors)
+    result = Released(released, torch.cat([*losses, torch.zeros(0)]), groups, list(handle.bounds), handle.sensitivity, changed)
+    handle.detach()
+    if not changed and _traces(model) != traces:
+        raise Wrong("left hooks on the model, or other flags, after detaching")
+    return result
+
+
+def _traces(model: nn.Module) -> list[tuple[Any, ...]]:
+    """Hooks, modes and what is trained, module by module."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    modules = [(*(len(getattr(m, kind)) for kind in hooks), m.training) for m in model.modules()]
+    return [*modules, *((p.requires_grad, len(p._backward_hooks or ())) for p in model.parameters())]
+
+
+def _must_be_as_it_was(model: nn.Module, before: dict[str, Tensor]) -> None:
     for name, value in model.state_dict().items():
-        if not torch.equal(value.nan_to_num(), before[name].nan_to_num()):
+        if name in before and not torch.equal(value.nan_to_num(), before[name].nan_to_num()):
             raise Wrong(f"wrote {name} into the model before anything was released")
     if left := [name for name, p in model.named_parameters() if p.grad is not None]:
         raise Wrong(f"left a gradient on {left[0]} before the step")
-    optimizer.step()
-    sums = {name: torch.zeros_like(p) if p.grad is None else p.grad * EXPECTED for name, p in tensors.items()}
-    groups = _groups(handle, tensors)
-    released = Released(sums, torch.cat([*losses, torch.zeros(0)]), groups, list(handle.bounds), handle.sensitivity)
-    handle.detach()
-    return released
 
 
 def _groups(handle: Any, tensors: dict[str, nn.Parameter]) -> list[list[str]]:
@@ -158,14 +189,25 @@ def check(sample: Sample, attach: Attach, plan: Mechanism, dtype: torch.dtype = 
     if why := _wrong_groups(sample, released, plan):
         return Outcome("wrong", why)
     order = [i for piece in sample.pieces for i in piece]
-    every = oracle.examples(sample)
-    clipping = plan.clipping
-    wanted = oracle.bounded_sum([every[i] for i in order], released.groups, released.bounds, clipping.function, GAMMA)
-    apart = oracle.distance(released.sums, wanted)
-    allowed = PEERS_ADD if peer else EXACT if dtype == torch.float64 else _allowed_in_single(sample, released, clipping.function)
-    if not apart <= allowed:
-        return Outcome("wrong", f"sum is off by {apart:.1e}")
+    for number, sums in enumerate(released.steps):
+        changed = bool(number) and released.changed
+        every = oracle.examples(sample, changed=changed)
+        chosen = [every[i] for i in order]
+        wanted = oracle.bounded_sum(chosen, released.groups, released.bounds, plan.clipping.function, GAMMA)
+        apart = oracle.distance(sums, wanted)
+        single = dtype == torch.float32
+        allowed = PEERS_ADD if peer else _allowed_in_single(sample, released, plan, changed) if single else EXACT
+        if not apart <= allowed:
+            which = "" if not number else f", after a step and {sample.event}"
+            return Outcome("wrong", f"sum is off by {apart:.1e}{which}")
+    if not released.changed and not _same_losses(released.losses, [oracle.values(sample)[i] for i in order], dtype):
+        return Outcome("wrong", "the losses that it returns are not the examples'")
     return Outcome("right")
+
+
+def _same_losses(found: Tensor, wanted: list[float], dtype: torch.dtype) -> bool:
+    close = 1e-9 if dtype == torch.float64 else 1e-3
+    return torch.allclose(found.double(), torch.tensor(wanted, dtype=torch.float64), close, close, equal_nan=True)
 
 
 def _refused(refusal: DpbenchError) -> Outcome:
@@ -200,10 +242,11 @@ def _wrong_groups(sample: Sample, released: Released, plan: Mechanism) -> str:
     return ""
 
 
-def _allowed_in_single(sample: Sample, released: Released, function: str) -> float:
+def _allowed_in_single(sample: Sample, released: Released, plan: Mechanism, changed: bool) -> float:
     """What plain autograd loses in fp32 on this model, with room."""
-    lists = [oracle.examples(sample, dtype) for dtype in (torch.float32, torch.float64)]
-    sums = [oracle.bounded_sum(one, released.groups, released.bounds, function, GAMMA) for one in lists]
+    assert plan.clipping is not None
+    lists = [oracle.examples(sample, dtype, changed) for dtype in (torch.float32, torch.float64)]
+    sums = [oracle.bounded_sum(one, released.groups, released.bounds, plan.clipping.function, GAMMA) for one in lists]
     return max(SINGLE, SLACK * oracle.distance(*sums))
 
 
@@ -212,13 +255,13 @@ def moves_too_far(sample: Sample, attach: Attach, plan: Mechanism) -> str:
     order = [i for piece in sample.pieces for i in piece]
     without = [i for i in order if i != order[-1]]
     try:
-        every = _quietly(lambda: release(sample, attach, plan, torch.float64, [order]))
-        fewer = _quietly(lambda: release(sample, attach, plan, torch.float64, [without] if without else []))
+        every = _quietly(lambda: release(sample, attach, plan, torch.float64, [order], 1))
+        fewer = _quietly(lambda: release(sample, attach, plan, torch.float64, [without] if without else [], 1))
     except DpbenchError:
         return ""
     except Exception as error:
         return f"remove one: raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    moved = math.sqrt(sum(float((every.sums[n] - fewer.sums[n]).square().sum()) for n in every.sums))
+    moved = math.sqrt(sum(float((every.steps[0][n] - fewer.steps[0][n]).square().sum()) for n in every.steps[0]))
     if not moved <= every.sensitivity * (1 + 1e-9):
         return f"one example moves the sum by {moved:.3g}, sensitivity {every.sensitivity:.3g}"
     return ""
@@ -231,7 +274,9 @@ def check_zeroth(sample: Sample, method: str, directions: str) -> Outcome:
     """Hold one zeroth-order step to differences formed one example at a time."""
     plugin = plugins.get("zeroth", method)
     clipping = Clipping("abadi", "flat", 0.5 * oracle.typical_norm(sample)) if plugin.extra["private"] else None
-    plan = Mechanism(Sampling("poisson", 100, EXPECTED), 10, clipping, 0.0, noise=plugin.extra["noise"] or "gaussian", seed=sample.seed)
+    plan = Mechanism(
+        Sampling("poisson", 100, EXPECTED), 10, clipping, 0.0, noise=plugin.extra["noise"] or "gaussian", seed=sample.seed
+    )
     built = sample.build(torch.float64)
     before = {name: value.clone() for name, value in built.model.state_dict().items()}
     tensors = oracle.trained(built.model)
@@ -263,9 +308,7 @@ def _every_name(model: nn.Module, tensors: dict[str, nn.Parameter]) -> set[str]:
     return {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in kept}
 
 
-def _zeroth_move(
-    sample: Sample, plan: Mechanism, plugin: plugins.Plugin, directions: str
-) -> tuple[dict[str, Tensor], float]:
+def _zeroth_move(sample: Sample, plan: Mechanism, plugin: plugins.Plugin, directions: str) -> tuple[dict[str, Tensor], float]:
     """(the update of each tensor, the length that rounding is measured by)."""
     shapes = oracle.trained(sample.build(torch.float64).model)
     u = {name: torch.zeros_like(p) for name, p in shapes.items()}
