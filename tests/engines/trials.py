@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import warnings
@@ -47,10 +48,6 @@ class Method:
     engine: str
     scope: str
     function: str
-
-    @property
-    def peer(self) -> bool:
-        return is_peer(self.engine)
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism) -> Any:
         return engines.attach(self.engine, model, optimizer, mechanism)
@@ -341,6 +338,16 @@ def loss_at(sample: Sample, index: int, u: dict[str, Tensor], scale: float) -> f
 
 def trials(sample: Sample, all_of_them: bool = False) -> Iterator[tuple[str, Outcome]]:
     """(method in words, outcome). all_of_them: every scope and function of every engine, else some that the seed chooses."""
+    for name, trial in _trials(sample, all_of_them):
+        yield name, trial()
+
+
+def names(sample: Sample) -> list[str]:
+    """The methods of `trials`, untried."""
+    return [name for name, _ in _trials(sample, False)]
+
+
+def _trials(sample: Sample, all_of_them: bool) -> Iterator[tuple[str, Callable[[], Outcome]]]:
     rng = random.Random(f"{sample.seed} methods")
     by_engine: dict[str, list[str]] = {}
     for engine, scope in methods():
@@ -348,23 +355,25 @@ def trials(sample: Sample, all_of_them: bool = False) -> Iterator[tuple[str, Out
             by_engine.setdefault(engine, []).append(scope)
     removed = rng.choice([engine for engine in by_engine if not is_peer(engine)])
     for engine, scopes in by_engine.items():
+        automatic = [f for f in functions_of(engine) if f != "abadi" and not (f == "auto_v" and has_lost_directions(sample))]
         for scope in scopes if all_of_them else dict.fromkeys([scopes[0], rng.choice(scopes)]):
-            able = functions_of(engine)
-            automatic = [f for f in able if f != "abadi" and not (f == "auto_v" and has_lost_directions(sample))]
             chosen = ["abadi", *rng.sample(automatic, min(1, len(automatic)))]
             for function in chosen if all_of_them else [rng.choice(chosen)]:
-                method = Method(engine, scope, function)
-                plan = mechanism_of(sample, scope, function)
                 dtype = torch.float32 if rng.random() < 0.2 else torch.float64
-                outcome = check(sample, method.attach, plan, dtype, method.peer)
-                if outcome.verdict == "right" and (all_of_them or engine == removed) and not method.peer:
-                    why = moves_too_far(sample, method.attach, plan)
-                    outcome = Outcome("wrong", why) if why else outcome
-                yield f"{engine} {scope} {function} {str(dtype)[6:]}", outcome
+                removes = not is_peer(engine) and (all_of_them or engine == removed)
+                trial = functools.partial(_first_order, sample, Method(engine, scope, function), dtype, removes)
+                yield f"{engine} {scope} {function} {str(dtype)[6:]}", trial
     zeroth = [name for name, plugin in plugins.discover("zeroth").items() if all_of_them or plugin.extra["private"]]
     for name in zeroth if all_of_them else [rng.choice(zeroth)]:
         kind = rng.choice(["gaussian", "sphere"])
-        yield f"{name} {kind}", check_zeroth(sample, name, kind)
+        yield f"{name} {kind}", functools.partial(check_zeroth, sample, name, kind)
+
+
+def _first_order(sample: Sample, method: Method, dtype: torch.dtype, removes: bool) -> Outcome:
+    plan = mechanism_of(sample, method.scope, method.function)
+    outcome = check(sample, method.attach, plan, dtype, is_peer(method.engine))
+    why = moves_too_far(sample, method.attach, plan) if removes and outcome.verdict == "right" else ""
+    return Outcome("wrong", why) if why else outcome
 
 
 def has_lost_directions(sample: Sample) -> bool:

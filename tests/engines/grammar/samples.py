@@ -1,31 +1,21 @@
-"""Random small models: a seed -> a model, its batch, its losses, and a sentence that says what they are.
-
-    sample = draw(17)                  # what was drawn; `str(sample)` says it in words
-    built = sample.build(torch.float64)
-    built.losses(built.model, built.batch([0, 1, 2]))        # [3]
-
-`build` makes the same model with the same numbers every time, so that nothing has to be copied: a copy of a model would keep
-closures over the first one's tensors.
-"""
+"""What is drawn, and the model that it stands for."""
 
 from __future__ import annotations
 
-import dataclasses
 import random
-from collections import UserDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import grammar_flows
 import torch
-from grammar_parts import PARTS, VOCABULARY, WIDTH, Block, Draw, Part, linear
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from grammar.base import PARTS, VOCABULARY, WIDTH, Draw, Part, linear
+from grammar.batches import CONTAINERS
+from grammar.events import EVENTS
+from grammar.losses import LOSSES
 
 CLASSES = 3
-KINDS = sorted({part.kind for part in PARTS.values()})
-assert grammar_flows.__name__  # imported for its parts
 
 Batch = Callable[[Sequence[int]], Any]
 
@@ -209,254 +199,6 @@ class Sample:
         }
 
 
-# batches: the same fields in whatever people hold them
-
-
-class Named(NamedTuple):
-    x: Tensor
-    y: Tensor
-    weight: Tensor
-    mask: Tensor
-    side: Tensor
-    ids: Tensor
-    targets: Tensor
-
-
-@dataclass
-class Data:
-    x: Tensor
-    y: Tensor
-    weight: Tensor
-    mask: Tensor
-    side: Tensor
-    ids: Tensor
-    targets: Tensor
-
-
-def _encoding(fields: dict[str, Tensor]) -> Any:
-    from transformers import BatchEncoding
-
-    return BatchEncoding(fields)
-
-
-def _model_output(fields: dict[str, Tensor]) -> Any:
-    from transformers.utils import ModelOutput
-
-    return ModelOutput(fields)
-
-
-CONTAINERS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
-    "dict": dict,
-    "tuple": lambda fields: tuple(fields.values()),
-    "list": lambda fields: list(fields.values()),
-    "namedtuple": lambda fields: Named(**fields),
-    "dataclass": lambda fields: Data(**fields),
-    "dict with numbers and None": lambda fields: {"scale": 1.0, "nothing": None, **fields, "name": "words"},
-    "nested": lambda fields: {"inputs": {k: fields[k] for k in ("x", "mask", "side", "ids")}, "rest": [fields[k] for k in _REST]},
-    "UserDict": UserDict,
-    "BatchEncoding": _encoding,
-    "ModelOutput": _model_output,
-}
-_REST = ("y", "weight", "targets")
-
-
-def fields_of(batch: Any) -> dict[str, Tensor]:
-    """What `CONTAINERS` packed."""
-    if isinstance(batch, dict | UserDict) and "inputs" in batch:
-        return {**batch["inputs"], **dict(zip(_REST, batch["rest"], strict=True))}
-    if isinstance(batch, dict | UserDict):
-        return {name: batch[name] for name in Named._fields}
-    if dataclasses.is_dataclass(batch):
-        return {name: getattr(batch, name) for name in Named._fields}
-    return dict(zip(Named._fields, batch, strict=True))
-
-
-# losses
-
-
-def _of_outputs(kind: str, out: Tensor, f: dict[str, Tensor]) -> Tensor:
-    """[B]"""
-    if kind in ("token head", "tied head", "functional tied head"):
-        each = F.cross_entropy(out.mT, f["targets"], reduction="none")
-        return (each * f["mask"]).sum(1) / f["mask"].sum(1)
-    if kind == "class head":
-        return F.cross_entropy(out.mean(1), f["y"], reduction="none")
-    if kind == "first token":
-        return F.cross_entropy(out[:, 0], f["y"], reduction="none")
-    return (out.mean(1) - f["side"]).square().sum(1)
-
-
-def _called(model: Any, f: dict[str, Tensor]) -> Tensor:
-    return model(f["x"], mask=f["mask"], side=f["side"], ids=f["ids"])
-
-
-def _plain(model: Any, batch: Any) -> Tensor:
-    f = fields_of(batch)
-    return _of_outputs(model.kind_of_head, _called(model, f), f) * f["weight"]
-
-
-def _with_penalty(model: Any, batch: Any) -> Tensor:
-    """Each example pays for the weights: read outside any call."""
-    values = [p.square().sum() for p in model.parameters() if p.requires_grad]
-    return _plain(model, batch) + 0.05 * torch.stack(values).sum()
-
-
-def _parts_by_hand(model: Any, batch: Any) -> Tensor:
-    """The model's modules called one after another, the model itself never."""
-    f = fields_of(batch)
-    h = model.features(f["x"], {name: f[name] for name in ("mask", "side", "ids")})
-    if model.kind_of_head == "functional tied head":
-        h = h @ model.entry.weight.T
-    return _of_outputs(model.kind_of_head, h if model.head is None else model.head(h), f) * f["weight"]
-
-
-def _called_twice(model: Any, batch: Any) -> Tensor:
-    """Two views of each example."""
-    f = fields_of(batch)
-    other = {**f, "x": -f["x"], "ids": (f["ids"] + 1) % VOCABULARY}
-    return _plain(model, batch) + 0.5 * _of_outputs(model.kind_of_head, _called(model, other), f) * f["weight"]
-
-
-def _views_as_rows(model: Any, batch: Any) -> Tensor:
-    """Two views of each example as 2 B rows of one call."""
-    f = fields_of(batch)
-    both = {name: torch.cat([value, value]) for name, value in f.items()}
-    both["x"] = torch.cat([f["x"], -f["x"]])
-    values = _of_outputs(model.kind_of_head, _called(model, both), both) * both["weight"]
-    return values.view(2, -1).sum(0)
-
-
-def _negatives(model: Any, batch: Any) -> Tensor:
-    """Contrastive: the other examples are the negatives."""
-    f = fields_of(batch)
-    h = _called(model, f).mean(1)
-    return F.cross_entropy(h @ h.T, torch.arange(len(h)), reduction="none") * f["weight"] + _plain(model, batch)
-
-
-def _centred(model: Any, batch: Any) -> Tensor:
-    values = _plain(model, batch)
-    return values - 0.3 * values.mean()
-
-
-def _same_for_all(model: Any, batch: Any) -> Tensor:
-    """The mean, given to every example: not a loss of that example alone."""
-    values = _plain(model, batch)
-    return values.mean().expand(len(values))
-
-
-def _in_another_order(model: Any, batch: Any) -> Tensor:
-    """The losses of the examples, the last one first: value i is not example i's."""
-    return _plain(model, batch).flip(0)
-
-
-def _hardest(model: Any, batch: Any) -> Tensor:
-    """Only examples above the batch's mean count, as in mining; alone, each counts."""
-    values = _plain(model, batch)
-    return values * (values >= values.mean()).detach()
-
-
-def _over_their_mean(model: Any, batch: Any) -> Tensor:
-    values = _plain(model, batch)
-    return values / (values.detach().mean() + 1)
-
-
-LOSSES = {
-    "plain": _plain,
-    "with a penalty on weights": _with_penalty,
-    "parts called by hand": _parts_by_hand,
-    "model called twice": _called_twice,
-    "views as rows": _views_as_rows,
-    "negatives in the batch": _negatives,
-    "centred": _centred,
-    "mean for all": _same_for_all,
-    "in another order": _in_another_order,
-    "hardest of the batch": _hardest,
-    "over their mean": _over_their_mean,
-}
-
-
-# events: what people do to a model after attaching
-
-
-def _layers(model: nn.Module, trained: bool | None) -> list[nn.Linear]:
-    """Ordinary linear layers of the model whose weight is trained, or is not."""
-    plain = [m for m in model.modules() if type(m) is nn.Linear and isinstance(m._parameters.get("weight"), nn.Parameter)]
-    return [m for m in plain if trained is None or m.weight.requires_grad is trained]
-
-
-def _unfreeze(model: nn.Module, rng: random.Random) -> bool:
-    frozen = [p for p in model.parameters() if not p.requires_grad]
-    if frozen:
-        rng.choice(frozen).requires_grad_(True)
-    return bool(frozen)
-
-
-def _freeze_one(model: nn.Module, rng: random.Random) -> bool:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    rng.choice(trained).requires_grad_(len(trained) < 2)
-    return len(trained) > 1
-
-
-def _replace(model: nn.Module, rng: random.Random) -> bool:
-    layers = _layers(model, True)
-    if layers:
-        layer = rng.choice(layers)
-        layer.weight = nn.Parameter(layer.weight.detach().clone())
-    return bool(layers)
-
-
-def _tie(model: nn.Module, rng: random.Random) -> bool:
-    layers = _layers(model, True)
-    pairs = [(a, b) for a in layers for b in layers if a.weight is not b.weight and a.weight.shape == b.weight.shape]
-    if pairs:
-        one, other = rng.choice(pairs)
-        one.weight = other.weight
-    return bool(pairs)
-
-
-def _add_hook(model: nn.Module, rng: random.Random) -> bool:
-    layers = _layers(model, None)
-    if layers:
-        rng.choice(layers).register_forward_hook(lambda _m, _args, out: out * 2)
-    return bool(layers)
-
-
-def _replace_forward(model: nn.Module, rng: random.Random) -> bool:
-    layers = _layers(model, None)
-    if layers:
-        layer = rng.choice(layers)
-        layer.forward = lambda x: F.linear(x, layer.weight * 0.5, layer.bias)
-    return bool(layers)
-
-
-def _add_layer(model: nn.Module, rng: random.Random) -> bool:
-    model.added = linear().to(next(model.parameters()).dtype)
-    return True
-
-
-def _use_weight_elsewhere(model: nn.Module, rng: random.Random) -> bool:
-    layers = [layer for layer in _layers(model, True) if layer.in_features == WIDTH]
-    if layers:
-        layer = rng.choice(layers)
-        model.parts.append(Block(lambda m, x, _: x * (1 + layer.weight.mean(0))))
-    return bool(layers)
-
-
-EVENTS: dict[str, Callable[[nn.Module, random.Random], bool]] = {
-    "nothing": lambda model, rng: False,
-    "a frozen tensor is trained": _unfreeze,
-    "a trained tensor is frozen": _freeze_one,
-    "a parameter is replaced": _replace,
-    "two layers are tied": _tie,
-    "a hook is added": _add_hook,
-    "a forward is replaced": _replace_forward,
-    "a layer is added": _add_layer,
-    "a weight is used elsewhere": _use_weight_elsewhere,
-    "the mode is changed": lambda model, rng: bool(model.train(not model.training)),
-}
-REFUSED_EVENTS = ("a parameter is replaced", "two layers are tied")
-"""What is stepped on is then no longer the model's: there is no right answer."""
-
 ODD = ("has weight 0", "has a NaN weight", "has an infinite input")
 
 
@@ -501,7 +243,7 @@ def draw(seed: int, must: str | None = None, mild: bool = False) -> Sample:
 
 
 def _one_part(rng: random.Random, mild: bool) -> Part:
-    kinds = ["plain", "shared", "attention", "changed call"] if mild else KINDS
+    kinds = ["plain", "shared", "attention", "changed call"] if mild else sorted({p.kind for p in PARTS.values()})
     while True:
         kind = rng.choice(kinds)
         if kind == "adapter" and rng.random() < 0.5:  # peft is slow
