@@ -18,7 +18,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def values(sample: Sample) -> list[float]:
     """Each example's own loss."""
     found = []
@@ -28,7 +28,7 @@ def values(sample: Sample) -> list[float]:
     return found
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def examples(sample: Sample, dtype: torch.dtype = torch.float64, changed: bool = False) -> list[Gradient]:
     """Each example's own gradient, from a model made anew: what one call writes, the next must not see.
 

@@ -104,12 +104,28 @@ def _leave_one_out(parameters):
     parameters[-1].grad.zero_()
 
 
+def _flip_from_the_second_step() -> trials.Attach:
+    steps = []
+
+    def change(parameters):
+        steps.append(1)
+        if len(steps) > 1:
+            _flip(parameters)
+
+    return _after_the_release(change)
+
+
 def _scale_one(parameters):
     parameters[0].grad.mul_(1 + 1e-6)
 
 
 def _fail(model, optimizer, plan):
     raise ValueError("not an error of ours")
+
+
+def _leave_a_hook(model, optimizer, plan):
+    next(model.children()).register_forward_hook(lambda *_: None)
+    return engines.attach("loop", model, optimizer, plan)
 
 
 def _mumble(model, optimizer, plan):
@@ -131,6 +147,8 @@ def _keep_a_mean(model, optimizer, plan):
 
 PLANTED = {
     "sign flipped": (_after_the_release(_flip), "sum is off"),
+    "sign flipped from the second step on": (_flip_from_the_second_step(), "after a step"),
+    "hooks left behind": (_leave_a_hook, "left hooks"),
     "one tensor left out": (_after_the_release(_leave_one_out), "sum is off"),
     "one tensor scaled a little": (_after_the_release(_scale_one), "sum is off"),
     "not clipped": (_Lying, "sum is off"),
@@ -214,6 +232,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="number of the first")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--all", action="store_true", help="every scope and function, not some that the seed chooses")
+    parser.add_argument("--shrink", action="store_true", help="the smallest model on which a method is still wrong, for each")
     parser.add_argument("--verbose", action="store_true", help="every outcome, not only wrong ones")
     chosen = parser.parse_args()
     by_method: dict[str, Counter[str]] = defaultdict(Counter)
@@ -227,6 +246,8 @@ def main() -> int:
             wrong_models += any(verdict == "wrong" for _, verdict, _ in outcomes)
             if shown:
                 print(sample, *(f"    {m}: {verdict}: {why}" for m, verdict, why in shown), sep="\n", flush=True)
+            for engine in dict.fromkeys(m.split()[0] for m, verdict, _ in outcomes if chosen.shrink and verdict == "wrong"):
+                print(f"    {engine} still on {trials.shrunk(sample, engine)}", flush=True)
             for method, verdict, _ in outcomes:
                 by_method[method.split()[0]][verdict] += 1
                 for production in sample.productions:

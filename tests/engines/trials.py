@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import random
@@ -377,6 +378,35 @@ def _first_order(sample: Sample, method: Method, dtype: torch.dtype, removes: bo
     outcome = check(sample, method.attach, plan, dtype, is_peer(method.engine))
     why = moves_too_far(sample, method.attach, plan) if removes and outcome.verdict == "right" else ""
     return Outcome("wrong", why) if why else outcome
+
+
+def shrunk(sample: Sample, engine: str) -> Sample:
+    """The smallest sample on the way from `sample` on which an engine is still wrong."""
+    for smaller in _smaller(sample):
+        try:
+            still = any(name.split()[0] == engine and o.verdict == "wrong" for name, o in trials(smaller))
+        except Exception:
+            still = False
+        if still:
+            return shrunk(smaller, engine)
+    return sample
+
+
+def _smaller(sample: Sample) -> Iterator[Sample]:
+    for number in range(len(sample.parts)):
+        yield dataclasses.replace(sample, parts=sample.parts[:number] + sample.parts[number + 1 :])
+    plainest = {
+        "event": "nothing",
+        "odd": "finite",
+        "loss": "plain",
+        "container": "dict",
+        "frozen": "nothing",
+        "head": "regression",
+    }
+    everyone = tuple(range(sample.size))
+    for name, value in {**plainest, "entry": "floats", "pieces": (everyone,)}.items():
+        if getattr(sample, name) != value and not (name == "entry" and "tied" in sample.head):
+            yield dataclasses.replace(sample, **{name: value})
 
 
 def has_lost_directions(sample: Sample) -> bool:
