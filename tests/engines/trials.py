@@ -382,14 +382,19 @@ def _first_order(sample: Sample, method: Method, dtype: torch.dtype, removes: bo
 
 def shrunk(sample: Sample, engine: str) -> Sample:
     """The smallest sample on the way from `sample` on which an engine is still wrong."""
+    reasons = _wrong(sample, engine)
     for smaller in _smaller(sample):
-        try:
-            still = any(name.split()[0] == engine and o.verdict == "wrong" for name, o in trials(smaller))
-        except Exception:
-            still = False
-        if still:
+        if reasons & _wrong(smaller, engine):
             return shrunk(smaller, engine)
     return sample
+
+
+def _wrong(sample: Sample, engine: str) -> set[str]:
+    """The beginnings of what is wrong with one engine, or zeroth-order method."""
+    if not oracle.trained(sample.build(torch.float64).model):
+        return set()
+    tried = [trial() for name, trial in _trials(sample, False) if name.split()[0] == engine]
+    return {outcome.why[:20] for outcome in tried if outcome.verdict == "wrong"}
 
 
 def _smaller(sample: Sample) -> Iterator[Sample]:
