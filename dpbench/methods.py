@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from dpbench.engines.base import Losses
+    from dpbench.engines.batches import Losses
 
 INFERENCE = "inference"
 """Not a way to train: one forward pass of the batch, the floor of what any other needs."""

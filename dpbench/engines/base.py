@@ -17,16 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from dpbench import plugins
+from dpbench.engines.batches import Losses, batch_size, select, without_padding
 from dpbench.engines.exchange import Exchange, Tally
+from dpbench.engines.guard import Guard, claim, let_go, trainable_of
 from dpbench.engines.layers import Layer, Layout, check_examples_apart, lay_out
 from dpbench.engines.noise import Noise
+from dpbench.engines.probes import has_values
+from dpbench.engines.rescue import Norms, rescued
 from dpbench.engines.thresholds import Thresholds
+from dpbench.engines.writes import check_no_known_writer
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Factor, Sums
-from dpbench.mechanism import Mechanism, noise_stds, sensitivity
-
-Losses = Callable[[nn.Module, Any], Tensor]
-"""losses(model, batch) -> [B]."""
+from dpbench.mechanism import Clipping, Mechanism, noise_stds, sensitivity
 
 _WITNESS = 64  # elements of each tensor kept to see that it moved
 
@@ -48,6 +50,9 @@ class Handle:
     functions: tuple[str, ...] | None = None
     adapts = False  # does not do adaptive thresholds, unless the engine says so
     needs_layers = True
+    captures = False  # whether gradients are captured from calls of modules
+    rescues = True  # whether examples whose norm is beyond its dtype are clipped again, one by one
+    tracks_reach = False  # whether `_reached` is filled with what the losses depend on
 
     def __init__(
         self,
@@ -60,7 +65,11 @@ class Handle:
         self.model, self.optimizer, self.mechanism, self.kernels = model, optimizer, mechanism, kernels
         self._whole = whole
         self.steps = 0
-        self.trainable = _trainable(model, optimizer)
+        self.trainable = trainable_of(model, optimizer)
+        self.guard = Guard(model, optimizer, self.trainable)
+        self._reached: set[int] = set()
+        self._noted: list[Norms] | None = None  # of the physical batch at hand, while they can still be corrected
+        self._has_values = has_values(model)
         self._sums: dict[int, Tensor] = {}
         self.exchange = Exchange()
         self._tally = Tally()
@@ -78,8 +87,9 @@ class Handle:
             self._prepare_clipping()
         self.noise = Noise(mechanism, kernels=kernels)
         self._witness: dict[str, Tensor] | None = None
+        claim(optimizer, self)
         self._hooks = [
-            optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+            optimizer.register_step_pre_hook(self._step_hook),
             optimizer.register_step_post_hook(lambda *_: self._after_step()),
         ]
 
@@ -94,13 +104,17 @@ class Handle:
             able = ", ".join(n for n, plugin in plugins.discover("engine").items() if plugin.extra.get("adaptive"))
             raise DpbenchError(f"engine {self.name!r} does not do adaptive thresholds", f"these do: {able}")
         self._function = plugins.get("function", clipping.function).load()
+        check_examples_apart(self.model)
+        check_no_known_writer(self.model)
         if not self.needs_layers and clipping.scope == "flat":  # needs no layout, so any parameter is protected
-            check_examples_apart(self.model)
             self._set_bounds(["all"], [0])
             return
-        own = lay_out(self.model, clipping, self.kernels, stage=self._whole is not None)
+        own = self._lay_out(clipping)
         self.layout = layout = own if self._whole is None else self._whole(own)
         self._set_bounds(layout.labels, sorted({cluster.group for cluster in layout.clusters}))
+
+    def _lay_out(self, clipping: Clipping) -> Layout:
+        return lay_out(self.model, clipping, self.kernels, stage=self._whole is not None, capture=self.captures)
 
     def _set_bounds(self, labels: list[str], own: list[int]) -> None:
         """Bounds, sensitivity and noise of all groups, of which this process may hold a part."""
@@ -156,14 +170,40 @@ class Handle:
         Raises:
             DpbenchError: the loss is not one value an example, or a module's input does not have the batch first.
         """
-        if real is not None and not self.exchange.keeps_padding:
-            batch, real = select(batch, slice(real)), None
-            if not batch_size(batch):
+        if not self.exchange.keeps_padding:
+            if real is not None:
+                batch, real = select(batch, slice(real)), None
+            if batch_size(batch) == 0:
                 return torch.zeros(0)
         self.real = real
-        values = self._accumulate(losses if real is None else without_padding(losses, real), batch)[:real]
+        counted = losses if real is None else without_padding(losses, real)
+        if self.mechanism.clipping is None:
+            values = self._accumulate(counted, batch)[:real]
+        else:
+            self.guard.check_trained_set()
+            with self.guard.state:
+                if self._looks:
+                    self._look(losses, batch, self.guard.structure_changed())
+                self._noted = [] if self.rescues and self._looks else None
+                values = self._accumulate(counted, batch)[:real]
+                self._count_noted(losses, batch)
         self.noted(len(values))
         return values
+
+    @property
+    def _looks(self) -> bool:
+        """Whether the model can be looked at by passes of its own: in one process, and with numbers in it."""
+        return not self.exchange.keeps_padding and self._has_values
+
+    def _look(self, losses: Losses, batch: Any, changed: bool) -> None:
+        """Examine the model on a few examples before a batch is added to a sum.
+
+        Args:
+            changed: whether its structure, modes or trained tensors are others than at the last batch, as they are at the first.
+
+        Raises:
+            DpbenchError: something that breaks the guarantee, named.
+        """
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
         raise NotImplementedError
@@ -182,6 +222,7 @@ class Handle:
             hook.remove()
         self._hooks = []
         self._sums = {}
+        let_go(self.optimizer, self)
 
     # the two halves of `_accumulate`, for a pipeline; engines that say they run as stages have them
 
@@ -238,7 +279,20 @@ class Handle:
     def count(self, norms: Tensor, bounds: Tensor | float, groups: Sequence[int] | None = None) -> None:
         """Note norms [B] or [B, K] of `groups` (None: all that this process holds) for `clipped_fraction`, the non-finite guard
         and adaptive thresholds. Does not wait for the device."""
-        norms = (norms[:, None] if norms.dim() == 1 else norms)[: self.real]
+        noted = Norms((norms[:, None] if norms.dim() == 1 else norms)[: self.real], bounds, groups)
+        if self._noted is not None:
+            self._noted.append(noted)
+        else:
+            self._count(noted)
+
+    def _count_noted(self, losses: Losses, batch: Any) -> None:
+        """Count the norms of a physical batch, after those examples have been clipped again whose norms say nothing."""
+        noted, self._noted = self._noted, None
+        for norms in noted or []:
+            self._count(rescued(self, losses, batch, norms))
+
+    def _count(self, noted: Norms) -> None:
+        norms, bounds, groups = noted.norms, noted.bounds, noted.groups
         finite = torch.isfinite(norms)
         over, whole = ((norms > bounds) & finite).any(1), finite.all(1)
         self.exchange.noted(over, whole)
@@ -256,8 +310,27 @@ class Handle:
             self._tally = Tally(own.examples, own.clipped + clipped, own.non_finite + non_finite, own.finite + finite)
         return self._tally
 
+    def _step_hook(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Release the step's sum; a closure, which may call `backward`, is run before, and once."""
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first is the optimizer
+        if closure is not None:
+            with torch.enable_grad():
+                value = closure()
+            args, kwargs = (args[0], lambda: value, *args[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
+        if getattr(optimizer, "grad_scale", None) is not None:
+            raise DpbenchError(
+                "a GradScaler steps this optimizer: losses that it scales would be clipped in its units",
+                "leave the scaler out and call optimizer.step(): norms and sums are kept in float32",
+            )
+        self._before_step()
+        return args, kwargs
+
     def _before_step(self) -> None:
-        self._tally = tally = self.exchange.total(self.counted(), self.steps, self._gradient_from_outside())
+        if self.mechanism.clipping is not None:
+            self.guard.check_trained_set()
+        self._tally = tally = self.exchange.total(self.counted(), self.steps, self._fault())
         if tally.non_finite and not tally.finite:
             raise NonFiniteStep(
                 f"step {self.steps + 1}: all {tally.non_finite} examples have non-finite gradients",
@@ -268,13 +341,23 @@ class Handle:
         self._release()
         self._sums = {}
 
-    def _gradient_from_outside(self) -> DpbenchError | None:
+    def _fault(self) -> DpbenchError | None:
+        """Why nothing may be released."""
         for name, parameter in self.trainable.items():
-            if parameter.grad is not None:
-                return DpbenchError(
-                    f"{name} has a gradient from outside the engine: it would be released without noise",
-                    "call handle.backward instead of loss.backward, and optimizer.zero_grad after each step",
-                )
+            gradient = parameter.grad
+            if gradient is None or not gradient.any():  # zero after zero_grad(set_to_none=False)
+                continue
+            return DpbenchError(
+                f"{name} has a gradient from outside the engine: it would be released without noise",
+                "call handle.backward instead of loss.backward, and optimizer.zero_grad after each step",
+            )
+        if self._reached and self.tracks_reach and self.mechanism.clipping is not None:
+            for name, parameter in self.trainable.items():
+                if id(parameter) not in self._reached:
+                    return DpbenchError(
+                        f"no loss depends on {name}: it would be trained by noise alone",
+                        "freeze it (requires_grad_(False)), or see that no detach or reentrant checkpoint cuts it off",
+                    )
         return None
 
     def _release(self) -> None:
@@ -317,63 +400,3 @@ def _some_of(parameter: Tensor) -> Tensor:
     """Its first elements on this process: none, where its shard is empty."""
     local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
     return local.detach().reshape(-1)[:_WITNESS]
-
-
-def _trainable(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
-    """Name -> parameter of everything that will be trained.
-
-    Raises:
-        DpbenchError: the optimizer and the model do not have the same trainable tensors.
-    """
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    in_model = {id(p) for p in named.values()}
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
-    if stray := stepped - in_model:
-        raise DpbenchError(
-            f"the optimizer steps on {len(stray)} tensors that are not the model's", "build it from model.parameters()"
-        )
-    if idle := [name for name, p in named.items() if id(p) not in stepped]:
-        raise DpbenchError(f"{idle[0]} is trainable but not in the optimizer", "add it, or freeze it")
-    if not named:
-        raise DpbenchError("the model has no trainable parameter", "call requires_grad_(True) on what is to be trained")
-    return named
-
-
-def without_padding(losses: Losses, real: int) -> Losses:
-    """The losses with those from number `real` on at 0, so that padding has no gradient."""
-
-    def counted(model: nn.Module, batch: Any) -> Tensor:
-        values = check_losses(losses(model, batch))
-        padding = torch.arange(len(values), device=values.device) >= real
-        return values.masked_fill(padding, 0.0)
-
-    return counted
-
-
-def check_losses(values: Tensor) -> Tensor:
-    """The losses [B], or an error that says what they must be."""
-    if values.dim() != 1:
-        raise DpbenchError(
-            f"losses have shape {list(values.shape)}, wanted [B]: one value an example, made from that example alone",
-            "reduce over tokens, never over the batch",
-        )
-    return values
-
-
-def batch_size(batch: Any) -> int:
-    """B of a batch: the first dimension of its first tensor."""
-    if isinstance(batch, Tensor):
-        return batch.shape[0]
-    for value in batch.values() if isinstance(batch, dict) else batch:
-        if isinstance(value, Tensor):
-            return value.shape[0]
-    raise DpbenchError("the batch holds no tensor", "pass a tensor, or a dict or tuple of tensors")
-
-
-def select(batch: Any, index: Tensor | slice) -> Any:
-    """The examples `index` of a batch."""
-    if isinstance(batch, dict):
-        return {name: select(value, index) for name, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return type(batch)(select(value, index) for value in batch)
-    return batch[index] if isinstance(batch, Tensor) else batch

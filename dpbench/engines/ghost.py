@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpbench.engines.base import Losses, check_losses, select
+from dpbench.engines.batches import Losses, check_losses, select
 from dpbench.engines.captured import Captured
 from dpbench.engines.layers import Cluster, Layer
 from dpbench.engines.shared import sq_norms
+from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Use, accumulation_dtype, weighted_factors
 
 PLUGIN = {
@@ -42,7 +43,7 @@ class Engine(Captured):
         def ready(_cluster: Cluster, uses: list[tuple[Layer, Use]]) -> None:
             squared.append(sq_norms(uses))
 
-        one, values = self._capture.losses(losses, self.model, batch)
+        one, values = self._forward(losses, batch)
         one.backward(values.sum(), ready, retain_graph=True)
         norms = torch.stack(squared).sum(0).sqrt()
         factors, finite = weighted_factors(norms, self.factor(0))
@@ -53,15 +54,20 @@ class Engine(Captured):
                 return seen
             values = check_losses(losses(self.model, select(batch, finite)))
             factors = factors[finite]
+            if len(values) != len(factors):
+                raise DpbenchError(
+                    f"{len(values)} losses of {len(factors)} examples: those that are not finite cannot be taken out of the batch",
+                    "give the batch as tensors [B, ...], in a dict, a tuple or a dataclass",
+                )
         self._weighted_backward((values * factors.to(values.dtype)).sum())
         return seen
 
     def _weighted_backward(self, loss: Tensor) -> None:
-        """Autograd adds straight to the running sums where the dtypes agree."""
+        """Autograd adds straight to the running sums where the dtypes agree, and to no tensor whose gradient was not measured."""
         direct = [p for p in self.trainable.values() if p.dtype == accumulation_dtype(p)]
         for parameter in direct:
             parameter.grad = self._sums.pop(id(parameter), None)
-        loss.backward()
+        loss.backward(inputs=[p for p in self.trainable.values() if id(p) in self._reached])
         for parameter in direct:
             if parameter.grad is not None:
                 self._sums[id(parameter)] = parameter.grad

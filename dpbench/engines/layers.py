@@ -1,25 +1,27 @@
-"""The leaf modules whose parameters are trained, and the groups that share a norm."""
+"""The modules whose parameters are trained, where their gradients are captured, and the groups that share a norm."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import takewhile
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError
 from dpbench.kernels import launch
-from dpbench.kernels.fallback.cpu import FallbackLeaf, is_leaf
+from dpbench.kernels.fallback.cpu import FallbackLeaf
 from dpbench.kernels.leaf import Leaf
 from dpbench.mechanism import Clipping
 from dpbench.paths import PACKAGE
 
 _MIXES_EXAMPLES = (nn.modules.batchnorm._BatchNorm,)
-_WAYS_OUT = "freeze it (requires_grad_(False)), move it into a leaf module of its own, or use the engine 'loop'"
+_WAYS_OUT = "freeze it (requires_grad_(False)), or use the engine 'loop', which needs no layers under flat clipping"
 
 
 @cache
@@ -44,7 +46,7 @@ def _leaf(name: str, module: nn.Module, kernels: str) -> Leaf:
     file = kernels if kernels != "auto" else "triton" if device.type in launch.DEVICES else "native"
     if file != "torch":
         why = _unavailable(file, device)
-        if why is None and (kind := _leaf_classes(file).get(type(module))) is not None:
+        if why is None and _computes_as_its_class(module) and (kind := _leaf_classes(file).get(type(module))) is not None:
             why = kind.refuses(module)
             if why is None:
                 return kind(module)
@@ -54,7 +56,16 @@ def _leaf(name: str, module: nn.Module, kernels: str) -> Leaf:
             raise DpbenchError(
                 f"kernels: {file} cannot serve layer {name} ({type(module).__name__}): {why}", "use kernels: auto, or torch"
             )
-    return _leaf_classes("cpu").get(type(module), FallbackLeaf)(module)
+    return (_leaf_classes("cpu").get(type(module), FallbackLeaf) if _computes_as_its_class(module) else FallbackLeaf)(module)
+
+
+def _computes_as_its_class(module: nn.Module) -> bool:
+    """Whether a module's output is made of its input, `weight` and `bias` by its class's own `forward`, as kernels assume.
+
+    It is not where an instance has a `forward` of its own, and where a hook makes the weight of other parameters, as
+    `torch.nn.utils.weight_norm` does.
+    """
+    return "forward" not in vars(module) and "weight" in module._parameters and set(module._parameters) <= {"weight", "bias"}
 
 
 def _unavailable(file: str, device: torch.device) -> str | None:
@@ -66,9 +77,10 @@ def _unavailable(file: str, device: torch.device) -> str | None:
 
 @dataclass
 class Layer:
-    """One leaf module with trainable parameters, or one of its tensors where each is clipped by itself.
+    """The trainable parameters of one module, or one of its tensors where each is clipped by itself.
 
-    name: of the module; parameters: local name -> parameter; tensor: the local name of the one that this is of, "" for all.
+    name: of the module that the parameters belong to; module: whose calls give their gradients, that module or one around it;
+    parameters: name within `module` -> parameter; tensor: the local name of the one that this is of, "" for all.
     """
 
     name: str
@@ -143,42 +155,105 @@ def check_examples_apart(model: nn.Module) -> None:
             )
 
 
-def find_layers(model: nn.Module, kernels: str = "torch") -> list[Layer]:
-    """Every leaf module with a trainable parameter, in the order of registration.
+def find_layers(
+    model: nn.Module, kernels: str = "torch", capture: bool = True, enclosing: Mapping[str, str] | None = None
+) -> list[Layer]:
+    """Every module with trainable parameters of its own, in the order of registration.
+
+    Args:
+        kernels: as in `engines.attach`.
+        capture: whether gradients are to be captured from calls of modules; if not, `module` is the parameters' own.
+        enclosing: layer name -> name of the module around it whose calls give its gradients, where its own do not.
 
     Raises:
-        DpbenchError: a trainable parameter that belongs to no leaf module; names it. `kernels` as in `engines.attach`.
+        DpbenchError: a module that mixes examples, or whose gradients cannot be captured; names it.
     """
     check_examples_apart(model)
-    found = []
-    for name, module in model.named_modules():
-        own = [n for n, p in module.named_parameters(recurse=False) if p.requires_grad]
-        if not own:
+    by_name = dict(model.named_modules())
+    layers = []
+    for name, owner in by_name.items():
+        local_names = [n for n, p in owner.named_parameters(recurse=False) if p.requires_grad]
+        if not local_names:
             continue
         path = name or "(model)"
-        if not is_leaf(module):
-            raise DpbenchError(
-                f"parameter {path}.{own[0]} belongs to {type(module).__name__}, which has modules inside", _WAYS_OUT
-            )
-        found.append(Layer(path, module, _leaf(path, module, kernels)))
-    if not found:
+        if not capture:
+            layers.append(Layer(path, owner, Leaf(owner)))
+            continue
+        place = (enclosing or {}).get(path, name)
+        place = place if _is_called(by_name[place]) else caller_of(by_name, place, f"{path}.{local_names[0]}")
+        _check_can_capture(path, by_name[place])
+        if place == name and next(owner.children(), None) is None:
+            layers.append(Layer(path, owner, _leaf(path, owner, kernels)))
+            continue
+        if kernels in ("native", "triton"):
+            raise DpbenchError(f"kernels: {kernels} cannot serve {path} ({type(owner).__name__})", "use kernels: auto, or torch")
+        inside = name[len(place) :].lstrip(".")
+        parameters = {f"{inside}.{n}" if inside else n: owner._parameters[n] for n in local_names}
+        layers.append(Layer(path, by_name[place], FallbackLeaf(by_name[place], parameters)))  # type: ignore[arg-type]
+    if not layers:
         raise DpbenchError("the model has no trainable parameter", "call requires_grad_(True) on what is to be trained")
-    return found
+    return layers
 
 
-def lay_out(model: nn.Module, clipping: Clipping, kernels: str = "torch", stage: bool = False) -> Layout:
-    """Layers, what is tied to what, and the groups of the clipping's scope; `kernels` as in `engines.attach`.
+def _is_called(module: nn.Module) -> bool:
+    """Whether a module is called in the forward pass of a model: containers such as `nn.ParameterList` are not, and a
+    parametrization is when its layer's weight is read."""
+    if isinstance(module, ParametrizationList):
+        return False
+    return getattr(type(module), "forward", None) is not nn.Module.forward or "forward" in vars(module)
+
+
+def caller_of(modules: Mapping[str, nn.Module], name: str, parameter: str) -> str:
+    """Name of the nearest module around `name` that has a forward pass.
+
+    Raises:
+        DpbenchError: there is none; names `parameter`.
+    """
+    while name:
+        name = name.rpartition(".")[0]
+        if _is_called(modules[name]):
+            return name
+    raise DpbenchError(f"parameter {parameter} is used outside the call of every module of the model", _WAYS_OUT)
+
+
+def _check_can_capture(name: str, module: nn.Module) -> None:
+    """Refuse modules whose calls cannot be seen by hooks.
+
+    Raises:
+        DpbenchError: TorchScript; names the layer.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise DpbenchError(
+            f"{name} is compiled by TorchScript, which has no hooks: its per-example gradients cannot be captured",
+            "train the module that was scripted, freeze it, or use the engine 'loop'",
+        )
+
+
+def lay_out(
+    model: nn.Module,
+    clipping: Clipping,
+    kernels: str = "torch",
+    stage: bool = False,
+    capture: bool = True,
+    enclosing: Mapping[str, str] | None = None,
+) -> Layout:
+    """Layers, what is tied to what, and the groups of the clipping's scope.
 
     Args:
         stage: the model is one stage of a pipeline, which is one device.
+        kernels, capture, enclosing: as in `find_layers`.
 
     Raises:
         DpbenchError: a scope that cannot group this model, or uses of a tied tensor that cannot be bounded apart.
     """
     scope = plugins.get("scope", clipping.scope)
-    layers = find_layers(model, kernels)
+    layers = find_layers(model, kernels, capture, enclosing)
     if scope.extra.get("unit") == "tensor":
-        layers = [Layer(layer.name, layer.module, layer.leaf.only(n), n) for layer in layers for n in layer.parameters]
+        layers = [
+            Layer(layer.name, layer.module, layer.leaf.only(n), n.rpartition(".")[2])
+            for layer in layers
+            for n in layer.parameters
+        ]
     families = _families(layers)
     clusters = [Cluster(f) for f in families] if clipping.tied == "sum" else [Cluster([layer]) for layer in layers]
     by_name = {cluster.name: cluster for cluster in clusters}

@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpbench.engines.base import Handle, Losses, batch_size, check_losses, select
-from dpbench.engines.functional import Stand, uses
+from dpbench.engines.base import Handle
+from dpbench.engines.batches import Losses, batch_size, select
+from dpbench.engines.functional import check_uses_seen, gradients_by_use, gradients_of_one, uses
+from dpbench.engines.probes import RandomStreams
+from dpbench.engines.rescue import group_members
 
 PLUGIN = {
     "kind": "engine",
@@ -31,44 +34,59 @@ class Engine(Handle):
     scopes = ("flat", "per_layer", "per_tensor", "per_block", "per_device")
     adapts = True
     needs_layers = False
+    tracks_reach = True
+    rescues = False
+    replaces = False  # whether gradients are formed with other tensors in place of the parameters
+
+    def _look(self, losses: Losses, batch: Any, changed: bool) -> None:
+        clipping = self.mechanism.clipping
+        assert clipping is not None
+        if not (self.replaces or clipping.tied == "per_use") or not (changed or len(self._reached) < len(self.trainable)):
+            return
+        streams = RandomStreams(self.model)
+        try:
+            self._reached |= check_uses_seen(self.model, losses, select(batch, slice(1)), self.trainable, streams.rewind)
+        finally:
+            streams.rewind()
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
         found = [self._one(losses, select(batch, slice(i, i + 1))) for i in range(batch_size(batch))]
         return torch.cat(found) if found else torch.zeros(0)
 
     def _one(self, losses: Losses, example: Any) -> Tensor:
-        owner = uses(self.model)
-        own = {name: parameter.detach().requires_grad_() for name, parameter in owner.items()}
-        value = check_losses(losses(Stand(self.model, own, apart=True), example))  # type: ignore[arg-type]
-        gradients = torch.autograd.grad(value.sum(), list(own.values()), allow_unused=True)
-        self._add(dict(zip(own, gradients, strict=True)), owner)
-        return value.detach()
-
-    def _add(self, gradients: dict[str, Tensor | None], owner: dict[str, nn.Parameter]) -> None:
-        norms = []
-        parts = self._parts(owner)
         clipping = self.mechanism.clipping
         assert clipping is not None
-        for group, names in enumerate(parts):
-            total: dict[int, Tensor] = {}
-            for name in names:
-                gradient = gradients[name]
-                if gradient is not None:
-                    key = id(owner[name])
-                    total[key] = total[key] + gradient if key in total else gradient
-            device = owner[names[0]].device
-            squares = [g.double().square().sum() for g in total.values()]
-            norm = torch.stack(squares).sum().sqrt() if total else torch.zeros((), dtype=torch.float64, device=device)
+        if clipping.tied == "per_use":
+            owner = uses(self.model)
+            value, by_use = gradients_by_use(self.model, losses, example)
+            self._reached |= {id(owner[name]) for name, gradient in by_use.items() if gradient is not None}
+            groups = [[(owner[n], by_use[n]) for n in names if by_use[n] is not None] for names in self._parts(owner)]
+        else:
+            value, gradients = gradients_of_one(self.model, losses, example, self.trainable.values())
+            self._reached |= gradients.keys()
+            members = group_members(self)
+            groups = [[(p, gradients[id(p)]) for p in members[group] if id(p) in gradients] for group in sorted(members)]
+        self._add(groups)
+        return value
+
+    def _add(self, groups: list[list[tuple[Tensor, Tensor]]]) -> None:
+        """Add one example's bounded gradients: of each group, (parameter, gradient)."""
+        clipping = self.mechanism.clipping
+        assert clipping is not None
+        device = next(iter(self.trainable.values())).device
+        norms = []
+        for group, parts in enumerate(groups):
+            squares = [g.double().square().sum() for _, g in parts]
+            norm = torch.stack(squares).sum().sqrt() if parts else torch.zeros((), dtype=torch.float64, device=device)
             norms.append(norm)
             if not torch.isfinite(norm):
                 continue
             factor = self._function.factor(norm.reshape(1), self.bounds[group], clipping.gamma)[0]
-            for name in dict.fromkeys(names):
-                key = id(owner[name])
-                if key in total:
-                    gradient = total.pop(key)
-                    self.sum_of(owner[name]).add_(gradient * factor.to(gradient.dtype))
-        self.count(torch.stack(norms)[None], torch.tensor(self.bounds, dtype=torch.float64, device=norms[0].device))
+            for parameter, gradient in parts:
+                scale = factor.to(gradient.dtype)
+                wide = not torch.isfinite(scale)  # a gradient so small that its factor is beyond its dtype
+                self.sum_of(parameter).add_(gradient.double() * factor if wide else gradient * scale)
+        self.count(torch.stack(norms)[None], torch.tensor(self.bounds, dtype=torch.float64, device=device))
 
     def _parts(self, owner: dict[str, nn.Parameter]) -> list[list[str]]:
         """Names of the uses in each group."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dpbench.engines.base import Handle, Losses, check_losses
+from dpbench.engines.base import Handle
+from dpbench.engines.batches import Losses, check_losses
 from dpbench.errors import DpbenchError
 
 PLUGIN = {

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import grad_and_value
 
 from dpbench.engines import loop
-from dpbench.engines.base import Losses, batch_size
-from dpbench.engines.functional import batch_dimensions, loss_of_one, uses
+from dpbench.engines.batches import Losses, batch_size
+from dpbench.engines.functional import loss_by_number, uses
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import accumulation_dtype, weighted_factors
 
@@ -33,20 +33,23 @@ class Engine(loop.Engine):
     """
 
     name = "vmap"
+    rescues = True
+    replaces = True
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
         if batch_size(batch) == 0:
             return torch.zeros(0)
         owner = uses(self.model)
         own = {name: parameter.detach() for name, parameter in owner.items()}
-        one = grad_and_value(loss_of_one(self.model, losses, apart=True))
-        mapped = torch.func.vmap(one, in_dims=(None, batch_dimensions(batch)), randomness="different")
+        one = grad_and_value(loss_by_number(self.model, losses, batch, apart=True))
+        mapped = torch.func.vmap(one, in_dims=(None, 0), randomness="different")
+        device = next(iter(own.values())).device
         try:
-            gradients, values = mapped(own, batch)
+            gradients, values = mapped(own, torch.arange(batch_size(batch), device=device))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            if "vmap" not in str(error):
-                raise
-            why = str(error).splitlines()[0]
+            why = (str(error) or type(error).__name__).splitlines()[0]
             raise DpbenchError(f"engine 'vmap' cannot trace the model: {why}", "use another engine") from error
         norms = [self._clip(group, names, owner, gradients) for group, names in enumerate(self._parts(owner))]
         self.count(torch.stack(norms, 1), torch.tensor(self.bounds, device=values.device))

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dpbench import engines
-from dpbench.engines.base import Handle, Losses
+from dpbench.engines.base import Handle
+from dpbench.engines.batches import Losses
 from dpbench.engines.layers import Layout
 from dpbench.errors import DpbenchError
 from dpbench.jobs.contract import Context, metric

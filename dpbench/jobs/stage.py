@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dpbench import parallel
-from dpbench.engines.base import Handle, Losses
+from dpbench.engines.base import Handle
+from dpbench.engines.batches import Losses
 from dpbench.jobs import generation, piping
 from dpbench.jobs.fitting import Backward, fit
 from dpbench.jobs.generation import Examples

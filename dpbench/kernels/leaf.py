@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
 class Sums(dict[str, Tensor]):
@@ -47,16 +48,30 @@ class Factor:
 
 @dataclass
 class Use:
-    """One call of a module. x: its input [B, ...]; g: gradient of the loss sum with respect to its output [B, ...]."""
+    """One call of a module.
+
+    x: its first argument [B, ...]; g: gradient of the loss sum with respect to its output [B, ...]; rest, kwargs: its other
+    arguments; batched: of the leaves of (rest, kwargs), which have the batch first. None where that has not been looked at: then
+    a tensor whose first dimension is B counts as having the batch first.
+    """
 
     x: Tensor
     g: Tensor
     rest: tuple[Any, ...] = ()
     kwargs: dict[str, Any] | None = None
+    batched: tuple[bool, ...] | None = None
 
-    def keep(self, mask: Tensor) -> Use:
-        """Only the examples in `mask` [B]: a non-finite one is left out, as 0 x NaN is NaN."""
-        return Use(self.x[mask], self.g[mask], self.rest, self.kwargs)
+    def keep(self, index: Tensor | slice) -> Use:
+        """Only the examples of a mask [B] or a slice: a non-finite one is left out, as 0 x NaN is NaN."""
+        if not self.rest and not self.kwargs:
+            return Use(self.x[index], self.g[index])
+        leaves, structure = tree_flatten((self.rest, self.kwargs))
+        batched = self.batched
+        if batched is None or len(batched) != len(leaves):
+            batched = tuple(isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == len(self.g) for leaf in leaves)
+        kept = [leaf[index] if has_batch else leaf for leaf, has_batch in zip(leaves, batched, strict=True)]
+        rest, kwargs = tree_unflatten(kept, structure)
+        return Use(self.x[index], self.g[index], rest, kwargs, batched)
 
 
 Later = Callable[[Tensor, Tensor, Sums], None]
@@ -76,10 +91,13 @@ class Leaf:
         """Why this leaf cannot serve a module of its classes, or None."""
         return None
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, parameters: Mapping[str, nn.Parameter] | None = None) -> None:
+        """parameters: by their names in `module`; by default its own trainable ones, without those of modules inside."""
+        if parameters is None:
+            parameters = {n: p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
         self.module = module
-        self.names = [n for n, p in module.named_parameters(recurse=False) if p.requires_grad]
-        self.parameters = {n: p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
+        self.parameters = dict(parameters)
+        self.names = list(self.parameters)
 
     def only(self, name: str) -> Leaf:
         """The same for one of its parameters alone, as if the others were frozen."""

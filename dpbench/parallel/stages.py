@@ -22,7 +22,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
-from dpbench.engines.base import Handle, Losses, batch_size, select, without_padding
+from dpbench.engines.base import Handle
+from dpbench.engines.batches import Losses, batch_size, select, without_padding
 from dpbench.engines.exchange import Tally
 from dpbench.engines.layers import Layout
 from dpbench.errors import DpbenchError

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Real
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -12,12 +14,21 @@ from torch import Tensor
 
 from dpbench.engines.gaussian import PIECE, Gaussian, Scratch
 from dpbench.engines.noise import STREAMS, in_memory_order, key_of, perturb_
-from dpbench.errors import DpbenchError
+from dpbench.errors import DpbenchError, unknown
 from dpbench.kernels import launch
 
 Kind = Literal["gaussian", "sphere"]
+Kernels = Literal["auto", "reference"]
 
-_DIRECTIONS = 4  # stream of the mechanism's seed; sampling uses 1 and 2, noise 3
+Narrow = Callable[[tuple[int, int], Tensor, Tensor], None]
+"""(number of the weight and of its piece, that piece [n] of a half-precision weight, its numbers of u [n] in float32)."""
+
+WIDE = (torch.float32, torch.float64)
+"""Dtypes to which a direction is added in place; narrower weights are handed out in pieces."""
+
+_DIRECTIONS, _ROUNDING = 4, 5  # streams of the mechanism's seed; sampling uses 1 and 2, noise 3
+_ON_CHIP = 1 << 24  # elements of a half-precision weight whose numbers are held at once, off the CPU
+_PIECES = 20  # bits of a weight's number; those above number its pieces
 
 
 class Directions:
@@ -28,28 +39,51 @@ class Directions:
     direction first and adds it by torch, from the same numbers.
 
     Guarantee: directions are public. Their streams are none of the noise's, whatever the seed.
+
+    Raises:
+        DpbenchError: another kind, or other kernels.
     """
 
-    def __init__(
-        self, weights: Sequence[Tensor], seed: int, kind: Kind = "gaussian", kernels: Literal["auto", "reference"] = "auto"
-    ) -> None:
+    def __init__(self, weights: Sequence[Tensor], seed: int, kind: Kind = "gaussian", kernels: Kernels = "auto") -> None:
+        if kind not in get_args(Kind):
+            raise unknown("kind of direction", kind, get_args(Kind))
+        if kernels not in get_args(Kernels):
+            raise unknown("kernels", kernels, get_args(Kernels), "directions")
         self.weights = [w.detach() for w in weights]
         self.kind, self.size = kind, sum(w.numel() for w in weights)
         self._seed, self._kernels = seed, kernels
         self._length: tuple[int, float] | None = None
 
-    def add_(self, step: int, scale: float) -> None:
-        """Every weight w becomes w + scale x u_step, in place; half-precision weights are rounded once."""
-        if self.kind == "sphere":
-            scale *= math.sqrt(self.size) / self._gaussian_length(step)
+    def add_(self, step: int, scale: float, narrow: Narrow | None = None) -> None:
+        """Every weight w becomes w + scale x u_step, in place; half-precision weights are rounded once.
+
+        Args:
+            narrow: takes the half-precision weights' pieces, in order, and changes them instead.
+        """
+        ratio = math.sqrt(self.size) / self._gaussian_length(step) if self.kind == "sphere" else 1.0
+        scale *= ratio
         if self._kernels == "reference":
-            for weight, numbers in self._numbers(step):
+            for number, (weight, numbers) in enumerate(self._numbers(step)):
+                if narrow is not None and weight.dtype not in WIDE:
+                    with _flat(weight) as flat:
+                        narrow((number, 0), flat, numbers.mul_(ratio))
+                    continue
                 ordered = in_memory_order(weight)
                 ordered.copy_(ordered.to(numbers.dtype) + scale * numbers.view(ordered.shape))
             return
         streams = _Streams(self._seed, step)
         for number, weight in enumerate(self.weights):
-            streams.add_(weight, scale, number)
+            if narrow is None or weight.dtype in WIDE:
+                streams.add_(weight, scale, number)
+                continue
+            with _flat(weight) as flat:
+                for place, (piece, numbers) in enumerate(streams.pieces(flat, number)):
+                    narrow((number, place), piece, numbers if ratio == 1 else numbers.mul_(ratio))
+
+    def roundings(self, step: int, device: torch.device) -> torch.Generator:
+        """A generator for what is rounded at random in a step; public as directions are, and apart from them."""
+        key = key_of(self._seed, _ROUNDING, 0, step)
+        return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
 
     def length(self, step: int) -> float:
         """|u_step|, at the cost of making it once."""
@@ -86,16 +120,31 @@ class _Streams:
 
     def add_(self, tensor: Tensor, scale: float, number: int) -> None:
         """t = t + scale x N(0, 1) for the next tensor of the step, its `number`-th."""
-        ordered = in_memory_order(tensor)
-        flat = ordered.contiguous().view(-1)
-        if tensor.device.type == "cpu":
-            self._on_cpu(flat, scale)
-        elif launch.unavailable(tensor.device) is None:
-            self._on_chip(flat, scale, number)
-        else:
-            self._by_torch(flat, scale, number)
-        if flat.data_ptr() != tensor.data_ptr():
-            ordered.copy_(flat.view(ordered.shape))
+        with _flat(tensor) as flat:
+            if tensor.device.type == "cpu":
+                self._on_cpu(flat, scale)
+            elif launch.unavailable(tensor.device) is None:
+                self._on_chip(flat, scale, number)
+            else:
+                self._by_torch(flat, scale, number)
+
+    def pieces(self, flat: Tensor, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(piece [n], its numbers [n] of N(0, 1) in float32) of the next tensor of the step, its `number`-th.
+
+        Off the CPU the numbers of a tensor's first piece are those that `add_` adds; elsewhere all are.
+        """
+        device = flat.device
+        generator = torch.Generator(device).manual_seed(self._integer(STREAMS + 1 + number) & (2**63 - 1))
+        on_cpu = device.type == "cpu"
+        for place, piece in enumerate(flat.split(PIECE * STREAMS if on_cpu else _ON_CHIP)):
+            numbers = torch.zeros(len(piece), dtype=torch.float32, device=device)
+            if on_cpu:
+                perturb_([(numbers, 1.0)], 1.0, self._streams)
+            elif launch.unavailable(device) is None:
+                self._on_chip(numbers, 1.0, number + (place << _PIECES))
+            else:
+                numbers.normal_(generator=generator)
+            yield piece, numbers
 
     def _on_cpu(self, flat: Tensor, scale: float) -> None:
         if flat.dtype in (torch.float32, torch.float64):
@@ -122,6 +171,16 @@ class _Streams:
         return key_of(self._seed, _DIRECTIONS, number, self._step)
 
 
+@contextmanager
+def _flat(tensor: Tensor) -> Iterator[Tensor]:
+    """Its elements [n] in the order in which they lie in memory, to be changed in place."""
+    ordered = in_memory_order(tensor)
+    flat = ordered.contiguous().view(-1)
+    yield flat
+    if flat.data_ptr() != tensor.data_ptr():  # its elements do not lie together: `flat` is a copy
+        ordered.copy_(flat.view(ordered.shape))
+
+
 def _wide(weight: Tensor) -> torch.dtype:
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
@@ -131,10 +190,11 @@ def check_perturbation(weights: Sequence[Tensor], perturbation: float) -> None:
     those without storage have nothing to look at.
 
     Raises:
-        DpbenchError: not a positive number; most weights stay what they are; or it is larger than the weights.
+        DpbenchError: not a positive number; most weights stay what they are; it is larger than the weights; or a weight is not
+            finite, so that no loss would be.
     """
-    if not (perturbation > 0 and math.isfinite(perturbation)):
-        raise DpbenchError(f"perturbation {perturbation} is not a positive number", "MeZO and DPZero use 1e-3")
+    if not (isinstance(perturbation, Real) and perturbation > 0 and math.isfinite(perturbation)):
+        raise DpbenchError(f"perturbation {perturbation!r} is not a positive number", "MeZO and DPZero use 1e-3")
     if any(weight.is_meta for weight in weights):
         return
     lost, every, squares = 0, 0, 0.0
@@ -143,13 +203,15 @@ def check_perturbation(weights: Sequence[Tensor], perturbation: float) -> None:
         lost += int((size * (torch.finfo(weight.dtype).eps / 2) > perturbation).sum())
         squares += float(size.double().square().sum())
         every += size.numel()
+    if not math.isfinite(squares) and not all(bool(weight.isfinite().all()) for weight in weights):
+        raise DpbenchError("a trained weight is not a finite number, so no loss would be", "start from finite weights")
     dtypes = " and ".join(sorted({str(w.dtype).removeprefix("torch.") for w in weights}))
     if lost > every / 2:
         raise DpbenchError(
             f"perturbation {perturbation:g} leaves {100 * lost / every:.0f} % of the weights unchanged in {dtypes}",
             "raise it, or keep the weights in a wider type",
         )
-    typical = math.sqrt(squares / every)
+    typical = math.sqrt(squares / every) if every else 0.0
     if typical > 0 and perturbation > 10 * typical:
         raise DpbenchError(
             f"perturbation {perturbation:g} is more than ten times a typical weight ({typical:.2g})", "MeZO and DPZero use 1e-3"

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from dpbench import plugins
+from dpbench.engines.batches import batch_size, select
+from dpbench.engines.layers import check_examples_apart
 from dpbench.engines.noise import Noise
+from dpbench.engines.probes import (
+    RandomStreams,
+    StateWatch,
+    check_examples_apart_by_value,
+    check_no_known_writer,
+    has_values,
+)
 from dpbench.errors import DpbenchError
 from dpbench.mechanism import Mechanism
-from dpbench.zeroth.directions import Directions, Kind, check_perturbation
+from dpbench.zeroth.directions import WIDE, Directions, Kernels, Kind, check_perturbation
+from dpbench.zeroth.displacement import Displacement
 
 SILENT = 20
-"""Steps in a row without a single example whose loss moves, after which a run is stopped."""
+"""Steps in a row without a single example whose loss moves, after which a run that is not private is stopped."""
+
+_LOOKS = 2  # steps in which losses are seen not to mix examples; in the second, what starts at 0 has moved
+_NARROW = (torch.float16, torch.bfloat16)
 
 Losses = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> the per-example losses [B]."""
@@ -47,10 +63,15 @@ class ZerothOrder:
     - `dpzero`, `dp_zo_laplace`: x <- x - lr ((sum clip_C(D_i) + z) / B) u, one number z (Laplace of scale m C)
     - `dpgd_0th`: x <- x - lr (sum clip_C(D_i u) + z) / B, one z for each weight
 
+    Both passes draw the same random numbers, so that D_i is the derivative under one mask of dropout. Half-precision weights
+    return to x exactly after the passes, and their step is rounded without bias; see `Displacement`.
+
     Source: Zhang et al., ICML 2024, Algorithms 1 and 2, in its experiments' mini-batch form; Malladi et al., NeurIPS 2023.
 
     Guarantee: that of the mechanism, over the released slopes (and for `dpgd_0th` weights): noise has streams of its own, of
-    which the public directions say nothing. An example whose loss is not finite contributes 0. None under `published`.
+    which the public directions say nothing. An example whose loss is not finite contributes 0, and a step without a finite one
+    is a step of noise: whether a private run stops depends on no loss. A model that mixes examples, or keeps anything of them
+    in a forward pass, is refused. None under `published`.
 
     Args:
         published: `method` names what a paper's published code does, faults included.
@@ -58,8 +79,8 @@ class ZerothOrder:
         perturbation: lambda.
 
     Raises:
-        DpbenchError: no trainable weight; a perturbation lost in the weights' precision or absurd; clipping or noise that is not
-            the method's.
+        DpbenchError: no trainable weight; a perturbation lost in the weights' precision or absurd; a rate that is none; clipping
+            or noise that is not the method's; of a private method, modules that mix examples or write into themselves.
     """
 
     def __init__(
@@ -70,73 +91,157 @@ class ZerothOrder:
         rate: float,
         perturbation: float = 1e-3,
         directions: Kind = "gaussian",
-        kernels: Literal["auto", "reference"] = "auto",
+        kernels: Kernels = "auto",
         published: bool = False,
     ) -> None:
         self.method = plugins.get("published_zeroth" if published else "zeroth", method)
         self.model, self.mechanism = model, mechanism
         self.rate, self.perturbation = rate, perturbation
-        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if not self.trainable:
-            raise DpbenchError("no weight is trainable", "unfreeze some before training")
+        self.trainable = _trainable(model)
         _must_suit(self.method, mechanism)
         weights = list(self.trainable.values())
         check_perturbation(weights, perturbation)
         self.directions = Directions(weights, mechanism.seed, directions, kernels)
-        self.steps = self.non_finite_examples = self._silent = 0
+        self.steps = self.non_finite_examples = self.longest_silence = self._silent = 0
         self._noise = Noise(mechanism)
+        self._displacement = Displacement(self.directions)
+        self._places = {name: _place(p) for name, p in self.trainable.items()}
+        self._watch, self._looks = StateWatch(model), 0
+        self._has_values = has_values(model)
+        if mechanism.private:
+            self._check_modules()
+
+    @property
+    def rate(self) -> float:
+        """The learning rate.
+
+        Raises:
+            DpbenchError: set to what is not a finite number of at least 0.
+        """
+        return self._rate
+
+    @rate.setter
+    def rate(self, value: float) -> None:
+        if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
+            raise DpbenchError(f"learning rate {value!r} is not a finite number >= 0", "give one, such as 1e-6")
+        self._rate = value
 
     def step(self, losses: Losses, batches: Iterable[Any]) -> Step:
         """One logical step over the physical batches of a logical one; none at all is an empty batch, which is released too.
 
+        An error, of the losses as well, leaves the weights as they were.
+
         Raises:
-            DpbenchError: `losses` are not one number an example; no example's is finite; for `SILENT` steps none has moved.
+            DpbenchError: `losses` are not one number an example, or depend on other examples; a forward pass writes into the
+                model; the trained weights are others than at first; the mechanism's steps are done. Without privacy also: no
+                example's loss is finite; for `SILENT` steps none has moved.
         """
+        self._check_before()
         physical, number, size = list(batches), self.steps, self.perturbation
-        self.directions.add_(number, size)
-        above = self._losses(losses, physical)
-        self.directions.add_(number, -2 * size)
-        below = self._losses(losses, physical)
-        derivatives = (above - below) / (2 * size)
-        finite = derivatives.isfinite()
-        if len(finite) and not finite.any():
-            self.directions.add_(number, size)
-            raise DpbenchError(
-                f"step {number}: no example's loss is finite", "lower the learning rate or the perturbation, or use a wider dtype"
-            )
+        try:
+            self._displacement.move_(number, size)
+            streams = RandomStreams(self.model) if self._has_values else None
+            self._look_for_mixing(losses, physical)
+            above = self._losses(losses, physical)
+            self._displacement.move_(number, -size)
+            if streams is not None:
+                streams.rewind()
+            below = self._losses(losses, physical)
+            derivatives = (above - below) / (2 * size)
+            finite = derivatives.isfinite()
+            self._must_be_finite(finite)
+            derivatives = derivatives.where(finite, 0.0)
+            self._must_move(derivatives)
+        except BaseException:
+            self._displacement.move_(number, 0.0)
+            raise
         self.non_finite_examples += int((~finite).sum())
-        derivatives = derivatives.where(finite, 0.0)
-        self._must_move(derivatives, number)
         clipped, total = self._bounded(derivatives, number)
         slope = self._released(total, number) / self.mechanism.sampling.expected_batch_size
-        self.directions.add_(number, size - self.rate * slope)  # back, and on
+        self._displacement.settle_(number, -(self.rate * slope), self._noise_of_narrow())
         self._add_vector_noise_()
         self.steps += 1
         mean = (above + below)[finite].mean().item() / 2 if finite.any() else None
         return Step(len(derivatives), mean, clipped, slope)
 
-    def _must_move(self, derivatives: Tensor, number: int) -> None:
-        """Stop where the losses are too coarse for the perturbation, as in half precision. The weights stay as they are."""
+    def _check_modules(self) -> None:
+        check_examples_apart(self.model)
+        check_no_known_writer(self.model)
+
+    def _check_before(self) -> None:
+        """Of each step: the mechanism has it, and the weights are those that the method moves."""
+        plan = self.mechanism
+        if plan.private and plan.noise_multiplier > 0 and self.steps >= plan.steps:
+            raise DpbenchError(
+                f"step {self.steps + 1} of a mechanism of {plan.steps} steps: its epsilon would be more than is stated",
+                "make the mechanism with all steps of the run",
+            )
+        current = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        for name, parameter in current.items():
+            if name not in self.trainable:
+                raise DpbenchError(
+                    f"{name} is trainable, and was not when training began: it would stay as it is",
+                    "unfreeze weights before the method is made",
+                )
+            if parameter is not self.trainable[name] or _place(parameter) != self._places[name]:
+                raise DpbenchError(
+                    f"{name} is another tensor than when training began: the method would move the old one",
+                    "move, convert and load the model before the method is made",
+                )
+        if lost := [name for name in self.trainable if name not in current]:
+            raise DpbenchError(
+                f"{lost[0]} was trainable when training began, and is frozen, tied or gone: it would be moved all the same",
+                "freeze, tie and take out weights before the method is made",
+            )
+        if plan.private:
+            self._check_modules()
+
+    def _look_for_mixing(self, losses: Losses, physical: list[Any]) -> None:
+        """In the first steps that have two examples together, see that no loss depends on another example."""
+        if not self.mechanism.private or not self._has_values or self._looks >= _LOOKS:
+            return
+        with torch.inference_mode():
+            for batch in physical:
+                if check_examples_apart_by_value(losses, self.model, batch, select, batch_size(batch)):
+                    self._looks += 1
+                    return
+
+    def _must_be_finite(self, finite: Tensor) -> None:
+        """Without privacy, stop where no loss is a number."""
+        if not self.mechanism.private and len(finite) and not finite.any():
+            raise DpbenchError(
+                f"step {self.steps}: no example's loss is finite",
+                "lower the learning rate or the perturbation, or use a wider dtype",
+            )
+
+    def _must_move(self, derivatives: Tensor) -> None:
+        """Without privacy, stop where the losses are too coarse for the perturbation, as in half precision."""
         if not len(derivatives):
             return
         self._silent = 0 if derivatives.any() else self._silent + 1
-        if self._silent >= SILENT:
-            self.directions.add_(number, self.perturbation)
+        self.longest_silence = max(self.longest_silence, self._silent)
+        if self._silent >= SILENT and not self.mechanism.private:
             raise DpbenchError(
-                f"step {number}: no example's loss has moved for {SILENT} steps: the perturbation {self.perturbation:g} is lost",
+                f"step {self.steps}: no example's loss has moved for {SILENT} steps: "
+                f"the perturbation {self.perturbation:g} is lost",
                 "raise it, or use wider weights and losses",
             )
 
     def _losses(self, losses: Losses, physical: list[Any]) -> Tensor:
         """[B] of all physical batches, fp64 on the host."""
         found = [torch.zeros(0, dtype=torch.float64)]
+        private = self.mechanism.private
         with torch.inference_mode():
             for batch in physical:
-                values = losses(self.model, batch)
-                if values.dim() != 1:
+                with self._watch if private else nullcontext():
+                    values = losses(self.model, batch)
+                if not isinstance(values, Tensor) or values.dim() != 1:
+                    form = f"shape {list(values.shape)}" if isinstance(values, Tensor) else f"type {type(values).__name__}"
+                    raise DpbenchError(f"losses of {form} where [B] was wanted", "return one loss an example: reduction='none'")
+                if private and len(values) != (size := batch_size(batch)):
                     raise DpbenchError(
-                        f"losses of shape {list(values.shape)} where [B] was wanted",
-                        "return one loss an example: reduction='none'",
+                        f"{len(values)} losses of a batch of {size} examples: one an example was wanted",
+                        "reduce over tokens and other parts of an example, never over examples",
                     )
                 found.append(values.double().cpu())
         return torch.cat(found)
@@ -164,18 +269,50 @@ class ZerothOrder:
             return total + std * (a * a + b * b - c * c - d * d) / 2  # two exponential numbers' difference
         return self._noise.on_counts([total], std)[0]
 
-    def _add_vector_noise_(self) -> None:
+    def _std_of_vector_noise(self) -> float:
+        """Of each weight of a step; 0 for methods that release one number."""
         plan = self.mechanism
-        if self.method.extra["clips"] != "vector" or plan.noise_multiplier == 0:
-            return
-        std = self.rate * plan.noise_multiplier * plan.sensitivity / plan.sampling.expected_batch_size
-        wide = (torch.float32, torch.float64)
-        self._noise.release_([(w, std) for w in self.directions.weights if w.dtype in wide], 1.0)
-        for weight in self.directions.weights:
-            if weight.dtype not in wide:
-                moved = weight.float()
-                self._noise.release_([(moved, std)], 1.0)
-                weight.copy_(moved)
+        if self.method.extra["clips"] != "vector":
+            return 0.0
+        return self.rate * plan.noise_multiplier * plan.sensitivity / plan.sampling.expected_batch_size
+
+    def _noise_of_narrow(self) -> Callable[[Tensor], None] | None:
+        """The vector noise of half-precision weights: it is added to the sum before that is rounded, which could otherwise move
+        one example's part beyond the bound."""
+        std = self._std_of_vector_noise()
+        return (lambda moved: self._noise.release_([(moved, std)], 1.0)) if std > 0 else None
+
+    def _add_vector_noise_(self) -> None:
+        std = self._std_of_vector_noise()
+        if std > 0:
+            self._noise.release_([(w, std) for w in self.directions.weights if w.dtype in WIDE], 1.0)
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of all that a method moves.
+
+    Raises:
+        DpbenchError: none, or one that cannot be moved in place; names it.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise DpbenchError("no weight is trainable", "unfreeze some before training")
+    for name, p in trainable.items():
+        if nn.parameter.is_lazy(p):
+            raise DpbenchError(f"{name} has no shape yet", "run one forward pass over made-up inputs before training")
+        if p.dtype not in (*WIDE, *_NARROW) or p.layout != torch.strided or hasattr(p, "to_local"):
+            form = str(p.dtype).removeprefix("torch.") if p.layout == torch.strided else "sparse"
+            raise DpbenchError(
+                f"{name} ({'sharded' if hasattr(p, 'to_local') else form}) cannot be moved along a direction",
+                "train whole float32, float64, float16 or bfloat16 tensors, and freeze others",
+            )
+    return trainable
+
+
+def _place(parameter: Tensor) -> tuple[object, ...]:
+    """Where its elements are: another place is another tensor, whatever object holds it."""
+    form = (parameter.dtype, parameter.device, tuple(parameter.shape), parameter.stride())
+    return form if parameter.is_meta or isinstance(parameter, FakeTensor) else (*form, parameter.data_ptr())
 
 
 def _must_suit(method: plugins.Plugin, mechanism: Mechanism) -> None:

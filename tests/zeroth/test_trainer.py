@@ -33,9 +33,9 @@ def losses(model, batch):
     return cross_entropy(model(batch["x"]), batch["y"], reduction="none")
 
 
-def plan(bound=1.0, noise=0.0, kind="gaussian", **rest):
+def plan(bound=1.0, noise=0.0, kind="gaussian", steps=50, **rest):
     clipping = None if bound is None else Clipping(bound=bound)
-    return Mechanism(Sampling("fixed", 100, BATCH), 50, clipping, noise, noise=kind, **rest)
+    return Mechanism(Sampling("fixed", 100, BATCH), steps, clipping, noise, noise=kind, **rest)
 
 
 def flat(model):
@@ -111,7 +111,7 @@ def test_physical_batches_do_not_matter():
 def released(method, kind, noise, count, bound=2.0, seed=0):
     """What was released, over what would have been without noise, in units of the bound."""
     model = net()
-    optimizer = ZerothOrder(method, model, plan(bound, noise, kind, seed=seed), 0.0, 1e-4)
+    optimizer = ZerothOrder(method, model, plan(bound, noise, kind, count, seed=seed), 0.0, 1e-4)
     return np.array([optimizer.step(losses, []).slope for _ in range(count)]) * BATCH / bound
 
 
@@ -167,14 +167,30 @@ def test_an_example_that_is_not_finite_contributes_nothing():
     assert first.non_finite_examples == 1
 
 
-def test_all_examples_lost_stop_the_run_and_leave_the_weights():
-    model = net()
-    before = flat(model)
+def all_bad():
     bad = data()
     bad["x"][:] = float("nan")
+    return bad
+
+
+def test_without_privacy_all_examples_lost_stop_the_run_and_leave_the_weights():
+    model = net()
+    before = flat(model)
     with pytest.raises(DpbenchError, match="step 0: no example's loss is finite"):
-        ZerothOrder("dpzero", model, plan(noise=1.0), 0.1, 1e-4).step(losses, [bad])
+        ZerothOrder("mezo", model, plan(None), 0.1, 1e-4).step(losses, [all_bad()])
     assert torch.allclose(flat(model), before, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("method", "kind"), [("dpzero", "gaussian"), ("dp_zo_laplace", "laplace"), ("dpgd_0th", "gaussian")])
+def test_under_privacy_a_step_without_a_finite_loss_is_one_of_noise_as_an_empty_one_is(method, kind):
+    """A run that stops would say so without noise."""
+    model, other = net(), net()
+    first, second = (ZerothOrder(method, m, plan(noise=1.0, kind=kind), 0.1, 1e-4) for m in (model, other))
+    step = first.step(losses, [all_bad()])
+    second.step(losses, [])
+    assert torch.equal(flat(model), flat(other))
+    assert not torch.equal(flat(model), flat(net()))
+    assert (step.count, step.loss, first.non_finite_examples) == (BATCH, None, BATCH)
 
 
 def test_a_loss_that_is_not_per_example_is_refused():
@@ -224,13 +240,13 @@ def test_training_lowers_the_loss():
     assert seen.last.clipped is None
 
 
-def test_losses_that_never_move_stop_the_run():
+def coarse(model, batch):
+    return losses(model, batch).mul(8).round() / 8
+
+
+def test_without_privacy_losses_that_never_move_stop_the_run():
     """As half precision has it: both losses are the same to the last bit. An empty batch says nothing."""
-
-    def coarse(model, batch):
-        return losses(model, batch).mul(8).round() / 8
-
-    optimizer = ZerothOrder("dpzero", net(), plan(), 0.1, 1e-7)
+    optimizer = ZerothOrder("mezo", net(), plan(None), 0.1, 1e-7)
     for _ in range(SILENT - 1):
         optimizer.step(coarse, [data()])
         optimizer.step(coarse, [])
@@ -238,3 +254,11 @@ def test_losses_that_never_move_stop_the_run():
         optimizer.step(coarse, [data()])
     optimizer.step(losses, [data()])  # finer ones move: the count begins again
     optimizer.step(coarse, [data()])
+    assert optimizer.longest_silence == SILENT
+
+
+def test_under_privacy_losses_that_never_move_are_counted_and_stop_nothing():
+    optimizer = ZerothOrder("dpzero", net(), plan(), 0.1, 1e-7)
+    for _ in range(SILENT + 2):
+        optimizer.step(coarse, [data()])
+    assert optimizer.longest_silence == SILENT + 2

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpbench.engines.adapters.opacus_common import OpacusHandle
-from dpbench.engines.base import Losses, check_losses
+from dpbench.engines.batches import Losses, check_losses
 
 PLUGIN = {
     "kind": "engine",

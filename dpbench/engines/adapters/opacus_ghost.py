@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from dpbench.engines.adapters.opacus_common import OpacusHandle
-from dpbench.engines.base import Losses, check_losses
+from dpbench.engines.batches import Losses, check_losses
 
 PLUGIN = {
     "kind": "engine",

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpbench.engines.base import Handle, Losses, batch_size
+from dpbench.engines.base import Handle
+from dpbench.engines.batches import Losses, batch_size
 from dpbench.engines.functional import loss_of_one
 from dpbench.errors import DpbenchError
 

@@ -1,38 +1,41 @@
-"""Any leaf module that treats each example on its own: one vector-Jacobian product an example."""
+"""Any module that treats each example on its own: one vector-Jacobian product an example."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Leaf, Sums, Use
 
 
 class FallbackLeaf(Leaf):
-    """Correct for every module whose output for example i depends on input i alone; not fast."""
+    """Exact for every module whose output for example i depends on the arguments of example i alone; not fast.
+
+    The module may have others inside, and the parameters may be theirs.
+
+    Raises:
+        DpbenchError: the module cannot be called on one example; names its class.
+    """
 
     def add_example(self, use: Use, index: int, into: Sums) -> None:
-        rest = tuple(_pick(value, index, len(use.g)) for value in use.rest)
-        kwargs = {name: _pick(value, index, len(use.g)) for name, value in (use.kwargs or {}).items()}
+        one = use.keep(slice(index, index + 1))
 
         def output(parameters: Sums) -> Tensor:
-            return torch.func.functional_call(self.module, parameters, (use.x[index : index + 1], *rest), kwargs)
+            return torch.func.functional_call(self.module, parameters, (one.x, *one.rest), one.kwargs or {})
 
-        with torch.enable_grad():
-            own = {name: parameter.detach() for name, parameter in self.parameters.items()}
-            out, pull = torch.func.vjp(output, own)
-            (gradients,) = pull(use.g[index : index + 1].to(out.dtype))
+        detached = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        try:
+            with torch.enable_grad():
+                out, pull = torch.func.vjp(output, detached)
+                (gradients,) = pull(one.g.to(out.dtype))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            raise DpbenchError(
+                f"{type(self.module).__name__} cannot be differentiated for one example alone: {why}",
+                "give every argument with the batch first, or use the engine 'loop'",
+            ) from error
         for name, value in gradients.items():
             into[name].add_(value)
-
-
-def _pick(value: object, index: int, batch: int) -> object:
-    """Example `index` of an argument that has the batch first; anything else as it is."""
-    if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch:
-        return value[index : index + 1]
-    return value
-
-
-def is_leaf(module: nn.Module) -> bool:
-    """Whether the module computes with its own parameters only."""
-    return next(module.children(), None) is None

@@ -1,0 +1,285 @@
+"""Whether a forward pass writes into the model: then the model would hold private data that no noise protects."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import SimpleNamespace, TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from dpbench.errors import DpbenchError
+
+_EVERY = 8  # values are looked at in the 1st, 8th, 64th, ... use
+_PIECE = 1 << 16  # words fingerprinted at once: their products stay in the cache
+_TURN = 0x2545F4914F6CDD1D  # odd: pieces that change places are seen
+_DEEPEST = 4  # containers inside containers that are looked into
+_OF_MODULES = frozenset(vars(nn.Module()))  # what every module has; its tensors are asked for by themselves
+
+_CACHES = "a cache that no example decides is filled by one forward pass over made-up inputs before training begins"
+
+
+@dataclass(frozen=True)
+class _State:
+    """One tensor at one time. mark: changes with most writes, and costs nothing; fingerprint: of its bytes, or None."""
+
+    tensor: Tensor
+    mark: tuple[object, ...]
+    fingerprint: int | None
+
+
+class StateWatch:
+    """Sees that what runs inside `with watch:` writes into no tensor of the model; kept by a method from step to step.
+
+    The tensors are all parameters, buffers and tensors among the modules' plain attributes (also in lists, tuples, sets, dicts
+    and dataclasses), those that are new included. In the 1st, 8th, 64th, ... use they are compared by value, which notices
+    writes through `.data` as well and costs two passes over the weights; in all others by identity, storage and version, which
+    costs a walk over the modules. A tensor that is written with the values it had before counts as not written.
+
+    Counters count as well, `num_batches_tracked` among them: how many forward passes there were says how many examples Poisson
+    sampling drew. Without values to look at (meta and fake tensors, sparse ones) the rest is compared; of sharded parameters
+    only this process' part, and not while the whole is gathered. Numbers of Python and what lies outside the model are not seen.
+
+    Guarantee: reads the model alone and draws no random number.
+
+    Raises:
+        DpbenchError: a tensor was written, replaced or added; names it. Not raised on top of an error of the body.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._uses, self._next = 0, 1
+        self._rewritten: set[str] = set()
+        self._before: dict[str, _State] = {}
+        self._by_value = False
+
+    def __enter__(self) -> StateWatch:
+        self._uses += 1
+        self._by_value = self._uses >= self._next
+        if self._by_value:
+            self._next = self._uses * _EVERY
+        self._before = self._states()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        before, self._before = self._before, {}
+        if kind is None:
+            self._compare(before, self._states())
+
+    def _states(self) -> dict[str, _State]:
+        tensors = _tensors(self._model)
+        chosen = {name: t for name, t in tensors.items() if self._by_value or name in self._rewritten}
+        fingerprints = _fingerprints(list({id(t): t for t in chosen.values()}.values()))
+        return {n: _State(t, _mark(t), fingerprints.get(id(t)) if n in chosen else None) for n, t in tensors.items()}
+
+    def _compare(self, before: dict[str, _State], after: dict[str, _State]) -> None:
+        for name, now in after.items():
+            was = before.get(name)
+            if was is None:
+                raise DpbenchError(
+                    f"{name} was put into the model by the forward pass: without noise, it would tell of private data",
+                    f"return it instead of keeping it; {_CACHES}",
+                )
+            if _is_sharded(was.tensor) != _is_sharded(now.tensor):
+                continue  # gathered, or sharded again
+            if was.tensor is now.tensor and was.mark == now.mark and was.fingerprint == now.fingerprint:
+                continue
+            if was.fingerprint is not None and was.fingerprint == now.fingerprint:
+                self._rewritten.add(name)
+                continue
+            if was.tensor.is_meta and now.tensor.is_meta and was.tensor.shape == now.tensor.shape:
+                continue  # weights that come to the device for the pass only
+            raise DpbenchError(
+                f"{name} was written by the forward pass: without noise, it would tell of private data", _way_out(name)
+            )
+
+
+def forward_changes_nothing(model: nn.Module) -> StateWatch:
+    """`with forward_changes_nothing(model): losses(model, batch)` refuses a model that the pass writes into; see `StateWatch`."""
+    return StateWatch(model)
+
+
+def _way_out(name: str) -> str:
+    last = name.rpartition(".")[2]
+    if last in ("running_mean", "running_var", "num_batches_tracked"):
+        return "put the layer into eval mode, or use one without running statistics, such as GroupNorm or LayerNorm"
+    return (
+        "put what writes it into eval mode, or leave it out: running statistics, codebooks, max_norm, data-dependent "
+        f"initialisation and memories are of this kind; {_CACHES}"
+    )
+
+
+def check_no_known_writer(model: nn.Module) -> None:
+    """Refuse the modules of torch that write into themselves in a forward pass, before there is any data.
+
+    Raises:
+        DpbenchError: running statistics or spectral norm in training mode, an embedding with max_norm; names it.
+    """
+    for name, module in model.named_modules():
+        what = None
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            what, way_out = "renormalises its weight", "leave max_norm out"
+        elif isinstance(module, nn.modules.batchnorm._NormBase) and module.training and module.track_running_stats:
+            what = "keeps statistics of the examples"
+            way_out = "put it into eval mode, or use track_running_stats=False, GroupNorm or LayerNorm"
+        elif module.training and _iterates_for_spectral_norm(module):
+            what, way_out = "moves the vectors of its power iteration", "put it into eval mode, or leave spectral norm out"
+        if what is not None:
+            raise DpbenchError(
+                f"{name or '(model)'} ({type(module).__name__}) {what} in every forward pass: without noise, "
+                "it would tell of private data",
+                way_out,
+            )
+
+
+def _iterates_for_spectral_norm(module: nn.Module) -> bool:
+    from torch.nn.utils.parametrizations import _SpectralNorm
+
+    return isinstance(module, _SpectralNorm) or any(isinstance(h, SpectralNorm) for h in module._forward_pre_hooks.values())
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All of the model, by dotted name."""
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for kind in (module._parameters, module._buffers):
+            found |= {f"{prefix}{name}": t for name, t in kind.items() if t is not None}
+        recomputed = _recomputed(module)
+        for name, value in vars(module).items():
+            if name not in _OF_MODULES and name not in recomputed:
+                found |= _inside(f"{prefix}{name}", value, _DEEPEST)
+    return found
+
+
+def _inside(name: str, value: Any, depth: int) -> dict[str, Tensor]:
+    """Tensors of a plain attribute, its name for one, else with keys behind."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    if depth == 0 or isinstance(value, str | int | float | nn.Module | type(None)):
+        return {}
+    pairs: list[tuple[Any, Any]]
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, list | tuple | set | frozenset) or type(value).__name__ == "deque":
+        pairs = list(enumerate(value))
+    elif isinstance(value, SimpleNamespace) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+        pairs = list(getattr(value, "__dict__", {}).items())
+    else:
+        return {}
+    found: dict[str, Tensor] = {}
+    for key, item in pairs:
+        found |= _inside(f"{name}.{key}", item, depth - 1)
+    return found
+
+
+def _recomputed(module: nn.Module) -> set[str]:
+    """Attributes that torch itself makes of the parameters, anew before every call."""
+    if isinstance(module, nn.RNNBase):
+        return {"_flat_weights"}
+    hooks = module._forward_pre_hooks.values()
+    names = {hook.name for hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)}
+    return names | {str(hook._tensor_name) for hook in hooks if isinstance(hook, BasePruningMethod)}
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, whose module takes half a second to import."""
+    return hasattr(tensor, "_local_tensor")
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that a subclass is made of; of a sharded one this process' part."""
+    if _is_sharded(tensor):
+        return _parts(tensor._local_tensor)  # type: ignore[attr-defined]
+    if isinstance(tensor, FakeTensor) or not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _parts(getattr(tensor, name))]
+
+
+def _mark(tensor: Tensor) -> tuple[object, ...]:
+    """Changes when the tensor gets another storage or form, or is written by an operation that autograd would notice."""
+    found: list[object] = []
+    for part in _parts(tensor):
+        form: tuple[object, ...] = (part.dtype, part.device)
+        if not nn.parameter.is_lazy(part):
+            form += (tuple(part.shape), None if part.is_inference() else part._version)
+            if part.layout == torch.strided and not (part.is_meta or isinstance(part, FakeTensor)):
+                form += (part.stride(), part.data_ptr())
+        found.append(form)
+    return tuple(found)
+
+
+def _fingerprints(tensors: Sequence[Tensor]) -> dict[int, int]:
+    """id -> 64 bits of the tensor's bytes, dtypes and shapes; none for a tensor whose bytes cannot be read."""
+    sums: dict[int, list[Tensor | int]] = {}
+    for tensor in tensors:
+        values = [_fingerprint(part.detach()) for part in _parts(tensor)]
+        if None not in values:
+            sums[id(tensor)] = [value for value in values if value is not None]
+    waiting = [value for values in sums.values() for value in values if isinstance(value, Tensor)]
+    for device in {value.device for value in waiting}:  # one wait a device
+        torch.stack([value for value in waiting if value.device == device]).cpu()
+    forms = {id(t): tuple((part.dtype, tuple(part.shape)) for part in _parts(t)) for t in tensors if id(t) in sums}
+    return {key: hash((forms[key], *map(int, values))) for key, values in sums.items()}
+
+
+def _fingerprint(tensor: Tensor) -> Tensor | int | None:
+    """Sum of w_i x (word i), modulo 2^64, over the words that its elements lie in; a scalar on the device, off the CPU.
+
+    The w_i are odd and otherwise random, so that one changed word always changes it, and others all but always.
+    """
+    if nn.parameter.is_lazy(tensor) or tensor.is_meta or isinstance(tensor, FakeTensor) or tensor.layout != torch.strided:
+        return None
+    try:
+        values = tensor.int_repr() if tensor.is_quantized else tensor
+        extent = 1 + sum((n - 1) * stride for n, stride in zip(values.shape, values.stride(), strict=True))
+        count = extent if values.numel() else 0
+        flat = values.resolve_conj().as_strided((count,), (1,), values.storage_offset()).view(torch.uint8)
+        return _on_host(flat.numpy()) if flat.device.type == "cpu" else _on_device(flat)
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+def _on_host(found: np.ndarray[Any, Any]) -> int:
+    """Of bytes [n]; by numpy, so that what counts a step's tensors does not count these."""
+    whole, total = len(found) // 8 * 8, 0
+    words = found[:whole].view(np.int64)
+    products = np.empty(min(len(words), _PIECE), np.int64)
+    with np.errstate(over="ignore"):
+        for first in range(0, len(words), _PIECE):
+            piece = words[first : first + _PIECE]
+            each = np.multiply(piece, _factors()[: len(piece)], out=products[: len(piece)])
+            total = (total * _TURN + int(each.sum())) % 2**64
+    for last in found[whole:].tolist():
+        total = (total * _TURN + last) % 2**64
+    return total
+
+
+def _on_device(flat: Tensor) -> Tensor:
+    factors, total = _factors_on(flat.device), torch.zeros((), dtype=torch.int64, device=flat.device)
+    whole = len(flat) // 8 * 8 if flat.storage_offset() % 8 == 0 else 0
+    words = flat[:whole].view(torch.int64).split(_PIECE) if whole else ()
+    for piece in (*words, *flat[whole:].split(_PIECE)):
+        total = total * _TURN + (piece * factors[: len(piece)]).sum()
+    return total
+
+
+@cache
+def _factors() -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).integers(-(2**63), 2**63, _PIECE, dtype=np.int64) | 1
+
+
+@cache
+def _factors_on(device: torch.device) -> Tensor:
+    return torch.from_numpy(_factors()).to(device)
