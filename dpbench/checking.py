@@ -6,6 +6,7 @@ from dpbench import environment, plugins
 from dpbench.duration import duration, recorded_seconds
 from dpbench.errors import DpbenchError
 from dpbench.files import canonical_json
+from dpbench.identity import unlocked
 from dpbench.spec.expand import Run
 from dpbench.study import study_at
 from dpbench.validation import parse
@@ -30,7 +31,7 @@ def check(tier: str, tables: list[str] | None = None) -> int:
             if run.id in seen:
                 print(f"  {run.id} {seen[run.id]} (shared)")
                 continue
-            asked = canonical_json({key: run.config[key] for key in ("job", "settings", "sources")})
+            asked = canonical_json({key: run.config[key] for key in ("job", "settings", "sources", "versions")})
             if asked not in answers:
                 answers[asked] = _checked(run, name)
             seen[run.id] = answers[asked]
@@ -52,4 +53,5 @@ def _checked(run: Run, table: str) -> str:
         return f"{run.config['job']} {FAILED}: {error}"
     synthetic = sorted(key for key, source in run.sources.items() if source.synthetic)
     remarks += [f"synthetic: {', '.join(synthetic)}"] if synthetic else []
+    remarks += [f"not as locked: {text}" for text in unlocked(run.config["versions"])]
     return f"{run.config['job']} ok: {'; '.join(remarks)}"

@@ -80,6 +80,23 @@ def _check(args: argparse.Namespace) -> int:
     return check(args.tier, args.tables)
 
 
+def _plugins(args: argparse.Namespace) -> int:
+    from dpbench import identity, plugins
+
+    if args.lock is not None:
+        for key in identity.lock(args.lock, args.why):
+            print(f"locked {key}")
+        return 0
+    findings = identity.stale()
+    for kind in plugins.FOLDERS:
+        for plugin in plugins.discover(kind).values():
+            where = f"{plugin.path}, in no lock: its runs are named by its content" if plugin.outside else ""
+            print(f"{plugin.key:32} {identity.identity(plugin)!s:16} {findings.get(plugin.key, where)}".rstrip())
+    for key in (key for key in findings if key.startswith("core:")):
+        print(f"{key:32} {'':16} {findings[key]}")
+    return 1 if findings else 0
+
+
 def _doctor(_args: argparse.Namespace) -> None:
     from dpbench.doctor import report
 
@@ -212,6 +229,14 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     bench.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    listed = verb("plugins", _plugins, "list all plug-ins with what of them is in a run's name, or lock those that were edited")
+    listed.add_argument(
+        "--lock", nargs="*", metavar="KIND:NAME", help="write them into plugins.lock; all that changed without names"
+    )
+    listed.add_argument(
+        "--why", default="", metavar="TEXT", help="why numbers stay, where content changed and the version did not"
+    )
 
     verb("doctor", _doctor, "what is installed, found and needed")
     schema = verb("schema", _schema, "write the JSON schemas of config, tables and records")

@@ -10,6 +10,7 @@ from dpbench.data import registry as datasets
 from dpbench.duration import duration, recorded_seconds
 from dpbench.engines import gaussian
 from dpbench.errors import DpbenchError
+from dpbench.identity import identity
 from dpbench.kernels.linear import native
 from dpbench.models import registry as models
 from dpbench.spec.config import Config
@@ -19,7 +20,7 @@ from dpbench.study import study
 
 def report() -> str:
     """Everything, as text; nothing here fails for what is missing."""
-    return "\n".join([*_installed(), "", *_devices(), "", *_sources(), "", *_engines(), "", *_tiers()])
+    return "\n".join([*_installed(), "", *_devices(), "", *_sources(), "", *_engines(), "", *_plugins(), "", *_tiers()])
 
 
 def _installed() -> Iterator[str]:
@@ -76,6 +77,16 @@ def _engines() -> Iterator[str]:
     yield "Engines"
     for name, plugin in plugins.discover("engine").items():
         yield f"  {name:14} {plugin.summary}{f' (skipped: {plugin.missing})' if plugin.missing else ''}"
+
+
+def _plugins() -> Iterator[str]:
+    """Those whose runs are named by content, as they are not the locked ones."""
+    yield f"Plug-ins ({plugins.VARIABLE} is {'set' if os.environ.get(plugins.VARIABLE) else 'not set'})"
+    every = [(plugin, identity(plugin)) for kind in plugins.FOLDERS for plugin in plugins.discover(kind).values()]
+    yield f"  {sum(isinstance(value, int) for _, value in every)} as locked"
+    for plugin, value in every:
+        if not isinstance(value, int):
+            yield f"  {plugin.key} {value}: {plugin.path}"
 
 
 def _tiers() -> Iterator[str]:

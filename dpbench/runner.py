@@ -15,6 +15,7 @@ from dpbench import accounting, environment, plugins
 from dpbench.composition import Composition
 from dpbench.errors import DpbenchError
 from dpbench.files import sha256_file, write_atomic, write_error
+from dpbench.identity import identity
 from dpbench.jobs.contract import Context, Outcome
 from dpbench.mechanism import Mechanism
 from dpbench.records.schema import Privacy, Record, Request
@@ -52,7 +53,7 @@ def read_config(text_or_path: str) -> dict[str, Any]:
         raise DpbenchError(f"{where}: a run's config has the keys {', '.join(sorted(_KEYS))}", "give a run's config.json")
     for name, version in config["versions"].items():
         kind, _, plugin = name.partition(":")
-        present = plugins.get(kind, plugin, where).version
+        present = identity(plugins.get(kind, plugin, where))
         if present != version:
             raise DpbenchError(
                 f"{where}: made for {name} version {version}, this dpbench has {present}", "name the runs again (snakemake)"

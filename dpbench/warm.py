@@ -26,7 +26,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from dpbench import paths
+from dpbench import paths, plugins
 
 IDLE = 20.0
 """Seconds without a command after which the listener ends."""
@@ -81,7 +81,8 @@ def call(words: list[str]) -> int | None:
 
 def _key() -> str:
     """Names the listener for this interpreter, this code and all variables that are read while importing."""
-    files = sorted(p for p in paths.PACKAGE.rglob("*") if p.suffix in {".py", ".c", ".h"})
+    files = sorted(p for p in paths.PACKAGE.rglob("*") if p.suffix in {".py", ".c", ".h", ".lock"})
+    files += [path for folder in plugins.folders() for path in sorted(folder.glob("*.py"))]
     stats = [(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in files]
     decides = sorted((k, v) for k, v in os.environ.items() if k.startswith(_DECIDES))
     return hashlib.sha256(repr((sys.executable, sys.path[1:], stats, decides)).encode()).hexdigest()[:16]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dpbench.clipping.numbers import representable
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -21,7 +23,7 @@ def factor(norms: Tensor, bound: float, gamma: float) -> Tensor:
 
     Guarantee: factor x norm <= bound for every finite norm; a zero gradient keeps factor 1.
     """
-    return (bound / norms).clamp(max=1.0)
+    return representable((bound / norms).clamp(max=1.0))
 
 
 def clipped(norms: Tensor, bound: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import dpbench.clipping.abadi as abadi
+from dpbench.clipping.numbers import representable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,9 +16,9 @@ PLUGIN = {"kind": "function", "name": "auto_s", "version": 1, "summary": "normal
 def factor(norms: Tensor, bound: float, gamma: float) -> Tensor:
     """[B] norms -> [B] factors; gamma > 0 lets a small gradient stay small.
 
-    Guarantee: factor x norm < bound for every finite norm.
+    Guarantee: factor x norm <= bound for every finite norm (0 where it is no normal number).
     """
-    return (bound / (norms + gamma)).masked_fill(norms + gamma == 0, 0.0)
+    return representable((bound / (norms + gamma)).masked_fill(norms + gamma == 0, 0.0))
 
 
 clipped = abadi.clipped

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import dpbench.clipping.abadi as abadi
+from dpbench.clipping.numbers import representable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,9 +16,9 @@ PLUGIN = {"kind": "function", "name": "auto_v", "version": 1, "summary": "normal
 def factor(norms: Tensor, bound: float, gamma: float) -> Tensor:
     """[B] norms -> [B] factors; `gamma` has no effect. A zero gradient gets factor 0: it has no direction.
 
-    Guarantee: factor x norm <= bound for every finite norm.
+    Guarantee: factor x norm <= bound for every finite norm (0 where bound / norm is no normal number).
     """
-    return (bound / norms).masked_fill(norms == 0, 0.0)
+    return representable((bound / norms).masked_fill(norms == 0, 0.0))
 
 
 clipped = abadi.clipped

@@ -17,20 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from dpbench import plugins
+from dpbench.clipping.probe import check_factor
 from dpbench.engines.batches import Losses, batch_size, select, without_padding
 from dpbench.engines.exchange import Exchange, Tally
-from dpbench.engines.guard import Guard, claim, let_go, trainable_of
+from dpbench.engines.guard import Guard, Witness, claim, let_go, trainable_of
 from dpbench.engines.layers import Layer, Layout, check_examples_apart, lay_out
 from dpbench.engines.noise import Noise
 from dpbench.engines.probes import has_values
 from dpbench.engines.rescue import Norms, rescued
+from dpbench.engines.stepping import Arguments, Options, after_closure, check_unscaled
 from dpbench.engines.thresholds import Thresholds
 from dpbench.engines.writes import check_no_known_writer
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Factor, Sums
 from dpbench.mechanism import Clipping, Mechanism, noise_stds, sensitivity
-
-_WITNESS = 64  # elements of each tensor kept to see that it moved
 
 
 class NonFiniteStep(DpbenchError):
@@ -86,7 +86,7 @@ class Handle:
         if mechanism.clipping is not None:
             self._prepare_clipping()
         self.noise = Noise(mechanism, kernels=kernels)
-        self._witness: dict[str, Tensor] | None = None
+        self._witness: Witness | None = None
         claim(optimizer, self)
         self._hooks = [
             optimizer.register_step_pre_hook(self._step_hook),
@@ -121,6 +121,7 @@ class Handle:
         clipping = self.mechanism.clipping
         assert clipping is not None
         self.bounds = clipping.bounds(len(labels), labels)
+        check_factor(clipping.function, self._function.factor, self.bounds, clipping.gamma)
         if clipping.adaptive is not None:
             self.thresholds = Thresholds(self.mechanism, labels, own, self.bounds)
         self._set_noise()
@@ -310,20 +311,10 @@ class Handle:
             self._tally = Tally(own.examples, own.clipped + clipped, own.non_finite + non_finite, own.finite + finite)
         return self._tally
 
-    def _step_hook(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Release the step's sum; a closure, which may call `backward`, is run before, and once."""
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first is the optimizer
-        if closure is not None:
-            with torch.enable_grad():
-                value = closure()
-            args, kwargs = (args[0], lambda: value, *args[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
-        if getattr(optimizer, "grad_scale", None) is not None:
-            raise DpbenchError(
-                "a GradScaler steps this optimizer: losses that it scales would be clipped in its units",
-                "leave the scaler out and call optimizer.step(): norms and sums are kept in float32",
-            )
+    def _step_hook(self, optimizer: torch.optim.Optimizer, args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:
+        """Release the step's sum, after a closure has been run, which may call `backward`."""
+        args, kwargs = after_closure(args, kwargs)
+        check_unscaled(optimizer)
         self._before_step()
         return args, kwargs
 
@@ -337,7 +328,7 @@ class Handle:
                 "lower the learning rate, or use a wider dtype",
             )
         if self.mechanism.noise_multiplier > 0 and self.steps == 0:
-            self._witness = {name: _some_of(p).clone() for name, p in self.trainable.items()}
+            self._witness = Witness(self.trainable)
         self._release()
         self._sums = {}
 
@@ -380,23 +371,5 @@ class Handle:
             self.bounds = self.thresholds.move(lambda counts, std: self.exchange.release_counts(self, counts, std))
             self._set_noise()
         if self._witness is not None:
-            self._check_moved()
+            self._witness.check(self.optimizer)
             self._witness = None
-
-    def _check_moved(self) -> None:
-        """Under noise every trained tensor moves in the first step; one that does not is not trained at all."""
-        assert self._witness is not None
-        rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
-        for name, parameter in self.trainable.items():
-            before = self._witness[name]
-            if rates[id(parameter)] > 0 and len(before) and torch.equal(before, _some_of(parameter)):
-                raise DpbenchError(
-                    f"{name} has not moved in the first step although it is trained under noise",
-                    "see that the optimizer steps on the model's own tensors and that the dtype resolves the learning rate",
-                )
-
-
-def _some_of(parameter: Tensor) -> Tensor:
-    """Its first elements on this process: none, where its shard is empty."""
-    local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-    return local.detach().reshape(-1)[:_WITNESS]

@@ -42,7 +42,7 @@ def batch_size(batch: Any) -> int:
     """Return B of a batch: the first dimension of its first tensor that has one.
 
     Args:
-        batch: a tensor, or a mapping (also `BatchEncoding`), sequence, named tuple, dataclass or object with tensors as attributes.
+        batch: a tensor, or a mapping (also `BatchEncoding`), sequence, named tuple, dataclass or object with tensors.
 
     Raises:
         DpbenchError: the batch holds no tensor with a dimension.
@@ -50,14 +50,16 @@ def batch_size(batch: Any) -> int:
     for tensor in _tensors(batch):
         if tensor.dim() > 0:
             return tensor.shape[0]
-    raise DpbenchError("the batch holds no tensor with a batch dimension", "pass a tensor, or a dict or tuple of tensors [B, ...]")
+    raise DpbenchError(
+        "the batch holds no tensor with a batch dimension", "pass a tensor, or a dict or tuple of tensors [B, ...]"
+    )
 
 
 def select(batch: Any, index: Tensor | slice) -> Any:
     """Return the examples `index` of a batch, in a container of the same kind.
 
-    Tensors whose first dimension is B, and plain lists and tuples of B strings or numbers, are indexed; anything else (0-d tensors,
-    tables that all examples share, options) stays as it is.
+    Tensors whose first dimension is B, and plain lists and tuples of B strings or numbers, are indexed; anything else (0-d
+    tensors, tables that all examples share, options) stays as it is.
     """
     return _select(batch, index, batch_size(batch))
 

@@ -29,7 +29,7 @@ Ready = Callable[[Cluster, list[tuple[Layer, Use]]], None]
 """Called once a cluster's uses have all had their gradient, so early that its activations can be freed."""
 
 Shapes = dict[tuple[str, int], tuple[int | None, ...]]
-"""(label of a layer, number of its call in a pass) -> first dimensions of its arguments but the first, None where one is no such tensor."""
+"""(label of a layer, number of its call in a pass) -> first dimensions of its arguments but the first; None for what has none."""
 
 _CHECKPOINT = "CheckpointFunctionBackward"
 _COMPILED = "CompiledFunctionBackward"
@@ -42,7 +42,7 @@ class OutsideUse(DpbenchError):
         self.layers = sorted(set(layers))
         super().__init__(
             f"{parameter} is used outside the call of {' and '.join(self.layers)} (by {by}), where its gradient is not seen",
-            "call the layer instead of using its tensor, or use the engine 'loop' or 'vmap'",
+            "call the layer instead of using its tensor, make operations on its output out of place, or use the engine 'loop'",
         )
 
 
@@ -53,16 +53,18 @@ class Pass:
     """
 
     def __init__(self, owners: dict[int, tuple[str, list[str]]], batched: dict[tuple[str, int], tuple[bool, ...]]) -> None:
-        """owners: id of a trained tensor -> (its name, its layers); batched: which arguments have the batch first, where known."""
+        """owners: id of a trained tensor -> (its name, its layers); batched: which arguments have the batch first, if known."""
         self.batch: int | None = None
         self.reached: set[int] = set()
         self.shapes: Shapes = {}
         self._owners, self._batched = dict(owners), batched
         self._open = True
+        self._again = False
         self._edges: list[GradientEdge] = []  # of the layers' outputs
         self._roots: list[GradientEdge] = []  # those of them behind which there is no other
         self._outside: list[Tensor] = []
         self._inside: dict[str, set[Node]] = {}
+        self._exits: dict[str, set[tuple[Node, int]]] = {}
         self._calls: Counter[str] = Counter()
         self._checked = False
         self._expected: dict[int, int] = {}
@@ -84,6 +86,10 @@ class Pass:
         above_noted: dict[Node, bool] = {}  # whether a noted output lies between a node and the leaves
         reached: set[tuple[Node, int]] = set()
         start = (outputs.grad_fn, outputs.output_nr)
+        inside: dict[Node, list[str]] = {}
+        for layer, nodes in self._inside.items():
+            for node in nodes:
+                inside.setdefault(node, []).append(layer)
         stack = [] if outputs.grad_fn is None else [outputs.grad_fn]
         while stack:
             node = stack[-1]
@@ -91,6 +97,7 @@ class Pass:
             if node not in above_noted:
                 above_noted[node] = False
                 self._look_at(node, edges, outside)
+                self._check_exits(node, edges, inside)
                 below = [following for following, _ in edges if following not in above_noted]
                 stack += (following for following in below if not hasattr(following, "variable"))
                 if stack[-1] is not node:
@@ -102,6 +109,7 @@ class Pass:
         self._roots = [noted[edge] for edge in reached if not above_noted[edge[0]]]
         self._outside = list(outside.values())
         self._edges = []
+        self._exits.clear()
         self._inside.clear()  # which would keep the graph, and with it the activations
 
     def _look_at(self, node: Node, edges: list[tuple[Node, int]], outside: dict[int, Tensor]) -> None:
@@ -120,12 +128,23 @@ class Pass:
                 self._check_use(node, *owner)
                 self.reached.add(id(variable))
 
+    def _check_exits(self, node: Node, edges: list[tuple[Node, int]], inside: dict[Node, list[str]]) -> None:
+        """See that gradients enter the calls of a layer through its outputs alone, where the hooks are.
+
+        They do not where an output that is a view is changed in place (torch then makes another graph of it), or where
+        something from inside a call is used elsewhere.
+        """
+        for edge in edges:
+            for layer in inside.get(edge[0], ()):
+                if edge not in self._exits[layer] and node not in self._inside[layer]:
+                    raise OutsideUse(f"what {layer} computes", [layer], node.name())
+
     def _check_use(self, node: Node, parameter: str, layers: list[str]) -> None:
         if any(node in self._inside.get(layer, ()) for layer in layers):
             return
         if node.name() == _COMPILED:
             raise DpbenchError(
-                f"{parameter} is used by code that torch.compile made before the engine was attached: its layer's call is not seen",
+                f"{parameter} is used by code that torch.compile made before the engine was attached: its layer is not seen",
                 "attach first and compile afterwards, or leave torch.compile out",
             )
         raise OutsideUse(parameter, layers, node.name())
@@ -138,7 +157,8 @@ class Pass:
         inputs: Sequence[Tensor] = (),
         retain_graph: bool = False,
     ) -> list[Tensor | None]:
-        """One backward pass without weight gradients; `ready` gets each cluster's uses. Closes this pass.
+        """One backward pass without weight gradients; `ready` gets each cluster's uses. Closes this pass, unless the graph is
+        retained for another one, which sees the same gradients.
 
         Args:
             outputs: the loss, a scalar, or a stage's output, with its `gradients`.
@@ -149,7 +169,7 @@ class Pass:
         """
         if not self._checked:
             self.check(outputs)
-        self._ready = ready
+        self._ready, self._again = ready, retain_graph
         asked = {id(x) for x in inputs}
         roots: list[Tensor | GradientEdge] = [*self._roots, *(x for x in self._outside if id(x) not in asked)]
         if not roots and not asked:
@@ -159,8 +179,9 @@ class Pass:
             for key, uses in list(self._arrived.items()):  # a use whose output did not reach the loss never arrives
                 ready(self._clusters[key], uses)
         finally:
-            self._open = False
-            self._roots, self._outside, self._expected, self._arrived = [], [], {}, {}
+            self._arrived = {}
+            if not retain_graph:
+                self.close()
         return list(every[len(roots) :])
 
     def watched(self, outputs: Tensor, watch: Callable[[Layer, Use], None]) -> None:
@@ -179,6 +200,11 @@ class Pass:
             return list(torch.autograd.grad(outputs, list(sources), retain_graph=True, allow_unused=True))
         finally:
             self._watch = None
+
+    def close(self) -> None:
+        """Let go of the graph: a backward pass by anybody else is none of this one's."""
+        self._open = False
+        self._roots, self._outside, self._expected, self._arrived = [], [], {}, {}
 
     def note(self, layer: Layer, cluster: Cluster, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """One call of a layer in the forward pass."""
@@ -204,6 +230,7 @@ class Pass:
         inputs = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
         edge = get_gradient_edge(output)
         self._edges.append(edge)
+        self._exits.setdefault(layer.name, set()).add((edge.node, edge.output_nr))
         inside = self._inside.setdefault(layer.name, set())
         inside |= _between(edge.node, [get_gradient_edge(a).node for a in inputs])
         call = (layer.label, self._calls[layer.label])
@@ -231,7 +258,8 @@ class Pass:
         if self._watch is not None:
             self._watch(layer, use)
             return
-        noted.clear()
+        if not self._again:
+            noted.clear()
         uses = self._arrived.setdefault(head, [])
         uses.append((layer, use))
         if len(uses) == self._expected[head]:

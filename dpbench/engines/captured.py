@@ -23,7 +23,7 @@ _LOOKED_AT = 3
 """Examples that a model is examined on: the fewest among which an error in one, and one in between, can be told apart."""
 
 _LOOKS = 8
-"""Physical batches of several examples that are looked at until one shows something: gradients that are finite, losses that differ."""
+"""Physical batches of several examples that are looked at until one shows something: finite gradients, losses that differ."""
 
 
 class Captured(Handle):
@@ -57,7 +57,7 @@ class Captured(Handle):
         return values.detach()
 
     def _forward(self, losses: Losses, batch: Any) -> tuple[Pass, Tensor]:
-        """(the open pass, the losses [B]). A layer whose tensors are used outside its calls is from then on captured around these.
+        """(the open pass, the losses [B]). A layer whose tensors are used outside its calls is captured around these then on.
 
         Raises:
             DpbenchError: a use that no module of the model encloses, or losses that are not one an example; names it.

@@ -52,8 +52,8 @@ def check_rows_apart(one: Pass, values: Tensor) -> None:
             others = torch.cat([sizes[:index], sizes[index + 1 :]])
             if len(others) and others.max() > _IN_ROWS.get(use.g.dtype, _IN_ROWS_OF_HALVES) * sizes.max():
                 raise DpbenchError(
-                    f"the loss of an example depends on row {int(sizes.argmax())} of the output of {layer.name} as well as on its own: "
-                    "examples are mixed, or the first dimension is not the batch",
+                    f"the loss of example {index} depends on other rows of the output of {layer.name} than its own: examples are "
+                    "mixed, or the first dimension is not the batch",
                     "make each loss from its own example, with the batch first in every layer (expand position ids to [B, T], "
                     "batch_first=True); or use the engine 'loop'",
                 )
@@ -77,7 +77,9 @@ def check_complete(one: Pass, values: Tensor, trainable: Mapping[str, nn.Paramet
 
     def watch(layer: Layer, use: Use) -> None:
         parameters = layer.parameters
-        into = Sums({n: torch.zeros(p.shape, dtype=accumulation_dtype(use.g), device=use.g.device) for n, p in parameters.items()})
+        into = Sums(
+            {n: torch.zeros(p.shape, dtype=accumulation_dtype(use.g), device=use.g.device) for n, p in parameters.items()}
+        )
         with torch.no_grad():
             layer.leaf.add_weighted(use, torch.ones(len(use.g), dtype=accumulation_dtype(use.g), device=use.g.device), into)
         size = float(use.g.double().norm()) * max(1.0, float(use.x.double().norm()) if use.x.is_floating_point() else 1.0)
@@ -104,8 +106,8 @@ def check_complete(one: Pass, values: Tensor, trainable: Mapping[str, nn.Paramet
         rounding = _OF_TERMS * torch.finfo(dtype).eps * scales.get(id(parameter), 0.0)
         if not apart <= max(_OF_GRADIENT.get(dtype, _OF_GRADIENT_IN_HALVES) * norm, rounding):
             raise DpbenchError(
-                f"the gradient of {name} is not what its layer's calls show of it (norm {norm:.3g}, of which {apart:.3g} differs): it "
-                "is used in another way as well, or its module computes something else when it is called again",
-                "call the layer instead of using its tensor, see that its forward draws no random numbers, or use the engine 'loop'",
+                f"the gradient of {name} is not what its layer's calls show of it (norm {norm:.3g}, of which {apart:.3g} differs): "
+                "it is used in another way as well, or its module computes something else when it is called again",
+                "call the layer instead of using its tensor, draw no random numbers in its forward, or use the engine 'loop'",
             )
     return finite

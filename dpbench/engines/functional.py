@@ -30,9 +30,16 @@ class _LossesOf(nn.Module):
 
 
 def losses_with(model: nn.Module, losses: Losses, parameters: Parameters, batch: Any, apart: bool) -> Tensor:
-    """The losses [B] with other tensors in place of the model's parameters. apart: every use of a tied tensor is given its own."""
+    """The losses [B] with other tensors in place of the model's parameters.
+
+    Args:
+        apart: `parameters` has a tensor for every use of a tied one, by the names of `uses`; if not, one for all of its uses.
+    """
+    if not apart:  # torch's own way to tie leaves a module that is registered twice with the other tensors
+        by_id = {id(p): parameters[name] for name, p in model.named_parameters() if name in parameters}
+        parameters = {name: by_id[id(p)] for name, p in uses(model).items() if id(p) in by_id}
     named = {f"model.{name}": value for name, value in parameters.items()}
-    return torch.func.functional_call(_LossesOf(model, losses), named, (batch,), tie_weights=not apart)
+    return torch.func.functional_call(_LossesOf(model, losses), named, (batch,), tie_weights=False)
 
 
 def uses(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -61,14 +68,14 @@ def gradients_of_one(
             value = check_losses(losses(model, example))
             if value.requires_grad:
                 value.sum().backward()
-        return value.detach(), {id(p): p.grad for p in tensors if p.grad is not None}
+        return value.detach(), {id(p): _dense(p.grad) for p in tensors if p.grad is not None}
     finally:
         for parameter, gradient in zip(tensors, before, strict=True):
             parameter.grad = gradient
 
 
 def gradients_by_use(model: nn.Module, losses: Losses, example: Any) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """([1] the detached loss, name of every use -> gradient or None) of a batch of one example, each use of a tied tensor apart."""
+    """([1] the detached loss, name of every use -> gradient or None) of a batch of one example, uses of a tied tensor apart."""
     parameters = {name: parameter.detach().requires_grad_() for name, parameter in uses(model).items()}
     try:
         value = losses_with(model, losses, dict(parameters), example, apart=True)
@@ -80,7 +87,12 @@ def gradients_by_use(model: nn.Module, losses: Losses, example: Any) -> tuple[Te
     if not value.requires_grad:
         return value.detach(), dict.fromkeys(parameters)
     gradients = torch.autograd.grad(value.sum(), list(parameters.values()), allow_unused=True)
-    return value.detach(), dict(zip(parameters, gradients, strict=True))
+    return value.detach(), {n: None if g is None else _dense(g) for n, g in zip(parameters, gradients, strict=True)}
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """A gradient that may be sparse, as of `nn.Embedding(sparse=True)`."""
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def check_uses_seen(

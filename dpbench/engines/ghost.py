@@ -1,7 +1,8 @@
 """Flat clipping in two backward passes: norms first, then the plain gradient of the reweighted losses.
 
 Ghost clipping of Li et al. (ICLR 2022) and Bu et al. (NeurIPS 2022). The first pass forms no weight gradient, so the
-price over plain training is one unit of matrix work and the norms; nothing of the first pass is kept.
+price over plain training is one unit of matrix work and the norms; nothing of the first pass is kept. In half precision the
+second pass is weighted layer by layer, not by the losses.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dpbench.engines.batches import Losses, check_losses, select
+from dpbench.engines.capture import Pass
 from dpbench.engines.captured import Captured
 from dpbench.engines.layers import Cluster, Layer
 from dpbench.engines.shared import sq_norms
@@ -40,8 +42,11 @@ class Engine(Captured):
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
         squared: list[Tensor] = []
 
+        half: list[bool] = []
+
         def ready(_cluster: Cluster, uses: list[tuple[Layer, Use]]) -> None:
             squared.append(sq_norms(uses))
+            half.extend(use.g.dtype != accumulation_dtype(use.g) for _, use in uses)
 
         one, values = self._forward(losses, batch)
         one.backward(values.sum(), ready, retain_graph=True)
@@ -49,6 +54,10 @@ class Engine(Captured):
         factors, finite = weighted_factors(norms, self.factor(0))
         self.count(norms, self.bounds[0])
         seen = values.detach()
+        if any(half):
+            self._add_again(one, values, factors, finite)
+            return seen
+        one.close()
         if not finite.all():  # 0 x NaN is NaN, so the others go through again without it
             if not finite.any():
                 return seen
@@ -56,11 +65,24 @@ class Engine(Captured):
             factors = factors[finite]
             if len(values) != len(factors):
                 raise DpbenchError(
-                    f"{len(values)} losses of {len(factors)} examples: those that are not finite cannot be taken out of the batch",
+                    f"{len(values)} losses of {len(factors)} examples: one that is not finite cannot be taken out of the batch",
                     "give the batch as tensors [B, ...], in a dict, a tuple or a dataclass",
                 )
         self._weighted_backward((values * factors.to(values.dtype)).sum())
         return seen
+
+    def _add_again(self, one: Pass, values: Tensor, factors: Tensor, finite: Tensor) -> None:
+        """A second pass over the same gradients as the first, weighted as they are added.
+
+        Autograd would round the weighted losses' gradients otherwise than those that were measured, and the sum over the batch
+        to half precision, which moves by more than the example that was added.
+        """
+
+        def ready(_cluster: Cluster, uses: list[tuple[Layer, Use]]) -> None:
+            for layer, use in uses:
+                layer.leaf.add_finite(use, factors, finite, self.sums_of(layer))
+
+        one.backward(values.sum(), ready)
 
     def _weighted_backward(self, loss: Tensor) -> None:
         """Autograd adds straight to the running sums where the dtypes agree, and to no tensor whose gradient was not measured."""

@@ -6,7 +6,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dpbench.engines.writes import StateWatch
 from dpbench.errors import DpbenchError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[Handle]] = weakref.WeakKeyDictionary()
 
+_WITNESS = 64  # elements of each tensor kept to see that it moved
 _TAKES_SCALES = "_step_supports_amp_scaling"
 
 Structure = tuple[tuple[int, bool], ...]
@@ -78,6 +79,35 @@ class Guard:
         structure = modules + tuple((id(p), p.requires_grad) for p in self._model.parameters())
         changed, self._structure = structure != self._structure, structure
         return changed
+
+
+class Witness:
+    """Remembers some elements of each trained tensor, to see that it moves: under noise every one does in the first step."""
+
+    def __init__(self, trainable: dict[str, nn.Parameter]) -> None:
+        self._trainable = trainable
+        self._before = {name: _some_of(p).clone() for name, p in trainable.items()}
+
+    def check(self, optimizer: torch.optim.Optimizer) -> None:
+        """See that every tensor with a learning rate has moved.
+
+        Raises:
+            DpbenchError: one has not; names it.
+        """
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in self._trainable.items():
+            before = self._before[name]
+            if rates[id(parameter)] > 0 and len(before) and torch.equal(before, _some_of(parameter)):
+                raise DpbenchError(
+                    f"{name} has not moved in the first step although it is trained under noise",
+                    "see that the optimizer steps on the model's own tensors and that the dtype resolves the learning rate",
+                )
+
+
+def _some_of(parameter: Tensor) -> Tensor:
+    """Its first elements on this process: none, where its shard is empty."""
+    local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return local.detach().reshape(-1)[:_WITNESS]
 
 
 def trainable_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpbench.clipping.numbers import representable
 from dpbench.engines.base import Handle
 from dpbench.engines.batches import Losses, batch_size, select
 from dpbench.engines.functional import check_uses_seen, gradients_by_use, gradients_of_one, uses
 from dpbench.engines.probes import RandomStreams
 from dpbench.engines.rescue import group_members
+from dpbench.kernels.leaf import accumulation_dtype
 
 PLUGIN = {
     "kind": "engine",
@@ -83,9 +85,12 @@ class Engine(Handle):
                 continue
             factor = self._function.factor(norm.reshape(1), self.bounds[group], clipping.gamma)[0]
             for parameter, gradient in parts:
-                scale = factor.to(gradient.dtype)
-                wide = not torch.isfinite(scale)  # a gradient so small that its factor is beyond its dtype
-                self.sum_of(parameter).add_(gradient.double() * factor if wide else gradient * scale)
+                wide = accumulation_dtype(gradient)  # a factor or product of half precision would be rounded upwards
+                scale = factor.to(wide)
+                if torch.isfinite(scale):
+                    self.sum_of(parameter).add_(gradient.to(wide) * representable(scale))
+                else:  # a gradient so small that its factor is beyond float32
+                    self.sum_of(parameter).add_(gradient.double() * factor)
         self.count(torch.stack(norms)[None], torch.tensor(self.bounds, dtype=torch.float64, device=device))
 
     def _parts(self, owner: dict[str, nn.Parameter]) -> list[list[str]]:

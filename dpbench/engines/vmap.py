@@ -22,6 +22,7 @@ PLUGIN = {
     "private": True,
     "scopes": ["flat", "per_layer", "per_tensor", "per_block", "per_device"],
     "adaptive": True,
+    "functional": True,
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -214,17 +215,22 @@ def _mark(tensor: Tensor) -> tuple[object, ...]:
         form: tuple[object, ...] = (part.dtype, part.device)
         if not nn.parameter.is_lazy(part):
             form += (tuple(part.shape), None if part.is_inference() else part._version)
-            if part.layout == torch.strided and not (part.is_meta or isinstance(part, FakeTensor)):
+            if part.layout == torch.strided and _has_storage(part):
                 form += (part.stride(), part.data_ptr())
         found.append(form)
     return tuple(found)
+
+
+def _has_storage(part: Tensor) -> bool:
+    """Whether there are bytes behind a plain tensor: not behind one that torch.func left in the model."""
+    return not (part.is_meta or isinstance(part, FakeTensor) or is_functorch_wrapped_tensor(part))
 
 
 def _fingerprints(tensors: Sequence[Tensor]) -> dict[int, int]:
     """id -> 64 bits of the tensor's bytes, dtypes and shapes; none for a tensor whose bytes cannot be read."""
     sums: dict[int, list[Tensor | int]] = {}
     for tensor in tensors:
-        values = [_fingerprint(part.detach()) for part in _parts(tensor)]
+        values = [_fingerprint(part.detach()) if _has_storage(part) else None for part in _parts(tensor)]
         if None not in values:
             sums[id(tensor)] = [value for value in values if value is not None]
     waiting = [value for values in sums.values() for value in values if isinstance(value, Tensor)]
@@ -239,7 +245,7 @@ def _fingerprint(tensor: Tensor) -> Tensor | int | None:
 
     The w_i are odd and otherwise random, so that one changed word always changes it, and others all but always.
     """
-    if nn.parameter.is_lazy(tensor) or tensor.is_meta or isinstance(tensor, FakeTensor) or tensor.layout != torch.strided:
+    if nn.parameter.is_lazy(tensor) or not _has_storage(tensor) or tensor.layout != torch.strided:
         return None
     try:
         values = tensor.int_repr() if tensor.is_quantized else tensor

@@ -27,7 +27,8 @@ def factor_of(squared, bound, gamma, FUNCTION: tl.constexpr):
         factor = tl.where(norm == 0, 0.0, tl.div_rn(bound, norm))
     else:
         factor = tl.where(norm + gamma == 0, 0.0, tl.div_rn(bound, norm + gamma))
-    return norm, tl.where(norm < float("inf"), factor, 0.0)
+    normal = (factor >= 1.17549435e-38) & (factor < float("inf"))  # else 0, as in `dpbench.clipping.numbers`
+    return norm, tl.where(normal & (norm < float("inf")), factor, 0.0)
 
 
 @triton.jit
@@ -37,6 +38,18 @@ def dot(left, right, total, PRECISION: tl.constexpr):
         return tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision="ieee")
     else:
         return tl.dot(left, right, total, input_precision=PRECISION)
+
+
+@triton.jit
+def narrowed(value, DTYPE: tl.constexpr):
+    """fp32 values in DTYPE, rounded towards 0.
+
+    Guarantee: none is longer than it was, so that what a factor has scaled is not taken over its bound again.
+    """
+    if tl.float32 == DTYPE:
+        return value
+    else:
+        return value.to(DTYPE, fp_downcast_rounding="rtz")
 
 
 @triton.jit
@@ -64,16 +77,20 @@ def lower_triangle(number):
 
 @triton.jit
 def gram(
-    v, rows, columns, down, across, width, v_f, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, PRECISION: tl.constexpr
+    v, rows, columns, down, across, width, v_f,
+    BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Products [BLOCK_T, BLOCK_T], fp32, of tokens that begin at `rows` with tokens that begin at `columns`; 0 where masked."""
+    """Products [BLOCK_T, BLOCK_T], fp32, of tokens that begin at `rows` with tokens that begin at `columns`; 0 where masked.
+
+    DTYPE: of the factors, as the product of a whole layer has them.
+    """
     tile = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
     for start in range(0, width, BLOCK_F):
         f = start + tl.arange(0, BLOCK_F).to(tl.int64)
         inside = (f < width)[None, :]
         upper = tl.load(v + rows[:, None] + f[None, :] * v_f, mask=inside & down[:, None], other=0.0)
         lower = tl.load(v + columns[:, None] + f[None, :] * v_f, mask=inside & across[:, None], other=0.0)
-        tile = dot(upper, tl.trans(lower), tile, PRECISION)
+        tile = dot(upper.to(DTYPE), tl.trans(lower.to(DTYPE)), tile, PRECISION)
     return tile
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from dpbench import plugins
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import canonical_json
+from dpbench.identity import identity
 from dpbench.spec.models import TIERS, AxisSpec, Own, Resources, Skip, TableSpec, label
 from dpbench.spec.sources import Source
 from dpbench.validation import parse
@@ -135,9 +136,9 @@ class _Builder:
         uses: Uses = module.uses(parsed)
         sources = {f"dataset:{n}": self.resolve("dataset", n) for n in uses.datasets}
         sources |= {f"model:{n}": self.resolve("model", n) for n in uses.models}
-        versions = {f"job:{job}": plugin.version}
-        versions |= {f"{kind}:{name}": plugins.get(kind, name, where).version for kind, name in uses.plugins}
-        versions |= {key: plugins.get(*key.split(":", 1), where).version for key in sources}  # type: ignore[call-arg]
+        versions = {f"job:{job}": identity(plugin)}
+        versions |= {f"{kind}:{name}": identity(plugins.get(kind, name, where)) for kind, name in uses.plugins}
+        versions |= {key: identity(plugins.get(*key.split(":", 1), where)) for key in sources}  # type: ignore[call-arg]
         parents = self._parents(plugin, module, parsed, seed, where)
         config = {
             "job": job,

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from checks import pairs
 from models import Language, Twice, data, gradients, losses, mechanism, relative
-from test_parity import pairs
 from torch import nn
 
 from dpbench import engines, plugins

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from models import Language, data, gradients, losses, mechanism, plain, relative
-from test_parity import PEERS, pairs
 from torch import nn
 
 from dpbench import engines
-from dpbench.engines.base import Handle, NonFiniteStep
+from dpbench.engines.base import Handle
 from dpbench.errors import DpbenchError
 
 
@@ -21,18 +20,6 @@ def attach(model, plan=None, name="fused", parameters=None, lr=0.1):
 def test_an_unknown_engine_names_the_nearest():
     with pytest.raises(DpbenchError, match="did you mean 'bookkeeping'"):
         attach(Language(), name="bookeeping")
-
-
-@pytest.mark.parametrize(("name", "scope"), list(pairs()))
-def test_every_example_non_finite_stops(name, scope):
-    if name in PEERS:
-        pytest.skip("a peer: what it does with NaN is its own")
-    handle, optimizer = attach(Language(), mechanism(scope), name)
-    batch = data(3)
-    batch["weight"] = torch.full((3,), float("nan"))
-    handle.backward(losses, batch)
-    with pytest.raises(NonFiniteStep, match="all 3 examples"):
-        optimizer.step()
 
 
 def test_a_tensor_that_does_not_move_stops():
@@ -74,16 +61,25 @@ class Loose(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        torch.manual_seed(0)
         self.scale, self.inner = nn.Parameter(torch.ones(3)), nn.Linear(3, 3)
 
     def forward(self, x):
         return self.inner(x) * self.scale
 
 
-def test_an_unprotected_parameter_is_named_with_ways_out():
-    with pytest.raises(DpbenchError, match=r"\(model\)\.scale belongs to Loose") as caught:
-        attach(Loose())
-    assert "loop" in caught.value.way_out
+def summed(model, batch):
+    return model(batch).square().sum(1)
+
+
+@pytest.mark.parametrize(("name", "scope"), [("fused", "per_layer"), ("bookkeeping", "flat"), ("ghost", "flat")])
+def test_a_parameter_beside_modules_is_clipped_as_by_the_loop(name, scope):
+    batch = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    expected, _ = gradients("loop", Loose(), mechanism(scope, bound=0.1), [batch], loss=summed, dtype=torch.float32)
+    with pytest.warns(UserWarning, match=r"no rule for the parameters of \(model\).*one example at a time"):
+        released_sum, handle = gradients(name, Loose(), mechanism(scope, bound=0.1), [batch], loss=summed)
+    assert handle.unprotected == []
+    assert relative(released_sum, expected) < 1e-5
 
 
 def test_the_loop_protects_what_has_no_leaf():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dpbench.engines.base import select
+from dpbench.engines.batches import select
 from dpbench.engines.probes import StateWatch, check_examples_apart_by_value, check_no_known_writer, forward_changes_nothing
 from dpbench.errors import DpbenchError
 

@@ -9,18 +9,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from checks import pairs
 from models import Language, data, losses, mechanism, relative
-from test_parity import OURS, pairs
 from torch import nn
 
-from dpbench import engines
+from dpbench import engines, plugins
 from dpbench.clipping.adaptive import Adaptive
 from dpbench.engines.thresholds import Thresholds
 from dpbench.errors import DpbenchError
 from dpbench.mechanism import noise_stds
 
 ADAPTIVE = Adaptive(0.5, rate=0.3, budget=0.1)
-PAIRS = [p for p in pairs() if p.values[0] in OURS]
+PAIRS = [p for p in pairs() if plugins.get("engine", p.values[0]).extra.get("adaptive")]
 
 
 def attach(name="fused", scope="per_layer", model=None, adaptive=ADAPTIVE, lr=0.1, dtype=torch.float32, **rest):

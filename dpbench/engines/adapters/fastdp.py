@@ -25,6 +25,12 @@ PLUGIN = {
     "scopes": ["flat", "per_layer"],
     "package": "fastDP",
     "get": "pip install git+https://github.com/awslabs/fast-differential-privacy",
+    "limits": {
+        "functions": "this adapter asks fastDP for Abadi clipping",
+        "tied": "fastDP clips each use of a tied tensor apart, so tied and repeated layers are refused",
+        "half": "fastDP sums clipped gradients in their own dtype",
+        "bad_example": "fastDP multiplies a non-finite gradient by its factor, so that the step is not finite",
+    },
 }
 
 _STYLES = {"flat": "all-layer", "per_layer": "layer-wise"}

@@ -19,6 +19,11 @@ PLUGIN = {
     "scopes": ["flat"],
     "package": "opacus",
     "get": "pip install opacus",
+    "limits": {
+        "functions": "Opacus does Abadi clipping, with 1e-6 added to the norm",
+        "half": "Opacus sums per-example gradients in their own dtype",
+        "bad_example": "Opacus multiplies a non-finite gradient by its factor, so that the step is not finite",
+    },
 }
 
 

@@ -18,6 +18,12 @@ PLUGIN = {
     "scopes": ["flat"],
     "package": "opacus",
     "get": "pip install opacus",
+    "limits": {
+        "functions": "Opacus does Abadi clipping, with 1e-6 added to the norm",
+        "tied": "Opacus' ghost clipping refuses tied and repeated modules",
+        "half": "the second pass rounds weighted losses' gradients and their sum in their own dtype",
+        "bad_example": "Opacus multiplies a non-finite loss by its factor, so that the step is not finite",
+    },
 }
 
 

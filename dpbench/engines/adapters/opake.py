@@ -21,6 +21,12 @@ PLUGIN = {
     "scopes": ["flat"],
     "package": "opake",
     "get": "pip install opake",
+    "functional": True,
+    "limits": {
+        "functions": "Opake does Abadi clipping",
+        "half": "Opake sums clipped gradients in their own dtype",
+        "bad_example": "Opake leaves a non-finite example out and does not say so",
+    },
 }
 
 

@@ -44,9 +44,9 @@ class ConvLeaf(Leaf):
         """name -> [b, elements] in fp32 or wider; those of the weight in the order O, kernel, channels."""
         wide, found = accumulation_dtype(use.g), Sums()
         if "weight" in self.names:
-            g, groups = use.g, self.module.groups
-            products = torch.bmm(_of_groups(g, groups), self._patches(use.x.to(g.dtype)))
-            found["weight"] = self.pulled_back(products.to(wide).view(len(g), g.shape[1], products.shape[2])).flatten(1)
+            g, groups = use.g.to(wide), self.module.groups
+            products = torch.bmm(_of_groups(g, groups), self._patches(use.x.to(use.g.dtype).to(wide)))
+            found["weight"] = self.pulled_back(products.view(len(g), g.shape[1], products.shape[2])).flatten(1)
         if "bias" in self.names:
             found["bias"] = use.g.flatten(2).sum(2, dtype=wide)
         return found
@@ -114,7 +114,7 @@ class ConvLeaf(Leaf):
         positions, inputs, outputs = self._sizes(use)
         elements = (positions * self.module.groups + outputs) * inputs + more
         room = CHUNK.get(use.g.device.type, CHUNK_ELSEWHERE)
-        size = max(1, room // (elements * use.g.element_size()))
+        size = max(1, room // (elements * accumulation_dtype(use.g).itemsize))
         for start in range(0, max(1, len(use.g)), size):
             yield Use(use.x[start : start + size], use.g[start : start + size])
 
@@ -146,15 +146,17 @@ class ConvLeaf(Leaf):
         return pad(x, around, mode=mode) if any(around) else x
 
     def _weighted_product(self, use: Use, factors: Tensor) -> Tensor:
-        """[1, O, n]: sum_i factors[i] x product_i, by torch's own convolution, as in non-private training."""
+        """[1, O, n]: sum_i factors[i] x product_i, by torch's own convolution, as in non-private training but for half
+        precision: there a factor or sum that is rounded takes an example over its bound."""
         module, over = self.module, len(self.module.kernel_size)
-        scaled = use.g * factors.to(use.g.dtype).view(-1, *[1] * (1 + over))
+        wide = accumulation_dtype(use.g)
+        scaled = use.g.to(wide) * factors.to(wide).view(-1, *[1] * (1 + over))
         shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
         _, found, _ = torch.ops.aten.convolution_backward(
-            *(scaled, self._padded(use.x.to(use.g.dtype)), scaled.new_empty(shape), None, module.stride, [0] * over),
+            *(scaled, self._padded(use.x.to(use.g.dtype).to(wide)), scaled.new_empty(shape), None, module.stride, [0] * over),
             *(module.dilation, False, [0] * over, module.groups, [False, True, False]),
         )
-        return found.to(accumulation_dtype(found)).movedim(1, -1).reshape(1, module.out_channels, -1)
+        return found.movedim(1, -1).reshape(1, module.out_channels, -1)
 
     def _add_in_parts(self, use: Use, factors: Tensor, into: Sums) -> None:
         at = 0

@@ -27,7 +27,8 @@ def embedding_norm_kernel(
     if tl.max(other, 0) >= tl.load(ids + example * tokens + row * BLOCK_T):
         at_rows = tl.load(order + example * tokens + rows, mask=down, other=0) * g_t
         at_columns = tl.load(order + example * tokens + columns, mask=across, other=0) * g_t
-        tile = gram(g + example * g_b, at_rows, at_columns, down, across, width, g_d, BLOCK_T, BLOCK_F, PRECISION)
+        dtype: tl.constexpr = g.dtype.element_ty
+        tile = gram(g + example * g_b, at_rows, at_columns, down, across, width, g_d, BLOCK_T, BLOCK_F, PRECISION, dtype)
         same = (own[:, None] == other[None, :]) & down[:, None] & across[None, :]
         found = tl.sum(tl.sum(tl.where(same, tile, 0.0), 1), 0)
         found = tl.where(row == column, found, 2 * found)

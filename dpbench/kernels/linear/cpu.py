@@ -15,6 +15,7 @@ GRAM_BELOW = 25.0
 example's product and reading it twice. From measurements on two cores at about 150 GFLOP/s."""
 
 _HALVED = 64  # tokens from which a quarter of the symmetric Gram matrices is not computed twice
+_WIDENED = 1 << 22  # elements of both sides that are in fp32 at a time, where they come in half precision
 _BLOCK = 1 << 18  # elements per dot product: keeps the fp32 rounding of a norm near 1e-6
 
 
@@ -86,7 +87,7 @@ class LinearLeaf(Leaf):
     def add_example(self, use: Use, index: int, into: Sums) -> None:
         x, g = self._flat(use)
         if "weight" in into:
-            left, right = self._sides(x[index], g[index])
+            left, right = (side.to(accumulation_dtype(g)) for side in self._sides(x[index], g[index]))
             into["weight"].add_(left.T @ right)
         if "bias" in into:
             into["bias"].add_(g[index].sum(0, dtype=into["bias"].dtype))
@@ -103,19 +104,19 @@ class LinearLeaf(Leaf):
     def _weight_sq_norms(self, x: Tensor, g: Tensor) -> Tensor:
         if gram_is_shorter(g.shape[1], x.shape[2], g.shape[2]):
             return gram_sq_norms(x, g)
-        buffer = torch.empty(g.shape[2], x.shape[2], dtype=g.dtype, device=g.device)
-        return torch.stack([squared(_product(g_i, x_i, buffer)) for x_i, g_i in zip(x, g, strict=True)])
+        wide = accumulation_dtype(g)
+        buffer = torch.empty(g.shape[2], x.shape[2], dtype=wide, device=g.device)
+        return torch.stack([squared(_product(g_i.to(wide), x_i.to(wide), buffer)) for x_i, g_i in zip(x, g, strict=True)])
 
     def add_weighted(self, use: Use, factors: Tensor, into: Sums) -> None:
         x, g = self._flat(use)
         if "weight" in into:
             left, right = self._sides(x, g)
-            scale = factors.to(g.dtype)[:, None, None]
-            if left.shape[2] <= right.shape[2]:  # scale the smaller side
-                left = left * scale
-            else:
-                right = right * scale
-            _add_product(into["weight"], left.flatten(0, 1), right.flatten(0, 1))
+            wide = accumulation_dtype(g)
+            size = len(g) if g.dtype == wide else max(1, _WIDENED // max(1, left[:1].numel() + right[:1].numel()))
+            pieces = (value.split(max(1, size)) for value in (left, right, factors))
+            for left_i, right_i, factors_i in zip(*pieces, strict=True):
+                _add_scaled(into["weight"], left_i.to(wide), right_i.to(wide), factors_i.to(wide))
         if "bias" in into:
             into["bias"].add_(factors.to(into["bias"].dtype) @ g.sum(1, dtype=into["bias"].dtype))
 
@@ -173,9 +174,11 @@ def single_pass(
         factors.append(scale)
         if written:
             weight.add_(buffer, alpha=scale)
-        else:
+        elif buffer.dtype == weight.dtype:
             torch.mul(buffer, scale, out=weight)
-            written = True
+        else:
+            weight.copy_(buffer).mul_(scale)  # a product of half precision would be rounded, by example and at worst upwards
+        written = True
     if not written:  # nothing finite, or nothing at all
         weight.zero_()
     found = torch.tensor(norms, dtype=dtype)
@@ -188,6 +191,20 @@ def single_pass(
 def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     """out = left^T right. Cleared here and added to: asked to overwrite, MKL clears a large `out` on one core."""
     return out.zero_().addmm_(left.T, right)
+
+
+def _add_scaled(into: Tensor, left: Tensor, right: Tensor, factors: Tensor) -> None:
+    """into += sum_i factors_i left_i^T right_i, of left [b, T, L] and right [b, T, R] in fp32 or wider.
+
+    Guarantee: neither a factor, nor a scaled side, nor the sum over examples is rounded to half precision. Rounded to nearest, a
+    factor takes an example over its bound, and a sum moves by more than what was added to it.
+    """
+    scale = factors[:, None, None]
+    if left.shape[2] <= right.shape[2]:  # scale the smaller side
+        left = left * scale
+    else:
+        right = right * scale
+    _add_product(into, left.flatten(0, 1), right.flatten(0, 1))
 
 
 def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:

@@ -7,7 +7,7 @@ No `from __future__ import annotations` here: Triton reads `tl.constexpr` from t
 import triton
 import triton.language as tl
 
-from dpbench.kernels.onchip import add_up, arrive, dot, factor_of, gram, lower_triangle, wait
+from dpbench.kernels.onchip import add_up, arrive, dot, factor_of, gram, lower_triangle, narrowed, wait
 
 SUMS, WHOLE = 0, 1
 """Stages of `linear_product_kernel`."""
@@ -168,10 +168,11 @@ def linear_gram_kernel(
     rows = row * BLOCK_T + tl.arange(0, BLOCK_T).to(tl.int64)
     columns = column * BLOCK_T + tl.arange(0, BLOCK_T).to(tl.int64)
     down, across = rows < tokens, columns < tokens
-    inner = gram(x + example * x_b, rows * x_t, columns * x_t, down, across, inputs, x_i, BLOCK_T, BLOCK_F, PRECISION)
+    dtype: tl.constexpr = g.dtype.element_ty
+    inner = gram(x + example * x_b, rows * x_t, columns * x_t, down, across, inputs, x_i, BLOCK_T, BLOCK_F, PRECISION, dtype)
     if HAS_BIAS:
         inner += 1.0  # rows past the end have g = 0
-    inner *= gram(g + example * g_b, rows * g_t, columns * g_t, down, across, outputs, g_o, BLOCK_T, BLOCK_F, PRECISION)
+    inner *= gram(g + example * g_b, rows * g_t, columns * g_t, down, across, outputs, g_o, BLOCK_T, BLOCK_F, PRECISION, dtype)
     found = tl.sum(tl.sum(inner, 1), 0)
     same = tl.sum(tl.sum(tl.where(rows[:, None] == columns[None, :], inner, 0.0), 1), 0)
     rounding: tl.constexpr = 2.0**-11 if PRECISION == "tf32" else 2.0**-20
@@ -187,7 +188,8 @@ def linear_weighted_kernel(
     """weight (+)= sum_i factors[i] G_i, bias likewise: one product over the tokens of all examples, scaled as they are loaded.
 
     An example whose factor is 0 is not read: it may hold NaN. NORMALISE: factors are divided by the largest first, and the
-    sum multiplied by it, so that a small factor does not push g below fp16's range.
+    sum multiplied by it, so that a small factor does not push g below fp16's range. In half precision what is scaled is rounded
+    towards 0.
     """
     o, i = _tile(tl.program_id(0), outputs, inputs, BLOCK_O, BLOCK_I, GROUP)
     largest = 1.0
@@ -213,7 +215,7 @@ def linear_weighted_kernel(
         x_tile = tl.load(x_rows + i[None, :] * x_i, mask=inside & (i < inputs)[None, :], other=0.0)
         x_tile = tl.where(live, x_tile, 0.0).to(x_tile.dtype)
         scaled = tl.where(live, g_tile.to(tl.float32) * factor[:, None], 0.0)
-        tile = dot(tl.trans(scaled.to(g_tile.dtype)), x_tile.to(g_tile.dtype), tile, PRECISION)
+        tile = dot(tl.trans(narrowed(scaled, g_tile.dtype)), x_tile.to(g_tile.dtype), tile, PRECISION)
         if HAS_BIAS:
             total += tl.sum(scaled, 0)
     if NORMALISE:
