@@ -128,6 +128,7 @@ def release(
     for step in range(steps):
         if step:
             changed = sample.change(model)
+            before = {name: value.clone() for name, value in model.state_dict().items()}
         losses = [handle.backward(built.losses, built.batch(piece)).detach().double() for piece in pieces]
         _must_be_as_it_was(model, before)
         optimizer.step()
