@@ -5,21 +5,39 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from functools import cache
 from importlib.metadata import version
+from typing import Any, Literal, get_args
 
 from dpbench import paths
+from dpbench.arguments import finite_number, known_name, whole_number
 from dpbench.errors import DpbenchError
 from dpbench.files import canonical_json, sha256_text, write_atomic
 
-ACCOUNTANTS = ("pld", "rdp")
+Relation = Literal["add_or_remove", "replace_one"]
+NoiseLaw = Literal["gaussian", "laplace"]
+Accountant = Literal["pld", "rdp"]
+
+ACCOUNTANTS: tuple[Accountant, ...] = get_args(Accountant)
 TOLERANCE = 0.01
 """A calibrated epsilon lies in [(1 - TOLERANCE) x target, target]."""
 
 _INTERVAL = 1e-4  # of the privacy loss; pessimistic rounding, so a coarser grid only over-states epsilon
 _FINE = 0.3  # noise multipliers below it have privacy losses of 1 / noise_multiplier^2: the grid grows with them
 _COARSER = 16  # grid by which most of a calibration's questions are answered
+_SMALL = 0.01  # an epsilon below it is computed again on finer grids, until it is a hundred steps
+_FINEST = 1e-9
+
+SMALLEST_DELTA = 1e-14
+"""PLD's tails weigh up to 1e-15 a composition, which it must count as infinite privacy loss: near that, epsilon says nothing."""
+
+LEAST_NOISE, MOST_NOISE = 1e-3, 1e6
+"""Noise multipliers that PLD is asked about. Below, epsilon is above 500,000 for one release of the whole dataset."""
+
+_REACHED = 0.05  # an epsilon that RDP's highest order, 1024, reaches at every delta that PLD carries
+_TRIES = 60  # halvings of an interval, after which its ends are neighbours in double precision
 
 
 class Unsupported(DpbenchError):
@@ -31,16 +49,38 @@ def versions() -> dict[str, str]:
     return {name: f"dp-accounting {version('dp-accounting')}" for name in ACCOUNTANTS}
 
 
-@cache
+@dataclass(frozen=True)
+class Release:
+    """Releases of one stage: noise std / add-or-remove sensitivity, each example's sampling rate, how many.
+
+    Raises:
+        DpbenchError: a number out of range.
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        hint = "noise_multiplier > 0, 0 < sample_rate <= 1, steps >= 0"
+        multiplier = finite_number(self.noise_multiplier, "noise_multiplier", above=0, hint=hint)
+        rate = finite_number(self.sample_rate, "sample_rate", above=0, hint=hint)
+        if rate > 1:
+            raise DpbenchError(f"sample_rate {rate} is above 1", hint)
+        steps = whole_number(self.steps, "steps", least=0, hint=hint)
+        for name, value in (("noise_multiplier", multiplier), ("sample_rate", rate), ("steps", steps)):
+            object.__setattr__(self, name, value)
+
+
 def epsilon(
     *,
     noise_multiplier: float,
     sample_rate: float,
     steps: int,
     delta: float,
-    relation: str = "add_or_remove",
-    accountant: str = "pld",
-    noise: str = "gaussian",
+    relation: Relation = "add_or_remove",
+    accountant: Accountant = "pld",
+    noise: NoiseLaw = "gaussian",
     coarser: int = 1,
 ) -> float:
     """Epsilon of `steps` Poisson-sampled releases with Gaussian or Laplace noise.
@@ -55,24 +95,82 @@ def epsilon(
         coarser: PLD's grid, in steps of the one that values are reported by: the value is larger, by at most that step for each
             release, and takes less time.
 
+    Guarantee: finite, and never below the true epsilon of these releases, up to rounding in double precision.
+
     Raises:
         Unsupported: RDP of dp-accounting refuses Poisson sampling with replace-one, or of Laplace noise.
-        DpbenchError: an argument out of range.
+        DpbenchError: an unknown name, a number out of range, or a delta or noise multiplier that PLD cannot carry.
     """
-    if noise_multiplier <= 0 or not 0 < sample_rate <= 1 or steps < 0 or not 0 < delta < 1:
-        raise DpbenchError(
-            f"no epsilon for noise_multiplier {noise_multiplier:g}, sample_rate {sample_rate:g}, steps {steps}, delta {delta:g}",
-            "noise_multiplier > 0, 0 < sample_rate <= 1, steps >= 0, 0 < delta < 1",
-        )
-    if steps == 0:
-        return 0.0
-    return _spent((Release(noise_multiplier, sample_rate, steps),), delta, relation, accountant, coarser, noise)
+    release = Release(noise_multiplier, sample_rate, steps)
+    return _checked((release,), delta, relation, accountant, coarser, noise)
 
 
-def _spent(
-    releases: tuple[Release, ...], delta: float, relation: str, accountant: str, coarser: int, noise: str = "gaussian"
+def _checked(
+    releases: tuple[Release, ...], delta: Any, relation: str, accountant: str, coarser: int, noise: str = "gaussian"
 ) -> float:
-    """Epsilon of all releases by one accountant; PLD's grid is the coarsest that any of them may have."""
+    """`_spent` of what is known and in range; releases of no step cost nothing."""
+    known_name(relation, "neighbouring relation", get_args(Relation))
+    known_name(accountant, "accountant", ACCOUNTANTS)
+    known_name(noise, "noise", get_args(NoiseLaw))
+    delta = _delta(delta, accountant)
+    whole_number(coarser, "coarser")
+    releases = tuple(one for one in releases if one.steps)
+    for one in releases if accountant == "pld" else ():
+        if not LEAST_NOISE <= one.noise_multiplier <= MOST_NOISE:
+            raise DpbenchError(
+                f"no epsilon for noise_multiplier {one.noise_multiplier:g}: PLD answers from {LEAST_NOISE:g} to {MOST_NOISE:g}",
+                "less protects nothing and more leaves nothing of a gradient",
+            )
+    return _spent(releases, delta, relation, accountant, coarser, noise) if releases else 0.0
+
+
+def _delta(delta: Any, accountant: str = "pld") -> float:
+    """`delta` in (0, 1), for PLD not below what it can carry.
+
+    Raises:
+        DpbenchError: it is not.
+    """
+    delta = float(finite_number(delta, "delta", above=0, hint="0 < delta < 1"))
+    if delta >= 1:
+        raise DpbenchError(f"delta {delta:g} is not below 1", "0 < delta < 1")
+    if delta < SMALLEST_DELTA and accountant == "pld":
+        raise DpbenchError(
+            f"delta {delta:g} is below {SMALLEST_DELTA:g}, the least that PLD carries in double precision",
+            "take a larger delta, or ask the accountant rdp for an upper bound",
+        )
+    return delta
+
+
+@cache
+def _spent(
+    releases: tuple[Release, ...], delta: float, relation: str, accountant: str, coarser: int, noise: str
+) -> float:
+    """Epsilon of all releases by one accountant; PLD's grid is the coarsest that any of them may have.
+
+    What is small against the grid is computed again on finer ones, unless a coarser one was asked for.
+    """
+    if accountant == "rdp":
+        spent = _by_library(releases, delta, relation, accountant, noise, 0.0)
+        if not math.isfinite(spent):
+            raise Unsupported(f"rdp has no finite epsilon for {releases}", "read the PLD value")
+        return spent
+    interval = coarser * max(_interval(one.noise_multiplier) for one in releases)
+    spent = _by_library(releases, delta, relation, accountant, noise, interval)
+    while coarser == 1 and 0 < spent < min(_SMALL, 100 * interval) and interval > _FINEST:
+        interval /= 10
+        spent = min(spent, _by_library(releases, delta, relation, accountant, noise, interval))
+    if not math.isfinite(spent):
+        raise DpbenchError(
+            f"PLD has no finite epsilon at delta {delta:g}: that is within what its own rounding weighs",
+            "take a larger delta, or ask the accountant rdp for an upper bound",
+        )
+    return spent
+
+
+def _by_library(
+    releases: tuple[Release, ...], delta: float, relation: str, accountant: str, noise: str, interval: float
+) -> float:
+    """Epsilon by dp-accounting; `interval` of PLD's grid."""
     import dp_accounting
     from dp_accounting import pld, rdp
 
@@ -80,25 +178,19 @@ def _spent(
         "add_or_remove": dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
         "replace_one": dp_accounting.NeighboringRelation.REPLACE_ONE,
     }
-    if relation not in relations:
-        raise DpbenchError(f"unknown neighbouring relation {relation!r}", f"one of {', '.join(relations)}")
+    library: Any
     if accountant == "pld":
-        interval = coarser * max(_interval(one.noise_multiplier) for one in releases)
-        made = pld.PLDAccountant(relations[relation], value_discretization_interval=interval)
-    elif accountant == "rdp":
-        logging.getLogger("absl").setLevel(logging.ERROR)  # it warns for every order it leaves out, which is its business
-        made = rdp.RdpAccountant(neighboring_relation=relations[relation])
+        library = pld.PLDAccountant(relations[relation], value_discretization_interval=interval)
     else:
-        raise DpbenchError(f"unknown accountant {accountant!r}", f"one of {', '.join(ACCOUNTANTS)}")
+        logging.getLogger("absl").setLevel(logging.ERROR)  # it warns for every order it leaves out, which is its business
+        library = rdp.RdpAccountant(neighboring_relation=relations[relation])
     kinds = {"gaussian": dp_accounting.GaussianDpEvent, "laplace": dp_accounting.LaplaceDpEvent}
-    if noise not in kinds:
-        raise DpbenchError(f"unknown noise {noise!r}", f"one of {', '.join(kinds)}")
     for one in releases:
         event: dp_accounting.DpEvent = kinds[noise](one.noise_multiplier)
         if one.sample_rate < 1:
             event = dp_accounting.PoissonSampledDpEvent(one.sample_rate, event)
         try:
-            made.compose(event, one.steps)
+            library.compose(event, one.steps)
         except dp_accounting.UnsupportedEventError as error:
             of = (
                 f"{relation} with Poisson sampling"
@@ -106,7 +198,7 @@ def _spent(
                 else f"{relation} with Poisson sampling and {noise} noise"
             )
             raise Unsupported(f"{accountant} has no epsilon for {of}", "read the PLD value") from error
-    return float(made.get_epsilon(delta))
+    return float(library.get_epsilon(delta))
 
 
 def calibrate(
@@ -115,17 +207,20 @@ def calibrate(
     sample_rate: float,
     steps: int,
     delta: float,
-    relation: str = "add_or_remove",
-    noise: str = "gaussian",
+    relation: Relation = "add_or_remove",
+    noise: NoiseLaw = "gaussian",
 ) -> float:
     """The noise multiplier whose PLD epsilon is at most `target` and within 1 % of it.
 
     Raises:
-        DpbenchError: the target is not above 0, or no noise multiplier up to 1e4 reaches it.
+        DpbenchError: an argument out of range, or no noise multiplier from 1e-3 to 1e6 has such an epsilon; says what was tried.
     """
-    if not (target > 0 and math.isfinite(target)):
-        raise DpbenchError(f"target epsilon {target} is not a positive number", "give one above 0")
-    key = {
+    target = finite_number(target, "target epsilon", above=0, hint="give one above 0")
+    known_name(relation, "neighbouring relation", get_args(Relation))
+    known_name(noise, "noise", get_args(NoiseLaw))
+    steps, delta = whole_number(steps, "steps", hint="calibrate for at least one step"), _delta(delta)
+    sample_rate = Release(1.0, sample_rate, steps).sample_rate
+    key: dict[str, object] = {
         "target": target,
         "sample_rate": sample_rate,
         "steps": steps,
@@ -148,8 +243,8 @@ def calibrate(
 def _cached(path, key) -> float | None:  # type: ignore[no-untyped-def]
     try:
         stored = json.loads(path.read_text())
-        return float(stored["noise_multiplier"]) if stored["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(finite_number(stored["noise_multiplier"], "noise_multiplier", above=0)) if stored["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError, DpbenchError):
         return None  # absent or damaged: calibrate again
 
 
@@ -157,8 +252,9 @@ def _interval(noise_multiplier: float) -> float:
     return _INTERVAL * max(1.0, (_FINE / noise_multiplier) ** 2)
 
 
-def _search(target: float, sample_rate: float, steps: int, delta: float, relation: str, noise: str) -> float:
+def _search(target: float, sample_rate: float, steps: int, delta: float, relation: Relation, noise: NoiseLaw) -> float:
     """Bisection, started near the answer: far below it the accountant's grids take minutes and gigabytes."""
+    setting = f"at sample_rate {sample_rate:g}, {steps} steps, delta {delta:g}, {relation}"
 
     def within(noise_multiplier: float, limit: float) -> bool:
         """Whether PLD's epsilon is at most `limit`: by a coarse grid, where that says it for certain, else by the fine one.
@@ -166,7 +262,7 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, relatio
         Privacy losses are rounded up to the grid, each by less than its step, so the coarse value is never below the fine one
         and at most `steps` steps above it.
         """
-        values = {
+        values: dict[str, Any] = {
             "noise_multiplier": noise_multiplier,
             "sample_rate": sample_rate,
             "steps": steps,
@@ -181,75 +277,85 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, relatio
         return epsilon(**values, relation=relation) <= limit
 
     high = _start(target, sample_rate, steps, delta) * (2 if relation == "replace_one" else 1)
-    while not within(high, target):
-        high *= 1.2
+    for tried in range(_TRIES):
+        if within(high, target):
+            break
+        if high >= MOST_NOISE:
+            raise DpbenchError(
+                f"epsilon {target:g} is out of reach {setting}: a noise multiplier of {MOST_NOISE:g} spends more",
+                "take fewer steps, smaller batches, a larger delta, or a larger epsilon",
+            )
+        high = min(high * (1.2 if tried < 10 else 2.0), MOST_NOISE)
     low = high * 0.8
-    while within(low, target):
+    while low >= LEAST_NOISE and within(low, target):
         low, high = low * 0.8, low
-        if high < 0.05:
+    if low < LEAST_NOISE:
+        raise DpbenchError(
+            f"epsilon {target:g} {setting} is spent by no noise multiplier from {LEAST_NOISE:g} on: less protects nothing",
+            "take a smaller epsilon",
+        )
+    return _halved(within, low, high, target, setting)
+
+
+def _halved(within: Callable[[float, float], bool], low: float, high: float, target: float, setting: str) -> float:
+    """The noise multiplier in (low, high], within the target at high alone, whose epsilon is near enough to it.
+
+    Raises:
+        DpbenchError: epsilon jumps over the target, as where delta alone covers it.
+    """
+    for _ in range(_TRIES):
+        if not within(high, target * (1 - TOLERANCE)):
             return high
-    while within(high, target * (1 - TOLERANCE)):
         middle = (low + high) / 2
         low, high = (low, middle) if within(middle, target) else (middle, high)
-    return high
+    raise DpbenchError(
+        f"no noise multiplier has an epsilon within {TOLERANCE:.0%} of {target:g} {setting}: at {high:.6g} it jumps over it",
+        "take a larger epsilon, or a smaller delta",
+    )
 
 
 def _start(target: float, sample_rate: float, steps: int, delta: float) -> float:
-    """A noise multiplier that RDP, cheap and never below PLD, says is enough of Gaussian noise: a start for Laplace's, too."""
+    """A noise multiplier that RDP, cheap and never below PLD, says is enough of Gaussian noise: a start for Laplace's, too.
+
+    RDP's orders end, so that it reaches no very small epsilon; the start is then where it says `_REACHED`, from where PLD's grids
+    are small.
+    """
 
     def spent(noise_multiplier: float) -> float:
-        values = {"noise_multiplier": noise_multiplier, "sample_rate": sample_rate, "steps": steps, "delta": delta}
-        return epsilon(**values, accountant="rdp")
+        return epsilon(noise_multiplier=noise_multiplier, sample_rate=sample_rate, steps=steps, delta=delta, accountant="rdp")
 
     enough = 1.0
-    while spent(enough) > target:
+    while enough < MOST_NOISE and spent(enough) > target:
         enough *= 2
-        if enough > 1e4:
-            raise DpbenchError(
-                f"epsilon {target:g} is out of reach at sample_rate {sample_rate:g}, {steps} steps, delta {delta:g}",
-                "take fewer steps, smaller batches, or a larger epsilon",
-            )
-    while enough > 0.1 and spent(enough / 1.2) <= target:
+    if enough >= MOST_NOISE:
+        enough = 1.0
+        while enough < MOST_NOISE and spent(enough) > _REACHED:
+            enough *= 2
+        return min(enough, MOST_NOISE)
+    while enough > LEAST_NOISE * 1.2 and spent(enough / 1.2) <= target:
         enough /= 1.2
     return enough
 
 
-@dataclass(frozen=True)
-class Release:
-    """Gaussian releases of one stage: noise std / add-or-remove sensitivity, each example's sampling rate, how many."""
-
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
-
-
-@cache
 def composed(
-    releases: tuple[Release, ...], *, delta: float, relation: str = "add_or_remove", accountant: str = "pld", coarser: int = 1
+    releases: tuple[Release, ...],
+    *,
+    delta: float,
+    relation: Relation = "add_or_remove",
+    accountant: Accountant = "pld",
+    coarser: int = 1,
 ) -> float:
     """Epsilon of several stages on the same examples, by one accountant: less than the sum of theirs.
 
     Args:
-        releases: of each stage, with noise and draws of its own; the rest as in `epsilon`.
+        releases: of each stage, with Gaussian noise and draws of its own; the rest as in `epsilon`.
 
     Raises:
-        Unsupported, DpbenchError: as `epsilon`.
+        Unsupported, DpbenchError: as `epsilon`; or there is no stage.
     """
-    if len(releases) > 1:
-        for one in releases:  # refuses what has no epsilon by itself
-            if one.noise_multiplier <= 0 or not 0 < one.sample_rate <= 1 or one.steps < 1:
-                raise DpbenchError(f"no epsilon for a stage of {one}", "noise_multiplier > 0, 0 < sample_rate <= 1, steps >= 1")
-        return _spent(releases, delta, relation, accountant, coarser)
-    one = releases[0]
-    return epsilon(
-        noise_multiplier=one.noise_multiplier,
-        sample_rate=one.sample_rate,
-        steps=one.steps,
-        delta=delta,
-        relation=relation,
-        accountant=accountant,
-        coarser=coarser,
-    )
+    if not releases:
+        raise DpbenchError("no epsilon for no stage at all", "give the releases of one stage or more")
+    return _checked(tuple(releases), delta, relation, accountant, coarser)
 
 
 def calibrate_beside(
@@ -259,7 +365,7 @@ def calibrate_beside(
     sample_rate: float,
     steps: int,
     delta: float,
-    relation: str = "add_or_remove",
+    relation: Relation = "add_or_remove",
 ) -> float:
     """The noise multiplier of one more stage, so that PLD's epsilon of all is at most `target` and within 1 % of it.
 
@@ -267,10 +373,10 @@ def calibrate_beside(
         spent: the stages before it, on the same examples.
 
     Raises:
-        DpbenchError: the stages before have spent the target, or no noise multiplier up to 1e4 reaches it.
+        DpbenchError: the stages before have spent the target, or no noise multiplier up to 1e6 reaches it.
     """
-    alone = {"sample_rate": sample_rate, "steps": steps, "delta": delta, "relation": relation}
-    least = calibrate(target, **alone)  # type: ignore[arg-type]
+    alone: dict[str, Any] = {"sample_rate": sample_rate, "steps": steps, "delta": delta, "relation": relation}
+    least = calibrate(target, **alone)
     if not spent:
         return least
     key: dict[str, object] = {
@@ -303,12 +409,11 @@ def calibrate_beside(
     low, high = least, least * 1.2
     while not within(high, target):
         low, high = high, high * 1.4
-        if high > 1e4:
+        if high > MOST_NOISE:
             raise DpbenchError(
-                f"epsilon {target:g} is out of reach after {before:.4g}", "give the stages before a smaller share of the budget"
+                f"epsilon {target:g} is out of reach after {before:.4g}: a noise multiplier of {low:g} spends more",
+                "give the stages before a smaller share of the budget",
             )
-    while within(high, target * (1 - TOLERANCE)):
-        middle = (low + high) / 2
-        low, high = (low, middle) if within(middle, target) else (middle, high)
+    high = _halved(within, low, high, target, f"after {before:.4g}")
     write_atomic(path, json.dumps({"key": key, "noise_multiplier": high}) + "\n")
     return high

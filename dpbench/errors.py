@@ -23,9 +23,10 @@ class DpbenchError(Exception):
 def nearest(name: str, names: Iterable[str]) -> str:
     """A sentence that names the valid name nearest to `name`, or lists the valid ones."""
     known = sorted({str(n) for n in names})
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    by_lower_case = {n.lower(): n for n in known}
+    close = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=0.5)
     if close:
-        return f"did you mean {close[0]!r}? known: {', '.join(known)}"
+        return f"did you mean {by_lower_case[close[0]]!r}? known: {', '.join(known)}"
     return f"known: {', '.join(known) or 'none'}"
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, assert_never, get_args
 
 from dpbench import accounting, plugins
+from dpbench.accounting import Accountant, NoiseLaw, Relation
+from dpbench.arguments import between, finite_number, known_name, whole_number
 from dpbench.clipping.adaptive import Adaptive
 from dpbench.errors import DpbenchError, unknown
+from dpbench.streams import LARGEST_NUMBER, LARGEST_SEED
 
-Relation = Literal["add_or_remove", "replace_one"]
+Allocation = Literal["global", "equal", "weighted"]
+Tied = Literal["sum", "per_use"]
+Sampler = Literal["poisson", "fixed"]
+Randomness = Literal["seeded", "secret"]
 
 
 @dataclass(frozen=True)
@@ -24,26 +30,36 @@ class Clipping:
     given: thresholds instead of uniform ones, one a group in the model's order or by the group's label; `bound` is then their
     hypotenuse, whatever was passed.
     adaptive: how the thresholds move from step to step; those of the first step are uniform or given.
+
+    Raises:
+        DpbenchError: an unknown name (says the nearest), a number out of range, or parts that do not go together.
     """
 
     function: str = "abadi"
     scope: str = "flat"
     bound: float = 1.0
     gamma: float = 0.01
-    allocation: Literal["global", "equal", "weighted"] = "global"
-    tied: Literal["sum", "per_use"] = "sum"
+    allocation: Allocation = "global"
+    tied: Tied = "sum"
     devices: int | None = None
     given: Sequence[float] | Mapping[str, float] | None = None
     adaptive: Adaptive | None = None
 
     def __post_init__(self) -> None:
+        known_name(self.function, "function", plugins.discover("function"))
+        known_name(self.scope, "scope", plugins.discover("scope"))
+        known_name(self.allocation, "noise allocation", get_args(Allocation))
+        known_name(self.tied, "way to count tied weights", get_args(Tied))
         function, scope = plugins.get("function", self.function), plugins.get("scope", self.scope)
         if self.given is not None:
-            object.__setattr__(self, "bound", _whole(self.given))
-        if not (self.bound > 0 and math.isfinite(self.bound)):
-            raise DpbenchError(f"clipping bound {self.bound} is not a positive number", "give a bound above 0")
-        if self.gamma < 0:
-            raise DpbenchError(f"clipping gamma {self.gamma} is below 0", "AUTO-S uses 0.01")
+            object.__setattr__(self, "given", _checked_thresholds(self.given))
+            object.__setattr__(self, "bound", _hypotenuse(self.given))
+        object.__setattr__(self, "bound", finite_number(self.bound, "clipping bound", above=0, hint="give a bound above 0"))
+        object.__setattr__(self, "gamma", finite_number(self.gamma, "clipping gamma", least=0, hint="AUTO-S uses 0.01"))
+        if self.devices is not None:
+            object.__setattr__(self, "devices", whole_number(self.devices, "clipping devices"))
+        if self.adaptive is not None and not isinstance(self.adaptive, Adaptive):
+            raise DpbenchError(f"clipping adaptive is a {type(self.adaptive).__name__}", "give an Adaptive, or leave it out")
         if self.tied == "per_use" and self.scope == "flat":
             raise DpbenchError("tied: per_use needs a scope with more than one group", "use tied: sum with flat clipping")
         if self.devices is not None and "devices" not in scope.extra.get("needs", ()):
@@ -79,19 +95,30 @@ class Clipping:
         return [float(value) for value in self.given]
 
 
-def _whole(given: Sequence[float] | Mapping[str, float]) -> float:
-    """The hypotenuse of given thresholds.
+def _checked_thresholds(given: Any) -> tuple[float, ...] | dict[str, float]:
+    """A copy of given thresholds, which nobody can change any more.
 
     Raises:
-        DpbenchError: one is not a positive number; says which.
+        DpbenchError: there is none, or one is not a positive number; says which.
     """
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence | Mapping):
+        raise DpbenchError(f"clipping given {given!r} is not a list of thresholds", "give one number a group, in order or by label")
     named = given if isinstance(given, Mapping) else {f"number {number}": value for number, value in enumerate(given)}
     if not named:
         raise DpbenchError("clipping given holds no threshold", "give one a group")
+    checked = {}
     for name, value in named.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise DpbenchError(f"clipping given: threshold {value} of {name} is not a positive number", "give it one above 0")
-    return math.hypot(*named.values())
+        try:
+            checked[name] = finite_number(value, "threshold", above=0)
+        except DpbenchError as error:
+            problem = f"clipping given: threshold {value!r} of {name} is not a positive number"
+            raise DpbenchError(problem, "give it one above 0") from error
+    return checked if isinstance(given, Mapping) else tuple(checked.values())
+
+
+def _hypotenuse(given: Sequence[float] | Mapping[str, float]) -> float:
+    """The L2 bound of all groups together."""
+    return math.hypot(*(given.values() if isinstance(given, Mapping) else given))
 
 
 def sensitivity(bounds: Sequence[float]) -> float:
@@ -100,42 +127,63 @@ def sensitivity(bounds: Sequence[float]) -> float:
 
 
 def noise_stds(
-    bounds: Sequence[float], noise_multiplier: float, allocation: str = "global", sizes: Sequence[int] | None = None
+    bounds: Sequence[float], noise_multiplier: float, allocation: Allocation = "global", sizes: Sequence[int] | None = None
 ) -> list[float]:
     """Noise std of each group's sum: noise_multiplier x g_k x sqrt(sum_j (C_j / g_j)^2).
 
     Weights g: `global` 1; `equal` C_k; `weighted` C_k / sqrt(d_k) with `sizes` d_k (He et al., ICLR 2023, section 3).
     Guarantee: any weights cost the same privacy as `noise_multiplier` on a sum of sensitivity hypot(C_1..C_K).
+
+    Raises:
+        DpbenchError: an unknown allocation, or `weighted` without sizes.
     """
-    if allocation == "global":
-        weights = [1.0] * len(bounds)
-    elif allocation == "equal":
-        weights = list(bounds)
-    elif allocation == "weighted":
-        if sizes is None:
-            raise DpbenchError("allocation 'weighted' needs the groups' sizes", "pass sizes, or use global or equal")
-        weights = [c / math.sqrt(d) for c, d in zip(bounds, sizes, strict=True)]
-    else:
-        raise DpbenchError(f"unknown noise allocation {allocation!r}", "global, equal or weighted")
+    known_name(allocation, "noise allocation", get_args(Allocation))
+    match allocation:
+        case "global":
+            weights = [1.0] * len(bounds)
+        case "equal":
+            weights = list(bounds)
+        case "weighted":
+            if sizes is None:
+                raise DpbenchError("allocation 'weighted' needs the groups' sizes", "pass sizes, or use global or equal")
+            weights = [c / math.sqrt(d) for c, d in zip(bounds, sizes, strict=True)]
+        case _:
+            assert_never(allocation)
     scale = math.hypot(*(c / g for c, g in zip(bounds, weights, strict=True)))
     return [noise_multiplier * g * scale for g in weights]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How batches are drawn. kind `poisson`: each example on its own with `sample_rate`; `fixed`: shuffled, of equal size."""
+    """How batches are drawn. kind `poisson`: each example on its own with `sample_rate`; `fixed`: shuffled, of equal size.
 
-    kind: Literal["poisson", "fixed"]
+    Raises:
+        DpbenchError: an unknown kind (says the nearest), an empty dataset, a batch size that is not above 0 or above the
+            dataset's, or fixed batches of a fraction of an example.
+    """
+
+    kind: Sampler
     dataset_size: int
     expected_batch_size: float
 
     def __post_init__(self) -> None:
-        if self.dataset_size < 1:
+        known_name(self.kind, "kind of sampling", get_args(Sampler))
+        if self.dataset_size == 0:
             raise DpbenchError("the dataset is empty", "give a dataset with at least one example")
-        if not 0 < self.expected_batch_size <= self.dataset_size:
+        object.__setattr__(self, "dataset_size", whole_number(self.dataset_size, "dataset_size"))
+        size = finite_number(
+            self.expected_batch_size, "expected_batch_size", above=0, hint="it must lie above 0 and not above the dataset's size"
+        )
+        object.__setattr__(self, "expected_batch_size", size)
+        if size > self.dataset_size:
             raise DpbenchError(
-                f"expected_batch_size {self.expected_batch_size:g} for {self.dataset_size} examples",
+                f"expected_batch_size {size:g} for {self.dataset_size} examples",
                 "it must lie above 0 and not above the dataset's size",
+            )
+        if self.kind == "fixed" and size != int(size):
+            raise DpbenchError(
+                f"expected_batch_size {size:g} with fixed batches, which hold a whole number of examples",
+                "give a whole number, or sample by poisson",
             )
 
     @property
@@ -152,6 +200,13 @@ class Mechanism:
     caveats: reasons beyond the sampler for which epsilon is only nominal. seed: of noise and
     sampling under `randomness: seeded`; `secret` draws from the operating system instead. noise: `laplace` is for the release of
     one number a step; its multiplier is the scale b over the sensitivity.
+
+    Guarantee: what is here has been checked; no name or number stands for another than the one that was written. With
+    target_epsilon, epsilon of all steps is at most that.
+
+    Raises:
+        DpbenchError: an unknown name (says the nearest), a number that is not finite or out of range, noise without clipping, or
+            an epsilon above the target.
     """
 
     sampling: Sampling
@@ -160,28 +215,51 @@ class Mechanism:
     noise_multiplier: float = 0.0
     delta: float = 1e-5
     relation: Relation = "add_or_remove"
-    randomness: Literal["seeded", "secret"] = "seeded"
+    randomness: Randomness = "seeded"
     seed: int = 0
     target_epsilon: float | None = None
     caveats: tuple[str, ...] = ()
-    noise: Literal["gaussian", "laplace"] = "gaussian"
+    noise: NoiseLaw = "gaussian"
 
     def __post_init__(self) -> None:
-        if self.noise_multiplier < 0 or not math.isfinite(self.noise_multiplier):
-            raise DpbenchError(f"noise_multiplier {self.noise_multiplier} is not a number >= 0", "give a finite one")
+        self._check_kinds()
         if self.clipping is None and self.noise_multiplier > 0:
             raise DpbenchError("noise without clipping protects nothing", "give a clipping, or noise_multiplier 0")
-        if self.steps < 1:
-            raise DpbenchError(f"steps {self.steps} is below 1", "train for at least one step")
-        if not 0 < self.delta < 1:
-            raise DpbenchError(f"delta {self.delta} is not between 0 and 1", "use about 1 / (2 x dataset size)")
-        if self.target_epsilon is not None:
-            spent = self.epsilon()
-            if spent is not None and spent > self.target_epsilon * (1 + 1e-9):
-                raise DpbenchError(
-                    f"epsilon {spent:.4g} is above the target {self.target_epsilon:g}",
-                    "raise noise_multiplier, or calibrate it with dpbench.accounting.calibrate",
-                )
+        if self.target_epsilon is None:
+            return
+        positive = finite_number(self.target_epsilon, "target_epsilon", above=0, hint="give one above 0, or none")
+        object.__setattr__(self, "target_epsilon", positive)
+        spent = self.epsilon()
+        if spent is None:
+            raise DpbenchError(
+                f"target_epsilon {positive:g} without noise: no finite epsilon is spent, so none is within it",
+                "give clipping and a noise_multiplier above 0, or leave target_epsilon out",
+            )
+        if spent > positive * (1 + 1e-9):
+            raise DpbenchError(
+                f"epsilon {spent:.4g} is above the target {positive:g}",
+                "raise noise_multiplier, or calibrate it with dpbench.accounting.calibrate",
+            )
+
+    def _check_kinds(self) -> None:
+        """Every field by itself."""
+        if not isinstance(self.sampling, Sampling):
+            raise DpbenchError(f"sampling is a {type(self.sampling).__name__}", "give a dpbench.mechanism.Sampling")
+        if self.clipping is not None and not isinstance(self.clipping, Clipping):
+            raise DpbenchError(f"clipping is a {type(self.clipping).__name__}", "give a dpbench.mechanism.Clipping, or None")
+        known_name(self.relation, "neighbouring relation", get_args(Relation))
+        known_name(self.randomness, "randomness", get_args(Randomness))
+        known_name(self.noise, "noise", get_args(NoiseLaw))
+        steps = whole_number(self.steps, "steps", most=LARGEST_NUMBER, hint="train for a whole number of steps, at least one")
+        seed = whole_number(self.seed, "seed", least=0, most=LARGEST_SEED, hint=f"give an int from 0 to {LARGEST_SEED}")
+        multiplier = finite_number(self.noise_multiplier, "noise_multiplier", least=0, hint="give a finite number >= 0")
+        delta = between(self.delta, "delta", 0, 1, "use about 1 / (2 x dataset size)")
+        caveats = self.caveats
+        if not isinstance(caveats, tuple | list) or not all(isinstance(reason, str) and reason.strip() for reason in caveats):
+            raise DpbenchError(f"caveats {caveats!r} are not sentences", "give a tuple of reasons, each a text")
+        checked = {"steps": steps, "seed": seed, "noise_multiplier": multiplier, "delta": delta, "caveats": tuple(caveats)}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     @property
     def private(self) -> bool:
@@ -202,17 +280,24 @@ class Mechanism:
 
     @property
     def reasons(self) -> list[str]:
-        """Why epsilon is only nominal; empty where it is valid."""
-        found = list(self.caveats)
-        if self.sampling.kind == "fixed":
-            found.insert(0, "fixed batches accounted as Poisson")
-        return found
+        """Why epsilon is only nominal; empty where it is valid.
 
-    def epsilon(self, steps: int | None = None, accountant: str = "pld") -> float | None:
+        A delta of 1/n or more is a reason: whoever publishes one random example in full has (0, 1/n) differential privacy.
+        """
+        reasons = []
+        if self.sampling.kind == "fixed":
+            reasons.append("fixed batches accounted as Poisson")
+        size = self.sampling.dataset_size
+        if self.private and self.delta >= 1 / size:
+            reasons.append(f"delta {self.delta:g} is not below 1/n (n = {size}): it allows an example to be published as it is")
+        return [*reasons, *self.caveats]
+
+    def epsilon(self, steps: int | None = None, accountant: Accountant = "pld") -> float | None:
         """Spent after `steps` (default: all); None without clipping or noise, where no finite epsilon exists.
 
         Raises:
             accounting.Unsupported: the accountant refuses this relation.
+            DpbenchError: an unknown accountant, or a delta or noise multiplier beyond what it can carry.
         """
         if self.clipping is None or self.noise_multiplier == 0:
             return None
@@ -266,23 +351,30 @@ def calibrated(
     clipping: Clipping,
     epsilon: float,
     delta: float,
-    **rest: Any,
+    *,
+    relation: Relation = "add_or_remove",
+    randomness: Randomness = "seeded",
+    seed: int = 0,
+    caveats: Sequence[str] = (),
+    noise: NoiseLaw = "gaussian",
 ) -> Mechanism:
-    """A mechanism whose PLD epsilon is at most `epsilon` and within 1 % of it."""
+    """A mechanism whose PLD epsilon is at most `epsilon` and within 1 % of it.
+
+    Raises:
+        DpbenchError: an argument out of range, or an epsilon out of reach.
+    """
+    free = Mechanism(  # before any search: what is wrong with the other arguments
+        sampling,
+        steps,
+        clipping,
+        delta=delta,
+        relation=relation,
+        randomness=randomness,
+        seed=seed,
+        caveats=tuple(caveats),
+        noise=noise,
+    )
     noise_multiplier = accounting.calibrate(
-        epsilon,
-        sample_rate=sampling.sample_rate,
-        steps=steps,
-        delta=delta,
-        relation=rest.get("relation", "add_or_remove"),
-        noise=rest.get("noise", "gaussian"),
+        epsilon, sample_rate=sampling.sample_rate, steps=free.steps, delta=free.delta, relation=relation, noise=noise
     )
-    return Mechanism(
-        sampling=sampling,
-        steps=steps,
-        clipping=clipping,
-        noise_multiplier=noise_multiplier,
-        delta=delta,
-        target_epsilon=epsilon,
-        **rest,
-    )
+    return replace(free, noise_multiplier=noise_multiplier, target_epsilon=epsilon)

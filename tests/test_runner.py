@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dpbench import runner, tracking
+from dpbench import plugins, runner, tracking
 from dpbench.errors import DpbenchError
 from dpbench.records.store import read_record
 from dpbench.spec.config import Config
@@ -97,9 +97,9 @@ def test_killed_in_the_middle_leaves_no_record_and_starts_again(made, config, tm
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("/no/such/config.json", "cannot be read"),
-        ("{", "not JSON"),
-        ('{"job": "classify"}', "has the keys"),
+        ("/no/such/config.json", "no such file"),
+        ("{", "not a whole JSON file"),
+        ('{"job": "classify"}', "settings: Field required"),
         (
             '{"job": "x", "settings": {}, "seed": 0, "versions": {"job:clasify": 1}, "sources": {}, "parents": {}}',
             "did you mean 'classify'",
@@ -123,6 +123,23 @@ def test_changed_sources_stop_before_work(config, tmp_path):
     with pytest.raises(DpbenchError, match=r"dataset:sst2 is no longer what this run was named after"):
         runner.execute(changed, tmp_path / "x", quiet=True)
     assert not (tmp_path / "x").exists()
+
+
+def test_what_is_odd_about_the_data_stands_in_the_record(config, tmp_path):
+    """Without the place of the file, which is of no one's concern elsewhere."""
+    from types import SimpleNamespace
+
+    from dpbench.data import registry
+    from dpbench.data.remarks import remark
+    from dpbench.jobs.contract import Outcome
+
+    def run(settings, context):
+        for _ in range(2):
+            remark(f"{registry.title(plugins.get('dataset', 'sst2'), 'train')}: something odd")
+        return Outcome([], warnings=["of the job"])
+
+    record = runner._run(runner.run_id(config), SimpleNamespace(run=run), None, config, {}, tmp_path, 1, "off", True)
+    assert record.warnings == ["of the job", "dataset sst2, split 'train': something odd"]
 
 
 def test_no_place_to_write_stops_before_work(config, tmp_path):

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpbench.errors import DpbenchError
+from dpbench.arguments import between, finite_number, flag
 
 PLUGIN = {
     "kind": "threshold",
@@ -40,6 +40,9 @@ class Adaptive:
 
     Without noise (noise_multiplier 0) counts are released as they are, as the sums are, and there is no epsilon: for tests alone.
     Jobs that train calibrate their noise for an epsilon, so none of them runs so.
+
+    Raises:
+        DpbenchError: a number out of range, or `rescale` that is no bool.
     """
 
     quantile: float
@@ -48,13 +51,11 @@ class Adaptive:
     rescale: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("quantile", "budget"):
-            if not 0 < getattr(self, name) < 1:
-                raise DpbenchError(
-                    f"adaptive {name} {getattr(self, name)} is not between 0 and 1", "usual are quantile 0.5 to 0.7, budget 0.01"
-                )
-        if not (self.rate > 0 and math.isfinite(self.rate)):
-            raise DpbenchError(f"adaptive rate {self.rate} is not a positive number", "0.2 to 0.3 is usual")
+        usual = "usual are quantile 0.5 to 0.7, budget 0.01"
+        object.__setattr__(self, "quantile", between(self.quantile, "adaptive quantile", 0, 1, usual))
+        object.__setattr__(self, "budget", between(self.budget, "adaptive budget", 0, 1, usual))
+        object.__setattr__(self, "rate", finite_number(self.rate, "adaptive rate", above=0, hint="0.2 to 0.3 is usual"))
+        flag(self.rescale, "adaptive rescale")
 
     def gradient_noise_multiplier(self, noise_multiplier: float) -> float:
         """Noise multiplier of the bounded sums, where `noise_multiplier` is that of all that a step releases."""

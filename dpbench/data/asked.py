@@ -13,6 +13,7 @@ from typing import Any
 
 from dpbench import plugins
 from dpbench.data import registry
+from dpbench.data.triples import LEAVE_OUT, by_row
 from dpbench.errors import DpbenchError
 from dpbench.plugins import Plugin
 from dpbench.spec.sources import Source
@@ -77,31 +78,18 @@ def load(name: str, split: str, source: Source) -> list[Asked]:
         DpbenchError: a dataset without prompts; a row without answers, which is named; what `registry.load` raises.
     """
     answered = require(name)
+    plugin = plugins.get("dataset", name)
     columns: dict[str, Any] = registry.load(name, split, source).columns
-    module = plugins.get("dataset", name).load()
-    prompts: list[str] = module.prompts(columns)
+    where, module = registry.named(plugin, split, source), plugin.load()
+    prompts: list[str] = by_row(where, columns, module.prompts)
     if not answered:
         return [Asked(prompt, int(label)) for prompt, label in zip(prompts, columns["label"], strict=True)]
-    answers: list[tuple[str, ...]] = module.answers(columns)
-    found = []
-    for row, (prompt, own) in enumerate(zip(prompts, answers, strict=True)):
-        right = tuple(text.strip() for text in own if text.strip())
-        if not right:
-            raise DpbenchError(f"{name} {split}, row {row}: no answer", "leave it out of the file, or fetch the file again")
-        found.append(Asked(prompt, answers=right))
-    return found
+    answers = by_row(where, columns, lambda some: [_right(texts) for texts in module.answers(some)])
+    return [Asked(prompt, answers=right) for prompt, right in zip(prompts, answers, strict=True)]
 
 
-def texts_of(name: str, column: str, inside: str, values: list[Any]) -> list[tuple[str, ...]]:
-    """The texts under `inside` of a column of structs, as the `datasets` library keeps several answers of a row.
-
-    Raises:
-        DpbenchError: the column holds something else.
-    """
-    found = []
-    for row, value in enumerate(values):
-        texts = value.get(inside) if isinstance(value, Mapping) else None
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise DpbenchError(f"{name}, row {row}: column {column!r} holds no list {inside!r} of texts", "fetch the file again")
-        found.append(tuple(texts))
-    return found
+def _right(texts: tuple[str, ...]) -> tuple[str, ...]:
+    right = tuple(text.strip() for text in texts if text.strip())
+    if not right:
+        raise DpbenchError("no answer", LEAVE_OUT)
+    return right

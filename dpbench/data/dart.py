@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpbench.data.described import Described, plain
+from dpbench.data import triples
+from dpbench.data.described import Described
 
 PLUGIN = {
     "kind": "dataset",
@@ -24,16 +25,11 @@ PLUGIN = {
 
 
 def described(columns: dict[str, list[Any]]) -> list[Described]:
-    """Fields (subject, relation, object); the annotations of a row are lists side by side, `source` and `text`."""
+    """Fields (subject, relation, object).
+
+    The annotations of a row are lists side by side, `source` and `text`, or, as in DART's own JSON, a list of structs of both.
+    """
     return [
-        Described(
-            tuple(tuple(plain(part) for part in _parts(triple)) for triple in triples),
-            tuple(annotations["text"]),
-        )
-        for triples, annotations in zip(columns["triples"], columns["annotations"], strict=True)
+        Described(triples.triples("tripleset", entries), triples.texts("annotations", annotations, "text"))
+        for entries, annotations in zip(columns["triples"], columns["annotations"], strict=True)
     ]
-
-
-def _parts(triple: Any) -> list[str]:
-    """A triple is a list; generated ones are written as WebNLG's."""
-    return triple.split(" | ", 2) if isinstance(triple, str) else list(triple)

@@ -14,6 +14,8 @@ from typing import Any
 
 from dpbench import plugins
 from dpbench.data import registry
+from dpbench.data.remarks import remark
+from dpbench.data.triples import LEAVE_OUT, by_row
 from dpbench.errors import DpbenchError
 from dpbench.spec.sources import Source
 
@@ -35,37 +37,25 @@ class Described:
         object.__setattr__(self, "texts", tuple(text for text in self.texts if text.strip()))
         if not self.fields or not self.texts:
             missing = "texts" if self.fields else "fields"
-            raise DpbenchError(f"an input without {missing}: {self}", "leave it out of the file, or fetch the file again")
+            raise DpbenchError(f"an input without {missing}: {self}", LEAVE_OUT)
 
 
 def load(name: str, split: str, source: Source) -> list[Described]:
     """The rows of a split.
 
     Raises:
-        DpbenchError: not a dataset of `TASKS`; a row without fields or texts, which is named; what `registry.load` raises.
+        DpbenchError: not a dataset of `TASKS`; a row without fields or texts, or of another form, which is named; what
+            `registry.load` raises.
     """
     plugin = plugins.get("dataset", name)
     require(plugin.name)
     columns = registry.load(name, split, source).columns
     made: Callable[[dict[str, list[Any]]], list[Described]] = plugin.load().described
-    try:
-        return made(columns)
-    except DpbenchError:
-        _name_the_row(name, split, columns, made)
-        raise
-
-
-def _name_the_row(name: str, split: str, columns: dict[str, list[Any]], made: Callable[[dict[str, list[Any]]], Any]) -> None:
-    """Find the first row without fields or texts.
-
-    Raises:
-        DpbenchError: that names it.
-    """
-    for number in range(len(next(iter(columns.values())))):
-        try:
-            made({key: values[number : number + 1] for key, values in columns.items()})
-        except DpbenchError as error:
-            raise DpbenchError(f"{name} {split}, row {number}: {error.what}", error.way_out) from error
+    rows = by_row(registry.named(plugin, split, source), columns, made)
+    blank = sum(not any(part.strip() for part in row.fields[0]) or not row.fields[0][-1].strip() for row in rows)
+    if blank:
+        remark(f"{registry.title(plugin, split)}: {blank} of {len(rows)} inputs are empty")
+    return rows
 
 
 def require(name: str) -> None:
@@ -99,8 +89,3 @@ def grouped(rows: Iterable[Described]) -> list[Described]:
 def linear(fields: Iterable[Field]) -> str:
     """`name : The Mill | area : riverside`: an input as text."""
     return " | ".join(" : ".join(field) for field in fields)
-
-
-def plain(text: str) -> str:
-    """An entity's or relation's name as words: `Aarhus_Airport` -> `Aarhus Airport`."""
-    return " ".join(text.strip().strip('"').replace("_", " ").split())

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
+import re
 from pathlib import Path
 
-from dpbench import paths
+from dpbench.data import kept
 from dpbench.errors import DpbenchError
-from dpbench.files import sha256_file, write_atomic
+from dpbench.files import sha256_file
 
+_STORE = "digests.json"
 _known: dict[str, str] = {}
 
 
 def _key(path: Path) -> str:
+    """Path, size and times: of change too, for tools that copy a file keep the time of its content."""
     stat = path.stat()
-    return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-
-
-def _stored(path: Path) -> dict[str, str]:
-    """What earlier processes left; a file that cannot be used counts as empty."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    return {k: v for k, v in found.items() if isinstance(v, str) and len(v) == 64}
+    return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
 
 
 def digest(path: Path, persist: bool = False) -> str:
@@ -42,13 +32,11 @@ def digest(path: Path, persist: bool = False) -> str:
         key = _key(path)
         if key in _known:
             return _known[key]
-        store = paths.cache() / "digests.json"
-        if persist and key in (stored := _stored(store)):
-            return _known.setdefault(key, stored[key])
+        if persist and re.fullmatch("[0-9a-f]{64}", stored := kept.read(_STORE).get(key, "")):
+            return _known.setdefault(key, stored)
         found = _known[key] = sha256_file(path)
     except OSError as error:
         raise DpbenchError(f"{path}: cannot be read ({error.strerror})", "see that the file is there and readable") from error
     if persist:
-        with contextlib.suppress(DpbenchError):  # without it the next start is slower, no more
-            write_atomic(store, json.dumps(_stored(store) | {key: found}, indent=1, sort_keys=True))
+        kept.add(_STORE, {key: found})
     return found

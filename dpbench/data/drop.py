@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpbench.data.asked import texts_of
+from dpbench.data.triples import texts
 
 PLUGIN = {
     "kind": "dataset",
@@ -39,4 +39,4 @@ def prompts(columns: dict[str, list[Any]]) -> list[str]:
 
 def answers(columns: dict[str, list[Any]]) -> list[tuple[str, ...]]:
     """Spans and numbers; the spans of one answer stand as answers of their own, as there."""
-    return texts_of("drop", "answers_spans", "spans", columns["answers"])
+    return [texts("answers_spans", value, "spans") for value in columns["answers"]]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+from dpbench.data import triples
 from dpbench.data.described import Described
 
 PLUGIN = {
@@ -51,12 +51,11 @@ PLUGIN = {
     "citation": "Novikova et al., SIGDIAL 2017; Dusek et al., CSL 2020",
 }
 
-_SLOT = re.compile(r"([^,\[\]]+)\[([^\]]*)\]")
-
 
 def described(columns: dict[str, list[Any]]) -> list[Described]:
     """Fields (slot, value) of `name[The Mill], area[riverside]`, in the order of the row."""
+    known: Any = PLUGIN["slots"]
     return [
-        Described(tuple((slot.strip(), value.strip()) for slot, value in _SLOT.findall(table)), (text,))
+        Described(triples.slots("meaning_representation", table, known), (text,))
         for table, text in zip(columns["text_input"], columns["text"], strict=True)
     ]

@@ -1,18 +1,38 @@
-"""The Hugging Face hub at pinned revisions: what is in the cache, and whether the hub answers (asked once a process)."""
+"""The Hugging Face hub at pinned revisions: what is in the cache, whether the hub answers (asked once a process), and downloads.
+
+A file is held to the sha256 that its plug-in states, to the one that was noted when it was first fetched at that revision, and to
+the checksum by which the hub itself names it. One that differs is not kept, so that the next run fetches it again.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import re
 import threading
+import time
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dpbench import paths
+from dpbench.data import kept
+from dpbench.data.digests import digest
 from dpbench.errors import DpbenchError
 
 PROBE_SECONDS = 3.0
+STALLED_SECONDS = 30.0
+"""A download that brings no byte for so long has failed; the client's own attempts to connect are shorter."""
+
+SLOWEST = 10_000
+"""Bytes a second: a download that falls `STALLED_SECONDS` behind this rate has failed too."""
+
+_AGAIN = "try again, or use a local folder"
+_NOTED = "hub.json"
+_PIECE = 2**20
 
 
 def offline() -> bool:
@@ -51,10 +71,17 @@ def answers() -> bool:
 
 
 def cached(repo: str, filename: str, revision: str, repo_type: str) -> Path | None:
-    """Where a file lies in the local cache of the hub, if it does."""
+    """Where a file lies in the local cache of the hub, if it does.
+
+    Raises:
+        DpbenchError: no repository can have that name.
+    """
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, filename, revision=revision, repo_type=repo_type)
+    try:
+        found = try_to_load_from_cache(repo, filename, revision=revision, repo_type=repo_type)
+    except ValueError as error:
+        raise DpbenchError(f"hub: {error}", f"correct `hub` of the plug-in that names {repo!r}") from error
     return Path(found) if isinstance(found, str) else None
 
 
@@ -76,22 +103,152 @@ def why_not(spec: dict[str, Any] | None, filenames: Iterable[str], repo_type: st
     return "" if answers() else f"{spec['repo']} is not in the hub's cache and the hub does not answer"
 
 
-def fetch(spec: dict[str, Any], filename: str, repo_type: str) -> Path:
-    """A file at its pinned revision, from the cache or downloaded into it.
+def fetch(spec: dict[str, Any], filename: str, repo_type: str, sha256: str | None = None) -> Path:
+    """A file at its pinned revision, from the cache or downloaded into it, and whole.
+
+    Args:
+        spec: `repo` and `revision`; may state `sha256`, file name -> sha256.
+        sha256: what the file is known to be, where the spec does not say.
 
     Raises:
-        DpbenchError: it is not in the cache and cannot be downloaded.
+        DpbenchError: it is not in the cache and cannot be downloaded in time; or its bytes are not those of that revision, and it
+            is not kept.
     """
-    found = cached(spec["repo"], filename, spec["revision"], repo_type)
-    if found is not None:
-        return found
     what = f"{spec['repo']}@{spec['revision'][:12]}: {filename}"
-    if offline():
-        raise DpbenchError(f"{what}: not in the hub's cache", "unset HF_HUB_OFFLINE, or take another source")
-    from huggingface_hub import hf_hub_download
+    expected = spec.get("sha256", {}).get(filename, sha256)
+    path = cached(spec["repo"], filename, spec["revision"], repo_type)
+    if path is None:
+        if offline():
+            raise DpbenchError(f"{what}: not in the hub's cache", "unset HF_HUB_OFFLINE, or take another source")
+        path = _downloaded(spec, filename, repo_type, what)
+    fault = _fault(path, f"{repo_type}/{spec['repo']}@{spec['revision']}/{filename}", expected)
+    if fault:
+        _remove(path)
+        way_out = "it is not kept: start again to fetch it anew; where the same comes again, use a local folder"
+        if "first fetched" in fault:
+            way_out += f"; if the first was the wrong one, take its line out of {paths.cache() / _NOTED}"
+        raise DpbenchError(f"{what}: {fault}", way_out)
+    return path
 
-    try:
-        return Path(hf_hub_download(spec["repo"], filename, repo_type=repo_type, revision=spec["revision"]))
-    except Exception as error:  # the client's errors have no common base
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DpbenchError(f"{what}: download failed: {reason}", "try again, or use a local folder") from error
+
+def _fault(path: Path, key: str, expected: str | None) -> str:
+    """Why the bytes of a file in the cache are not those that were pinned; empty where they are. Notes them the first time."""
+    got = digest(path, persist=True)
+    named = path.resolve().name  # the client names its blobs by the hub's checksum
+    noted = kept.read(_NOTED).get(key)
+    if expected is not None and got != expected:
+        return f"its sha256 is {got}, and {expected} is known of this revision"
+    if noted is not None and got != noted:
+        return f"its sha256 is {got}, and it was {noted} when this revision was first fetched"
+    if re.fullmatch("[0-9a-f]{64}", named) and got != named:
+        return f"its sha256 is {got}, and the hub says {named}"
+    if noted is not None or expected is not None:
+        return ""
+    if re.fullmatch("[0-9a-f]{40}", named) and path.resolve() != path and _git_blob(path) != named:
+        return f"its git checksum differs from the hub's, {named}"
+    if fault := _no_such_file(path):
+        return fault
+    kept.add(_NOTED, {key: got})
+    return ""
+
+
+def _git_blob(path: Path) -> str:
+    """The checksum by which git, and so the hub, names a small file."""
+    found = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as handle:
+        while piece := handle.read(_PIECE):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def _no_such_file(path: Path) -> str:
+    """Why a file cannot be of the kind that its name says, where no checksum tells; empty where it can."""
+    if path.suffix != ".parquet":
+        return ""
+    with path.open("rb") as handle:
+        head = handle.read(4)
+        handle.seek(max(0, path.stat().st_size - 4))
+        tail = handle.read(4)
+    return "" if head == tail == b"PAR1" else "it is not a Parquet file"
+
+
+def _remove(path: Path) -> None:
+    """Take a file out of the cache: the name in the snapshot and, where that is a link, the bytes behind it."""
+    blob = path.resolve()
+    for file in (path, blob):
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise DpbenchError(f"{file}: is not the file of its name and cannot be removed", "remove it by hand") from error
+
+
+def _downloaded(spec: dict[str, Any], filename: str, repo_type: str, what: str) -> Path:
+    """
+    Raises:
+        DpbenchError: the download failed, or brought nothing for `STALLED_SECONDS`, or is slower than `SLOWEST`.
+    """
+    from huggingface_hub import constants, hf_hub_download
+
+    meter = _meter()
+    done: list[Path] = []
+    errors: list[BaseException] = []
+
+    def download() -> None:
+        try:
+            found = hf_hub_download(spec["repo"], filename, repo_type=repo_type, revision=spec["revision"], tqdm_class=meter)
+            done.append(Path(found))
+        except BaseException as error:
+            errors.append(error)
+
+    blobs = Path(constants.HF_HUB_CACHE) / f"{repo_type}s--{spec['repo'].replace('/', '--')}" / "blobs"
+    # A thread, because no timeout of the client covers all of its attempts. One that hangs ends with the process.
+    thread = threading.Thread(target=download, daemon=True)
+    thread.start()
+    reason = _watched(thread, lambda: max(meter.bytes, _incomplete(blobs)))
+    if done:
+        return done[0]
+    if errors:  # the client's errors have no common base
+        lines = str(errors[0]).strip().splitlines()
+        reason = lines[0] if lines else type(errors[0]).__name__
+    raise DpbenchError(f"{what}: download failed: {reason}", _AGAIN) from (errors[0] if errors else None)
+
+
+def _watched(thread: threading.Thread, received: Callable[[], int]) -> str:
+    """Wait for a download as long as it gets on; why it was given up, where it was. received: bytes that have come."""
+    begun = moved = time.monotonic()
+    most = 0
+    while True:
+        thread.join(0.1)
+        if not thread.is_alive():
+            return "no file came"
+        now, count = time.monotonic(), received()
+        if count > most:
+            most, moved = count, now
+        if now - moved > STALLED_SECONDS:
+            return f"the hub sent nothing for {STALLED_SECONDS:.0f} s"
+        if now - begun > STALLED_SECONDS + most / SLOWEST:
+            return f"only {most:,} bytes came in {now - begun:.0f} s"
+
+
+def _incomplete(blobs: Path) -> int:
+    """Bytes of downloads into a folder that are under way: another process may be at this very file, and this one wait for it."""
+    size = 0
+    for file in blobs.glob("*.incomplete"):
+        with contextlib.suppress(OSError):  # it has just got its name
+            size += file.stat().st_size
+    return size
+
+
+def _meter() -> Any:
+    """A progress bar of the client's kind that counts the bytes of one download."""
+    from huggingface_hub.utils import tqdm
+
+    class Meter(tqdm):
+        bytes = 0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            Meter.bytes += max(0, int(n or 0))
+            shown: bool | None = super().update(n)
+            return shown
+
+    return Meter

@@ -1,54 +1,168 @@
-"""Stored images to pixels: raw bytes, or anything Pillow reads."""
+"""Stored images to pixels: raw bytes, PNG, WebP or JPEG. An image that cannot be told is refused by its row."""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from dpbench.data.parquet import row
+from dpbench.data.remarks import remark
 from dpbench.errors import DpbenchError
 
-_ENCODED = (b"\x89PNG", b"RIFF", b"\xff\xd8\xff")  # PNG, WebP, JPEG
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+LARGEST = 64_000_000
+"""Pixels of an encoded image, before it is cut and resized: far above any camera's that such data come from."""
+
+_PNG, _JPEG = b"\x89PNG", b"\xff\xd8\xff"
+_ORIENTATION = 0x0112  # of EXIF
+_FORMATS = ("PNG", "WEBP", "JPEG", "MPO")  # an MPO is a JPEG with further views behind it, which telephones write
+_OTHERS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\0\0\0\x0cjP": "JPEG 2000", b"<svg": "SVG"}
+_AGAIN = "fetch the file again"
 
 
-def decode(values: Sequence[bytes], image: Mapping[str, Any], where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def decode(
+    values: Sequence[Any], image: Mapping[str, Any], where: str, rows: Sequence[int] | None = None, title: str = ""
+) -> Pixels:
     """Pixels [N, C, H, W] of images that are each encoded, or H x W x C raw bytes.
+
+    Encoded ones are turned as their EXIF orientation says, 16 bits of grey become 8 by scale, colour becomes grey by luminance,
+    and an alpha channel is left out, as Pillow and the `datasets` library do.
 
     Args:
         image: `channels`, `height`, `width`, as a dataset's plug-in states them; `fit`: encoded images of another size are cut to
-            the middle of that shape and resized. where: opens what is said of a bad image.
+            the middle of that shape and resized. where: opens what is said of a bad image. rows: their numbers in the file, from
+            0, where these are not its first ones. title: opens remarks, if not `where`.
 
     Raises:
-        DpbenchError: an image cannot be read or has another size; names its row.
+        DpbenchError: an image is missing, cannot be read, is animated, too large, or has another size; names its row.
     """
     channels, height, width = image["channels"], image["height"], image["width"]
+    raw = channels * height * width
     out = np.empty((len(values), channels, height, width), dtype=np.uint8)
-    for row, value in enumerate(values):
-        if value.startswith(_ENCODED):
-            size = (width, height) if image.get("fit") else None
-            pixels = _opened(value, "L" if channels == 1 else "RGB", size, f"{where}: row {row}")
-        elif len(value) == channels * height * width:
+    mostly_raw = 2 * sum(value is not None and len(value) == raw and not _certainly_encoded(value) for value in values) > len(
+        values
+    )
+    seen_through = 0
+    for number, value in enumerate(values):
+        named = f"{where}: {row(number if rows is None else rows[number])}"
+        if value is None:
+            way_out = "write the images themselves into the file, as `to_parquet` of the `datasets` library does"
+            raise DpbenchError(f"{named} holds no bytes (only a path, or nothing)", way_out)
+        if len(value) == raw and not _encoded(value, image, mostly_raw):
             pixels = np.frombuffer(value, dtype=np.uint8).reshape(height, width, channels)
+        elif value.startswith((_PNG, b"RIFF", _JPEG)):
+            pixels, opaque = _opened(value, image, named)
+            seen_through += not opaque
         else:
-            raise DpbenchError(
-                f"{where}: row {row} holds {len(value)} bytes, neither a PNG, WebP or JPEG nor {height} x {width} x {channels}",
-                "fetch the file again",
-            )
-        if pixels.shape[:2] != (height, width):
-            found = " x ".join(map(str, pixels.shape[:2]))
-            raise DpbenchError(f"{where}: row {row} is {found}, not {height} x {width}", "fetch the file again")
-        out[row] = pixels.reshape(height, width, channels).transpose(2, 0, 1)
+            raise _unknown(value, image, named)
+        out[number] = pixels.reshape(height, width, channels).transpose(2, 0, 1)
+    if seen_through:
+        remark(f"{title or where}: {seen_through} of {len(values)} images are transparent in places; what lies under it is taken")
     return out
 
 
-def _opened(value: bytes, mode: str, size: tuple[int, int] | None, where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _certainly_encoded(value: bytes) -> bool:
+    """By signatures that are too long to be pixels by chance."""
+    webp = value.startswith(b"RIFF") and value[8:12] == b"WEBP"
+    jpeg = value.startswith(_JPEG) and value[6:11] in (b"JFIF\0", b"Exif\0")
+    return webp or jpeg or value.startswith(b"\x89PNG\r\n\x1a\n")
 
+
+def _encoded(value: bytes, image: Mapping[str, Any], mostly_raw: bool) -> bool:
+    """Whether as many bytes as raw pixels have are an encoded image all the same.
+
+    The three bytes that open a JPEG may be a pixel. Then the bytes are pixels unless they can be decoded, or the other images are
+    encoded, for then it is one that was cut.
+    """
+    if _certainly_encoded(value):
+        return True
+    if not value.startswith(_JPEG):
+        return False
     try:
-        with Image.open(io.BytesIO(value)) as opened:
-            found = opened.convert(mode)
-            return np.asarray(found if size is None else ImageOps.fit(found, size, Image.Resampling.BILINEAR))
-    except (OSError, UnidentifiedImageError) as error:
-        raise DpbenchError(f"{where} is not a readable image ({error})", "fetch the file again") from error
+        _opened(value, image, "")
+    except DpbenchError:
+        return not mostly_raw
+    return True
+
+
+def _unknown(value: bytes, image: Mapping[str, Any], where: str) -> DpbenchError:
+    channels, height, width = image["channels"], image["height"], image["width"]
+    shape, raw = f"{height} x {width} x {channels}", channels * height * width
+    other = next((name for magic, name in _OTHERS.items() if value.startswith(magic)), None)
+    wider = {2: "of 16 bits", 4: "of 32 bits", 8: "of 64 bits"}
+    way_out = _AGAIN
+    if other is not None:
+        way_out = f"it begins as a {other} does: store images as PNG, WebP or JPEG"
+    elif raw and len(value) % raw == 0 and len(value) // raw in wider:
+        way_out = f"if these are values {wider[len(value) // raw]}, scale them to 0 to 255 and store bytes (uint8)"
+    return DpbenchError(f"{where} holds {len(value)} bytes, neither a PNG, WebP or JPEG nor {shape}", way_out)
+
+
+def _opened(value: bytes, image: Mapping[str, Any], where: str) -> tuple[Pixels, bool]:
+    """Pixels [H, W, C] or [H, W], and whether all of the image is opaque."""
+    from PIL import Image, ImageOps
+
+    wanted = (image["width"], image["height"])
+    fit = bool(image.get("fit"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow only warns of is judged here
+            with Image.open(io.BytesIO(value), formats=_FORMATS) as opened:
+                _check_head(opened, where)
+                turned = _turned(opened)
+                if turned.size == wanted or fit:
+                    opaque = "A" not in turned.mode or turned.getchannel("A").getextrema()[0] == 255
+                    flat = _flat(turned, "L" if image["channels"] == 1 else "RGB")
+                    return np.asarray(ImageOps.fit(flat, wanted, Image.Resampling.BILINEAR) if fit else flat), opaque
+                found = turned.size
+    except DpbenchError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds
+        reason = "it is cut or damaged" if "BytesIO" in str(error) else str(error) or type(error).__name__
+        raise DpbenchError(f"{where} is not a readable image ({reason})", _AGAIN) from error
+    what = f"{where} is {found[1]} x {found[0]}, not {wanted[1]} x {wanted[0]}"
+    raise DpbenchError(what, f"store images of {wanted[1]} x {wanted[0]}, height first")
+
+
+def _check_head(opened: Any, where: str) -> None:
+    """Before any pixel is decoded."""
+    if opened.width * opened.height > LARGEST:
+        what = f"{where} is {opened.height} x {opened.width}, more than {LARGEST:,} pixels"
+        raise DpbenchError(what, "store a smaller image")
+    frames = getattr(opened, "n_frames", 1)
+    if frames > 1 and opened.format != "MPO":
+        raise DpbenchError(f"{where} is animated ({frames} frames)", "store the one frame that is meant")
+
+
+def _turned(opened: Any) -> Any:
+    """Upright, as a camera noted in the EXIF data of a photograph; EXIF data that cannot be read turn nothing."""
+    from PIL import Image
+
+    ways = Image.Transpose
+    turns = {2: ways.FLIP_LEFT_RIGHT, 3: ways.ROTATE_180, 4: ways.FLIP_TOP_BOTTOM, 5: ways.TRANSPOSE}
+    turns |= {6: ways.ROTATE_270, 7: ways.TRANSVERSE, 8: ways.ROTATE_90}
+    orientation = 1
+    if "exif" in opened.info or opened.format in ("JPEG", "MPO"):
+        with contextlib.suppress(Exception):
+            orientation = opened.getexif().get(_ORIENTATION, 1)
+    return opened.transpose(turns[orientation]) if orientation in turns else opened
+
+
+def _flat(picture: Any, mode: str) -> Any:
+    """8 bits a channel. Pillow itself cuts grey of more bits off at 255, which turns most of it white."""
+    from PIL import Image
+
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        deep = np.asarray(picture).astype(np.int64)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ValueError(f"grey values from {deep.min()} to {deep.max()}")
+        picture = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+    elif picture.mode == "F":
+        raise ValueError("grey values are floats")
+    return picture.convert(mode)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
+from dpbench.data import kinds
 from dpbench.data.digests import digest
 from dpbench.errors import DpbenchError
+from dpbench.files import decoded, read_bytes
 from dpbench.plugins import Plugin
 
 
@@ -19,10 +24,36 @@ def root() -> Path | None:
     given = os.environ.get("DPBENCH_DATA")
     if not given:
         return None
-    folder = Path(given).expanduser()
-    if not folder.is_dir():
-        raise DpbenchError(f"DPBENCH_DATA={given}: no such folder", "correct or unset it (or `data_folder` in the config)")
-    return folder
+    return folder_of("DPBENCH_DATA", given, "data_folder")
+
+
+def folder_of(variable: str, value: str, key: str) -> Path:
+    """The folder that an environment variable names.
+
+    Raises:
+        DpbenchError: there is none, or it cannot be looked into. Names the variable, and the `key` of the config that sets it.
+    """
+    reason = "no such folder"
+    try:
+        folder = Path(value).expanduser()
+        if folder.is_dir():
+            next(folder.iterdir(), None)
+            return folder
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, too long a name, no such user
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    raise DpbenchError(f"{variable}={value}: {reason}", f"correct or unset it (or `{key}` in the config)")
+
+
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    """`Path.is_file(path)` and its like.
+
+    Raises:
+        DpbenchError: the folder above cannot be looked into.
+    """
+    try:
+        return kind(path)
+    except OSError as error:
+        raise DpbenchError(f"{path}: cannot be read ({error.strerror})", "see that the folder is readable") from error
 
 
 def why_not(plugin: Plugin) -> str:
@@ -34,9 +65,9 @@ def why_not(plugin: Plugin) -> str:
     if above is None:
         return "DPBENCH_DATA is not set"
     folder = above / plugin.extra["folder"]
-    if not folder.is_dir():
-        return f"{folder} does not exist"
-    lacking = [s for s in plugin.extra.get("may_lack", ()) if not (folder / plugin.extra["files"][s]).is_file()]
+    if not _is(Path.is_dir, folder):
+        return f"{folder} does not exist" if not _is(Path.exists, folder) else f"{folder} is no folder"
+    lacking = [s for s in plugin.extra.get("may_lack", ()) if not _is(Path.is_file, folder / plugin.extra["files"][s])]
     return f"{folder} has no {lacking[0]} split" if lacking else ""
 
 
@@ -44,13 +75,14 @@ def _sums(folder: Path) -> dict[Path, tuple[str, Path]]:
     """File -> (sha256, the list that states it), from `SHA256SUMS` of the dataset's folder and the folder above."""
     found: dict[Path, tuple[str, Path]] = {}
     for listing in (folder.parent / "SHA256SUMS", folder / "SHA256SUMS"):
-        if not listing.is_file():
+        if not _is(Path.is_file, listing):
             continue
-        for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
+        text = decoded(read_bytes(listing).removeprefix(codecs.BOM_UTF8), str(listing))  # which some editors write
+        for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip():
                 continue
             sha, _, name = line.strip().partition(" ")
-            if len(sha) != 64 or not name.strip():
+            if not re.fullmatch("[0-9a-fA-F]{64}", sha) or not name.strip():
                 raise DpbenchError(f"{listing}: line {number} is not `sha256  file`", "write it again with sha256sum")
             found[listing.parent / name.strip().removeprefix("*")] = (sha.lower(), listing)
     return found
@@ -68,11 +100,8 @@ def files(plugin: Plugin) -> dict[str, str]:
     stated, found = _sums(folder), {}
     for split, name in plugin.extra["files"].items():
         path = folder / name
-        if not path.is_file():
-            raise DpbenchError(
-                f"{path}: missing ({plugin.name}, split {split!r}), though its folder is there",
-                "complete the folder, or remove it to use another source",
-            )
+        if not _is(Path.is_file, path):
+            raise _no_file(path, f"{plugin.name}, split {split!r}")
         found[name] = digest(path)
         expected, listing = stated.get(path, (found[name], path))
         if found[name] != expected:
@@ -80,6 +109,17 @@ def files(plugin: Plugin) -> dict[str, str]:
                 f"{path}: sha256 differs from {listing}: expected {expected}, got {found[name]}", "fetch the file again"
             )
     return found
+
+
+def _no_file(path: Path, what: str) -> DpbenchError:
+    """A split's file is not there, or is none."""
+    if _is(Path.is_dir, path):
+        found, way_out = kinds.described(path)
+        return DpbenchError(f"{path}: is {found} ({what})", way_out)
+    if path.is_symlink():
+        return DpbenchError(f"{path}: a link to a file that is not there ({what})", "put the file there, or take the link away")
+    way_out = kinds.instead_of(path) or "complete the folder, or remove it to use another source"
+    return DpbenchError(f"{path}: missing ({what}), though its folder is there", way_out)
 
 
 def path_of(plugin: Plugin, name: str, expected: str | None) -> Path:
@@ -96,8 +136,8 @@ def path_of(plugin: Plugin, name: str, expected: str | None) -> Path:
     above = root()
     assert above is not None
     path = above / plugin.extra["folder"] / name
-    if not path.is_file():
-        raise DpbenchError(f"{path}: missing", "complete the folder")
+    if not _is(Path.is_file, path):
+        raise _no_file(path, plugin.name)
     got = digest(path)
     if got != expected:
         raise DpbenchError(

@@ -1,22 +1,51 @@
-"""Parquet files, read with their columns checked."""
+"""Parquet files, read with their columns checked: the columns are right, or one error names file, column and row."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dpbench.data import kinds
 from dpbench.errors import DpbenchError, nearest
+
+_BATCH = 64
+"""Rows that are read at a time: a text of a megabyte, which may stand once in a file for thousands of rows, then is 64 MiB."""
+
+_ALWAYS = 256 * 2**20
+_TIMES = 50
+_EACH = 64
+"""What a file may grow to in memory: `_ALWAYS` bytes and `_TIMES` its size; a row counts `_EACH` bytes beside its values."""
+
+_LISTED = 30
+_DROP = "drop those rows, or fetch the file again"
+
+
+def row(index: int) -> str:
+    """How a row is named in errors: people count from 1, pandas and pyarrow from 0."""
+    return f"row {index + 1} (row {index} counted from 0)"
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def _open(path: Path) -> Any:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    file = None
     try:
-        return pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise DpbenchError(f"{path}: not a readable Parquet file ({reason})", "fetch the file again") from error
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        _ = file.schema_arrow.names, file.metadata.num_rows
+    except Exception as error:  # the reader's errors have no common base: a name that is not UTF-8, memory, a bad footer
+        if file is not None:
+            file.close()
+        found, way_out = kinds.described(path)
+        reason = f"it is {found}" if found else _reason(error)
+        raise DpbenchError(f"{path}: not a readable Parquet file ({reason})", way_out) from error
+    return file
 
 
 def _check_schema(path: Path, schema: Any, columns: dict[str, str]) -> None:
@@ -24,16 +53,41 @@ def _check_schema(path: Path, schema: Any, columns: dict[str, str]) -> None:
 
     for canonical, column in columns.items():
         if column not in schema.names:
-            raise DpbenchError(
-                f"{path}: no column {column!r}; its columns: {', '.join(schema.names)}", nearest(column, schema.names)
-            )
+            raise _no_column(path, column, list(schema.names))
+        if (times := schema.names.count(column)) > 1:
+            stands = "twice" if times == 2 else f"{times} times"
+            raise DpbenchError(f"{path}: column {column!r} stands {stands}", "keep one of them, or give the others another name")
         kind = schema.field(column).type
         if canonical.startswith("label") and not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-            raise DpbenchError(f"{path}: column {column!r} holds {kind}, not class numbers", "give labels as integers from 0")
+            what = f"{path}: column {column!r} holds {kind}, not class numbers"
+            raise DpbenchError(what, f"give labels as integers from 0{_cast(kind, column, 'int64')}")
         if canonical.startswith("image") and not _holds_bytes(kind):
-            raise DpbenchError(f"{path}: column {column!r} holds {kind}, not images", "give images as bytes, raw or encoded")
+            what = f"{path}: column {column!r} holds {kind}, not images"
+            raise DpbenchError(what, "give images as bytes: PNG, WebP or JPEG, or raw pixels H x W x C of 8 bits")
         if canonical.startswith("text") and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise DpbenchError(f"{path}: column {column!r} holds {kind}, not text", "give texts as strings")
+            what = f"{path}: column {column!r} holds {kind}, not text"
+            raise DpbenchError(what, f"give texts as strings{_cast(kind, column, 'string')}")
+
+
+def _cast(kind: Any, column: str, target: str) -> str:
+    """How to convert a column whose values are right and whose type is not, else nothing."""
+    import pyarrow as pa
+
+    text = any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+    values = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if target == "string":
+        fits = text or (pa.types.is_dictionary(kind) and (pa.types.is_string(values) or pa.types.is_large_string(values)))
+    else:
+        fits = any(test(values) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
+    return f": `table[{column!r}].cast('{target}')`" if fits else ""
+
+
+def _no_column(path: Path, column: str, names: list[str]) -> DpbenchError:
+    shown = [name if name.isprintable() else repr(name)[1:-1] for name in names[:_LISTED]]
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    listed = ", ".join(shown) or "none"
+    close = difflib.get_close_matches(column, names, n=3, cutoff=0.5) if more else names
+    return DpbenchError(f"{path}: no column {column!r}; its columns: {listed}{more}", nearest(column, close or names[:_LISTED]))
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -41,7 +95,8 @@ def _holds_bytes(kind: Any) -> bool:
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
-        return any(kind.field(i).name == "bytes" and _holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+        parts = [kind.field(i) for i in range(kind.num_fields) if kind.field(i).name == "bytes"]
+        return len(parts) == 1 and _holds_bytes(parts[0].type)
     return any(test(kind) for test in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary))
 
 
@@ -56,46 +111,122 @@ def check(path: Path, columns: dict[str, str]) -> int:
         The number of rows.
 
     Raises:
-        DpbenchError: unreadable, without rows, or a column missing or of the wrong type.
+        DpbenchError: unreadable, without rows, larger in memory than any such file, or a column missing, twice there or of the
+            wrong type.
     """
     with _open(path) as file:
         _check_schema(path, file.schema_arrow, columns)
         rows = int(file.metadata.num_rows)
-    if rows == 0:
-        raise DpbenchError(f"{path}: no rows", "fetch the file again")
+        if rows <= 0:
+            raise DpbenchError(f"{path}: no rows", kinds.AGAIN)
+        _check_size(path, _declared(file.metadata) + rows * _EACH)
     return rows
+
+
+def _declared(metadata: Any) -> int:
+    """Bytes that the footer states for all columns, before dictionaries are written out.
+
+    By row group, for pyarrow ends the process where it is asked for a column that a damaged footer does not describe.
+    """
+    return sum(max(0, metadata.row_group(group).total_byte_size) for group in range(metadata.num_row_groups))
+
+
+def _check_size(path: Path, size: int) -> None:
+    stored = path.stat().st_size
+    if size > (most := _ALWAYS + _TIMES * stored):
+        what = f"{path}: {stored:,} bytes that stand for {size:,} or more in memory; {most:,} are the most that is read"
+        raise DpbenchError(what, "fetch the file again, or write it again in smaller values")
 
 
 def read(path: Path, columns: dict[str, str], limit: int | None = None) -> dict[str, list[Any]]:
     """The columns under their canonical names, of the first `limit` rows.
 
     Raises:
-        DpbenchError: as `check`, or a value is missing.
+        DpbenchError: as `check`, or a value is missing, not UTF-8 or beyond int64 in any row of the file, which is named.
     """
-    import pyarrow as pa
-
-    check(path, columns)
+    rows = check(path, columns)
+    found: dict[str, list[Any]] = {canonical: [] for canonical in columns}
+    missing: dict[str, tuple[int, int]] = {}
+    done = 0
     with _open(path) as file:
+        for batch in _batches(path, file, list(dict.fromkeys(columns.values())), rows):
+            for canonical, column in columns.items():
+                values = batch.column(column)
+                if values.null_count:
+                    first, count = missing.get(column, (done + values.is_null().index(True).as_py(), 0))
+                    missing[column] = first, count + values.null_count
+                found[canonical] += _values(canonical, values, f"{path}: column {column!r}", done)
+            done += batch.num_rows
+    for column, (first, count) in missing.items():
+        raise DpbenchError(f"{path}: column {column!r} has {count} missing values, the first in {row(first)}", _DROP)
+    return {canonical: values[:limit] for canonical, values in found.items()}
+
+
+def _batches(path: Path, file: Any, columns: Sequence[str], rows: int) -> Iterator[Any]:
+    """The file in pieces, all of its rows.
+
+    Raises:
+        DpbenchError: damaged, or of another compression than this pyarrow reads; larger in memory than any such file.
+    """
+    done = size = 0
+    batches = iter(file.iter_batches(_BATCH, columns=columns))
+    while True:
         try:
-            table = file.read(columns=list(dict.fromkeys(columns.values())))
-        except (OSError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise DpbenchError(f"{path}: damaged ({reason})", "fetch the file again") from error
-    for column in table.column_names:
-        if nulls := table[column].null_count:
-            raise DpbenchError(
-                f"{path}: column {column!r} has {nulls} missing values", "drop those rows, or fetch the file again"
-            )
-    table = table.slice(0, limit)
-    return {canonical: _values(canonical, table[column]) for canonical, column in columns.items()}
+            batch = next(batches, None)
+        except Exception as error:  # the reader's errors have no common base
+            raise DpbenchError(f"{path}: damaged, or cannot be read ({_reason(error)})", kinds.AGAIN) from error
+        if batch is None:
+            break
+        done, size = done + batch.num_rows, size + batch.nbytes + batch.num_rows * _EACH
+        _check_size(path, size)
+        yield batch
+    if done != rows:
+        raise DpbenchError(f"{path}: damaged: holds {done} rows, and states {rows}", kinds.AGAIN)
 
 
-def _values(canonical: str, column: Any) -> list[Any]:
+def _values(canonical: str, values: Any, where: str, start: int) -> list[Any]:
+    """Python values of a piece of a column. start: rows before it."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    kind = values.type
+    if pa.types.is_struct(kind) and canonical.startswith("image"):
+        values = pc.struct_field(values, "bytes")
+    try:
+        found: list[Any] = values.to_pylist()
+    except Exception as error:  # UTF-8, and whatever else cannot become a Python value
+        raise _bad_value(values, where, start, error) from error
     if canonical.startswith("label"):
-        return pc.cast(column, pa.int64()).to_pylist()  # type: ignore[no-any-return]
-    kind = column.type
-    image = pa.types.is_struct(kind) and any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
-    return (pc.struct_field(column, "bytes") if image else column).to_pylist()
+        return [value if value is None else _label(value, where, start + at) for at, value in enumerate(found)]
+    return found
+
+
+def _label(value: int, where: str, at: int) -> int:
+    if not -(2**63) <= value < 2**63:
+        raise DpbenchError(f"{where}: label {value} in {row(at)} is beyond 64 bits", "give labels as integers from 0")
+    return int(value)
+
+
+def _bad_value(values: Any, where: str, start: int, error: Exception) -> DpbenchError:
+    """Names the first row of a piece whose value cannot be read."""
+
+    def readable(at: int) -> bool:
+        try:
+            values[at].as_py()
+        except Exception:
+            return False
+        return True
+
+    at = next((at for at in range(len(values)) if not readable(at)), 0)
+    what, way_out = f"cannot be read ({_reason(error)})", _DROP
+    if isinstance(error, UnicodeDecodeError):
+        what = f"is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
+        way_out = "write the texts as UTF-8: `value.decode(its encoding).encode('utf-8')`"
+    return DpbenchError(f"{where}: {row(start + at)} {what}", way_out)
+
+
+def read_metadata(path: Path, key: str) -> bytes | None:
+    """What the file's schema carries under a key beside its columns, None where there is none."""
+    with _open(path) as file:
+        metadata: dict[bytes, bytes] = file.schema_arrow.metadata or {}
+    return metadata.get(key.encode())

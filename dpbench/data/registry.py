@@ -2,17 +2,18 @@
 
 A dataset is one file in this folder with a literal `PLUGIN`: `task`, `classes` (classification), `folder` and `files`
 (split -> file) in the local folder, `columns` (canonical name -> column; `text...` are strings, `label` class numbers,
-`label_...` yes-or-no attributes, together `labels`, `image` bytes), `hub` (repo, revision, files) or None, `embedded` (a module
-of `data/embedded`) or None, `licence`, `citation`; `may_lack` (splits that known copies are without). Images have `image`
-(channels, height, width; `fit` where others are cut and resized to that); what the tasks `table_to_text` and `summary` add stands
-in `described`. `rows` (split -> rows of the official split) and `notes` (kind of source -> what to know of that copy) stand
-beside numbers that were made with less, or with something else.
+`label_...` yes-or-no attributes, together `labels`, `image` bytes), `hub` (repo, revision, files, and where it is known `sha256`,
+file -> sum) or None, `embedded` (a module of `data/embedded`) or None, `licence`, `citation`; `may_lack` (splits that known
+copies are without). Images have `image` (channels, height, width; `fit` where others are cut and resized to that); what the tasks
+`table_to_text` and `summary` add stands in `described`. `rows` (split -> rows of the official split) and `notes` (kind of source
+-> what to know of that copy) stand beside numbers that were made with less, or with something else.
 """
 
 from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from dpbench import plugins
-from dpbench.data import hub, images, local, parquet
+from dpbench.data import hub, images, labels, local, parquet
 from dpbench.errors import DpbenchError, unknown
 from dpbench.plugins import Plugin
 from dpbench.spec.sources import Source
@@ -120,6 +121,17 @@ def path(name: str, split: str, source: Source) -> Path:
     return hub.fetch(spec, spec["files"][split], "dataset")
 
 
+def title(plugin: Plugin, split: str) -> str:
+    """How remarks name a split: without its file, for records keep them, and no record tells where things lie on a machine."""
+    return f"dataset {plugin.name}, split {split!r}"
+
+
+def named(plugin: Plugin, split: str, source: Source) -> str:
+    """How errors name a split: with its file, where it has one."""
+    where = source.kind if source.kind == "embedded" else path(plugin.name, split, source)
+    return f"{title(plugin, split)} ({where})"
+
+
 def _splits(plugin: Plugin, source: Source) -> tuple[str, ...]:
     if source.kind not in KINDS:
         raise unknown("source", source.kind, KINDS, f"dataset {plugin.name}")
@@ -140,31 +152,65 @@ def _generated(plugin: Plugin, split: str, source: Source) -> dict[str, list[Any
 def load(name: str, split: str, source: Source, limit: int | None = None) -> Examples:
     """The first `limit` examples of a split, from the source that the run was named with.
 
+    Rows of label -1 among others have no label and are left out; `remarks` says how many.
+
     Returns:
         Columns under canonical names: classification `text`, for pairs `text_pair`, `label`; language modelling `text`; images
         `image`, `label`; table to text: see `described`.
 
     Raises:
-        DpbenchError: unknown split; the file is gone, damaged or changed since; a column or value is missing; a label is out
-            of range.
+        DpbenchError: unknown split; a file of the dataset is gone, damaged or changed since; a column or value is missing, of the
+            wrong kind or out of range; names file, column and row.
     """
     plugin = plugins.get("dataset", name)
     if split not in _splits(plugin, source):
         raise unknown("split", split, _splits(plugin, source), f"dataset {name} ({source.kind})")
+    columns: dict[str, Any]
+    where = named(plugin, split, source)
     if source.kind == "embedded":
-        columns = {key: values[:limit] for key, values in _generated(plugin, split, source).items()}
+        columns = _generated(plugin, split, source)
     else:
-        columns = parquet.read(path(name, split, source), plugin.extra["columns"], limit)
-    where = f"dataset {name}, split {split!r} ({source.kind})"
+        _check_once(plugin.name, source.model_dump_json())
+        file = path(name, split, source)
+        columns = parquet.read(file, plugin.extra["columns"])
+        if "label" in columns and "classes" in plugin.extra:
+            labels.check_names(file, plugin.extra["columns"]["label"], plugin.extra["classes"])
+    rows: list[int] | None = None
+    total = len(next(iter(columns.values())))
     if "label" in columns and "classes" in plugin.extra:
-        _check_labels(where, columns["label"], plugin.extra["classes"])
-    if marks := attributes(name):
-        for key in marks:
-            _check_labels(f"{where}, {key}", columns[key], ["no", "yes"])
+        columns, rows, unlabelled = _with_labels(where, columns, plugin.extra["classes"], limit)
+        labels.remark_oddities(title(plugin, split), columns, plugin.extra["classes"], unlabelled, total)
+    for key in (marks := attributes(name)):
+        labels.check_attribute(f"{where}, {plugin.extra['columns'][key]}", columns[key])
+    columns = {key: values[:limit] for key, values in columns.items()}
+    if marks:
         columns["labels"] = np.stack([np.asarray(columns.pop(key), dtype=np.uint8) for key in marks], axis=1)
     if "image" in columns:
-        columns["image"] = images.decode(columns["image"], plugin.extra["image"], where)
+        columns["image"] = images.decode(columns["image"], plugin.extra["image"], where, rows, title(plugin, split))
     return Examples(columns)
+
+
+def _with_labels(
+    where: str, columns: dict[str, Any], classes: list[str], limit: int | None
+) -> tuple[dict[str, Any], list[int] | None, int]:
+    """(the first `limit` rows that have a label, their numbers in the file or None where all rows have, how many have none).
+
+    Raises:
+        DpbenchError: no row has one, or one is out of range.
+    """
+    total = len(columns["label"])
+    kept = labels.labelled(where, columns["label"], classes)
+    if not kept:
+        raise labels.no_labels(where)
+    if len(kept) == total:
+        return {key: values[:limit] for key, values in columns.items()}, None, 0
+    return {key: [values[row] for row in kept[:limit]] for key, values in columns.items()}, kept, total - len(kept)
+
+
+@cache
+def _check_once(name: str, source: str) -> None:
+    """All files of a dataset, before the first is read: a damaged split would else be found when it is evaluated on."""
+    check(name, Source.model_validate_json(source))
 
 
 def attributes(name: str) -> list[str]:
@@ -172,23 +218,18 @@ def attributes(name: str) -> list[str]:
     return [key for key in plugins.get("dataset", name).extra["columns"] if key.startswith("label_")]
 
 
-def _check_labels(what: str, labels: list[int], classes: list[str]) -> None:
-    for row, label in enumerate(labels):
-        if label == -1:
-            raise DpbenchError(f"{what}: has no labels (row {row} is -1)", "use a labelled split")
-        if not 0 <= label < len(classes):
-            way_out = f"labels must be 0 to {len(classes) - 1}: {', '.join(classes)}"
-            raise DpbenchError(f"{what}: label {label} in row {row} is out of range", way_out)
-
-
 def check(name: str, source: Source) -> dict[str, int]:
-    """Check schemas by metadata alone: no rows are read, nothing is downloaded, nothing is generated.
+    """Check the files at hand: schemas, labels, and texts of other splits than `train`, which every job reads first anyway.
+
+    Nothing is downloaded, nothing is generated, no image is decoded.
 
     Returns:
-        Split -> rows of the files at hand (splits of the hub that are not in its cache yet are left out).
+        Split -> rows of its file, of a classification dataset those with a label (splits of the hub that are not in its cache yet
+        are left out).
 
     Raises:
-        DpbenchError: a file is gone, changed or damaged, or a column is missing or of the wrong type.
+        DpbenchError: a file is gone, changed or damaged; a column is missing or of the wrong type; a value is missing, not UTF-8
+            or out of range, names its row. A test split may be without labels.
     """
     plugin = plugins.get("dataset", name)
     rows = {}
@@ -199,5 +240,26 @@ def check(name: str, source: Source) -> dict[str, int]:
             spec = plugin.extra["hub"]
             if hub.cached(spec["repo"], spec["files"][split], spec["revision"], "dataset") is None:
                 continue
-        rows[split] = parquet.check(path(name, split, source), plugin.extra["columns"])
+        rows[split] = _checked_rows(plugin, split, source)
     return rows
+
+
+def _checked_rows(plugin: Plugin, split: str, source: Source) -> int:
+    """Rows of a file, those with a label where it has any."""
+    file, columns = path(plugin.name, split, source), plugin.extra["columns"]
+    rows = parquet.check(file, columns)
+    kept = {key: column for key, column in columns.items() if not key.startswith("image")}
+    if split == "train":
+        kept = {key: column for key, column in kept.items() if key == "label"}
+    values = parquet.read(file, kept) if kept else {}
+    for key in attributes(plugin.name):
+        if key in values:
+            labels.check_attribute(f"{named(plugin, split, source)}, {columns[key]}", values[key])
+    if "label" not in values or "classes" not in plugin.extra:
+        return rows
+    where, classes = named(plugin, split, source), plugin.extra["classes"]
+    labels.check_names(file, columns["label"], classes)
+    labelled = labels.labelled(where, values["label"], classes)
+    if not labelled and not split.startswith("test"):
+        raise labels.no_labels(where)
+    return len(labelled) or rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpbench.data.asked import texts_of
+from dpbench.data.triples import texts
 
 PLUGIN = {
     "kind": "dataset",
@@ -39,4 +39,4 @@ def prompts(columns: dict[str, list[Any]]) -> list[str]:
 
 def answers(columns: dict[str, list[Any]]) -> list[tuple[str, ...]]:
     """What people answered, in the file's order."""
-    return texts_of("squad", "answers", "text", columns["answers"])
+    return [texts("answers", value, "text") for value in columns["answers"]]

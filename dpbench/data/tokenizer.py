@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ def _cached(path: Path) -> str | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         text, sha256 = str(found["tokenizer"]), found["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return text if sha256_text(text) == sha256 else None
 
@@ -88,7 +89,8 @@ def bpe(name: str, vocabulary: int, source: Source, split: str = "train") -> tup
     text = _cached(path)
     if text is None:
         text = _train(registry.load(name, split, source).columns["text"], vocabulary)
-        write_atomic(path, json.dumps({"sha256": sha256_text(text), "tokenizer": text}))
+        with contextlib.suppress(DpbenchError):  # without it the next start is slower, no more
+            write_atomic(path, json.dumps({"sha256": sha256_text(text), "tokenizer": text}))
     return Tokenizer.from_str(text), sha256_text(text)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpbench.data.described import Described, plain
+from dpbench.data import triples
+from dpbench.data.described import Described
 
 PLUGIN = {
     "kind": "dataset",
@@ -75,9 +76,6 @@ def described(columns: dict[str, list[Any]]) -> list[Described]:
     A row without a list of references (in train, one text a row) has its target alone.
     """
     return [
-        Described(
-            tuple(tuple(plain(part) for part in triple.split(" | ", 2)) for triple in triples),
-            tuple(texts or [text]),
-        )
-        for triples, text, texts in zip(columns["triples"], columns["text"], columns["references"], strict=True)
+        Described(triples.triples("input", entries), triples.texts("references", references) or (text,))
+        for entries, text, references in zip(columns["triples"], columns["text"], columns["references"], strict=True)
     ]

@@ -25,6 +25,7 @@ from dpbench.engines.layers import Layer, Layout, check_examples_apart, lay_out
 from dpbench.engines.noise import Noise
 from dpbench.engines.probes import has_values
 from dpbench.engines.rescue import Norms, rescued
+from dpbench.engines.resuming import Resumable
 from dpbench.engines.stepping import Arguments, Options, after_closure, check_unscaled
 from dpbench.engines.thresholds import Thresholds
 from dpbench.engines.writes import check_no_known_writer
@@ -34,10 +35,10 @@ from dpbench.mechanism import Clipping, Mechanism, noise_stds, sensitivity
 
 
 class NonFiniteStep(DpbenchError):
-    """Every example of a step had a non-finite gradient."""
+    """Every example of a step without noise had a non-finite gradient."""
 
 
-class Handle:
+class Handle(Resumable):
     """An attached engine. Subclasses implement `_accumulate`.
 
     groups: names of the layers in each group; bounds: C_k; sensitivity: of the sum over a batch, adding or removing
@@ -81,13 +82,12 @@ class Handle:
         self.layout: Layout | None = None
         self.bounds: list[float] = []
         self.sensitivity = float("inf")
-        self.thresholds: Thresholds | None = None
         self.noise_stds: dict[int, float] = {}
         if mechanism.clipping is not None:
             self._prepare_clipping()
-        self.noise = Noise(mechanism, kernels=kernels)
         self._witness: Witness | None = None
         claim(optimizer, self)
+        self.draw_noise_as(rank=0)
         self._hooks = [
             optimizer.register_step_pre_hook(self._step_hook),
             optimizer.register_step_post_hook(lambda *_: self._after_step()),
@@ -151,6 +151,10 @@ class Handle:
                 f"parameter {missing[0]} belongs to no group: it would be unprotected", "freeze it, or put it in a leaf module"
             )
 
+    def draw_noise_as(self, rank: int) -> None:
+        """Take the noise of a rank of a group; 0 is a process alone."""
+        self.noise = Noise(self.mechanism, rank, self.kernels, on=[self.model, self.optimizer, *self.trainable.values()])
+
     # the contract
 
     @property
@@ -182,9 +186,12 @@ class Handle:
             values = self._accumulate(counted, batch)[:real]
         else:
             self.guard.check_trained_set()
+            changed = self.guard.structure_changed()
+            if changed:
+                self.guard.state.look_closer()
             with self.guard.state:
                 if self._looks:
-                    self._look(losses, batch, self.guard.structure_changed())
+                    self._look(losses, batch, changed)
                 self._noted = [] if self.rescues and self._looks else None
                 values = self._accumulate(counted, batch)[:real]
                 self._count_noted(losses, batch)
@@ -321,8 +328,10 @@ class Handle:
     def _before_step(self) -> None:
         if self.mechanism.clipping is not None:
             self.guard.check_trained_set()
-        self._tally = tally = self.exchange.total(self.counted(), self.steps, self._fault())
-        if tally.non_finite and not tally.finite:
+        fault = self.beyond_the_end() or self._fault()
+        self._tally = tally = self.exchange.total(self.counted(), self.steps, fault)
+        # Under noise an abort would tell of private data: a step without a finite example is a step of noise.
+        if tally.non_finite and not tally.finite and self.mechanism.noise_multiplier == 0:
             raise NonFiniteStep(
                 f"step {self.steps + 1}: all {tally.non_finite} examples have non-finite gradients",
                 "lower the learning rate, or use a wider dtype",
@@ -373,3 +382,12 @@ class Handle:
         if self._witness is not None:
             self._witness.check(self.optimizer)
             self._witness = None
+
+    # for Resumable
+
+    def _in_a_step(self) -> bool:
+        return bool(self._sums or self._counts or self._tally != Tally())
+
+    def _go_on_from(self, bounds: list[float]) -> None:
+        self.bounds = bounds
+        self._set_noise()

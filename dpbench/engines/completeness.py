@@ -106,7 +106,7 @@ def check_complete(one: Pass, values: Tensor, trainable: Mapping[str, nn.Paramet
         rounding = _OF_TERMS * torch.finfo(dtype).eps * scales.get(id(parameter), 0.0)
         if not apart <= max(_OF_GRADIENT.get(dtype, _OF_GRADIENT_IN_HALVES) * norm, rounding):
             raise DpbenchError(
-                f"the gradient of {name} is not what its layer's calls show of it (norm {norm:.3g}, of which {apart:.3g} differs): "
+                f"the gradient of {name} is not what its layer's calls show of it (norm {norm:.3g}, {apart:.3g} of it differs): "
                 "it is used in another way as well, or its module computes something else when it is called again",
                 "call the layer instead of using its tensor, draw no random numbers in its forward, or use the engine 'loop'",
             )

@@ -69,10 +69,17 @@ class Gaussian:
 
     Guarantee: to whoever does not know the key they cannot be told from independent normal numbers rounded to the dtype, as
     far as AES is not broken; |number| <= 6.8 in fp32, where a normal one would be larger once in 10^11 times.
+
+    position: bytes of the keystream that have been used; a stream made at one goes on from there.
     """
 
-    def __init__(self, key: bytes) -> None:
-        self._stream = Cipher(AES(key), CTR(bytes(_BLOCK))).encryptor()
+    def __init__(self, key: bytes, position: int = 0) -> None:
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"a key of {len(key)} bytes, not {KEY_BYTES}")
+        block, within = divmod(position, _BLOCK)
+        self._stream = Cipher(AES(key), CTR(block.to_bytes(_BLOCK, "big"))).encryptor()
+        self._stream.update(bytes(within))
+        self.position = position
 
     def perturb_(self, values: Array, scale: float, std: float, scratch: Scratch) -> None:
         """values = scale x values + N(0, std^2), in place, one number an element.
@@ -85,6 +92,7 @@ class Gaussian:
         bits = 8 * values.dtype.itemsize
         size = 2 * half * values.dtype.itemsize
         self._stream.update_into(_ZEROS[:size], memoryview(scratch.keystream)[: size + _BLOCK])
+        self.position += size
         words = scratch.keystream[:size].view(unsigned)
         if values.dtype == np.float32 and (perturb := compiled()) is not None:
             perturb(values.ctypes.data, len(values), words.ctypes.data, scale, std)

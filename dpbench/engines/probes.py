@@ -5,6 +5,7 @@ Both look at values, so they serve every method, whatever it does with gradients
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,10 +49,11 @@ def check_examples_apart_by_value(
     select: Callable[[Any, Tensor], Any],
     examples: int | None = None,
 ) -> bool:
-    """See that an example's loss stays what it is when the other examples of its batch are replaced by copies of its neighbours.
+    """See that an example's loss stays what it is when other examples of its batch are replaced.
 
-    Three forward passes without gradients, of the same shapes and with the same random numbers (masks of dropout): one as it is,
-    and one each with one half of the examples, chosen as by coins, in place of the other half.
+    Five forward passes without gradients, of the same shapes and with the same random numbers (masks of dropout): one as it is;
+    in the others one half of the examples, chosen as by coins, becomes copies of the one of the other half with the largest
+    loss, or with the smallest, which moves medians and the like as well.
 
     Args:
         losses: (model, batch) -> [B].
@@ -92,13 +94,13 @@ def _apart_by_value(
         )
     if count < 2:
         return False
-    seen, kept = True, _halves(count)
-    for half in (kept, ~kept):
-        other = observe(select(batch, _neighbours(half)))
+    seen, kept = False, _halves(count)
+    for half, largest in ((kept, True), (kept, False), (~kept, True), (~kept, False)):
+        other = observe(select(batch, _replaced(half, losses, largest)))
         here = half.to(losses.device)
         if bool((apart := _differ(losses, other.losses, plain.tolerance(other)) & here).any()):
             _refuse(losses, other.losses, int(apart.nonzero()[0]))
-        seen &= bool(_differ(losses, other.losses, 0.0)[~here].any())
+        seen |= bool(_differ(losses, other.losses, 0.0)[~here].any())
     return seen
 
 
@@ -148,12 +150,12 @@ def _halves(count: int) -> Tensor:
     return kept
 
 
-def _neighbours(kept: Tensor) -> Tensor:
-    """[B]: a kept example's own number; for others, the kept ones' in turn."""
-    index, chosen = torch.arange(len(kept)), kept.nonzero()[:, 0]
-    replaced = (~kept).nonzero()[:, 0]
-    index[replaced] = chosen[torch.arange(len(replaced)) % len(chosen)]
-    return index
+def _replaced(kept: Tensor, losses: Tensor, largest: bool) -> Tensor:
+    """[B]: a kept example's own number; for others, that of the kept one with the largest or the smallest loss."""
+    sign = 1 if largest else -1
+    order = torch.where(kept, (sign * losses.double().cpu()).nan_to_num(-math.inf, -math.inf, -math.inf), -math.inf)
+    chosen = int(order.argmax()) if order.isfinite().any() else int(kept.nonzero()[0])
+    return torch.where(kept, torch.arange(len(kept)), chosen)
 
 
 def _differ(one: Tensor, other: Tensor, tolerance: float) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from dpbench.arguments import finite_number
+from dpbench.errors import DpbenchError
 from dpbench.mechanism import Mechanism
 
 Release = Callable[[list[float], float], list[float]]
@@ -68,6 +71,43 @@ class Thresholds:
         self._forget()
         self.fractions.append([0.5 + value / self._expected for value in noisy])
         self.trajectory.append(self.adaptive.moved(self.trajectory[-1], self.fractions[-1], self._whole))
+        return list(self.trajectory[-1])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been released, for `torch.save`."""
+        return {
+            "labels": list(self.labels),
+            "trajectory": [list(bounds) for bounds in self.trajectory],
+            "fractions": [list(fractions) for fractions in self.fractions],
+        }
+
+    def check_state(self, state: Any, steps: int) -> None:
+        """See that `state` is one of these groups after `steps` steps.
+
+        Raises:
+            DpbenchError: it is not; says what differs.
+        """
+        if not isinstance(state, dict) or not {"labels", "trajectory", "fractions"} <= set(state):
+            raise DpbenchError("the state has no adaptive thresholds", "load what state_dict gave")
+        if state["labels"] != self.labels:
+            raise DpbenchError(f"the state's groups are {state['labels']}, not {self.labels}", "build the model as it was")
+        for name, rows in (("trajectory", steps + 1), ("fractions", steps)):
+            values = state[name]
+            if len(values) != rows or any(len(row) != len(self.labels) for row in values):
+                raise DpbenchError(
+                    f"the state's {name} is not one of {rows} steps and {len(self.labels)} groups", "it is damaged"
+                )
+            for value in (value for row in values for value in row):
+                finite_number(value, f"the state's {name}", above=0 if name == "trajectory" else -math.inf, hint="it is damaged")
+        if state["trajectory"][0] != self.trajectory[0]:
+            raise DpbenchError(
+                f"the state's first bounds are {state['trajectory'][0]}, not {self.trajectory[0]}", "it is damaged"
+            )
+
+    def load_state_dict(self, state: dict[str, Any]) -> list[float]:
+        """Go on with what has been released; the next step's bounds. Of a state that was checked."""
+        self.trajectory = [list(bounds) for bounds in state["trajectory"]]
+        self.fractions = [list(fractions) for fractions in state["fractions"]]
         return list(self.trajectory[-1])
 
     @property

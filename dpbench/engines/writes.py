@@ -44,8 +44,10 @@ class StateWatch:
 
     The tensors are all parameters, buffers and tensors among the modules' plain attributes (also in lists, tuples, sets, dicts
     and dataclasses), those that are new included. In the 1st, 8th, 64th, ... use they are compared by value, which notices
-    writes through `.data` as well and costs two passes over the weights; in all others by identity, storage and version, which
-    costs a walk over the modules. A tensor that is written with the values it had before counts as not written.
+    writes through `.data` as well and costs two passes over the weights; in the 2nd, and after `look_closer`, by identity,
+    storage and version, which costs a walk over the modules; in all others by the identity and version of the parameters, buffers
+    and attributes that were there in the last of these, which costs next to nothing. A tensor that is written with the values it
+    had before counts as not written.
 
     Counters count as well, `num_batches_tracked` among them: how many forward passes there were says how many examples Poisson
     sampling drew. Without values to look at (meta and fake tensors, sparse ones) the rest is compared; of sharded parameters
@@ -60,22 +62,44 @@ class StateWatch:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._uses, self._next = 0, 1
+        self._closer = True
         self._rewritten: set[str] = set()
         self._before: dict[str, _State] = {}
         self._by_value = False
+        self._places: list[_Place] = []
+        self._versions: list[int] | None = None  # of `_places`, in a use that looks at these alone
+
+    def look_closer(self) -> None:
+        """Walk over the modules in the next use: the model may have others."""
+        self._closer = True
 
     def __enter__(self) -> StateWatch:
         self._uses += 1
         self._by_value = self._uses >= self._next
         if self._by_value:
             self._next = self._uses * _EVERY
-        self._before = self._states()
+        if self._by_value or self._closer or self._uses == 2:
+            self._versions = None
+            self._before = self._states()
+        else:
+            self._versions = [place.tensor._version for place in self._places]
+        self._closer = False
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         before, self._before = self._before, {}
-        if kind is None:
+        if kind is not None:
+            return
+        if self._versions is None:
             self._compare(before, self._states())
+            self._places = _places(self._model, self._rewritten)
+            return
+        for place, version in zip(self._places, self._versions, strict=True):
+            if place.holder.get(place.key) is not place.tensor or place.tensor._version != version:
+                raise DpbenchError(
+                    f"{place.name} was written by the forward pass: without noise, it would tell of private data",
+                    _way_out(place.name),
+                )
 
     def _states(self) -> dict[str, _State]:
         tensors = _tensors(self._model)
@@ -103,6 +127,37 @@ class StateWatch:
             raise DpbenchError(
                 f"{name} was written by the forward pass: without noise, it would tell of private data", _way_out(name)
             )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a module keeps a tensor: `holder[key] is tensor`."""
+
+    name: str
+    holder: dict[str, Any]
+    key: str
+    tensor: Tensor
+
+
+def _places(model: nn.Module, but: set[str]) -> list[_Place]:
+    """Of all parameters, buffers and plain attributes that are tensors with versions, without those that torch makes anew."""
+    places: list[_Place] = []
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        recomputed = _recomputed(module)
+        attributes = {name: value for name, value in vars(module).items() if name not in _OF_MODULES and name not in recomputed}
+        for holder in (module._parameters, module._buffers, attributes):
+            for key, tensor in holder.items():
+                if not isinstance(tensor, Tensor) or f"{prefix}{key}" in but or not _has_version(tensor):
+                    continue
+                places.append(_Place(f"{prefix}{key}", vars(module) if holder is attributes else holder, key, tensor))
+    return places
+
+
+def _has_version(tensor: Tensor) -> bool:
+    """Whether a tensor counts its writes; sharded ones are other tensors while their layer runs."""
+    plain = not (tensor.is_inference() or nn.parameter.is_lazy(tensor) or _is_sharded(tensor))
+    return plain and _has_storage(tensor) and not is_traceable_wrapper_subclass(tensor)
 
 
 def forward_changes_nothing(model: nn.Module) -> StateWatch:

@@ -61,9 +61,11 @@ def run(settings: Settings, context: Context) -> Outcome:
     shape = models.image_features_shape(settings.model, image)
     begun = time.perf_counter()
     tensors, counts = {}, {}
-    for split in SPLITS:
-        limit = settings.train_limit if split == "train" else None
-        columns = datasets.load(settings.task, split, context.sources[f"dataset:{settings.task}"], limit).columns
+    source = context.sources[f"dataset:{settings.task}"]
+    limits = {"train": settings.train_limit}
+    # All splits before the first is worked on, so that a bad image of the last costs no time.
+    loaded = {split: datasets.load(settings.task, split, source, limits.get(split)).columns for split in SPLITS}
+    for split, columns in loaded.items():
         pixels = torch.from_numpy(columns["image"])
         found = torch.empty(len(pixels), shape["channels"], shape["height"], shape["width"], dtype=torch.float16)
         with torch.inference_mode():

@@ -13,7 +13,7 @@ from dpbench.mechanism import Mechanism
 from dpbench.records.schema import Metric
 from dpbench.sampling import batches
 from dpbench.zeroth.directions import Kind
-from dpbench.zeroth.trainer import Step, ZerothOrder
+from dpbench.zeroth.trainer import SILENT, Step, ZerothOrder
 
 LINES = 200
 """Steps that a run's log and record hold at most, about: thousands of them would make records of hundreds of kilobytes."""
@@ -51,8 +51,13 @@ class ZerothFit:
 
     @property
     def warnings(self) -> list[str]:
-        ignored = self.optimizer.non_finite_examples
-        return [f"{ignored} examples had losses that are not finite and contributed 0"] if ignored else []
+        ignored, silent = self.optimizer.non_finite_examples, self.optimizer.longest_silence
+        found = [f"{ignored} examples had losses that are not finite and contributed 0"] if ignored else []
+        if silent >= SILENT:  # mezo has stopped; whether a private run does must not depend on losses
+            found.append(
+                f"no example's loss moved in {silent} steps one after another: the perturbation is lost in weights or losses"
+            )
+        return found
 
 
 def _stride(steps: int) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from dpbench import plugins
 from dpbench.data import hub
 from dpbench.data.digests import digest
+from dpbench.data.local import folder_of
 from dpbench.errors import DpbenchError, unknown
 from dpbench.plugins import Plugin
 from dpbench.spec.sources import Source
@@ -29,11 +30,7 @@ def _local_root() -> Path | None:
     given = os.environ.get("DPBENCH_MODELS")
     if not given:
         return None
-    folder = Path(given).expanduser()
-    if not folder.is_dir():
-        what = f"DPBENCH_MODELS={given}: no such folder"
-        raise DpbenchError(what, "correct or unset it (or `model_folder` in the config)")
-    return folder
+    return folder_of("DPBENCH_MODELS", given, "model_folder")
 
 
 def _package_folder(plugin: Plugin) -> Path | None:
@@ -156,8 +153,7 @@ def file_of(plugin: Plugin, source: Source, file: str) -> Path:
         if source.revision != spec["revision"]:
             what = f"model {plugin.name}: named at hub revision {source.revision}, now {spec['revision']} is pinned"
             raise DpbenchError(what, _AGAIN)
-        path = hub.fetch(spec, file, "model")
-        return _unchanged(path, source) if file == WEIGHTS and source.files else path
+        return hub.fetch(spec, file, "model", source.files.get(file))
     if reason := _why_not(plugin, source.kind):
         raise DpbenchError(f"model {plugin.name}: its runs were named with kind {source.kind}, but {reason}", _AGAIN)
     path = _found(plugin, source.kind) / file

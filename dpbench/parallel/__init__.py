@@ -37,7 +37,6 @@ def attach(
         DpbenchError: on all ranks: an engine that runs in one process only, a parameter that is not sharded as the others are, or
             a mechanism, parameter list, optimizer or engine that is not the same on all ranks.
     """
-    from dpbench.engines.noise import Noise
     from dpbench.parallel.group import Group, facts_of
     from dpbench.parallel.replicas import Replicas, broadcast
     from dpbench.parallel.shards import Shards, check_layers, check_shards, is_sharded
@@ -59,7 +58,7 @@ def attach(
     else:
         broadcast(model, members)
         handle.exchange = Replicas(members)
-    handle.noise = Noise(mechanism, members.rank, kernels)
+    handle.draw_noise_as(members.rank)
     return handle
 
 
@@ -86,7 +85,6 @@ def attach_stage(
             a mechanism, optimizer or engine that is not the same on all ranks.
     """
     from dpbench.engines.layers import Layout
-    from dpbench.engines.noise import Noise
     from dpbench.parallel.group import Group, facts_of_training
     from dpbench.parallel.stages import Pipeline, Stages, input_ids, whole_layout
 
@@ -104,7 +102,7 @@ def attach_stage(
     if handle.layout is None:  # of plain training, for what is seen to beside groups
         whole_layout(Layout([], [], []), names, members)
     handle.exchange = Stages(members, norms_wait=spans)
-    handle.noise = Noise(mechanism, members.rank, kernels)
+    handle.draw_noise_as(members.rank)
     return Pipeline(handle, members, schedule, micro_batches, inputs or input_ids)
 
 

@@ -11,19 +11,19 @@ from dpbench.mechanism import Mechanism
 from dpbench.parallel.group import Group
 
 
-def batches(mechanism: Mechanism, group: Group) -> Iterator[np.ndarray]:
-    """This rank's examples of each logical step; there may be none.
+def batches(mechanism: Mechanism, group: Group, start: int = 0) -> Iterator[np.ndarray]:
+    """This rank's examples of each logical step, from step number `start` on; there may be none.
 
     Guarantee: the logical batch is drawn once, as in one process, and each of its examples goes to exactly one rank. Seeded
     ranks draw the same; under `randomness: secret` rank 0 draws and the others are told.
     """
     if mechanism.randomness == "seeded":
-        for indices in sampling.batches(mechanism):
+        for indices in sampling.batches(mechanism, start):
             yield share(indices, group.rank, group.size)
         return
-    drawn = sampling.batches(mechanism) if group.rank == 0 else None
-    for _ in range(mechanism.steps):
-        indices = group.from_first(next(drawn) if drawn is not None else None)
+    drawn = sampling.batches(mechanism, start)  # on every rank, so that a wrong start stops all of them
+    for _ in range(start, mechanism.steps):
+        indices = group.from_first(next(drawn) if group.rank == 0 else None)
         yield share(indices, group.rank, group.size)
 
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from dpbench.engines.gaussian import PIECE, Gaussian, Scratch
-from dpbench.engines.noise import STREAMS, in_memory_order, key_of, perturb_
+from dpbench.engines.noise import STREAMS, in_memory_order, perturb_
 from dpbench.errors import DpbenchError, unknown
 from dpbench.kernels import launch
+from dpbench.streams import Role, key_of
 
 Kind = Literal["gaussian", "sphere"]
 Kernels = Literal["auto", "reference"]
@@ -26,7 +27,7 @@ Narrow = Callable[[tuple[int, int], Tensor, Tensor], None]
 WIDE = (torch.float32, torch.float64)
 """Dtypes to which a direction is added in place; narrower weights are handed out in pieces."""
 
-_DIRECTIONS, _ROUNDING = 4, 5  # streams of the mechanism's seed; sampling uses 1 and 2, noise 3
+_ROUNDING = 1 << 31  # number of the stream for what is rounded at random, above those of all tensors
 _ON_CHIP = 1 << 24  # elements of a half-precision weight whose numbers are held at once, off the CPU
 _PIECES = 20  # bits of a weight's number; those above number its pieces
 
@@ -82,7 +83,7 @@ class Directions:
 
     def roundings(self, step: int, device: torch.device) -> torch.Generator:
         """A generator for what is rounded at random in a step; public as directions are, and apart from them."""
-        key = key_of(self._seed, _ROUNDING, 0, step)
+        key = key_of(self._seed, Role.DIRECTIONS, _ROUNDING, step)
         return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
 
     def length(self, step: int) -> float:
@@ -92,7 +93,7 @@ class Directions:
     def next_number(self, step: int) -> float:
         """The number of N(0, 1) that the public seed of u_step gives next: for published code that takes it for its noise."""
         found = np.zeros(1)
-        stream = Gaussian(key_of(self._seed, _DIRECTIONS, STREAMS + 1, step))
+        stream = Gaussian(key_of(self._seed, Role.DIRECTIONS, STREAMS + 1, step))
         stream.perturb_(found, 1.0, 1.0, Scratch.inside(np.empty(Scratch.room_for(1, found.dtype), np.uint8), found.dtype))
         return float(found[0])
 
@@ -168,7 +169,7 @@ class _Streams:
         return int.from_bytes(self._key(number)[:8], "little", signed=True)
 
     def _key(self, number: int) -> bytes:
-        return key_of(self._seed, _DIRECTIONS, number, self._step)
+        return key_of(self._seed, Role.DIRECTIONS, number, self._step)
 
 
 @contextmanager

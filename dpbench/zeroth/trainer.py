@@ -24,6 +24,7 @@ from dpbench.engines.probes import (
     check_no_known_writer,
     has_values,
 )
+from dpbench.engines.resuming import Resumable
 from dpbench.errors import DpbenchError
 from dpbench.mechanism import Mechanism
 from dpbench.zeroth.directions import WIDE, Directions, Kernels, Kind, check_perturbation
@@ -53,7 +54,7 @@ class Step:
     slope: float
 
 
-class ZerothOrder:
+class ZerothOrder(Resumable):
     """Trains `model` in place by one of the methods of `dpbench/zeroth`.
 
     An example's derivative along u is D_i = (f_i(x + lambda u) - f_i(x - lambda u)) / (2 lambda). With B the expected batch size,
@@ -83,6 +84,8 @@ class ZerothOrder:
             or noise that is not the method's; of a private method, modules that mix examples or write into themselves.
     """
 
+    _rate: float
+
     def __init__(
         self,
         method: str,
@@ -95,7 +98,7 @@ class ZerothOrder:
         published: bool = False,
     ) -> None:
         self.method = plugins.get("published_zeroth" if published else "zeroth", method)
-        self.model, self.mechanism = model, mechanism
+        self.name, self.model, self.mechanism = self.method.name, model, mechanism
         self.rate, self.perturbation = rate, perturbation
         self.trainable = _trainable(model)
         _must_suit(self.method, mechanism)
@@ -103,7 +106,7 @@ class ZerothOrder:
         check_perturbation(weights, perturbation)
         self.directions = Directions(weights, mechanism.seed, directions, kernels)
         self.steps = self.non_finite_examples = self.longest_silence = self._silent = 0
-        self._noise = Noise(mechanism)
+        self.noise = Noise(mechanism, on=[model, *weights])
         self._displacement = Displacement(self.directions)
         self._places = {name: _place(p) for name, p in self.trainable.items()}
         self._watch, self._looks = StateWatch(model), 0
@@ -164,18 +167,41 @@ class ZerothOrder:
         mean = (above + below)[finite].mean().item() / 2 if finite.any() else None
         return Step(len(derivatives), mean, clipped, slope)
 
+    def state_dict(self) -> dict[str, Any]:
+        """As `Resumable`'s; the weights are the model's own state, and the rate the caller's.
+
+        Raises:
+            DpbenchError: in the middle of a step.
+        """
+        return super().state_dict() | self._ways
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the state was saved; before the first step.
+
+        Raises:
+            DpbenchError: as `Resumable`'s; or another perturbation, or directions of another kind.
+        """
+        if isinstance(state, dict) and state.get("method") == self.name:
+            for name, value in self._ways.items():
+                if state.get(name) != value:
+                    raise DpbenchError(f"the state has {name} {state.get(name)!r}, not {value!r}", "go on as it was saved")
+        super().load_state_dict(state)
+
+    @property
+    def _ways(self) -> dict[str, Any]:
+        return {"perturbation": self.perturbation, "directions": self.directions.kind}
+
+    def _in_a_step(self) -> bool:
+        return self._displacement.at != 0
+
     def _check_modules(self) -> None:
         check_examples_apart(self.model)
         check_no_known_writer(self.model)
 
     def _check_before(self) -> None:
         """Of each step: the mechanism has it, and the weights are those that the method moves."""
-        plan = self.mechanism
-        if plan.private and plan.noise_multiplier > 0 and self.steps >= plan.steps:
-            raise DpbenchError(
-                f"step {self.steps + 1} of a mechanism of {plan.steps} steps: its epsilon would be more than is stated",
-                "make the mechanism with all steps of the run",
-            )
+        if end := self.beyond_the_end():
+            raise end
         current = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         for name, parameter in current.items():
             if name not in self.trainable:
@@ -193,7 +219,7 @@ class ZerothOrder:
                 f"{lost[0]} was trainable when training began, and is frozen, tied or gone: it would be moved all the same",
                 "freeze, tie and take out weights before the method is made",
             )
-        if plan.private:
+        if self.mechanism.private:
             self._check_modules()
 
     def _look_for_mixing(self, losses: Losses, physical: list[Any]) -> None:
@@ -265,9 +291,9 @@ class ZerothOrder:
         if self.method.extra.get("noise_of_directions"):
             return total + std * self.directions.next_number(number)
         if self.mechanism.noise == "laplace":
-            a, b, c, d = self._noise.on_counts([0.0] * 4, 1.0)
+            a, b, c, d = self.noise.on_counts([0.0] * 4, 1.0)
             return total + std * (a * a + b * b - c * c - d * d) / 2  # two exponential numbers' difference
-        return self._noise.on_counts([total], std)[0]
+        return self.noise.on_counts([total], std)[0]
 
     def _std_of_vector_noise(self) -> float:
         """Of each weight of a step; 0 for methods that release one number."""
@@ -280,12 +306,12 @@ class ZerothOrder:
         """The vector noise of half-precision weights: it is added to the sum before that is rounded, which could otherwise move
         one example's part beyond the bound."""
         std = self._std_of_vector_noise()
-        return (lambda moved: self._noise.release_([(moved, std)], 1.0)) if std > 0 else None
+        return (lambda moved: self.noise.release_([(moved, std)], 1.0)) if std > 0 else None
 
     def _add_vector_noise_(self) -> None:
         std = self._std_of_vector_noise()
         if std > 0:
-            self._noise.release_([(w, std) for w in self.directions.weights if w.dtype in WIDE], 1.0)
+            self.noise.release_([(w, std) for w in self.directions.weights if w.dtype in WIDE], 1.0)
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -12,3 +12,34 @@ def apart(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.fixture
+def put(monkeypatch, tmp_path):
+    """Write a local dataset, `put("sst2", train=columns)`; a split is columns, a table or bytes. The other splits hold `rest`.
+
+    Returns the file of the first split.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from dpbench import plugins
+
+    above = tmp_path / "data here é"
+    monkeypatch.setenv("DPBENCH_DATA", str(above))
+
+    def write(name, rest=None, **splits):
+        plugin = plugins.get("dataset", name)
+        folder = above / plugin.extra["folder"]
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, file in plugin.extra["files"].items():
+            content = splits.get(split, rest)
+            if content is None:
+                content = next(iter(splits.values()))
+            if isinstance(content, bytes):
+                (folder / file).write_bytes(content)
+            else:
+                pq.write_table(content if isinstance(content, pa.Table) else pa.table(content), folder / file)
+        return folder / plugin.extra["files"][next(iter(splits), "train")]
+
+    return write

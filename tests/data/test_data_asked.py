@@ -147,12 +147,24 @@ def test_same_bytes_everywhere(module, split):
 @pytest.mark.parametrize(
     ("name", "answers", "says"),
     [
-        ("squad", [{"text": [], "answer_start": []}], "squad train, row 0: no answer"),
-        ("squad", [{"text": [" "], "answer_start": [0]}], "squad train, row 0: no answer"),
-        ("squad", [{"texts": ["x"]}], "row 0: column 'answers' holds no list 'text'"),
-        ("squad", ["x"], "row 0: column 'answers' holds no list 'text'"),
-        ("squad", [{"text": "x"}], "row 0: column 'answers' holds no list 'text'"),
-        ("drop", [{"spans": [None], "types": ["span"]}], "row 0: column 'answers_spans' holds no list 'spans'"),
+        (
+            "squad",
+            [{"text": [], "answer_start": []}],
+            r"squad, split 'train' \(.*train\.parquet\): row 1 \(row 0 counted from 0\): no answer",
+        ),
+        (
+            "squad",
+            [{"text": [" "], "answer_start": [0]}],
+            r"squad, split 'train' \(.*train\.parquet\): row 1 \(row 0 counted from 0\): no answer",
+        ),
+        ("squad", [{"texts": ["x"]}], r"row 1 \(row 0 counted from 0\): column 'answers' holds no list 'text'"),
+        ("squad", ["x"], r"row 1 \(row 0 counted from 0\): column 'answers' holds no list 'text'"),
+        ("squad", [{"text": "x"}], r"row 1 \(row 0 counted from 0\): column 'answers' holds no list 'text'"),
+        (
+            "drop",
+            [{"spans": [None], "types": ["span"]}],
+            r"row 1 \(row 0 counted from 0\): column 'answers_spans' holds no list 'spans'",
+        ),
     ],
 )
 def test_a_row_without_answers_is_named(name, answers, says, local):

@@ -69,7 +69,7 @@ def test_other_sizes_are_cut_to_the_middle(faces):
 
 
 def test_without_fit_another_size_is_refused():
-    with pytest.raises(DpbenchError, match="row 0 is 218 x 178, not 64 x 64"):
+    with pytest.raises(DpbenchError, match=r"row 1 \(row 0 counted from 0\) is 218 x 178, not 64 x 64"):
         images.decode([jpeg(218, 178, 9)], {"channels": 3, "height": 64, "width": 64}, "here")
 
 

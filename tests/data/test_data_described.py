@@ -116,11 +116,27 @@ def test_another_kind_of_dataset_is_refused():
 @pytest.mark.parametrize(
     ("name", "change", "says"),
     [
-        ("e2e_nlg", {"human_reference": ["A.", "  ", "B."]}, r"e2e_nlg test, row 1: an input without texts"),
-        ("e2e_nlg", {"meaning_representation": ["name[X]", "", "name[Y]"]}, r"row 1: an input without fields"),
+        (
+            "e2e_nlg",
+            {"human_reference": ["A.", "  ", "B."]},
+            r"e2e_nlg, split 'test' \(.*test\.parquet\): row 2 \(row 1 counted from 0\): an input without texts",
+        ),
+        (
+            "e2e_nlg",
+            {"meaning_representation": ["name[X]", "", "name[Y]"]},
+            r"row 2 \(row 1 counted from 0\): an input without fields",
+        ),
         ("e2e_nlg", {"meaning_representation": ["name[X]", "name[Y]", None]}, r"'meaning_representation' has 1 missing values"),
-        ("web_nlg", {"target": ["A.", "", "B."], "references": [["A."], [], ["B."]]}, r"row 1: an input without texts"),
-        ("dart", {"annotations": [{"source": ["x"], "text": text} for text in (["A."], ["B."], [""])]}, r"row 2: .*texts"),
+        (
+            "web_nlg",
+            {"target": ["A.", "", "B."], "references": [["A."], [], ["B."]]},
+            r"row 2 \(row 1 counted from 0\): an input without texts",
+        ),
+        (
+            "dart",
+            {"annotations": [{"source": ["x"], "text": text} for text in (["A."], ["B."], [""])]},
+            r"row 3 \(row 2 counted from 0\): .*texts",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_read_is_named(name, change, says, local):

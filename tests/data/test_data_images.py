@@ -47,9 +47,9 @@ def test_lossless_images_keep_every_pixel(kind, options):
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (b"\x00" * 25, "row 1 holds 25 bytes"),
-        (b"\x89PNG but no more", "row 1 is not a readable image"),
-        (encoded(pixels(3)[0, :5], "PNG"), "row 1 is 5 x 4, not 6 x 4"),
+        (b"\x00" * 25, r"row 2 \(row 1 counted from 0\) holds 25 bytes"),
+        (b"\x89PNG but no more", r"row 2 \(row 1 counted from 0\) is not a readable image"),
+        (encoded(pixels(3)[0, :5], "PNG"), r"row 2 \(row 1 counted from 0\) is 5 x 4, not 6 x 4"),
     ],
 )
 def test_a_bad_image_is_named_by_its_row(value, says):

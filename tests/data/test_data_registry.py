@@ -150,7 +150,7 @@ def test_missing_column_names_file_column_and_the_columns_there(sst2):
     ("columns", "message"),
     [
         ({"sentence": ["a"], "label": [-1]}, "split 'train'.*has no labels"),
-        ({"sentence": ["a", "b"], "label": [0, 2]}, "label 2 in row 1 is out of range"),
+        ({"sentence": ["a", "b"], "label": [0, 2]}, r"label 2 in row 2 \(row 1 counted from 0\) is out of range"),
         ({"sentence": ["a", None], "label": [0, 1]}, "'sentence' has 1 missing"),
         ({"sentence": ["a"], "label": ["positive"]}, "not class numbers"),
         ({"sentence": [3], "label": [1]}, "not text"),

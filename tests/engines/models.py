@@ -104,11 +104,12 @@ def mechanism(
     allocation="global",
     given=None,
     adaptive=None,
+    steps=10,
     **rest,
 ) -> Mechanism:
     devices = 2 if "devices" in plugins.get("scope", scope).extra.get("needs", ()) else None
     clipping = Clipping(function, scope, bound, 0.01, allocation, tied, devices, given, adaptive)
-    return Mechanism(Sampling("poisson", 100, expected), 10, clipping, noise_multiplier, seed=seed, **rest)
+    return Mechanism(Sampling("poisson", 100, expected), steps, clipping, noise_multiplier, seed=seed, **rest)
 
 
 def plain(expected=4.0) -> Mechanism:

@@ -1,307 +1,22 @@
-"""What a forward pass writes into a model is found, and losses that mix examples are, whatever they are made of."""
+"""Losses that mix the examples of a batch are found, whatever mixes them."""
 
 import random
-from collections import deque
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from probed import Net, data, losses
 from torch import nn
 from torch.nn import functional as F
 
 from dpbench.engines.batches import select
-from dpbench.engines.probes import StateWatch, check_examples_apart_by_value, check_no_known_writer, forward_changes_nothing
+from dpbench.engines.probes import check_examples_apart_by_value
 from dpbench.errors import DpbenchError
-
-
-class Net(nn.Module):
-    """A small network around `middle`(module, hidden [B, 6]) -> hidden."""
-
-    def __init__(self, middle=lambda self, h: h, **state):
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.last = nn.Linear(5, 6), nn.Linear(6, 3)
-        self.middle = middle
-        self.register_buffer("mean", torch.zeros(6))
-        for name, value in state.items():
-            setattr(self, name, value)
-
-    def forward(self, x):
-        return self.last(self.middle(self, torch.tanh(self.first(x))))
-
-
-def data(rows=8, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "x": torch.randn(rows, 5, generator=generator).to(dtype),
-        "y": torch.randint(0, 3, (rows,), generator=generator),
-    }
-
-
-def losses(model, batch):
-    out = model(batch["x"])
-    return F.cross_entropy(out if out.dtype == torch.float64 else out.float(), batch["y"], reduction="none")
-
-
-def used(model, times=1):
-    watch = StateWatch(model)
-    for _ in range(times):
-        with watch:
-            losses(model, data())
-    return watch
 
 
 def keeps_by_data(self, h):
     self.mean.data.mul_(0.9).add_(h.detach().mean(0), alpha=0.1)
     return h
-
-
-def keeps_in_place(self, h):
-    with torch.no_grad():
-        self.mean.mul_(0.9).add_(h.mean(0), alpha=0.1)
-    return h
-
-
-def replaces(self, h):
-    self.mean = 0.9 * self.mean + 0.1 * h.detach().mean(0)
-    return h
-
-
-def swaps_storage(self, h):
-    self.mean.data = h.detach().mean(0)
-    return h
-
-
-def scales_a_weight(self, h):
-    self.last.weight.data[0, 0] += h.detach().mean()
-    return h
-
-
-def registers(self, h):
-    self.register_buffer("seen", h.detach().mean(0))
-    return h
-
-
-def in_attribute(self, h):
-    self.plain += h.detach().mean(0)
-    return h
-
-
-def in_list(self, h):
-    self.plain.append(h.detach())
-    return h
-
-
-def in_namespace(self, h):
-    self.plain.inside = h.detach().mean(0)
-    return h
-
-
-def counts(self, h):
-    self.plain += 1
-    return h
-
-
-@pytest.mark.parametrize(
-    ("middle", "state", "name"),
-    [
-        (keeps_by_data, {}, "mean"),
-        (keeps_in_place, {}, "mean"),
-        (replaces, {}, "mean"),
-        (swaps_storage, {}, "mean"),
-        (scales_a_weight, {}, r"last\.weight"),
-        (registers, {}, "seen"),
-        (in_attribute, {"plain": torch.zeros(6)}, "plain"),
-        (in_attribute, {"plain": torch.zeros(6, dtype=torch.bfloat16).expand(6).clone()}, "plain"),
-        (in_list, {"plain": []}, r"plain\.0"),
-        (in_list, {"plain": deque(maxlen=3)}, r"plain\.0"),
-        (in_namespace, {"plain": SimpleNamespace(inside=torch.zeros(6))}, r"plain\.inside"),
-        (counts, {"plain": torch.zeros((), dtype=torch.int64)}, "plain"),
-    ],
-)
-def test_a_tensor_that_the_forward_pass_writes_is_named(middle, state, name):
-    with pytest.raises(DpbenchError, match=f"^{name} "):
-        used(Net(middle, **state))
-
-
-@pytest.mark.parametrize("middle", [keeps_in_place, replaces, swaps_storage, scales_a_weight, registers])
-def test_what_is_written_in_a_later_pass_is_found(middle):
-    def later(self, h):
-        self.calls += 1
-        return middle(self, h) if self.calls == 8 else h
-
-    model = Net(later, calls=0)
-    used(model, 0)
-    watch = used(model, 7)
-    with pytest.raises(DpbenchError, match="forward pass"), watch:
-        losses(model, data())
-
-
-@pytest.mark.parametrize("middle", [keeps_in_place, replaces, swaps_storage, registers])
-def test_passes_between_looks_at_values_notice_most_writes(middle):
-    def later(self, h):
-        self.calls += 1
-        return middle(self, h) if self.calls == 3 else h
-
-    model = Net(later, calls=0)
-    watch = used(model, 2)
-    with pytest.raises(DpbenchError, match="forward pass"), watch:
-        losses(model, data())
-
-
-@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
-@pytest.mark.parametrize("middle", [keeps_by_data, keeps_in_place, replaces])
-def test_writes_without_autograd_are_found(mode, middle):
-    with pytest.raises(DpbenchError, match=r"^mean was written"), mode():
-        used(Net(middle))
-
-
-def writers():
-    def with_spectral_norm():
-        return nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(5, 3)))
-
-    def with_old_spectral_norm():
-        return nn.Sequential(nn.utils.spectral_norm(nn.Linear(5, 3)))
-
-    return {
-        "batch norm": lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3)),
-        "instance norm": lambda: nn.Sequential(
-            nn.Unflatten(1, (5, 1)), nn.ConvTranspose1d(5, 5, 3), nn.InstanceNorm1d(5, track_running_stats=True), nn.Flatten()
-        ),
-        "spectral norm": with_spectral_norm,
-        "old spectral norm": with_old_spectral_norm,
-    }
-
-
-@pytest.mark.parametrize("name", writers())
-def test_torchs_own_writers_are_refused_in_training_mode_and_by_value_and_not_in_eval_mode(name):
-    model = writers()[name]()
-    with pytest.raises(DpbenchError, match=r"\) (keeps|moves) "):
-        check_no_known_writer(model)
-    with torch.no_grad():  # or the vectors of spectral norm are where they go
-        for parameter in model.parameters():
-            parameter.add_(torch.rand_like(parameter))
-    watch = StateWatch(model)
-    with pytest.raises(DpbenchError, match="was written by the forward pass"), watch:
-        model(data()["x"])
-    model.eval()
-    check_no_known_writer(model)
-    for _ in range(3):
-        with watch:
-            model(data()["x"])
-
-
-@pytest.mark.parametrize("frozen", [True, False])
-def test_an_embedding_with_max_norm_is_refused_trained_or_frozen(frozen):
-    model = nn.Sequential(nn.Embedding(7, 3, max_norm=0.5)).requires_grad_(not frozen)
-    with pytest.raises(DpbenchError, match=r"^0 \(Embedding\) renormalises its weight"):
-        check_no_known_writer(model)
-    with pytest.raises(DpbenchError, match=r"^0\.weight was written"), forward_changes_nothing(model):
-        model(torch.tensor([1, 2]))
-
-
-def test_what_changes_between_passes_is_no_write():
-    model = Net()
-    watch = StateWatch(model)
-    for step in range(9):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * step)
-        model.mean = torch.ones(6) * step
-        with watch:
-            losses(model, data())
-
-
-def rewrites_the_same(self, h):
-    self.mean.zero_()
-    return h
-
-
-def moves_the_same(self, h):
-    self.mean = self.mean.clone()
-    return h
-
-
-def draws(self, h):
-    self.calls = getattr(self, "calls", 0) + 1
-    return F.dropout(h, 0.5)
-
-
-@pytest.mark.parametrize("middle", [rewrites_the_same, moves_the_same, draws])
-def test_values_that_stay_counters_of_python_and_random_numbers_are_no_write(middle):
-    used(Net(middle), 10)
-
-
-def test_hooks_that_make_a_weight_of_parameters_are_no_write():
-    with pytest.warns(FutureWarning):
-        model = Net(named=nn.utils.weight_norm(nn.Linear(6, 6)), middle=lambda self, h: self.named(h))
-    nn.utils.prune.l1_unstructured(model.last, "weight", 0.5)
-    watch = used(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.5)
-    with watch:
-        losses(model, data())
-
-
-def test_an_error_of_the_pass_is_left_alone():
-    model = Net(lambda self, h: keeps_in_place(self, h) / 0 @ h)
-    with pytest.raises(RuntimeError, match="mat1"), forward_changes_nothing(model):
-        losses(model, data())
-    assert bool(model.mean.any())
-
-
-def test_tensors_without_values_and_of_odd_kinds_are_taken():
-    model = Net(
-        sparse=torch.eye(3).to_sparse(),
-        small=torch.ones(11, dtype=torch.int8)[1:4],
-        turned=torch.ones(3, 4).T,
-        none=torch.empty(0, 3),
-        complex=torch.ones(3, dtype=torch.complex64).conj(),
-        eighth=torch.ones(5).to(torch.float8_e4m3fn),
-        nowhere=torch.empty(5, device="meta"),
-    )
-    used(model, 2)
-    with torch.inference_mode():
-        model.kept = torch.ones(3)
-    used(model, 2)
-    model.middle = lambda self, h: (self.small.data.add_(1), h)[1]
-    with pytest.raises(DpbenchError, match=r"^small was written"):
-        used(model)
-
-
-def test_fake_and_meta_models_are_watched_without_values():
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        model = Net()
-        used(model, 2)
-        with pytest.raises(DpbenchError, match=r"^mean was written"):
-            used(Net(keeps_in_place))
-    model = Net().to("meta")
-    with forward_changes_nothing(model):
-        model(torch.empty(4, 5, device="meta"))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.uint8, torch.bool])
-@pytest.mark.parametrize("at", [0, 3, -1])
-def test_a_single_changed_bit_is_seen_wherever_it_is(dtype, at):
-    model = nn.Module()
-    model.register_buffer("kept", torch.zeros(200_001, dtype=dtype))
-    bytes_of = model.kept.data.view(torch.uint8)
-    with pytest.raises(DpbenchError, match=r"^kept was written"), forward_changes_nothing(model):
-        bytes_of[at] = 1
-
-
-def test_values_that_change_places_are_seen():
-    model = nn.Module()
-    model.register_buffer("kept", torch.arange(100_000.0))
-    with pytest.raises(DpbenchError, match=r"^kept was written"), forward_changes_nothing(model):
-        model.kept.data.copy_(model.kept.flip(0))
-
-
-# examples apart
 
 
 def mixing():
@@ -350,7 +65,16 @@ def test_mixing_in_the_loss_is_refused():
         out = F.normalize(model(batch["x"]), dim=1)
         return 1 - (out * out.roll(len(out) // 2, 0)).sum(1)
 
-    for wrong in (in_batch_negatives, relative, two_views):
+    def hard_ones(model, batch):
+        values = losses(model, batch)
+        return values * (values >= values.median())
+
+    def the_largest_half(model, batch):
+        out = model(batch["x"])
+        sizes = out.norm(dim=1)
+        return losses(model, batch) * (sizes >= sizes.topk(4).values[-1])
+
+    for wrong in (in_batch_negatives, relative, two_views, hard_ones, the_largest_half):
         with pytest.raises(DpbenchError, match="depends on the other examples"):
             check_examples_apart_by_value(wrong, Net(), data(), select)
 
@@ -378,6 +102,22 @@ def test_autocast_is_as_coarse_as_its_dtype():
             return losses(model, batch)
 
     assert check_examples_apart_by_value(rounded, Net(), data(), select)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_cut_to_its_longest_example_passes(dtype):
+    """Its products then have other shapes, and are rounded in another order."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True).to(dtype).eval()
+    x, lengths = torch.randn(8, 40, 32).to(dtype), torch.tensor([5, 40, 6, 7, 9, 30, 3, 8])
+
+    def cut(model, batch):
+        longest = int(batch["length"].max())
+        padding = torch.arange(longest) >= batch["length"][:, None]
+        out = model(batch["x"][:, :longest], src_key_padding_mask=padding)
+        return out[:, 0].float().square().sum(1)
+
+    assert check_examples_apart_by_value(cut, model, {"x": x, "length": lengths}, select)
 
 
 def test_where_there_is_nothing_to_see_it_says_so():

@@ -135,8 +135,9 @@ def test_the_same_weights_are_one_identity_and_hub_weights_are_proven(local, mon
     assert (there.kind, there.identity) == ("hub", here.identity)
     assert sources.file_of(plugin, there, "model.safetensors") == folder / "model.safetensors"
     (folder / "model.safetensors").write_text("{ }")
-    with pytest.raises(DpbenchError, match="changed since the runs were named"):
+    with pytest.raises(DpbenchError, match=f"{here.files['model.safetensors']} is known of this revision"):
         sources.file_of(plugin, there, "model.safetensors")
+    assert not (folder / "model.safetensors").exists()  # so that the next run fetches it again
 
 
 def test_where_has_a_line_a_kind(local):

@@ -143,7 +143,7 @@ def count_noise(rank, size, exchange=None, randomness="seeded", steps=150):
     """[steps, K] noise of the counts over its std, of empty batches."""
     model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(8)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    plan = mechanism("per_layer", noise_multiplier=2.0, randomness=randomness, adaptive=Adaptive(0.5, rate=1e-3))
+    plan = mechanism("per_layer", noise_multiplier=2.0, randomness=randomness, adaptive=Adaptive(0.5, rate=1e-3), steps=steps)
     handle = parallel.attach("fused", model, optimizer, plan)
     if exchange is not None:
         handle.exchange = exchange(handle.exchange.group)

@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpbench.engines.noise import Noise
+from dpbench import sampling
+from dpbench.engines.noise import STREAMS, Noise
 from dpbench.errors import DpbenchError
 from dpbench.mechanism import Clipping, Mechanism, Sampling
-from dpbench.zeroth.directions import Directions, check_perturbation
+from dpbench.zeroth.directions import Directions, _Streams, check_perturbation
 
 
 def weights(dtype=torch.float64, sizes=((300, 40), (40,), (3, 5, 7))):
@@ -62,6 +63,7 @@ def test_in_place_equals_the_reference(dtype, kind):
     assert not torch.equal(ways[0], torch.zeros_like(ways[0]))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31), st.integers(0, 10**6), st.floats(1e-4, 1e-1))
 def test_there_and_back_leaves_the_weights(seed, step, size):
     torch.manual_seed(1)
@@ -85,6 +87,47 @@ def test_directions_say_nothing_of_the_noise():
         Directions([made], 7).add_(step, 1.0)
         assert abs(np.corrcoef(noise, made.numpy())[0, 1]) < 0.08
         assert not np.isin(np.round(noise, 9), np.round(made.numpy(), 9)).any()
+
+
+def seeds_of_all_streams(plan):
+    """Name -> 63 bits of the key of every stream that a mechanism has, over ranks, steps, epochs and tensors."""
+    keys = {}
+    for rank in range(3):
+        keys |= {f"noise {k} of rank {rank}": Noise(plan, rank)._key(k) for k in range(STREAMS + 3)}
+    for step in range(4):
+        keys |= {f"direction {k} of step {step}": _Streams(plan.seed, step)._key(k) for k in range(STREAMS + 6)}
+        for coins in (1, 2):
+            sequence = sampling._generator(plan, coins, step).bit_generator.seed_seq
+            keys[f"coins {coins} of {step}"] = sequence.generate_state(4, np.uint32).astype("<u4").tobytes()
+    seeds = {name: int.from_bytes(key[:8], "little") >> 1 for name, key in keys.items()}
+    directions = Directions([torch.zeros(1)], plan.seed)
+    return seeds | {f"rounding of {k}": directions.roundings(k, torch.device("cpu")).initial_seed() for k in range(4)}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 3, 4, 2**31])
+def test_streams_of_noise_coins_directions_and_rounding_are_pairwise_apart(seed):
+    """SeedSequence takes (seed, 3, k) and (seed, 3, k, 0) for one: a stream number that two share is one stream."""
+    seeds = seeds_of_all_streams(Mechanism(Sampling("poisson", 1000, 10), 5, Clipping(bound=1.0), 1.0, seed=seed))
+    assert len(set(seeds.values())) == len(seeds)
+
+
+def test_a_directions_first_numbers_are_not_the_noises():
+    """Of every step and tensor against every stream of noise, by the numbers themselves."""
+    plan = Mechanism(Sampling("poisson", 1000, 10), 5, Clipping(bound=1.0), 1.0, seed=7)
+    noise = [torch.zeros(3000, dtype=torch.float64) for _ in range(6)]
+    for rank in range(3):
+        source = Noise(plan, rank)
+        for released in noise[2 * rank : 2 * rank + 2]:
+            source.release_([(released, 1.0)], 1.0)
+    seen = set(torch.cat(noise).round(decimals=9).tolist())
+    assert len(seen) == 18_000
+    for step in range(4):
+        made = [torch.zeros(3000, dtype=torch.float64), torch.zeros(50, dtype=torch.float64)]
+        Directions(made, 7).add_(step, 1.0)
+        numbers = set(torch.cat(made).round(decimals=9).tolist())
+        assert len(numbers) == 3050
+        assert not numbers & seen
+        seen |= numbers
 
 
 @pytest.mark.parametrize(("size", "said"), [(0.0, "not a positive"), (-1e-3, "not a positive"), (float("nan"), "not a positive")])

@@ -47,6 +47,19 @@ def test_there_and_back_is_exact(dtype, kind, kernels):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("to", [1e-6, 1e-3, 3.0, -1e5])
+def test_every_number_of_16_bits_comes_back(dtype, to):
+    """Those that are no numbers, infinite or below the smallest normal one included."""
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    moved = [every.clone()]
+    displacement = Displacement(Directions(moved, 11))
+    displacement.move_(2, to)
+    displacement.move_(2, -to)
+    displacement.settle_(2, 0.0)
+    assert torch.equal(bits(moved)[0], bits([every])[0])
+
+
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("to", [1e-3, -1e-3, 0.1])
 def test_weights_are_moved_to_the_rounded_sum(dtype, to):
     moved = weights(dtype)

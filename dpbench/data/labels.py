@@ -1,0 +1,128 @@
+"""Class numbers and yes-or-no attributes: which rows have a label, and whether the file means the classes that we mean."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dpbench.data import parquet
+from dpbench.data.remarks import remark
+from dpbench.errors import DpbenchError
+
+NONE = -1
+"""Stands for no label: of whole test splits, and of rows on which annotators did not agree (785 of SNLI's train split)."""
+
+
+def labelled(where: str, labels: Sequence[int], classes: Sequence[str]) -> list[int]:
+    """Positions of the rows that have a label: all but those of -1, as the datasets' own documentation leaves them out.
+
+    Returns:
+        Positions in ascending order; empty where every row is -1.
+
+    Raises:
+        DpbenchError: a label is out of range; or -1 seems to be a class, for without those rows the first or the last class
+            is not there. Names the row.
+    """
+    kept = []
+    for row, label in enumerate(labels):
+        if label == NONE:
+            continue
+        if not 0 <= label < len(classes):
+            raise DpbenchError(f"{where}: label {label} in {parquet.row(row)} is out of range", _classes(classes))
+        kept.append(row)
+    if kept and len(kept) < len(labels):
+        seen = {labels[row] for row in kept}
+        lacking = [label for label in (0, len(classes) - 1) if label not in seen]
+        if lacking:
+            first = next(row for row, label in enumerate(labels) if label == NONE)
+            what = (
+                f"{where}: label -1 in {len(labels) - len(kept)} of {len(labels)} rows, the first in {parquet.row(first)}, and "
+            )
+            what += f"no row of class {lacking[0]} ({classes[lacking[0]]}): whether -1 is a class or no label cannot be told"
+            raise DpbenchError(what, f"{_classes(classes)}; leave out the rows without a label")
+    return kept
+
+
+def _classes(classes: Sequence[str]) -> str:
+    return f"labels must be 0 to {len(classes) - 1}: {', '.join(classes)}"
+
+
+def no_labels(where: str) -> DpbenchError:
+    """Every row is -1."""
+    return DpbenchError(f"{where}: has no labels ({parquet.row(0)} is -1, as every other)", "use a labelled split")
+
+
+def check_attribute(where: str, values: Sequence[int]) -> None:
+    """
+    Raises:
+        DpbenchError: a value that is neither 0 nor 1; names the row.
+    """
+    for row, value in enumerate(values):
+        if value not in (0, 1):
+            way_out = "attributes are 0 (no) or 1 (yes)" + ("; write 0 where CelebA's own list has -1" if value == -1 else "")
+            raise DpbenchError(f"{where}: {value} in {parquet.row(row)} is neither yes nor no", way_out)
+
+
+def check_names(path: Path, column: str, classes: Sequence[str]) -> None:
+    """Hold the names that the `datasets` library wrote into a file for its class numbers against ours.
+
+    Names that are spelled in another way are not compared: only one that is ours, or begins one of ours, tells.
+
+    Raises:
+        DpbenchError: another number of classes, or one of our names under another number.
+    """
+    names = _names(parquet.read_metadata(path, "huggingface"), column)
+    if not names:
+        return
+    says = f"{path}: column {column!r} states {len(names)} classes ({', '.join(names[:20])})"
+    if len(names) != len(classes):
+        raise DpbenchError(f"{says}, not {len(classes)}", f"{_classes(classes)}; take the column or the file that has these")
+    ours = [_plain(name) for name in classes]
+    for number, name in enumerate(names):
+        meant = _meant(_plain(name), ours)
+        if meant is not None and meant != number:
+            what = f"{says}: {name!r} is {number} there, and {meant} here"
+            raise DpbenchError(what, f"{_classes(classes)}; number the labels so")
+
+
+def _names(metadata: bytes | None, column: str) -> list[str]:
+    """Names of the classes in the metadata of `datasets`, none where it says nothing of them that can be read."""
+    try:
+        stated: Any = json.loads(metadata or b"{}")
+        names = stated["info"]["features"][column]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower())
+
+
+def _meant(name: str, ours: list[str]) -> int | None:
+    """The one of our classes that a name is, or abbreviates by three letters or more (`HUM`)."""
+    if name in ours:
+        return ours.index(name)
+    begun = [number for number, known in enumerate(ours) if len(name) >= 3 and known.startswith(name)]
+    return begun[0] if len(begun) == 1 else None
+
+
+def remark_oddities(title: str, columns: dict[str, Any], classes: Sequence[str], unlabelled: int, rows: int) -> None:
+    """Remark on rows without a label, on one row or one class alone, and on texts of nothing.
+
+    Args:
+        columns: of the rows that are used; unlabelled: rows of the file without a label, of `rows` in all.
+    """
+    if unlabelled:
+        remark(f"{title}: {unlabelled} of {rows} rows have no label (-1) and are left out")
+    labels = columns.get("label", [])
+    if len(labels) == 1:
+        remark(f"{title}: one row alone is used; a number from it says little")
+    elif labels and len(set(labels)) == 1 < len(classes):
+        remark(f"{title}: all {len(labels)} rows that are used are of class {labels[0]} ({classes[labels[0]]})")
+    for canonical, values in columns.items():
+        if canonical.startswith("text") and (empty := sum(not text.strip() for text in values)):
+            remark(f"{title}: {empty} of {len(values)} texts in {canonical} are empty")
