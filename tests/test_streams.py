@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from dpbench.engines import noise
 from dpbench.engines.noise import STREAMS, Noise
 from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.sampling import batches
 from dpbench.streams import LARGEST_NUMBER, LARGEST_SEED, Role, key_of, sequence
+from dpbench.zeroth.directions import Directions
 
 SEEDS = sorted({0, 1, 2, 3, 4, 5, 2**32 - 1, 2**32, *(s + (role << 32) for s in (0, 1, 3) for role in Role), 2**40, 2**52 + 3})
 SMALL = [0, 1, 2, 3, 4, 5, 6, 7]
@@ -112,3 +114,38 @@ def test_a_secret_key_has_all_its_bytes_from_the_operating_system(monkeypatch):
 
 
 real_gaussian = noise.Gaussian
+
+
+@pytest.mark.parametrize("seed", [0, 3, 3 + (4 << 32)])
+def test_what_is_really_drawn_from_is_apart(seed, monkeypatch):
+    """Coins, shuffles, noise of ranks, counts, torch's generators and directions of several steps, as they seed themselves."""
+    seen: dict[str, set[bytes]] = defaultdict(set)
+    make = np.random.SeedSequence
+
+    def noted(words):
+        seen[now[0]].add(make(words).generate_state(4).tobytes())
+        return make(words)
+
+    monkeypatch.setattr(np.random, "SeedSequence", noted)
+    now = [""]
+
+    def under(name, act):
+        now[0] = name
+        act()
+
+    for kind in ("poisson", "fixed"):
+        under(f"coins {kind}", lambda kind=kind: list(batches(Mechanism(Sampling(kind, 8, 4.0), 9, seed=seed))))
+    for rank in (0, 1, 2):
+        drawn = Noise(plan(seed=seed), rank)
+        under(f"sums of rank {rank}", lambda drawn=drawn: drawn.release_([(torch.zeros(8), 1.0)], 1.0))
+        under(f"counts of rank {rank}", lambda drawn=drawn: drawn.on_counts([0.0], 1.0))
+        under(f"torch of rank {rank}", lambda drawn=drawn: drawn.generator(torch.device("cpu")))
+        under(f"torch's second of rank {rank}", lambda drawn=drawn: drawn.generator(torch.device("meta")))
+    directions = Directions([torch.zeros(8)], seed)
+    for step in range(4):
+        under(f"direction {step}", lambda step=step: directions.add_(step, 1.0))
+        under(f"behind direction {step}", lambda step=step: directions.next_number(step))
+    assert len(seen) == 2 + 3 * 4 + 4 * 2
+    assert all(seen.values())
+    for one, other in itertools.combinations(seen, 2):
+        assert not seen[one] & seen[other], f"{one} and {other} have a stream in common"
