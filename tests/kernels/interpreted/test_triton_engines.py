@@ -116,12 +116,12 @@ def test_a_function_of_the_user_takes_the_way_of_two_kernels(monkeypatch):
     monkeypatch.delitem(onchip.FUNCTIONS, "abadi")
     calls = []
     form = abadi.factor
-    monkeypatch.setattr(abadi, "factor", lambda *a: calls.append(1) or form(*a))
+    monkeypatch.setattr(abadi, "factor", lambda norms, *rest: calls.append(len(norms)) or form(norms, *rest))
     wanted, _ = released("loop", Language(), mechanism("per_layer"), [data(4)], "auto", torch.float64)
     calls.clear()
     found, handle = released("fused", Language(), mechanism("per_layer"), [data(4)])
     assert relative(found, wanted) < 1e-5
-    assert len(calls) == len(handle.bounds)
+    assert calls.count(4) == len(handle.bounds)  # the other calls are the probe of many norms, when it is attached
 
 
 class NoWaiting(TorchDispatchMode):
