@@ -1,26 +1,22 @@
-"""PLD and RDP from dp-accounting behind one facade; calibrations are cached, as each costs seconds."""
+"""Epsilon of releases, and the noise multiplier for an epsilon; calibrations are cached, as each costs seconds."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from functools import cache
-from importlib.metadata import version
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from dpbench import paths
+from dpbench.accountants import ACCOUNTANTS, Accountant, NoiseLaw, Relation, Release, Unsupported, by_library, versions
 from dpbench.arguments import finite_number, known_name, whole_number
 from dpbench.errors import DpbenchError
-from dpbench.files import canonical_json, sha256_text, write_atomic
+from dpbench.files import canonical_json, sha256_text, write_cache
 
-Relation = Literal["add_or_remove", "replace_one"]
-NoiseLaw = Literal["gaussian", "laplace"]
-Accountant = Literal["pld", "rdp"]
+__all__ = ["Accountant", "NoiseLaw", "Relation", "Release", "Unsupported", "calibrate", "composed", "epsilon", "versions"]
 
-ACCOUNTANTS: tuple[Accountant, ...] = get_args(Accountant)
 TOLERANCE = 0.01
 """A calibrated epsilon lies in [(1 - TOLERANCE) x target, target]."""
 
@@ -38,38 +34,6 @@ LEAST_NOISE, MOST_NOISE = 1e-3, 1e6
 
 _REACHED = 0.05  # an epsilon that RDP's highest order, 1024, reaches at every delta that PLD carries
 _TRIES = 60  # halvings of an interval, after which its ends are neighbours in double precision
-
-
-class Unsupported(DpbenchError):
-    """The accountant has no answer for this relation."""
-
-
-def versions() -> dict[str, str]:
-    """Accountant -> library and version."""
-    return {name: f"dp-accounting {version('dp-accounting')}" for name in ACCOUNTANTS}
-
-
-@dataclass(frozen=True)
-class Release:
-    """Releases of one stage: noise std / add-or-remove sensitivity, each example's sampling rate, how many.
-
-    Raises:
-        DpbenchError: a number out of range.
-    """
-
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        hint = "noise_multiplier > 0, 0 < sample_rate <= 1, steps >= 0"
-        multiplier = finite_number(self.noise_multiplier, "noise_multiplier", above=0, hint=hint)
-        rate = finite_number(self.sample_rate, "sample_rate", above=0, hint=hint)
-        if rate > 1:
-            raise DpbenchError(f"sample_rate {rate} is above 1", hint)
-        steps = whole_number(self.steps, "steps", least=0, hint=hint)
-        for name, value in (("noise_multiplier", multiplier), ("sample_rate", rate), ("steps", steps)):
-            object.__setattr__(self, name, value)
 
 
 def epsilon(
@@ -142,63 +106,27 @@ def _delta(delta: Any, accountant: str = "pld") -> float:
 
 
 @cache
-def _spent(
-    releases: tuple[Release, ...], delta: float, relation: str, accountant: str, coarser: int, noise: str
-) -> float:
+def _spent(releases: tuple[Release, ...], delta: float, relation: str, accountant: str, coarser: int, noise: str) -> float:
     """Epsilon of all releases by one accountant; PLD's grid is the coarsest that any of them may have.
 
     What is small against the grid is computed again on finer ones, unless a coarser one was asked for.
     """
     if accountant == "rdp":
-        spent = _by_library(releases, delta, relation, accountant, noise, 0.0)
+        spent = by_library(releases, delta, relation, accountant, noise, 0.0)
         if not math.isfinite(spent):
             raise Unsupported(f"rdp has no finite epsilon for {releases}", "read the PLD value")
         return spent
     interval = coarser * max(_interval(one.noise_multiplier) for one in releases)
-    spent = _by_library(releases, delta, relation, accountant, noise, interval)
+    spent = by_library(releases, delta, relation, accountant, noise, interval)
     while coarser == 1 and 0 < spent < min(_SMALL, 100 * interval) and interval > _FINEST:
         interval /= 10
-        spent = min(spent, _by_library(releases, delta, relation, accountant, noise, interval))
+        spent = min(spent, by_library(releases, delta, relation, accountant, noise, interval))
     if not math.isfinite(spent):
         raise DpbenchError(
             f"PLD has no finite epsilon at delta {delta:g}: that is within what its own rounding weighs",
             "take a larger delta, or ask the accountant rdp for an upper bound",
         )
     return spent
-
-
-def _by_library(
-    releases: tuple[Release, ...], delta: float, relation: str, accountant: str, noise: str, interval: float
-) -> float:
-    """Epsilon by dp-accounting; `interval` of PLD's grid."""
-    import dp_accounting
-    from dp_accounting import pld, rdp
-
-    relations = {
-        "add_or_remove": dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
-        "replace_one": dp_accounting.NeighboringRelation.REPLACE_ONE,
-    }
-    library: Any
-    if accountant == "pld":
-        library = pld.PLDAccountant(relations[relation], value_discretization_interval=interval)
-    else:
-        logging.getLogger("absl").setLevel(logging.ERROR)  # it warns for every order it leaves out, which is its business
-        library = rdp.RdpAccountant(neighboring_relation=relations[relation])
-    kinds = {"gaussian": dp_accounting.GaussianDpEvent, "laplace": dp_accounting.LaplaceDpEvent}
-    for one in releases:
-        event: dp_accounting.DpEvent = kinds[noise](one.noise_multiplier)
-        if one.sample_rate < 1:
-            event = dp_accounting.PoissonSampledDpEvent(one.sample_rate, event)
-        try:
-            library.compose(event, one.steps)
-        except dp_accounting.UnsupportedEventError as error:
-            of = (
-                f"{relation} with Poisson sampling"
-                if noise == "gaussian"
-                else f"{relation} with Poisson sampling and {noise} noise"
-            )
-            raise Unsupported(f"{accountant} has no epsilon for {of}", "read the PLD value") from error
-    return float(library.get_epsilon(delta))
 
 
 def calibrate(
@@ -236,7 +164,7 @@ def calibrate(
     if (known := _cached(path, key)) is not None:
         return known
     found = _search(target, sample_rate, steps, delta, relation, noise)
-    write_atomic(path, json.dumps({"key": key, "noise_multiplier": found}) + "\n")
+    write_cache(path, json.dumps({"key": key, "noise_multiplier": found}) + "\n")
     return found
 
 
@@ -286,14 +214,14 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, relatio
                 "take fewer steps, smaller batches, a larger delta, or a larger epsilon",
             )
         high = min(high * (1.2 if tried < 10 else 2.0), MOST_NOISE)
-    low = high * 0.8
-    while low >= LEAST_NOISE and within(low, target):
-        low, high = low * 0.8, low
-    if low < LEAST_NOISE:
-        raise DpbenchError(
-            f"epsilon {target:g} {setting} is spent by no noise multiplier from {LEAST_NOISE:g} on: less protects nothing",
-            "take a smaller epsilon",
-        )
+    low = max(high * 0.8, LEAST_NOISE)
+    while within(low, target):
+        if low <= LEAST_NOISE:
+            raise DpbenchError(
+                f"epsilon {target:g} {setting} is spent by no noise multiplier from {LEAST_NOISE:g} on: less protects nothing",
+                "take a smaller epsilon",
+            )
+        low, high = max(low * 0.8, LEAST_NOISE), low
     return _halved(within, low, high, target, setting)
 
 
@@ -415,5 +343,5 @@ def calibrate_beside(
                 "give the stages before a smaller share of the budget",
             )
     high = _halved(within, low, high, target, f"after {before:.4g}")
-    write_atomic(path, json.dumps({"key": key, "noise_multiplier": high}) + "\n")
+    write_cache(path, json.dumps({"key": key, "noise_multiplier": high}) + "\n")
     return high

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpbench import __version__, paths
 from dpbench.errors import DpbenchError
+from dpbench.files import full_error, is_disk_full
 from dpbench.parsing import parse_json
+from dpbench.processes import end_with
 from dpbench.spec.models import TIERS
 from dpbench.tracking import MODES
 
@@ -20,16 +24,18 @@ if TYPE_CHECKING:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.warm:
+    from dpbench.runner import execute, finished, read_config
+
+    if args.owner is not None:
+        end_with(args.owner)
+    if args.warm and not (args.keep and finished(read_config(args.config), Path(args.out))):
         from dpbench import warm
 
         words = ["run", args.config, "--out", args.out, "--threads", str(args.threads), "--tracking", args.tracking]
-        code = warm.call(words + ["--quiet"] * args.quiet)
+        code = warm.call(words + ["--quiet"] * args.quiet + ["--keep"] * args.keep)
         if code is not None:
             return code
-    from dpbench.runner import execute, read_config
-
-    execute(read_config(args.config), Path(args.out), args.threads, args.tracking, args.quiet)
+    execute(read_config(args.config), Path(args.out), args.threads, args.tracking, args.quiet, args.keep)
     return 0
 
 
@@ -157,6 +163,29 @@ def _schema(args: argparse.Namespace) -> None:
     write_schemas(Path(args.out))
 
 
+_LIMITS = {"threads": (1, 1024), "seed": (0, 2**32 - 1), "process": (1, 2**31 - 1), "count": (1, 2**31 - 1)}
+
+
+def _integer(kind: str) -> Callable[[str], int]:
+    """A type of option: an integer within the limits of its kind."""
+    low, high = _LIMITS[kind]
+
+    def parse(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if len(text) <= 20 and low <= int(text) <= high:
+                return int(text)
+        raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is not an integer from {low} to {high}")
+
+    return parse
+
+
+def _minutes(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= 60 * 24 * 366:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is not a number of minutes above 0 and within a year")
+
+
 def parser() -> argparse.ArgumentParser:
     """Every verb and its options."""
     top = argparse.ArgumentParser(prog="dpbench", description="The published tables of DP deep learning, regenerated.")
@@ -171,17 +200,19 @@ def parser() -> argparse.ArgumentParser:
     run = verb("run", _run, "run one config into a folder")
     run.add_argument("config", metavar="CONFIG", help="path of a run's config.json, or the JSON itself")
     run.add_argument("--out", required=True, metavar="DIR")
-    run.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    run.add_argument("--threads", type=_integer("threads"), metavar="N", default=os.cpu_count() or 1)
     run.add_argument("--tracking", choices=MODES, default="off", help="mirror to Weights & Biases")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     run.add_argument("--warm", type=int, choices=(0, 1), default=0, help="1: as a fork of a process that has imported torch")
+    run.add_argument("--keep", action="store_true", help="take a finished record that is there, instead of making it again")
+    run.add_argument("--owner", type=_integer("process"), metavar="PID", help="end when this process has ended")
 
     table = verb("table", _table, "write one table as CSV, Markdown, LaTeX, HTML and JSON")
     table.add_argument("table", metavar="PAPER/TABLE")
     table.add_argument("--tier", default="laptop", metavar="TIER", help=", ".join(TIERS))
     table.add_argument("--out", required=True, metavar="DIR")
     table.add_argument("--sources", metavar="JSON", help="dataset or model -> where it must come from")
-    table.add_argument("--seeds", type=int, nargs="*", default=None)
+    table.add_argument("--seeds", type=_integer("seed"), nargs="*", default=None)
     table.add_argument(
         "--keep-going", action="store_true", help="exit code 0 also where a record of its own runs had to be left out"
     )
@@ -208,10 +239,10 @@ def parser() -> argparse.ArgumentParser:
 
     record = verb("record", _record, "run what a tier is missing, without Snakemake, and pack the records")
     record.add_argument("--tier", metavar="TIER", help=", ".join(TIERS))
-    record.add_argument("--minutes", type=float, default=60, help="stop in time")
+    record.add_argument("--minutes", type=_minutes, default=60, help="stop in time")
     record.add_argument("--out", metavar="FILE.tar.gz", help="rewritten after each run")
     record.add_argument("--tables", nargs="*", default=None, metavar="PAPER/TABLE")
-    record.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    record.add_argument("--threads", type=_integer("threads"), metavar="N", default=os.cpu_count() or 1)
     record.add_argument("--merge", metavar="FILE.tar.gz", help="check an archive and file it under results/recorded")
 
     record.add_argument("--migrate", nargs="*", metavar="PATH", help="add digests to older records (of this tree, or in PATH)")
@@ -232,8 +263,8 @@ def parser() -> argparse.ArgumentParser:
 
     simulate = verb("simulate", _simulate, "memory, largest batch and roofline of a training step on a device that is not here")
     simulate.add_argument("size", metavar="SIZE", help="of the GPT-2 or Llama family: small, large, llama_7b, ...")
-    simulate.add_argument("--tokens", type=int, default=1024, metavar="T")
-    simulate.add_argument("--batch-size", type=int, default=8, metavar="B", help="of peak memory and the ratios")
+    simulate.add_argument("--tokens", type=_integer("count"), default=1024, metavar="T")
+    simulate.add_argument("--batch-size", type=_integer("count"), default=8, metavar="B", help="of peak memory and the ratios")
     simulate.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     simulate.add_argument("--engines", nargs="+", default=["nonprivate", "ghost", "bookkeeping", "fused"], metavar="ENGINE")
     simulate.add_argument("--devices", nargs="+", default=["a100_80", "rtx3090_24"], metavar="DEVICE")
@@ -243,15 +274,15 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("what", choices=["kernels"])
     bench.add_argument("--shapes", help="small (default), gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-7b or llama-13b")
     bench.add_argument("--kernels", nargs="+", help="torch (default), native, triton: in turn")
-    bench.add_argument("--batch-size", type=int, metavar="B")
-    bench.add_argument("--tokens", type=int, metavar="T")
+    bench.add_argument("--batch-size", type=_integer("count"), metavar="B")
+    bench.add_argument("--tokens", type=_integer("count"), metavar="T")
     bench.add_argument("--dtype", help="float32 (default), bfloat16 or float16")
     bench.add_argument("--device", help="cpu (default) or cuda")
-    bench.add_argument("--rounds", type=int)
+    bench.add_argument("--rounds", type=_integer("count"))
     bench.add_argument(
         "--out", default=str(paths.root() / "results" / "runs"), metavar="DIR", help="the record's folder is made there"
     )
-    bench.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    bench.add_argument("--threads", type=_integer("threads"), metavar="N", default=os.cpu_count() or 1)
     bench.add_argument("--quiet", action="store_true", help="no progress bar")
 
     listed = verb("plugins", _plugins, "list all plug-ins with what of them is in a run's name, or lock those that were edited")
@@ -275,6 +306,12 @@ def main(words: list[str] | None = None) -> int:
         return int(args.call(args) or 0)
     except DpbenchError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        place = getattr(error, "filename", None) or getattr(args, "out", None) or Path.cwd()
+        print(f"error: {full_error(place)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; finished records are kept", file=sys.stderr)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dpbench import accounting
-from dpbench.accounting import Release
+from dpbench.accounting import Accountant, Relation, Release
+from dpbench.arguments import finite_number, whole_number
 from dpbench.clipping.adaptive import Adaptive
 from dpbench.errors import DpbenchError
-from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.mechanism import Clipping, Mechanism, Randomness, Sampling
 
 _SEED_BITS = 52  # a record's reader may hold numbers as doubles
 
@@ -33,14 +34,25 @@ def release_of(plan: Mechanism) -> Release:
     return Release(plan.noise_multiplier, plan.sampling.sample_rate, plan.steps)
 
 
-def release_in(record: dict[str, Any] | None) -> Release:
+def release_in(record: dict[str, Any] | None, relation: Relation | None = None) -> Release:
     """The same, of the mechanism that a record holds.
 
+    Args:
+        relation: of the stage that follows.
+
     Raises:
-        DpbenchError: the record's run was not private.
+        DpbenchError: the record's run was not private, has noise that is not Gaussian, or another relation.
     """
     if record is None or record.get("clipping") is None or not record["noise_multiplier"]:
         raise DpbenchError("the run before this one was not private", "make every stage of a run private")
+    if (noise := record.get("noise", "gaussian")) != "gaussian":
+        raise DpbenchError(
+            f"the run before this one has {noise} noise, which is not composed", "use Gaussian noise in every stage"
+        )
+    if relation is not None and record["relation"] != relation:
+        raise DpbenchError(
+            f"the run before this one has the relation {record['relation']}, this one {relation}", "use one for all stages"
+        )
     return Release(record["noise_multiplier"], record["sampling"]["sample_rate"], record["steps"])
 
 
@@ -53,7 +65,7 @@ class Composition:
     Guarantee: epsilon is that of all releases together, and never above the target.
 
     Raises:
-        DpbenchError: it would be above the target, or the stages' neighbours differ.
+        DpbenchError: it would be above the target, or a stage has no Gaussian noise.
     """
 
     own: Mechanism
@@ -61,7 +73,13 @@ class Composition:
     target_epsilon: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.own, Mechanism):
+            raise DpbenchError(f"a composition's own mechanism is a {type(self.own).__name__}", "give a Mechanism")
+        if not isinstance(self.spent, tuple) or not all(isinstance(one, Release) for one in self.spent):
+            raise DpbenchError("a composition's stages before are no tuple of releases", "give what release_of says of each")
         release_of(self.own)
+        if self.target_epsilon is not None:
+            finite_number(self.target_epsilon, "target_epsilon", above=0, hint="give one above 0, or none")
         total = self.epsilon()
         if self.target_epsilon is not None and total > self.target_epsilon * (1 + 1e-9):
             raise DpbenchError(
@@ -78,7 +96,7 @@ class Composition:
         return self.own.delta
 
     @property
-    def relation(self) -> str:
+    def relation(self) -> Relation:
         return self.own.relation
 
     @property
@@ -91,7 +109,7 @@ class Composition:
         """Why epsilon is only nominal; empty where it is valid."""
         return self.own.reasons
 
-    def epsilon(self, accountant: str = "pld") -> float:
+    def epsilon(self, accountant: Accountant = "pld") -> float:
         """Of all stages together.
 
         Raises:
@@ -113,19 +131,31 @@ def calibrated_beside(
     clipping: Clipping,
     epsilon: float,
     delta: float,
-    **rest: Any,
+    *,
+    relation: Relation = "add_or_remove",
+    randomness: Randomness = "seeded",
+    seed: int = 0,
+    caveats: Sequence[str] = (),
 ) -> Composition:
-    """A stage whose PLD epsilon together with those before it is at most `epsilon` and within 1 % of it."""
-    noise_multiplier = accounting.calibrate_beside(
-        epsilon,
-        tuple(spent),
-        sample_rate=sampling.sample_rate,
-        steps=steps,
+    """A stage whose PLD epsilon together with those before it is at most `epsilon` and within 1 % of it.
+
+    Raises:
+        DpbenchError: an argument out of range, or an epsilon out of reach.
+    """
+    free = Mechanism(
+        sampling,
+        steps,
+        clipping,
         delta=delta,
-        relation=rest.get("relation", "add_or_remove"),
+        relation=relation,
+        randomness=randomness,
+        seed=seed,
+        caveats=tuple(caveats),
     )
-    own = Mechanism(sampling, steps, clipping, noise_multiplier, delta, **rest)
-    return Composition(own, tuple(spent), epsilon)
+    noise_multiplier = accounting.calibrate_beside(
+        epsilon, tuple(spent), sample_rate=sampling.sample_rate, steps=free.steps, delta=free.delta, relation=relation
+    )
+    return Composition(replace(free, noise_multiplier=noise_multiplier), tuple(spent), epsilon)
 
 
 def phases(plan: Mechanism, steps: Sequence[int]) -> list[Mechanism]:
@@ -136,7 +166,7 @@ def phases(plan: Mechanism, steps: Sequence[int]) -> list[Mechanism]:
     Raises:
         DpbenchError: the phases' steps are not those of the plan, or thresholds would have to go over from one to the next.
     """
-    if sum(steps) != plan.steps or min(steps) < 1:
+    if not steps or any(whole_number(count, "phase", least=0) < 1 for count in steps) or sum(steps) != plan.steps:
         raise DpbenchError(f"phases of {list(steps)} steps for a mechanism of {plan.steps}", "they must sum to it")
     if plan.clipping is not None and isinstance(plan.clipping.adaptive, Adaptive):
         raise DpbenchError("adaptive thresholds do not go over from one phase to the next", "use fixed ones")

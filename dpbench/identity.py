@@ -6,9 +6,10 @@ folder of DPBENCH_PLUGINS, gives `version+hash`: its runs are others than before
 results. Whoever edits a plug-in of the package therefore says which it is: numbers change, then `version` is raised; or they
 stay, then the new content is locked with a reason (`python -m dpbench plugins --lock NAME --why "..."`).
 
-The content of a plug-in is its own file without comments, docstrings, `version` and `summary`. What it imports is not in it: a run
-would lose its name with every change of `engines/base.py`. Shared modules are locked by folder, as `core:engines` and the like, and
-these hashes are in no run's name: they make a test fail when a shared module changed and nobody said what that does to numbers.
+The content of a plug-in is its own file without comments, docstrings, `version` and `summary`. What it imports is not in it: a
+run would lose its name with every change of `engines/base.py`. Shared modules are locked by folder, as `core:engines` and the
+like, and these hashes are in no run's name: they make a test fail when a shared module changed and nobody said what that does to
+numbers.
 A plug-in outside the package may import what is installed only; that is not in its hash either.
 """
 
@@ -202,8 +203,10 @@ def _is_text(statement: ast.stmt) -> bool:
 
 
 def _canonical(value: Any) -> Any:
-    """Nested tuples of a syntax tree. `ast.dump` is another text in another version of Python; empty fields, some of which came with
-    a version, are left out here, as is whether a name is read or written, which follows from its place."""
+    """A syntax tree as nested tuples, the same for every version of Python, as `ast.dump` is not.
+
+    Empty fields, some of which came with a version, are left out, as is whether a name is read or written: its place says that.
+    """
     if isinstance(value, ast.AST):
         fields = ((name, _canonical(v)) for name, v in ast.iter_fields(value) if name not in ("ctx", "kind", "type_comment"))
         return (type(value).__name__, *((name, v) for name, v in fields if v not in (None, ())))

@@ -102,7 +102,7 @@ def _checked_thresholds(given: Any) -> tuple[float, ...] | dict[str, float]:
         DpbenchError: there is none, or one is not a positive number; says which.
     """
     if isinstance(given, str | bytes) or not isinstance(given, Sequence | Mapping):
-        raise DpbenchError(f"clipping given {given!r} is not a list of thresholds", "give one number a group, in order or by label")
+        raise DpbenchError(f"clipping given {given!r} is no list of thresholds", "give one a group, in order or by label")
     named = given if isinstance(given, Mapping) else {f"number {number}": value for number, value in enumerate(given)}
     if not named:
         raise DpbenchError("clipping given holds no threshold", "give one a group")
@@ -299,6 +299,7 @@ class Mechanism:
             accounting.Unsupported: the accountant refuses this relation.
             DpbenchError: an unknown accountant, or a delta or noise multiplier beyond what it can carry.
         """
+        known_name(accountant, "accountant", accounting.ACCOUNTANTS)
         if self.clipping is None or self.noise_multiplier == 0:
             return None
         return accounting.epsilon(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -77,7 +78,7 @@ def _there(run: Run) -> bool:
 
 def _run(run: Run, threads: int, seconds: float) -> str:
     words = [sys.executable, "-m", "dpbench", "run", canonical_json(run.config), "--out", str(paths.runs() / run.id)]
-    words += ["--threads", str(threads), "--warm", str(int(run.resources.small))]
+    words += ["--threads", str(threads), "--warm", str(int(run.resources.small)), "--keep", "--owner", str(os.getpid())]
     try:
         code = subprocess.run(words, timeout=seconds, check=False).returncode
     except subprocess.TimeoutExpired:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from dpbench import accounting, environment, plugins
 from dpbench.composition import Composition
 from dpbench.data import remarks
 from dpbench.errors import DpbenchError, unknown
-from dpbench.files import read_json, sha256_file, write_atomic, write_error
+from dpbench.files import full_error, is_disk_full, read_json, sha256_file, write_atomic, write_error
 from dpbench.identity import identity
 from dpbench.jobs.contract import Context, Outcome
+from dpbench.locking import alone
 from dpbench.mechanism import Mechanism
 from dpbench.parsing import parse_json
 from dpbench.records.schema import Privacy, Record, Request
@@ -31,6 +34,8 @@ from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 CONFIG, STEPS, LOCK = "config.json", "steps.jsonl", ".lock"
+NEXT = ".next"
+"""Folder of a run that is made again: what is finished stays as it is until the new record is written there."""
 
 
 def read_config(text_or_path: str) -> dict[str, Any]:
@@ -62,10 +67,16 @@ def read_config(text_or_path: str) -> dict[str, Any]:
     return config
 
 
-def execute(config: dict[str, Any], out: Path, threads: int = 1, tracking: str = "off", quiet: bool = False) -> Record:
+def execute(
+    config: dict[str, Any], out: Path, threads: int = 1, tracking: str = "off", quiet: bool = False, keep: bool = False
+) -> Record:
     """Run `config` into `out`: record.json (last, whole), steps.jsonl, config.json, artefacts.
 
-    Two processes never run the same folder at once: the second waits, and takes the record if there is one by then.
+    Two processes never run the same folder at once: the second waits, and takes the record if there is one by then. A finished
+    record is replaced by a finished one: until then it stays, with its steps and artefacts.
+
+    Args:
+        keep: take the record of this config that is there, whoever made it, instead of making it again.
 
     Raises:
         DpbenchError: anything a user can put right; no record is written then.
@@ -78,12 +89,61 @@ def execute(config: dict[str, Any], out: Path, threads: int = 1, tracking: str =
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(out, error) from error
-    with _alone(out) as waited:
-        if waited and (out / NAME).exists():
-            return read_record(out / NAME, name)
-        (out / NAME).unlink(missing_ok=True)
-        write_atomic(out / CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")
-        return _run(name, module, settings, config, sources, out, threads, tracking, quiet)
+    with alone(out / LOCK, f"run {name}") as waited:
+        _settle(out)
+        if (waited or keep) and (there := finished(config, out)) is not None:
+            return there
+        parents = {role: out.parent / parent for role, parent in config["parents"].items()}
+        for parent in parents.values():
+            settle(parent)
+        again = (out / NAME).exists()
+        work = out / NEXT if again else out
+        try:
+            work.mkdir(exist_ok=True)
+            write_atomic(work / CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")
+            record = _run(name, module, settings, config, sources, parents, work, threads, tracking, quiet)
+        except Exception as error:
+            if is_disk_full(error) and not isinstance(error, DpbenchError):
+                raise full_error(out) from error
+            raise
+        finally:
+            if again:
+                _settle(out)
+        return record
+
+
+def finished(config: dict[str, Any], out: Path) -> Record | None:
+    """The record in `out` if it is whole, of this config, and has its artefacts beside it."""
+    try:
+        record = read_record(out / NAME, run_id(config))
+    except DpbenchError:
+        return None
+    return record if all((out / file).is_file() for file in record.artefacts) else None
+
+
+def settle(out: Path) -> None:
+    """Finish what a process that was killed had begun in a run's folder, unless another process is at work there."""
+    if (out / NEXT / NAME).exists():
+        with alone(out / LOCK, f"run {out.name}"):
+            _settle(out)
+
+
+def _settle(out: Path) -> None:
+    """Move a run that was made again into its place, if it is finished, and clear up after it. Its record comes last and
+    leaves `NEXT` last: whoever is killed on the way leaves enough for the next one to go on."""
+    new = out / NEXT
+    if not new.is_dir():
+        return
+    try:
+        if (new / NAME).exists():
+            files = [path for path in new.rglob("*") if not path.is_dir()]
+            for path in sorted(files, key=lambda path: path == new / NAME):
+                place = out / path.relative_to(new)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
+        shutil.rmtree(new)
+    except OSError as error:
+        raise write_error(out, error) from error
 
 
 def _run(
@@ -92,7 +152,8 @@ def _run(
     settings: Any,
     config: dict[str, Any],
     sources: dict[str, Source],
-    out: Path,
+    parents: dict[str, Path],
+    work: Path,
     threads: int,
     tracking: str,
     quiet: bool,
@@ -102,16 +163,18 @@ def _run(
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(config["seed"])
-    steps = StepLog(out / STEPS, tracking, name, config)
-    parents = {role: out.parent / parent for role, parent in config["parents"].items()}
+    steps = StepLog(work / STEPS, tracking, name, config)
     begun = time.perf_counter()
     try:
         with _progress(f"{config['job']} {name}", quiet) as report:
-            context = Context(out, config["seed"], sources, steps, threads, parents, config["parents"], report)
+            context = Context(work, config["seed"], sources, steps, threads, parents, config["parents"], report)
             with remarks.collected() as odd:
                 outcome: Outcome = module.run(settings, context)
-    finally:
-        steps.close()
+    except BaseException:
+        with suppress(DpbenchError):  # what ended the run says more
+            steps.close()
+        raise
+    steps.close()
     seconds = time.perf_counter() - begun
     values = {
         "run": name,
@@ -123,13 +186,13 @@ def _run(
         "privacy": outcome.privacy,
         "environment": environment.describe(outcome.device, threads),
         "facts": outcome.facts,
-        "artefacts": {file: sha256_file(out / file) for file in outcome.artefacts},
+        "artefacts": {file: sha256_file(work / file) for file in outcome.artefacts},
         "warnings": [*outcome.warnings, *odd, *steps.warnings],
         "seconds": round(seconds, 3),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    record = parse(Record, values, str(out / NAME), "report this: it is a fault of the job")
-    write_record(record, out)
+    record = parse(Record, values, str(work / NAME), "report this: it is a fault of the job")
+    write_record(record, work)
     return record
 
 
@@ -209,26 +272,6 @@ def _difference(now: dict[str, Any], then: dict[str, Any]) -> str:
         names = sorted(n for n in {*now["files"], *then["files"]} if now["files"].get(n) != then["files"].get(n))
         return f"{', '.join(names[:3])} changed since"
     return "it is other files or another revision now"
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[bool]:
-    """Hold the folder's lock; yields whether another process had it before. It goes when the process dies."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(out / LOCK)
-    try:
-        lock.acquire(timeout=0)
-        waited = False
-    except Timeout:
-        lock.acquire()
-        waited = True
-    except OSError as error:
-        raise write_error(out / LOCK, error) from error
-    try:
-        yield waited
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def sequence(seed: int, role: int, *numbers: int) -> np.random.SeedSequence:
     Guarantee: different (seed, role, numbers) have different words behind them, also where numpy pads them with zeros.
 
     Raises:
-        ValueError: a role that does not exist, other numbers than it has, or one that is no word. These are faults of the caller's.
+        ValueError: a role that does not exist, other numbers than it has, or one that is no word: a fault of the caller's.
     """
     role = Role(role)
     if role is Role.NOISE and (len(numbers) == 1 or not numbers[-1]):

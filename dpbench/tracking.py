@@ -56,7 +56,11 @@ class StepLog:
         self._wandb = None
 
     def write(self, **values: Any) -> None:
-        """Append one line."""
+        """Append one line.
+
+        Raises:
+            DpbenchError: the disk is full, or the file cannot be written for another reason.
+        """
         try:
             self._file.write(json.dumps(values, allow_nan=False) + "\n")
             self._file.flush()
@@ -69,8 +73,15 @@ class StepLog:
                 self._warn(error)
 
     def close(self, summary: dict[str, Any] | None = None) -> None:
-        """Close the file, and the mirror with the run's metrics as its summary."""
-        self._file.close()
+        """Close the file, and the mirror with the run's metrics as its summary.
+
+        Raises:
+            DpbenchError: the last lines cannot be written.
+        """
+        try:
+            self._file.close()
+        except OSError as error:
+            raise write_error(self._path, error) from error
         if self._wandb is not None:
             try:
                 self._wandb.summary.update(summary or {})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dpbench import cli
 from dpbench.cli import main, parser
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -22,6 +23,7 @@ def test_the_verbs_are_these():
         "doctor",
         "long",
         "plot",
+        "plugins",
         "record",
         "report",
         "run",
@@ -118,3 +120,41 @@ def test_simulate_prints_every_engine_and_device_marked_as_simulated(capsys):
     assert "float16 rates" in lines[-1]
     assert main(["simulate", "tin"]) == 2
     assert "did you mean 'tiny'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        *((["run", "{}", "--out", "x", "--threads", value], "--threads") for value in ("0", "-1", "100000", "1.5", "9" * 5000)),
+        *((["record", "--tier", "smoke", "--minutes", value], "--minutes") for value in ("nan", "inf", "-1", "0", "1e9", "x")),
+        *((["table", "dpzero/cost", "--out", "x", "--seeds", "0", value], "--seeds") for value in ("-1", str(2**70), "nan")),
+        (["record", "--tier", "smoke", "--threads", "0"], "--threads"),
+        (["bench", "kernels", "--rounds", "0"], "--rounds"),
+        (["simulate", "small", "--batch-size", "-8"], "--batch-size"),
+        (["run", "{}", "--out", "x", "--owner", "0"], "--owner"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_by_name(words, option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert f"argument {option}" in line
+    assert len(line) < 200
+
+
+def test_a_full_disk_is_one_line_wherever_it_is_met(monkeypatch, capsys):
+    def full(_):
+        raise RuntimeError("failed writing") from OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli, "_doctor", full)
+    assert cli.main(["doctor"]) == 2
+    assert ": the disk is full" in capsys.readouterr().err
+
+
+def test_other_errors_are_not_hidden(monkeypatch):
+    def broken(_):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(cli, "_doctor", broken)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        cli.main(["doctor"])

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from dpbench import plugins, runner, tracking
 from dpbench.errors import DpbenchError
-from dpbench.records.store import read_record
+from dpbench.files import sha256_file
+from dpbench.jobs.contract import Outcome
+from dpbench.records.store import read_record, write_record
 from dpbench.spec.config import Config
+from dpbench.spec.expand import run_id
 from dpbench.study import study
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -186,6 +192,131 @@ def test_a_second_process_takes_the_first_ones_record(config, tmp_path, made):
     lock.release()
     assert process.wait(timeout=60) == 0
     assert (out / "record.json").read_text() == text
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """A finished run's folder of its own, with an artefact beside its record."""
+    out = tmp_path / made[0].run
+    shutil.copytree(made[1], out)
+    (out / "weights").mkdir()
+    (out / "weights" / "w").write_text("old")
+    record = made[0].model_copy(update={"artefacts": {"weights/w": sha256_file(out / "weights" / "w")}})
+    write_record(record, out)
+    return out
+
+
+def content(folder):
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".lock")}
+
+
+def test_a_run_that_fails_over_a_finished_one_leaves_it_whole(copy, config, monkeypatch):
+    def fails(settings, context):
+        context.steps.write(step=0, loss=1.0)
+        (context.out / "weights").mkdir()
+        (context.out / "weights" / "w").write_text("new")
+        raise DpbenchError("no luck")
+
+    before = content(copy)
+    monkeypatch.setattr("dpbench.jobs.classify.run", fails)
+    with pytest.raises(DpbenchError, match="no luck"):
+        runner.execute(config, copy, quiet=True)
+    assert content(copy) == before
+    assert not (copy / runner.NEXT).exists()
+
+
+def test_a_run_over_a_finished_one_replaces_it_when_it_has_finished(copy, config, made, monkeypatch):
+    def again(settings, context):
+        assert read_record(copy / "record.json").artefacts, "the old record is there until the new one is"
+        assert (copy / "weights" / "w").read_text() == "old"
+        context.steps.write(step=0, loss=1.0)
+        (context.out / "weights").mkdir()
+        (context.out / "weights" / "w").write_text("new")
+        return Outcome(made[0].metrics, artefacts=["weights/w"])
+
+    monkeypatch.setattr("dpbench.jobs.classify.run", again)
+    record = runner.execute(config, copy, quiet=True)
+    assert read_record(copy / "record.json") == record
+    assert record.artefacts == {"weights/w": sha256_file(copy / "weights" / "w")}
+    assert (copy / "weights" / "w").read_text() == "new"
+    assert len((copy / "steps.jsonl").read_text().splitlines()) == 1
+    assert not (copy / runner.NEXT).exists()
+
+
+@pytest.mark.parametrize("moved", [[], ["weights/w"], ["config.json", "steps.jsonl", "weights/w"], ["all"]])
+@pytest.mark.parametrize("by", ["a run", "a child"])
+def test_what_was_killed_while_it_replaced_a_record_is_finished_by_the_next_to_come(copy, config, made, moved, by, monkeypatch):
+    new = copy / runner.NEXT
+    new.mkdir()
+    if moved != ["all"]:
+        for name in ("config.json", "steps.jsonl"):
+            shutil.copy(copy / name, new)
+        (new / "weights").mkdir()
+        (new / "weights" / "w").write_text("new")
+        digest = sha256_file(new / "weights" / "w")
+        write_record(read_record(copy / "record.json").model_copy(update={"artefacts": {"weights/w": digest}}), new)
+        for name in moved:
+            (new / name).replace(copy / name)
+    monkeypatch.setattr(runner, "_run", lambda *_: pytest.fail("made again"))
+    if by == "a run":
+        runner.execute(config, copy, quiet=True, keep=True)
+        assert not new.exists()
+    else:
+        runner.settle(copy)
+    assert (copy / "weights" / "w").read_text() == ("old" if moved == ["all"] else "new")
+    assert read_record(copy / "record.json").artefacts == {"weights/w": sha256_file(copy / "weights" / "w")}
+
+
+def test_what_a_killed_run_over_a_finished_one_has_begun_is_cleared_away(copy, config, monkeypatch):
+    before = content(copy)
+    (copy / runner.NEXT / "weights").mkdir(parents=True)
+    (copy / runner.NEXT / "weights" / "w").write_text("half")
+    monkeypatch.setattr(runner, "_run", lambda *_: pytest.fail("made again"))
+    runner.execute(config, copy, quiet=True, keep=True)
+    assert content(copy) == before
+    assert not (copy / runner.NEXT).exists()
+
+
+@pytest.mark.parametrize("fault", ["no record", "half a record", "no artefact", "another run's"])
+def test_what_is_not_a_finished_run_is_not_kept(copy, config, fault, monkeypatch):
+    record = copy / "record.json"
+    if fault == "no record":
+        record.unlink()
+    elif fault == "half a record":
+        record.write_text(record.read_text()[:100])
+    elif fault == "no artefact":
+        (copy / "weights" / "w").unlink()
+    else:
+        other = config | {"seed": config["seed"] + 1}
+        write_record(read_record(record).model_copy(update={"config": other, "run": run_id(other)}), copy)
+
+    class Made(Exception):
+        pass
+
+    def make(*_):
+        raise Made
+
+    monkeypatch.setattr(runner, "_run", make)
+    with pytest.raises(Made):
+        runner.execute(config, copy, quiet=True, keep=True)
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_while_a_job_writes_is_said_in_one_line(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("dpbench.jobs.classify.run", full)
+    with pytest.raises(DpbenchError, match="x: the disk is full"):
+        runner.execute(config, tmp_path / "x", quiet=True)
+
+
+def test_a_disk_that_is_full_as_the_steps_are_closed_is_said_in_one_line(tmp_path):
+    log = tracking.StepLog(tmp_path / "steps.jsonl")
+    log._file.close()
+    log._file = SimpleNamespace(close=full)
+    with pytest.raises(DpbenchError, match=r"steps\.jsonl: the disk is full"):
+        log.close()
 
 
 def test_the_mirror_works_offline_and_never_stops_a_run(config, tmp_path, monkeypatch):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpbench.errors import DpbenchError
 from dpbench.mechanism import Mechanism, Sampling
 from dpbench.sampling import batches, by_tokens, physical_batches
 
@@ -54,6 +55,39 @@ def test_fixed_batches_see_every_example_once_an_epoch():
     assert all(len(b) == 10 for b in found)
     assert sorted(np.concatenate(found[:10]).tolist()) == list(range(100))
     assert found[0].tolist() != found[10].tolist()
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 30), st.integers(0, 30), st.sampled_from(["poisson", "fixed"]))
+@settings(deadline=None)
+def test_batches_from_a_step_on_are_those_of_the_whole_run(size, expected, steps, start, kind):
+    mechanism = plan(size, min(expected, size), steps, kind, seed=3)
+    start = min(start, steps)
+    whole = [b.tolist() for b in batches(mechanism)]
+    assert [b.tolist() for b in batches(mechanism, start=start)] == whole[start:]
+
+
+def test_secret_batches_go_on_where_that_says_nothing_new_of_an_example():
+    """A fresh shuffle in the middle of an epoch could draw an example twice in it."""
+    secret = plan(100, 10.0, 25, "fixed", randomness="secret")
+    assert sorted(np.concatenate(list(batches(secret, start=10))[:10]).tolist()) == list(range(100))
+    with pytest.raises(DpbenchError, match="in the middle of an epoch of 10"):
+        batches(secret, start=13)
+    assert len(list(batches(plan(100, 10.0, 25, randomness="secret"), start=13))) == 12
+
+
+@pytest.mark.parametrize("start", [-1, 26, 2.0, "3", None, True])
+def test_a_start_that_is_no_step_is_named(start):
+    with pytest.raises(DpbenchError, match="start"):
+        batches(plan(100, 10.0, 25), start=start)
+
+
+def test_secret_coins_are_the_operating_systems(monkeypatch):
+    """All 128 bits that numpy asks for, anew for each batch."""
+    asked = []
+    monkeypatch.setattr(np.random.bit_generator, "randbits", lambda bits: asked.append(bits) or len(asked), raising=False)
+    drawn = list(batches(plan(1000, 50.0, 3, randomness="secret")))
+    assert asked == [128] * 3
+    assert drawn[0].tolist() == np.flatnonzero(np.random.default_rng(1).random(1000) < 0.05).tolist()
 
 
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 64))

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -109,18 +110,128 @@ def test_a_child_that_a_signal_ends_is_told_as_a_shell_tells_it(tmp_path, monkey
     os.waitpid(serving, 0)
 
 
+@pytest.fixture
+def serving(tmp_path, monkeypatch):
+    """A listener in a fork of this process whose commands never end: (its process, its socket, the file where a command says
+    who it is)."""
+    path, told = tmp_path / "w.sock", tmp_path / "child"
+
+    def forever(words):
+        told.write_text(str(os.getpid()))
+        time.sleep(600)
+
+    monkeypatch.setattr("dpbench.cli.main", forever)
+    monkeypatch.setattr(warm, "_IMPORTED", ())
+    monkeypatch.setattr(warm, "_key", lambda: "w")
+    monkeypatch.setattr(warm, "_private_folder", lambda: tmp_path)
+    process = os.fork()
+    if process == 0:
+        try:
+            warm.serve(path, idle=600)
+        finally:
+            os._exit(0)
+    _wait(path.exists)
+    yield process, path, told
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def test_a_stopped_listener_is_left_to_itself(serving, monkeypatch):
+    process, path, told = serving
+    monkeypatch.setattr(warm, "_ANSWER", 0.5)
+    os.kill(process, signal.SIGSTOP)
+    assert warm.call(["run"]) is None
+    assert not path.exists(), "the next caller starts another one"
+    os.kill(process, signal.SIGCONT)
+    time.sleep(0.5)
+    assert not told.exists(), "it has done what its caller does by now"
+
+
+def test_a_listener_that_is_killed_takes_its_command_along_and_the_caller_works(serving):
+    process, _, told = serving
+    answers = []
+    caller = threading.Thread(target=lambda: answers.append(warm.call(["run"])))
+    caller.start()
+    child = int(_wait(lambda: told.exists() and told.read_text()))
+    os.kill(process, signal.SIGKILL)
+    caller.join(30)
+    assert answers == [None]
+    _wait(lambda: not _alive(child))
+
+
+def test_a_command_that_gives_no_sign_of_life_is_ended_and_the_caller_works(serving, monkeypatch):
+    _, _, told = serving
+    monkeypatch.setattr(warm, "_SILENCE", 3.5)
+    answers = []
+    caller = threading.Thread(target=lambda: answers.append(warm.call(["run"])))
+    caller.start()
+    child = int(_wait(lambda: told.exists() and told.read_text()))
+    time.sleep(4)
+    assert answers == [], "it is alive, however long it takes"
+    os.kill(child, signal.SIGSTOP)
+    caller.join(30)
+    assert answers == [None]
+    _wait(lambda: not _alive(child))
+
+
+def test_a_command_ends_with_its_caller_though_the_listener_is_stopped(serving):
+    process, _, told = serving
+    caller = os.fork()
+    if caller == 0:
+        warm.call(["run"])
+        os._exit(0)
+    child = int(_wait(lambda: told.exists() and told.read_text()))
+    os.kill(process, signal.SIGSTOP)
+    os.kill(caller, signal.SIGKILL)
+    os.waitpid(caller, 0)
+    _wait(lambda: not _alive(child))
+
+
+def test_a_listener_leaves_the_socket_of_another_one(tmp_path, monkeypatch):
+    path = tmp_path / "w.sock"
+    monkeypatch.setattr(warm, "_IMPORTED", ())
+    process = os.fork()
+    if process == 0:
+        try:
+            warm.serve(path, idle=1.0)
+        finally:
+            os._exit(0)
+    _wait(path.exists)
+    path.unlink()
+    path.write_text("another's")
+    assert os.waitpid(process, 0)[1] == 0
+    assert path.read_text() == "another's"
+
+
+@pytest.mark.parametrize("what", ["file", "dangling link", "link", "open folder", "no folder for it", "somebody else's"])
+def test_what_lies_where_sockets_should_only_costs_time(what, tmp_path, monkeypatch):
+    folder = tmp_path / f"dpbench-{os.getuid()}"
+    if what == "file":
+        folder.touch()
+    elif what == "dangling link":
+        folder.symlink_to(tmp_path / "nowhere")
+    elif what == "link":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "theirs")
+    elif what == "open folder":
+        folder.mkdir()
+        folder.chmod(0o770)
+    elif what == "somebody else's":
+        folder.mkdir(mode=0o700)
+        somebody = os.getuid() + 1
+        monkeypatch.setattr(warm.os, "getuid", lambda: somebody)
+        folder.rename(tmp_path / f"dpbench-{os.getuid()}")
+    temporary = tmp_path / "nowhere" / "at all" if what == "no folder for it" else tmp_path
+    monkeypatch.setattr(warm.tempfile, "gettempdir", lambda: str(temporary))
+    monkeypatch.setattr(warm, "_connected", lambda _: pytest.fail("asked"))
+    assert warm.call(["run"]) is None
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_without_a_listener_the_caller_does_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(warm, "_connected", lambda _: None)
     assert warm.call(["run"]) is None
     monkeypatch.setattr(warm, "supported", lambda: False)
-    assert warm.call(["run"]) is None
-
-
-def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path, monkeypatch):
-    monkeypatch.setattr(warm.tempfile, "gettempdir", lambda: str(tmp_path))
-    (tmp_path / f"dpbench-{os.getuid()}").mkdir(mode=0o777)
-    (tmp_path / f"dpbench-{os.getuid()}").chmod(0o777)
-    monkeypatch.setattr(warm, "_connected", lambda _: pytest.fail("asked"))
     assert warm.call(["run"]) is None
 
 

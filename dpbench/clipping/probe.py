@@ -36,8 +36,8 @@ def allowed(norms: Tensor, bound: float) -> Tensor:
 def check_factor(function: str, form: Form, bounds: Sequence[float], gamma: float) -> None:
     """Try a clipping function at the bounds in use.
 
-    Guarantee: over `grid`, each factor is a finite number >= 0 with factor x norm <= bound, to the rounding of its dtype. A grid is
-    no proof: what lies between its norms is the function's own promise.
+    Guarantee: over `grid`, each factor is a finite number >= 0 with factor x norm <= bound, to the rounding of its dtype. A grid
+    is no proof: what lies between its norms is the function's own promise.
 
     Raises:
         DpbenchError: a factor for which that does not hold; names the function, a norm and the bound.
@@ -56,8 +56,8 @@ def check_factor(function: str, form: Form, bounds: Sequence[float], gamma: floa
             if not right.all():
                 at = int((~right).nonzero()[0])
                 raise DpbenchError(
-                    f"clipping function {function!r} breaks its bound: at norm {norms[at].item():.6g} and bound {bound:g} its factor "
-                    f"is {factors[at].item():.6g}, and {_said(products[at].item(), bound)}",
+                    f"clipping function {function!r} breaks its bound: at norm {norms[at].item():.6g} and bound {bound:g} "
+                    f"its factor is {factors[at].item():.6g}, and {_said(products[at].item(), bound)}",
                     "a factor is a finite number >= 0 with factor x norm <= bound, for every norm; dpbench.clipping.numbers has "
                     "`representable` for what is too large or too small for its dtype",
                 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dpbench import paths, plugins
 from dpbench.data import registry
 from dpbench.errors import DpbenchError
-from dpbench.files import canonical_json, sha256_text, write_atomic
+from dpbench.files import canonical_json, sha256_text, write_cache
 from dpbench.spec.sources import Source
 
 if TYPE_CHECKING:
@@ -89,8 +88,7 @@ def bpe(name: str, vocabulary: int, source: Source, split: str = "train") -> tup
     text = _cached(path)
     if text is None:
         text = _train(registry.load(name, split, source).columns["text"], vocabulary)
-        with contextlib.suppress(DpbenchError):  # without it the next start is slower, no more
-            write_atomic(path, json.dumps({"sha256": sha256_text(text), "tokenizer": text}))
+        write_cache(path, json.dumps({"sha256": sha256_text(text), "tokenizer": text}))
     return Tokenizer.from_str(text), sha256_text(text)
 
 

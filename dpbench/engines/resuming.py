@@ -29,13 +29,13 @@ class Resumable:
     thresholds: Thresholds | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, the places of the noise's streams and adaptive thresholds, for `torch.save`; `torch.load` needs no pickle for it.
+        """Steps, the places of the noise's streams and adaptive thresholds, for `torch.save`; loads with `weights_only`.
 
         Training k steps, saving, and going on elsewhere with `load_state_dict` and `sampling.batches(mechanism, start=k)` is the
         same to the bit as not stopping. Under `randomness: secret` it goes on with fresh keys and coins instead.
 
-        Guarantee: made of releases and of the mechanism alone: nothing of a batch, and under `randomness: secret` nothing by which
-        noise could be made again. Counts of examples that are for display (`non_finite_examples`) are left out.
+        Guarantee: made of releases and of the mechanism alone: nothing of a batch, and under `randomness: secret` nothing by
+        which noise could be made again. Counts of examples that are for display (`non_finite_examples`) are left out.
 
         Raises:
             DpbenchError: in the middle of a step, whose sums have no noise yet.
@@ -63,13 +63,14 @@ class Resumable:
                 names the first thing that differs.
         """
         if self.steps or self._in_a_step():
-            raise DpbenchError(
-                f"a state loaded after {self.steps} steps", "load it before the first, into a method just attached"
-            )
-        self._check_same(state)
-        steps = whole_number(state["steps"], "the state's steps", least=0, most=self.mechanism.steps)
-        if self.thresholds is not None:
-            self.thresholds.check_state(state["thresholds"], steps)
+            raise DpbenchError(f"a state is loaded after {self.steps} steps", "load it into a method that was just attached")
+        try:
+            self._check_same(state)
+            steps = whole_number(state["steps"], "the state's steps", least=0, most=self.mechanism.steps)
+            if self.thresholds is not None:
+                self.thresholds.check_state(state["thresholds"], steps)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise DpbenchError(f"the state is damaged ({type(error).__name__}: {error})", "load what state_dict gave") from error
         self.noise.load_state_dict(state["noise"])
         self.steps = steps
         if self.thresholds is not None:
@@ -95,13 +96,8 @@ class Resumable:
         different = first_difference(state["mechanism"], self.mechanism.describe())
         if different is not None:
             field, saved, here = different
-            raise DpbenchError(
-                f"the state's mechanism has {field} {saved!r}, not {here!r}", "go on with the mechanism that was saved"
-            )
-        try:
-            saved_tensors = {str(name): list(shape) for name, shape in state["tensors"]}
-        except (TypeError, ValueError) as error:
-            raise DpbenchError("the state's list of tensors is damaged", "load what state_dict gave") from error
+            raise DpbenchError(f"the state's mechanism has {field} {saved!r}, not {here!r}", "go on with the one that was saved")
+        saved_tensors = {str(name): list(shape) for name, shape in state["tensors"]}
         for name in dict.fromkeys([*saved_tensors, *self.trainable]):
             shape = list(self.trainable[name].shape) if name in self.trainable else None
             if saved_tensors.get(name) != shape:
@@ -119,7 +115,7 @@ class Resumable:
 
 
 def first_difference(saved: Any, here: Any, field: str = "") -> tuple[str, Any, Any] | None:
-    """(dotted name, saved value, value here) of the first field in which two descriptions differ; None where they are the same."""
+    """(dotted name, saved value, value here) of the first field in which two descriptions differ; None where none does."""
     if isinstance(saved, dict) and isinstance(here, dict):
         for name in dict.fromkeys([*here, *saved]):
             different = first_difference(saved.get(name), here.get(name), f"{field}.{name}" if field else str(name))

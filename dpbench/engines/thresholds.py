@@ -94,15 +94,11 @@ class Thresholds:
         for name, rows in (("trajectory", steps + 1), ("fractions", steps)):
             values = state[name]
             if len(values) != rows or any(len(row) != len(self.labels) for row in values):
-                raise DpbenchError(
-                    f"the state's {name} is not one of {rows} steps and {len(self.labels)} groups", "it is damaged"
-                )
+                raise DpbenchError(f"the state's {name} is not [{rows}, {len(self.labels)}]", "load what state_dict gave")
             for value in (value for row in values for value in row):
-                finite_number(value, f"the state's {name}", above=0 if name == "trajectory" else -math.inf, hint="it is damaged")
-        if state["trajectory"][0] != self.trajectory[0]:
-            raise DpbenchError(
-                f"the state's first bounds are {state['trajectory'][0]}, not {self.trajectory[0]}", "it is damaged"
-            )
+                finite_number(value, f"the state's {name}", above=0 if name == "trajectory" else -math.inf)
+        if list(state["trajectory"][0]) != self.trajectory[0]:
+            raise DpbenchError(f"the state's first bounds are {state['trajectory'][0]}, not {self.trajectory[0]}", "")
 
     def load_state_dict(self, state: dict[str, Any]) -> list[float]:
         """Go on with what has been released; the next step's bounds. Of a state that was checked."""

@@ -96,6 +96,7 @@ class Settings(PrivateSettings):
         None, ge=1, exclude_if=lambda v: v is None, description="k: training rows of each class; fewer where it has fewer."
     )
     evaluate_limit: int | None = Field(None, ge=1, exclude_if=lambda v: v is None)
+    chosen_by: rest.ChosenBy = rest.CHOSEN_BY
 
     @model_validator(mode="after")
     def _whole(self) -> Settings:
@@ -115,6 +116,11 @@ class Settings(PrivateSettings):
         if any(not 0 < share <= 1 for share in self.class_keep.values()):
             raise ValueError("class_keep: every share must lie above 0 and not above 1")
         return self
+
+    @model_validator(mode="after")
+    def _chosen(self) -> Settings:
+        chooses = self.per_class is not None or any(share < 1 for share in self.class_keep.values())
+        return rest.state_choice(self, self.training == "features" and chooses)
 
 
 def uses(settings: Settings) -> Uses:

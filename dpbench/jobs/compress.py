@@ -24,6 +24,7 @@ from dpbench.errors import DpbenchError
 from dpbench.jobs import classify
 from dpbench.jobs.contract import Context, Outcome, metric
 from dpbench.jobs.features import PUBLIC
+from dpbench.jobs.private import spends
 from dpbench.mechanism import Mechanism, Sampling
 from dpbench.records.schema import Metric, Privacy
 from dpbench.spec.expand import Uses
@@ -212,6 +213,7 @@ class Settings(classify.Settings):
             spent = (release_of(alone.mechanism(rows, kept, 0)),)
         assert self.target_epsilon is not None
         both = calibrated_beside(spent, sampling, self.steps, self.clipping.made(), self.target_epsilon, delta, **rest)
+        spends(both, self.target_epsilon)
         return both if self.teacher is not None else both.own
 
 
@@ -263,7 +265,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     teacher = {}
     if settings.teacher is not None:
         record = context.parent("teacher")
-        spent = () if settings.clipping is None else (release_in(record.mechanism),)
+        spent = () if settings.clipping is None else (release_in(record.mechanism, settings.relation),)
         teacher = {"teacher_run": record.run, "teacher_curve": record.facts.get("curve", [])}
     plan = settings.plan(task.rows, len(task), context.seed, spent)
     own = plan.own if isinstance(plan, Composition) else plan

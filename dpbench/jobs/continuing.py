@@ -160,10 +160,15 @@ class Task:
         return found
 
     def _split(self, context: Context) -> tuple[list[Asked], list[Asked]]:
-        """(rows to train on, rows to evaluate on). The seed chooses the former among the train split's."""
+        """(rows to train on, rows to evaluate on). The seed chooses the former among the train split's, by what each row holds.
+
+        Guarantee: a row's place decides nothing. The chosen rows are the dataset; among all rows, removing a chosen one lets the
+        next one in, as with `per_class` of `training.Split`.
+        """
         settings, source = self.settings, context.sources[f"dataset:{self.settings.task}"]
         whole = asked.load(settings.task, "train", source)
-        order = np.argsort([share_of(f"{context.seed} {i}".encode()) for i in range(len(whole))], kind="stable")
+        keys = [canonical_json([row.prompt, row.label, *row.answers]) for row in whole]
+        order = np.argsort([share_of(f"{context.seed} {key}".encode()) for key in keys], kind="stable")
         train = [whole[i] for i in np.sort(order[: settings.train_limit if settings.steps else 0])]
         if settings.evaluate_on == "train_rest":
             rest = order[settings.train_limit :][: settings.evaluate_limit]

@@ -111,8 +111,8 @@ def train(settings: Settings, engine: str, precision: str, optimizer: Optimizer,
     import torch
 
     from dpbench import engines
+    from dpbench.jobs.drawing import watched
     from dpbench.mechanism import Clipping, Mechanism, Sampling
-    from dpbench.sampling import batches
 
     dtype = {"float64": torch.float64, "float32": torch.float32}[precision]
     model, x, y = _problem(settings, seed)
@@ -124,14 +124,16 @@ def train(settings: Settings, engine: str, precision: str, optimizer: Optimizer,
     plan = Mechanism(sampling, settings.steps, clipping, settings.noise_multiplier, seed=seed)
     own = _optimizer(settings, model, optimizer, rule)
     handle = engines.attach(engine, model, own, plan)
+    draws = watched(plan, handle, own)
     least = 1.0
-    for drawn in batches(plan):
+    for drawn in draws:
         if len(drawn):
             handle.backward(_losses, {"x": x[drawn], "y": y[drawn]})
         own.step()
         own.zero_grad()
         if len(drawn) and handle.clipped_fraction is not None:
             least = min(least, handle.clipped_fraction)
+    draws.finish()
     handle.detach()
     weights = [p.detach().double() for p in model.parameters()]
     return Trained(weights, difference([w.double() for w in initial], weights), least)

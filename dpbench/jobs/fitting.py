@@ -19,9 +19,9 @@ from dpbench.engines.batches import Losses
 from dpbench.engines.layers import Layout
 from dpbench.errors import DpbenchError
 from dpbench.jobs.contract import Context, metric
+from dpbench.jobs.drawing import watched
 from dpbench.mechanism import Mechanism
 from dpbench.records.schema import Metric
-from dpbench.sampling import batches
 
 
 class Task(Protocol):
@@ -129,11 +129,12 @@ def fit(
     """
     task.model.train()
     handle, backward = attach(engine, task.model, optimizer, plan)
+    draws = watched(plan, handle, optimizer)
     rates = [group["lr"] for group in optimizer.param_groups]
     counts, clipped, seconds, processor = [], [], [], 0.0
     whole = handle.sensitivity
     on_cpu = all(p.device.type == "cpu" for p in handle.trainable.values())
-    for step, drawn in enumerate(batches(plan)):
+    for step, drawn in enumerate(draws):
         begun, worked = time.perf_counter(), time.process_time()
         share = 1 - step / plan.steps if schedule == "linear" else 1.0
         share *= whole / handle.sensitivity if by_bound else 1.0
@@ -159,6 +160,7 @@ def fit(
             **(handle.thresholds.last if handle.thresholds is not None else {}),
         )
         context.report(step + 1, plan.steps, f"{engine}, loss {loss:.3f} (not private)" if loss is not None else "empty batch")
+    draws.finish()
     handle.detach()
     return Fit(handle, counts, clipped, seconds, processor if on_cpu else None)
 

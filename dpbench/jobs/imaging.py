@@ -22,7 +22,7 @@ from dpbench.spec.sources import Source
 if TYPE_CHECKING:
     from dpbench.jobs.image import Augmentation, Optimizer, Settings
 
-_AUGMENTING = 3  # a stream of the seed of its own, beside those of dpbench.sampling
+_AUGMENTING = 5  # a stream of the seed of its own: sampling has 1 and 2, the noise 3, directions and public distillation 4
 _EVALUATED = 500  # images of a forward pass without gradients
 
 

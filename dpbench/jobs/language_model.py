@@ -11,6 +11,7 @@ from dpbench import accounting, plugins
 from dpbench.errors import DpbenchError
 from dpbench.jobs.clipping import GroupSettings
 from dpbench.jobs.contract import Context, Outcome, metric
+from dpbench.jobs.private import spends
 from dpbench.mechanism import Clipping, Mechanism, Sampling, calibrated
 from dpbench.models.language import language_model_family
 from dpbench.records.schema import Metric, Privacy
@@ -163,7 +164,7 @@ def mechanism(settings: Settings, groups: int, blocks: int, seed: int) -> Mechan
     rest: dict[str, Any] = {"relation": settings.relation, "seed": seed, "caveats": tuple(settings.caveats)}
     stated = calibrated(sampling, settings.steps, clipping, settings.epsilon, delta, **rest)
     if settings.noise == "calibrated":
-        return stated
+        return spends(stated, settings.epsilon)
     real = published_multiplier(stated.noise_multiplier, settings.expected_batch_size, clipping.bound)
     return Mechanism(sampling, settings.steps, clipping, real, delta, **rest)
 

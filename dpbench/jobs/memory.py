@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpbench.errors import DpbenchError
+from dpbench.processes import die_with
 
 if TYPE_CHECKING:
     from dpbench.jobs.contract import Context
@@ -52,6 +53,7 @@ def measure_memory(settings: Any, engines: list[str], ids: np.ndarray, context: 
         "ids": ids.tolist(),
         "seed": context.seed,
         "threads": context.threads,
+        "owner": os.getpid(),
     }
     words = [sys.executable, "-m", "dpbench.jobs.memory"]
     left = list(engines)
@@ -102,6 +104,7 @@ def _cuda_memory(settings: Any, engine: str, ids: np.ndarray, seed: int) -> Peak
 def main() -> None:
     """Read one request, answer for every engine: {"engine", "found": bytes or why not} or {"engine", "error"}."""
     request = json.load(sys.stdin)
+    die_with(request["owner"])
     _import_model()
     from dpbench.jobs.throughput import Settings
 
@@ -123,8 +126,10 @@ def _in_fork(settings: Any, engine: str, ids: np.ndarray, seed: int, threads: in
     if not hasattr(os, "fork"):
         return _answer(settings, engine, ids, seed, threads)
     read, write = os.pipe()
+    worker = os.getpid()
     child = os.fork()
     if child == 0:
+        die_with(worker)
         os.close(read)
         with os.fdopen(write, "w") as pipe:
             json.dump(_answer(settings, engine, ids, seed, threads), pipe)

@@ -20,9 +20,10 @@ from dpbench.engines.base import Handle
 from dpbench.engines.layers import lay_out
 from dpbench.jobs import language_model as job
 from dpbench.jobs.contract import Context
+from dpbench.jobs.drawing import watched
 from dpbench.mechanism import Clipping, Mechanism
 from dpbench.models import registry as models
-from dpbench.sampling import batches, physical_batches
+from dpbench.sampling import physical_batches
 
 if TYPE_CHECKING:
     from dpbench.jobs.language_model import Optimizer, Settings
@@ -175,8 +176,9 @@ def train(settings: Settings, task: Task, plan: Mechanism, context: Context) -> 
     handle = attach(settings, task.model, stepper, plan)
     if settings.optimizer.gradient_clip is not None:  # registered after the engine's hook, it follows the noise
         stepper.register_step_pre_hook(_shorten(task.model, settings.optimizer.gradient_clip))
+    draws = watched(plan, handle, stepper)
     found = Trained(curve=[[0, task.evaluate()]], unprotected=list(handle.unprotected))
-    for step, drawn in enumerate(batches(plan)):
+    for step, drawn in enumerate(draws):
         rate = settings.optimizer.rate(step, plan.steps)
         for group in stepper.param_groups:
             group["lr"] = rate
@@ -197,6 +199,7 @@ def train(settings: Settings, task: Task, plan: Mechanism, context: Context) -> 
             noted["validation_loss"] = found.curve[-1][1]
         context.steps.write(**noted)
         context.report(step + 1, plan.steps, f"{settings.engine}, validation loss {found.curve[-1][1]:.3f}")
+    draws.finish()
     found.ignored = handle.non_finite_examples
     found.thresholds = handle.thresholds.facts if handle.thresholds is not None else {}
     handle.detach()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from dpbench import plugins
+from dpbench.accounting import TOLERANCE
+from dpbench.composition import Composition
+from dpbench.errors import DpbenchError
 from dpbench.jobs.clipping import GroupSettings
 from dpbench.jobs.contract import metric
 from dpbench.mechanism import Clipping, Mechanism, Sampling, calibrated
@@ -51,6 +54,31 @@ def method_must_stand(settings: Any) -> None:
         raise ValueError(f"{engine} is SGD along a direction: optimizer name sgd, without weight decay")
     if settings.steps == 0 and engine != "nonprivate":
         raise ValueError(f"steps: 0 trains nothing, so {engine} has nothing to do: engine nonprivate")
+
+
+NOISELESS = 0.05
+"""Noise multiplier below which calibration stops: epsilon is then in the thousands, and less than was asked for."""
+
+
+P = TypeVar("P", Mechanism, Composition)
+
+
+def spends(plan: P, epsilon: float) -> P:
+    """`plan`, once it is known to spend the epsilon that was asked for: a mechanism calibrated for other rows, steps or batches
+    than it is run on spends more, or wastes noise.
+
+    Raises:
+        DpbenchError: it spends more than `epsilon`, or more than 1 % less.
+    """
+    spent = plan.epsilon()
+    if (
+        spent is None
+        or spent > epsilon * (1 + 1e-9)
+        or (spent < epsilon * (1 - TOLERANCE) and plan.noise_multiplier >= NOISELESS)
+    ):
+        what = f"the mechanism spends epsilon {'none' if spent is None else f'{spent:.4g}'}, where {epsilon:g} was asked for"
+        raise DpbenchError(what, "report this: it was calibrated for something else than it is run on")
+    return plan
 
 
 class PrivateSettings(Strict):
@@ -121,7 +149,7 @@ class PrivateSettings(Strict):
             rows: of the dataset, for delta; kept: rows that can be drawn.
 
         Raises:
-            DpbenchError: no noise multiplier reaches epsilon.
+            DpbenchError: no noise multiplier reaches epsilon, or the one that was found spends another.
         """
         delta = {"1/(2n)": 1 / (2 * rows), "n^-1.1": rows**-1.1}.get(str(self.delta)) or float(self.delta)
         sampling = Sampling(self.sampler, kept, min(self.expected_batch_size, kept))
@@ -139,7 +167,8 @@ class PrivateSettings(Strict):
             caveats=tuple(self.caveats),
             noise=self.plugin.extra.get("noise") or "gaussian",
         )
-        return made if stated is sampling else replace(made, sampling=sampling, target_epsilon=None)
+        run_on = made if stated is sampling else replace(made, sampling=sampling, target_epsilon=None)
+        return spends(run_on, self.epsilon) if self.accounted_rows is None else run_on
 
     def privacy(self, plan: Mechanism) -> Privacy | None:
         """Both accountants' epsilon; none for published code without a finite one. None for a non-private run."""

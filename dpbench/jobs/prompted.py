@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from dpbench.data import asked
 from dpbench.data.coding import PUBLIC
-from dpbench.jobs import starting
+from dpbench.jobs import rest, starting
 from dpbench.jobs.classify import Zeroth
 from dpbench.jobs.contract import Context, Outcome, metric
 from dpbench.jobs.private import PrivateSettings, method_must_stand
@@ -84,6 +84,7 @@ class Settings(PrivateSettings):
     token_budget: int = Field(8192, ge=16, description="Padded tokens of a physical batch.")
     decoding_rows: int = Field(64, ge=1, description="Answers that are written at once.")
     device: Literal["cpu", "cuda"] = "cpu"
+    chosen_by: rest.ChosenBy = rest.CHOSEN_BY
 
     @property
     def answers(self) -> bool:
@@ -138,7 +139,8 @@ class Settings(PrivateSettings):
             asked.label_words(self.task, self.label_words)
         if self.evaluate_on == "train_rest" and self.train_limit is None:
             raise ValueError("evaluate_on: train_rest needs a train_limit, or nothing is left")
-        return self
+        chooses = self.train_limit is not None and (self.steps > 0 or self.evaluate_on == "train_rest")
+        return rest.state_choice(self, chooses)
 
 
 def uses(settings: Settings) -> Uses:

@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+from pydantic import Field
 
 from dpbench.errors import DpbenchError
 
 SHARE = 0.2
 """Of the training rows, as He et al. split those of SST-2."""
+
+
+ChosenBy = Literal["content"] | None
+CHOSEN_BY: Any = Field(
+    None,
+    exclude_if=lambda v: v is None,
+    description="Derived, no need to give it: rows are chosen by what they hold. Names such runs apart from those of an earlier "
+    "dpbench, which chose by the place of a row.",
+)
+
+S = TypeVar("S")
+
+
+def state_choice(settings: S, chooses: bool) -> S:
+    """Settings that say in `chosen_by` whether they choose rows by content; for a validator at the end of a model.
+
+    Raises:
+        ValueError: they were given it, and choose nothing.
+    """
+    if getattr(settings, "chosen_by", None) is not None and not chooses:
+        raise ValueError("chosen_by: nothing is chosen here, leave it out")
+    object.__setattr__(settings, "chosen_by", "content" if chooses else None)  # a frozen model that is still being made
+    return settings
 
 
 def share_of(key: bytes) -> float:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dpbench.jobs.contract import Context, metric
+from dpbench.jobs.drawing import Draws
 from dpbench.jobs.fitting import Task
 from dpbench.mechanism import Mechanism
 from dpbench.records.schema import Metric
-from dpbench.sampling import batches
 from dpbench.zeroth.directions import Kind
 from dpbench.zeroth.trainer import SILENT, Step, ZerothOrder
 
@@ -90,13 +90,15 @@ def fit_zeroth(
     task.model.eval()
     optimizer = ZerothOrder(method, task.model, plan, rate, perturbation, directions, published=published)
     on_cpu = all(p.device.type == "cpu" for p in optimizer.trainable.values())
+    draws = Draws(plan)
     done: list[Step] = []
     seconds: list[float] = []
     processor = 0.0
-    for number, drawn in enumerate(batches(plan)):
+    for number, drawn in enumerate(draws):
         begun, worked = time.perf_counter(), time.process_time()
         optimizer.rate = rate * (1 - number / plan.steps if schedule == "linear" else 1.0)
         step = optimizer.step(task.losses, (task.batch(rows) for rows in task.physical(drawn)))
+        draws.counted(step.count)
         seconds.append(time.perf_counter() - begun)
         processor += time.process_time() - worked
         watch(number + 1)
@@ -108,4 +110,5 @@ def fit_zeroth(
             )
         said = f"{method}, loss {step.loss:.3f} (not private)" if step.loss is not None else "empty batch"
         context.report(number + 1, plan.steps, said)
+    draws.finish()
     return ZerothFit(optimizer, done, seconds, processor if on_cpu else None)

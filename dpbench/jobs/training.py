@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -100,11 +101,17 @@ def optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     return kind(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
-def kept_rows(settings: Settings, labels: np.ndarray, keys: list[str], classes: list[str]) -> np.ndarray:
+def kept_rows(settings: Settings, labels: np.ndarray, texts: Callable[[], list[str]], classes: list[str]) -> np.ndarray:
     """Indices of the rows that `class_keep` leaves.
 
-    Guarantee: whether a row stays depends on that row and public constants alone, so adding or removing one row changes
-    one row of what is left: the mechanism's epsilon is that of the whole dataset.
+    Guarantee: whether a row stays depends on its own texts and label and on public constants alone, so adding or removing one
+    row changes one row of what is left: the mechanism's epsilon is that of the whole dataset. Copies of a row are kept together.
+
+    Args:
+        labels: [N]; texts: gives the text that tells each row apart, and is asked only where something is left out.
+
+    Raises:
+        DpbenchError: a share of a class that the dataset does not have.
     """
     for name in settings.class_keep:
         if name not in classes:
@@ -112,7 +119,7 @@ def kept_rows(settings: Settings, labels: np.ndarray, keys: list[str], classes: 
     share = np.asarray([settings.class_keep.get(name, 1.0) for name in classes])
     if (share == 1).all():
         return np.arange(len(labels))
-    draw = np.asarray([share_of(k.encode()) for k in keys])
+    draw = np.asarray([share_of(text.encode()) for text in texts()])
     return np.flatnonzero(draw < share[labels])
 
 
@@ -122,14 +129,20 @@ class Split:
     drawn, rest: indices, both of rows that `class_keep` leaves; rest None: a split of its own is evaluated on. rows: n, training
     rows without the rest and before `class_keep`, which is what the mechanism protects; with `per_class` the rows of that
     choice, which is then the dataset. warnings: of classes with fewer rows than `per_class`.
+
+    Guarantee: a row's place among the others decides nothing. `class_keep` and the rest look at one row's texts and label, so
+    removing a row leaves all others where they were. `per_class` orders the rows of a class by a hash of the public seed and
+    their texts and takes the first: removing a row that was not chosen changes nothing, and removing one that was lets the next
+    of its class in, if there is one. So epsilon holds between choices that differ by one row, as the mechanism's relation says;
+    between whole datasets of which one has a row more, the choices differ by one row removed and one added: group privacy of
+    two rows under `add_or_remove`, the relation itself under `replace_one`.
     """
 
-    def __init__(
-        self, settings: Settings, labels: np.ndarray, keys: list[str], texts: Callable[[], list[str]], seed: int
-    ) -> None:
-        """keys: what `class_keep` and `per_class` look at; texts: what the rest's rows are told by; seed: of `per_class`."""
+    def __init__(self, settings: Settings, labels: np.ndarray, texts: Callable[[], list[str]], seed: int) -> None:
+        """labels: [N]; texts: gives what tells each row apart, asked only where rows are chosen; seed: of `per_class`."""
         classes: list[str] = plugins.get("dataset", settings.task).extra["classes"]
-        self.drawn = kept_rows(settings, labels, keys, classes)
+        texts = cache(texts)
+        self.drawn = kept_rows(settings, labels, texts, classes)
         self.rest: np.ndarray | None = None
         self.warnings: list[str] = []
         self.rows = len(labels)
@@ -138,12 +151,12 @@ class Split:
             self.rows -= int(apart.sum())
             self.drawn, self.rest = self.drawn[~apart[self.drawn]], self.drawn[apart[self.drawn]]
         if settings.per_class is not None:
-            self._choose(settings.per_class, labels, keys, classes, seed)
+            self._choose(settings.per_class, labels, texts(), classes, seed)
             self.rows = len(self.drawn)
 
-    def _choose(self, count: int, labels: np.ndarray, keys: list[str], classes: list[str], seed: int) -> None:
+    def _choose(self, count: int, labels: np.ndarray, texts: list[str], classes: list[str], seed: int) -> None:
         """`count` rows of each class, others for another seed."""
-        order = np.argsort([share_of(f"{seed} {keys[i]}".encode()) for i in self.drawn], kind="stable")
+        order = np.argsort([share_of(f"{seed} {texts[i]}".encode()) for i in self.drawn], kind="stable")
         shuffled = self.drawn[order]
         chosen = []
         for number, name in enumerate(classes):
@@ -161,7 +174,7 @@ class TextTask:
         self.settings, self.device = settings, torch.device(settings.device)
         data = TextData(settings.task, settings.model, context.sources, settings.max_length, settings.head == "prompt")
         self.train, texts = data.split("train", settings.train_limit)
-        split = Split(settings, self.train.labels, texts, lambda: texts, context.seed)
+        split = Split(settings, self.train.labels, lambda: texts, context.seed)
         self.rows, self.index, self.warnings = split.rows, split.drawn, split.warnings
         self.lengths = self.train.lengths
         self.evaluated = data.split("validation")[0] if split.rest is None else self.train.part(split.rest)
@@ -239,9 +252,14 @@ class FeatureTask:
         labels = stored["train_y"].numpy()
 
         def texts() -> list[str]:
-            return train_texts(settings.task, context.sources[f"dataset:{settings.task}"], settings.train_limit)
+            """Of the rows that the features were made of: both runs are named after the same files."""
+            there = train_texts(settings.task, context.sources[f"dataset:{settings.task}"], settings.train_limit)
+            if len(there) != len(labels):
+                what = f"{settings.task} has {len(there)} training rows, and its features {len(labels)}"
+                raise DpbenchError(what, "make the features again")
+            return there
 
-        split = Split(settings, labels, [str(i) for i in range(len(labels))], texts, context.seed)
+        split = Split(settings, labels, texts, context.seed)
         self.rows, self.warnings = split.rows, split.warnings
         train = prepared(stored["train_x"].float(), centre, settings), stored["train_y"]
         self.x, self.y = (part[split.drawn].to(self.device) for part in train)

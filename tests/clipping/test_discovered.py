@@ -1,4 +1,4 @@
-"""Every discovered clipping function and scope, and wrong ones in a folder of DPBENCH_PLUGINS, which must fail the same checks."""
+"""Every discovered clipping function and scope; wrong ones in a folder of DPBENCH_PLUGINS must fail the same checks."""
 
 from __future__ import annotations
 

@@ -132,3 +132,39 @@ def test_a_calibration_behind_a_teacher_is_kept(monkeypatch, tmp_path):
     first = accounting.calibrate_beside(4.0, spent, **asked)
     monkeypatch.setattr(accounting, "composed", lambda *_, **__: pytest.fail("calibrated twice"))
     assert accounting.calibrate_beside(4.0, spent, **asked) == first
+
+
+@pytest.mark.parametrize("relation", ["add_or_remove", "replace_one"])
+def test_a_composition_is_of_its_own_relation(relation):
+    """Calibrated, asked and guarded under it."""
+    found = calibrated_beside([Release(2.0, 0.04, 5)], SECOND, 8, CLIPPING, 3.0, DELTA, relation=relation)
+    parts = (Release(2.0, 0.04, 5), release_of(found.own))
+    assert 2.97 <= accounting.composed(parts, delta=DELTA, relation=relation) <= 3.0
+    assert found.epsilon() == accounting.composed(parts, delta=DELTA, relation=relation)
+    assert found.relation == relation
+
+
+def test_a_stage_before_of_another_relation_or_noise_is_refused():
+    record = teacher().describe()
+    assert release_in(record, "add_or_remove") == release_of(teacher())
+    with pytest.raises(DpbenchError, match="has the relation add_or_remove, this one replace_one"):
+        release_in(record, "replace_one")
+    with pytest.raises(DpbenchError, match="laplace noise"):
+        release_in(record | {"noise": "laplace"})
+
+
+@pytest.mark.parametrize("steps", [[], [12, 0], [13, -1], [6.0, 6.0], [True, 11]])
+def test_phases_that_are_no_phases_are_named(steps):
+    with pytest.raises(DpbenchError, match="phase"):
+        phases(teacher(), steps)
+
+
+def test_what_a_composition_is_made_of_is_checked():
+    own = teacher()
+    for spent in ([Release(1.0, 0.1, 1)], ((1.0, 0.1, 1),), None):
+        with pytest.raises(DpbenchError, match="tuple of releases"):
+            Composition(own, spent)
+    with pytest.raises(DpbenchError, match="target_epsilon"):
+        Composition(own, (), float("nan"))
+    with pytest.raises(DpbenchError, match="unknown randomness"):
+        calibrated_beside([], SECOND, 8, CLIPPING, 3.0, DELTA, randomness="Secret")

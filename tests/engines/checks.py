@@ -1,11 +1,11 @@
 """What every discovered engine is held to, as plain functions: `check(engine, scope, ...)` returns, or an assertion fails.
 
-`test_parity.py` runs them over discovery; `test_planted_plugins.py` feeds them plug-ins that are wrong, and each must fail. An engine
-is exempt from nothing that it does not declare. What may be declared:
+`test_parity.py` runs them over discovery; `test_planted_plugins.py` feeds them engines that are wrong, and each must fail. An
+engine is exempt from nothing that it does not declare. What may be declared:
 
-- `limits`, of a peer (it has a `package`): what its own code does otherwise, each with a reason. `functions`: it does Abadi clipping
-  alone; `tied`: a tensor that is used twice is refused; `half`: its arithmetic in half precision; `bad_example`: a non-finite
-  example. Functions and uses that are beyond a limit must be refused, not done otherwise.
+- `limits`, of a peer (it has a `package`): what its own code does otherwise, each with a reason. `functions`: it does Abadi
+  clipping alone; `tied`: a tensor that is used twice is refused; `half`: its arithmetic in half precision; `bad_example`: a
+  non-finite example. Functions and uses that are beyond a limit must be refused, not done otherwise.
 - `functional`: the losses are called under `torch.func`, where a tensor's hooks do not fire.
 """
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from dpbench.engines import gaussian
 from dpbench.engines.gaussian import Gaussian, Scratch
-from dpbench.engines.noise import Noise
+from dpbench.engines.noise import Noise, perturb_by_torch_
 
 KEY = bytes(range(16))
 
@@ -128,3 +128,66 @@ def test_a_sum_with_gaps_gets_noise_everywhere_and_nowhere_else():
     Noise(mechanism("per_layer", noise_multiplier=1.0)).release_([(whole[:, ::2], 2.0)], 4.0)
     assert (whole[:, ::2] != 0).all()
     assert not whole[:, 1::2].any()
+
+
+def test_a_stream_goes_on_from_a_position():
+    """Also from inside a block of the cipher: pieces of odd length end there."""
+    whole, scratch = Gaussian(KEY), Scratch.inside(np.zeros(Scratch.room_for(64, "f4"), np.uint8), "f4")
+    for count in (7, 1, 64, 3):
+        before = whole.position
+        first, again = np.zeros(count, np.float32), np.zeros(count, np.float32)
+        whole.perturb_(first, 1.0, 1.0, scratch)
+        Gaussian(KEY, before).perturb_(again, 1.0, 1.0, scratch)
+        assert (first == again).all()
+        assert whole.position == before + 4 * 2 * ((count + 1) // 2)
+
+
+def test_a_key_of_other_than_16_bytes_is_refused():
+    for size in (0, 4, 24, 32):
+        with pytest.raises(ValueError, match="a key of"):
+            Gaussian(bytes(size))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_noise_by_torch_is_added_once_to_the_scaled_sum(dtype, channels_last):
+    """What a device without a kernel of ours gets: scale x sum + N(0, std^2), the sum not divided twice, nor the noise."""
+    total = torch.full((40, 10, 10, 10), 12.0, dtype=dtype)
+    total = total.to(memory_format=torch.channels_last) if channels_last else total
+    perturb_by_torch_(total, 0.25, 0.5, torch.Generator().manual_seed(1))
+    assert float(total.mean()) == pytest.approx(3.0, abs=5 * 0.5 / 200)
+    assert float(total.std()) == pytest.approx(0.5, rel=5 / math.sqrt(2 * 40_000))
+    assert stats.kstest(((total.double() - 3) / 0.5).flatten().numpy(), "norm").pvalue > 1e-3
+
+
+def test_devices_without_our_kernels_get_the_noise_of_the_others(monkeypatch):
+    """`release_` for tensors elsewhere: (sum + N(0, std^2)) / divisor as on the CPU, and the same at every kind of sum."""
+
+    class Elsewhere(torch.Tensor):
+        """A CPU tensor that says it is on another device."""
+
+        @property
+        def device(self):
+            return torch.device("cuda", 0)
+
+    monkeypatch.setattr(Noise, "_by_triton", lambda *_: False)
+    made = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda _device: made("cpu"))
+    total = torch.full((40_000,), 12.0).as_subclass(Elsewhere)
+    Noise(mechanism("per_layer", noise_multiplier=1.0)).release_([(total, 2.0)], 4.0)
+    released = total.as_subclass(torch.Tensor)
+    assert float(released.mean()) == pytest.approx(3.0, abs=5 * 0.5 / 200)
+    assert float(released.std()) == pytest.approx(0.5, rel=5 / math.sqrt(2 * 40_000))
+
+
+def test_sums_of_several_dtypes_are_served_in_their_order():
+    """Their streams are shared, so the order must be the same in every process, as a set's is not."""
+    found = {}
+    for dtypes in ([torch.float32, torch.float64], [torch.float64, torch.float32]):
+        totals = {dtype: torch.zeros(9, dtype=dtype) for dtype in dtypes}
+        Noise(mechanism("per_layer", noise_multiplier=1.0)).release_([(t, 1.0) for t in totals.values()], 1.0)
+        first = torch.zeros(9, dtype=dtypes[0])
+        Noise(mechanism("per_layer", noise_multiplier=1.0)).release_([(first, 1.0)], 1.0)
+        assert torch.equal(totals[dtypes[0]], first)
+        found[dtypes[0]] = totals
+    assert not torch.equal(found[torch.float32][torch.float64], found[torch.float64][torch.float64])

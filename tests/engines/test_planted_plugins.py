@@ -1,4 +1,4 @@
-"""Plug-ins that are wrong, in a folder of DPBENCH_PLUGINS: the checks that run over discovery find them there, and each one fails."""
+"""Engines that are wrong, in a folder of DPBENCH_PLUGINS: discovery finds them, and each fails the checks of all engines."""
 
 from __future__ import annotations
 

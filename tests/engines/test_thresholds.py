@@ -23,7 +23,7 @@ ADAPTIVE = Adaptive(0.5, rate=0.3, budget=0.1)
 PAIRS = [p for p in pairs() if plugins.get("engine", p.values[0]).extra.get("adaptive")]
 
 
-def attach(name="fused", scope="per_layer", model=None, adaptive=ADAPTIVE, lr=0.1, dtype=torch.float32, steps=500, **rest):
+def attach(name="fused", scope="per_layer", model=None, adaptive=ADAPTIVE, lr=0.1, dtype=torch.float32, steps=1000, **rest):
     model = (model or Language()).to(dtype)
     plan = mechanism(scope, adaptive=adaptive, steps=steps, **rest)
     return engines.attach(name, model, torch.optim.SGD(model.parameters(), lr=lr), plan)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from dpbench import engines, plugins
 from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
+from dpbench.identity import identity
 from dpbench.jobs import classify, features, training
 from dpbench.jobs.contract import Context
 from dpbench.jobs.text import TextData, compared, pooled
@@ -170,7 +171,7 @@ def test_recorded_runs_keep_their_names():
     checked = 0
     for stored in recorded_records():
         record = stored.record
-        present = all(plugins.get(*key.split(":", 1)).version == version for key, version in record.config["versions"].items())
+        present = all(identity(plugins.get(*key.split(":", 1))) == version for key, version in record.config["versions"].items())
         tiers = [r.tier for r in record.requests if (r.paper, r.table) == ("automatic", "glue_base")]
         if not present or not tiers:
             continue

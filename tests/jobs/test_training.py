@@ -51,8 +51,8 @@ def test_thinning_looks_at_one_row_at_a_time():
     keys = [f"text {i}" for i in range(2000)]
     labels = np.arange(2000) % 2
     own = settings(class_keep={"positive": 0.5})
-    kept = {keys[i] for i in training.kept_rows(own, labels, keys, CLASSES)}
-    fewer = {keys[:-1][i] for i in training.kept_rows(own, labels[:-1], keys[:-1], CLASSES)}
+    kept = {keys[i] for i in training.kept_rows(own, labels, lambda: keys, CLASSES)}
+    fewer = {keys[:-1][i] for i in training.kept_rows(own, labels[:-1], lambda: keys[:-1], CLASSES)}
     assert kept - {keys[-1]} == fewer
     share = sum(int(k.split()[1]) % 2 for k in kept) / 1000
     assert share == pytest.approx(0.5, abs=0.06)
@@ -61,7 +61,7 @@ def test_thinning_looks_at_one_row_at_a_time():
 
 def test_thinning_names_an_unknown_class():
     with pytest.raises(DpbenchError, match="did you mean 'positive'"):
-        training.kept_rows(settings(class_keep={"positiv": 0.5}), np.zeros(3, dtype=int), ["a", "b", "c"], CLASSES)
+        training.kept_rows(settings(class_keep={"positiv": 0.5}), np.zeros(3, dtype=int), lambda: ["a", "b", "c"], CLASSES)
 
 
 def test_heads_of_a_seed_are_the_same_and_leave_torchs_generator_alone():

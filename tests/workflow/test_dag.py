@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from working_tree import Tree
@@ -38,6 +40,20 @@ def test_one_table_needs_only_its_own_runs(tree: Tree) -> None:
 def test_the_profile_is_loaded(tree: Tree) -> None:
     done = tree.snakemake("--dry-run", *SMOKE)
     assert "workflow specific profile profiles/default" in done.stdout
+
+
+@pytest.mark.parametrize("cores", ["0", "-1", "1025", "100000"])
+def test_a_number_of_cores_that_makes_no_sense_is_refused(tree: Tree, cores: str) -> None:
+    done = tree.snakemake("--dry-run", "--cores", cores, "--config", "tier=smoke", "tables=dpzero/quadratic")
+    assert done.returncode != 0
+    assert f"--cores {cores}: give a number from 1 to 1024, or all" in done.stdout
+
+
+def test_a_path_with_braces_is_a_path(tree: Tree, tmp_path: Path) -> None:
+    braces = Tree(tmp_path / "a {clone} of {}")
+    shutil.copytree(tree.folder, braces.folder, ignore=shutil.ignore_patterns("recorded", ".snakemake"))
+    table = ("results/tables/dpzero/quadratic.csv", "--cores", "2", "--config", "tier=smoke", "tables=dpzero/quadratic")
+    assert [rule for rule, _ in braces.planned(*table)].count("run") == 3
 
 
 def test_snakemakes_linter_is_content(tree: Tree) -> None:

@@ -74,7 +74,7 @@ def test_a_class_too_small_gives_what_it_has_and_says_so(tmp_path):
 
 def chosen(seed, count=30, rows=400):
     labels = np.arange(rows) % 4 // 3  # one class three times as large
-    split = training.Split(settings(per_class=count), labels, [str(k) for k in range(rows)], list, seed)
+    split = training.Split(settings(per_class=count), labels, lambda: [str(k) for k in range(rows)], seed)
     return split, labels
 
 

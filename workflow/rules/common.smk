@@ -12,6 +12,7 @@ from dpbench import __version__
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import canonical_json
 from dpbench.study import config_of, study
+from dpbench.workflow import KEEP, keep_records_unless_forced, take_turn
 
 try:
     STUDY = study(config_of(config))
@@ -21,6 +22,12 @@ except DpbenchError as error:
 # Not a bare `python`: an unactivated .venv/bin/snakemake would find the system's. Braces are Snakemake's.
 DPBENCH = f"{shlex.quote(sys.executable)} -m dpbench".replace("{", "{{").replace(
     "}", "}}"
+)
+# Conda's file by its whole path: Snakemake formats it.
+ENVIRONMENT = (
+    Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
+    / "envs"
+    / "dpbench.yaml"
 )
 FORMATS = ["csv", "md", "tex", "html", "json"]
 RECORDED = sorted(str(p) for p in Path("results/recorded").glob("*/*/record.json"))
@@ -94,6 +101,11 @@ def parents_of(wildcards):
     return [ancient(record_of(parent.id)) for parent in parents]
 
 
+def environment_of(wildcards):
+    """What conda is to install, where anybody asks for it."""
+    return str(ENVIRONMENT).replace("{", "{{").replace("}", "}}")
+
+
 def config_of_run(wildcards):
     return canonical_json(STUDY.runs[wildcards.run].config)
 
@@ -103,6 +115,18 @@ def all_cores():
         return workflow.cores
     except WorkflowError:
         return CLUSTER_THREADS
+
+
+def refuse_cores():
+    """Stop before any work at a number of cores that was mistyped.
+
+    Raises:
+        WorkflowError: none, or more than any machine has.
+    """
+    if not 1 <= all_cores() <= 1024:
+        raise WorkflowError(
+            f"--cores {all_cores()}: give a number from 1 to 1024, or all"
+        )
 
 
 def threads_of(wildcards):
@@ -164,3 +188,16 @@ def definition_of_table(wildcards):
 
 def all_deviations(wildcards):
     return sorted(str(p) for p in Path("benchmarks").glob("*/deviations.yaml"))
+
+
+def before_the_first_job():
+    """Take turns with other Snakemakes in this folder, and keep what they have finished meanwhile.
+
+    Raises:
+        WorkflowError: another one is stopped or hangs.
+    """
+    try:
+        take_turn()
+    except DpbenchError as error:
+        raise WorkflowError(str(error)) from None
+    keep_records_unless_forced(workflow.dag_settings)

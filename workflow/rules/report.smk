@@ -1,10 +1,10 @@
-# What is made from all tables together.
+# What is made from all tables together. It is not removed before it is made anew: several Snakemakes, each with a GPU of its own, share it.
 rule claims:
     input:
         tables=table_values,
     output:
         report(
-            "results/claims.json",
+            update("results/claims.json"),
             caption="../report/claims.rst",
             category="all tables",
             labels=labels("all", "claims"),
@@ -13,7 +13,7 @@ rule claims:
         "logs/claims.log",
     localrule: True
     conda:
-        "../envs/dpbench.yaml"
+        environment_of
     params:
         version=__version__,
     shell:
@@ -26,17 +26,17 @@ rule long:
         recorded=RECORDED,
     output:
         csv=report(
-            "results/long.csv",
+            update("results/long.csv"),
             caption="../report/long.rst",
             category="all tables",
             labels=labels("all", "every record and metric"),
         ),
-        parquet="results/long.parquet",
+        parquet=update("results/long.parquet"),
     log:
         "logs/long.log",
     localrule: True
     conda:
-        "../envs/dpbench.yaml"
+        environment_of
     params:
         version=__version__,
     shell:
@@ -51,7 +51,7 @@ rule report:
         deviations=all_deviations,
     output:
         report(
-            "reports/index.html",
+            update("reports/index.html"),
             caption="../report/page.rst",
             category="all tables",
             labels=labels("all", "the whole report"),
@@ -60,7 +60,7 @@ rule report:
         "logs/report.log",
     localrule: True
     conda:
-        "../envs/dpbench.yaml"
+        environment_of
     params:
         version=__version__,
     shell:

@@ -3,11 +3,12 @@ rule run:
     input:
         parents_of,
     output:
-        "results/runs/{run}/record.json",
+        # not removed before the job: a finished record is replaced only by a finished one
+        update("results/runs/{run}/record.json"),
     log:
         "logs/runs/{run}.log",
     conda:
-        "../envs/dpbench.yaml"
+        environment_of
     threads: threads_of
     resources:
         mem_mb=mem_mb_of,
@@ -20,4 +21,4 @@ rule run:
     shell:
         # tracking is no param: switching the mirror on must not repeat a finished run
         f"{DPBENCH} run {{params.config:q}} --out {{params.folder:q}} --threads {{threads}} --warm {{resources.warm}}"
-        f" --tracking {STUDY.config.tracking} > {{log:q}} 2>&1"
+        f" --tracking {STUDY.config.tracking} ${{{{{KEEP}:-}}}} --owner $PPID > {{log:q}} 2>&1"

@@ -26,7 +26,7 @@ rule table:
         "logs/tables/{paper}/{table}.log",
     localrule: True
     conda:
-        "../envs/dpbench.yaml"
+        environment_of
     params:
         # a change of any of these, a switch of tier above all, makes the table anew
         tier=STUDY.config.tier,
@@ -55,7 +55,7 @@ rule plot:
         "logs/plots/{paper}/{table}/{plot}.log",
     localrule: True
     conda:
-        "../envs/dpbench.yaml"
+        environment_of
     shell:
         f"{DPBENCH} plot {{wildcards.paper}}/{{wildcards.table}} {{wildcards.plot}}"
         " --table {input:q} --out {output:q} > {log:q} 2>&1"

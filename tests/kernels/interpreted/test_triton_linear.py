@@ -111,6 +111,30 @@ def test_parity_of_the_tiles_that_run_on_a_device(way, dtype, monkeypatch, poiso
     check(*case((2, 37, 70, 65), dtype), TOLERANCE[dtype], FUNCTIONS if dtype == torch.float32 else ("auto_s",))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_scaled_gradient_is_rounded_towards_zero(dtype, monkeypatch):
+    """So that no example exceeds its bound. Numbers that are all alike would all be rounded up, by up to half a unit; the first
+    example has the largest factor, by which others are divided in float16, and adds nothing."""
+    take(monkeypatch, "direct")
+    leaf, _ = case((2, 1, 5, 3), dtype, bias=False)
+    use = Use(torch.ones(2, 1, 5, dtype=dtype), torch.ones(2, 1, 3, dtype=dtype))
+    use.x[0] = 0
+    for scale in (0.1, 0.3, 0.37, 0.51, 0.7, 0.77, 0.9, 0.999):
+        into, _ = sums(leaf, True)
+        leaf.add_weighted(use, torch.tensor([1.0, scale]), into)
+        share = float(into["weight"].double().norm()) / 15**0.5 / float(torch.tensor(scale))
+        assert 1 - 2 * torch.finfo(dtype).eps < share <= 1
+
+
+@pytest.mark.parametrize("way", ["gram", "direct"])
+def test_an_input_is_measured_as_it_is_summed(way, monkeypatch):
+    """A layer under autocast is called with fp32 and sums products of half precision. (In bfloat16 the interpreter truncates.)"""
+    take(monkeypatch, way)
+    leaf, use = case((2, 5, 17, 3), torch.float16)
+    x = torch.randn(2, 5, 17)
+    assert torch.equal(leaf.sq_norms(Use(x, use.g)), leaf.sq_norms(Use(x.half(), use.g)))
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["conv1d", "no bias"])
 def test_parity_of_other_weights(way, kind, monkeypatch):

@@ -1,0 +1,138 @@
+"""What is pruned or dropped is a function of released weights alone: of what the optimizer left, noise and all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from compress_runs import PRUNE, run, settings
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from dpbench.compression.pruning import Masks, prunable
+from dpbench.engines.base import Handle
+from dpbench.jobs import compressing
+
+LOUD = {"epsilon": 0.5, "optimizer": {"name": "sgd", "learning_rate": 0.5, "schedule": "constant"}}
+"""So much noise that the smallest weights before it are not the smallest behind it."""
+
+
+class Watch:
+    """Of a run: the weights that the optimizer left in each step, and those that every mask was made behind."""
+
+    def __init__(self, monkeypatch):
+        self.released: dict[str, torch.Tensor] = {}
+        self.masked: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
+        self.tasks: list[compressing.CompressedTask] = []
+        init, prune = compressing.CompressedTask.__init__, Masks.prune_
+
+        def remembered(task, *args):
+            init(task, *args)
+            self.tasks.append(task)
+
+        def pruned(masks, sparsity):
+            gone = {name: ~mask.clone() for name, mask in masks.masks.items()}
+            prune(masks, sparsity)
+            self.masked.append((self.expected(gone, sparsity), {name: mask.clone() for name, mask in masks.masks.items()}))
+
+        monkeypatch.setattr(compressing.CompressedTask, "__init__", remembered)
+        monkeypatch.setattr(Masks, "prune_", pruned)
+
+    def stepped(self, *_):
+        self.released = {name: w.detach().clone() for name, w in prunable(self.tasks[-1].encoder).items()}
+
+    def expected(self, gone, sparsity):
+        """The masks of `sparsity` of the released weights, those masked before among them."""
+        sizes = torch.cat([w.abs().masked_fill(gone[name], -1.0).flatten() for name, w in self.released.items()])
+        keep = torch.ones_like(sizes, dtype=torch.bool)
+        keep[sizes.argsort(stable=True)[: round(sparsity * len(sizes))]] = False
+        parts = keep.split([w.numel() for w in self.released.values()])
+        return {name: part.view_as(w) for (name, w), part in zip(self.released.items(), parts, strict=True)}
+
+
+def pruned_run(folder, monkeypatch):
+    watch = Watch(monkeypatch)
+    hook = register_optimizer_step_post_hook(watch.stepped)
+    try:
+        run(folder, settings(**PRUNE, **LOUD))
+    finally:
+        hook.remove()
+    return watch.masked
+
+
+def differing(masked):
+    """Of each mask: the share of weights about which it and the one of released weights disagree."""
+    return [
+        float(torch.cat([(wanted[name] != found[name]).flatten() for name in wanted]).float().mean()) for wanted, found in masked
+    ]
+
+
+def test_masks_are_made_of_released_weights(tmp_path, monkeypatch):
+    found = differing(pruned_run(tmp_path, monkeypatch))
+    assert len(found) == PRUNE["prune"]["steps"]
+    assert max(found) < 1e-4  # of weights of equal size another may go
+
+
+def test_planted_masks_of_weights_before_the_noise_are_seen(tmp_path, monkeypatch):
+    """What the weights would be, had the step's sum been released without its noise."""
+    sums: dict[int, torch.Tensor] = {}
+    release, sizes = Handle._release, Masks._sizes
+
+    def spied(handle):
+        for parameter in handle.trainable.values():
+            total = handle.exchange.summed(handle, parameter).clone() / handle.mechanism.sampling.expected_batch_size
+            sums[id(parameter)] = parameter.detach().clone() - LOUD["optimizer"]["learning_rate"] * total
+        release(handle)
+
+    def noiseless(masks, name):
+        weight = sums.get(id(masks.weights[name]), masks.weights[name].detach())
+        return weight.abs().masked_fill(~masks.masks[name], -1.0).reshape(-1)
+
+    monkeypatch.setattr(Handle, "_release", spied)
+    monkeypatch.setattr(Masks, "_sizes", noiseless)
+    assert sizes is not Masks._sizes
+    assert max(differing(pruned_run(tmp_path, monkeypatch))) > 0.01
+
+
+def test_layers_chosen_by_weights_are_the_smallest_released(tmp_path, monkeypatch):
+    """The norms that are compared are those of the weights that the last step of the block left."""
+    seen = []
+    smallest = compressing.smallest_layers
+    left: dict[str, torch.Tensor] = {}
+    tasks = Watch(monkeypatch).tasks
+
+    def stepped(*_):
+        left.clear()
+        left.update({name: p.detach().clone() for name, p in tasks[-1].encoder.named_parameters()})
+
+    def spied(encoder, count):
+        seen.append(all(torch.equal(p, left[name]) for name, p in encoder.named_parameters()))
+        return smallest(encoder, count)
+
+    monkeypatch.setattr(compressing, "smallest_layers", spied)
+    hook = register_optimizer_step_post_hook(stepped)
+    try:
+        run(tmp_path, settings(drop={"layers": 1, "block_steps": 1, "choose": "weights"}, **LOUD))
+    finally:
+        hook.remove()
+    assert seen == [True]
+
+
+@pytest.mark.parametrize("rewind", ["none", "encoder", "all"])
+def test_a_rewind_goes_back_to_public_weights(tmp_path, monkeypatch, rewind):
+    """To those that training started from, which no private row has a part in."""
+    starts = []
+    kept = compressing.start_of
+
+    def spied(module):
+        found = kept(module)
+        starts.append({name: value.clone() for name, value in found.items()})
+        return found
+
+    monkeypatch.setattr(compressing, "start_of", spied)
+    steps = []
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(len(starts)))
+    try:
+        run(tmp_path, settings(prune=PRUNE["prune"] | {"rewind": rewind}, **LOUD))
+    finally:
+        hook.remove()
+    assert len(starts) == 1
+    assert set(steps) == {1}, "taken before the first step, and never again"

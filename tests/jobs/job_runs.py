@@ -1,0 +1,203 @@
+"""Small runs of every job that trains under a budget, on generated data: what tests of all training loops share."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpbench.data import registry
+from dpbench.jobs import (
+    classify,
+    compress,
+    compressing,
+    continuing,
+    features,
+    generate,
+    generation,
+    image,
+    image_features,
+    imaging,
+    language_model,
+    pipeline,
+    pretraining,
+    prompted,
+    training,
+)
+from dpbench.jobs.contract import Context
+from dpbench.models import sources
+from dpbench.spec.expand import merge
+from dpbench.tracking import StepLog
+from dpbench.validation import parse
+
+DATASETS = ("sst2", "qnli", "mnist", "e2e_nlg", "squad", "wikitext2")
+MODELS = ("tiny_bert", "cnn4", "linear", "scattering", "gpt2", "opt")
+SOURCES = {f"dataset:{name}": registry.resolve(name, "embedded") for name in DATASETS}
+SOURCES |= {f"model:{name}": sources.resolve(name, "scratch") for name in MODELS}
+
+EPSILON = 2.0  # with which accounting takes little time
+PRIVATE = {
+    "engine": "bookkeeping",
+    "clipping": {"function": "abadi", "bound": 0.5},
+    "epsilon": EPSILON,
+    "steps": 4,
+    "expected_batch_size": 12,
+}
+ZEROTH = {"engine": "dpzero", "zeroth": {}, "optimizer": {"name": "sgd", "learning_rate": 1e-3}}
+TEXT = PRIVATE | {
+    "task": "sst2",
+    "training": "full",
+    "model": "tiny_bert",
+    "max_length": 24,
+    "token_budget": 96,
+    "train_limit": 80,
+    "evaluate_limit": 20,
+    "optimizer": {"name": "sgd", "learning_rate": 0.05},
+}
+COMPRESS = {k: v for k, v in TEXT.items() if k != "training"} | {"curve_points": 2}
+PICTURES = PRIVATE | {
+    "task": "mnist",
+    "model": "cnn4",
+    "train_limit": 80,
+    "train_evaluated": 10,
+    "physical": 5,
+    "optimizer": {"learning_rate": 0.05},
+}
+GENERATE = PRIVATE | {
+    "dataset": "e2e_nlg",
+    "size": "tiny",
+    "coding": "words",
+    "vocabulary": 100,
+    "max_length": 64,
+    "token_budget": 200,
+    "train_limit": 80,
+    "evaluate_limit": 2,
+    "samples": 1,
+    "optimizer": {"learning_rate": 1e-3},
+}
+PROMPTED = PRIVATE | {
+    "task": "sst2",
+    "loss": "tokens",
+    "size": "tiny",
+    "vocabulary": 300,
+    "max_length": 64,
+    "token_budget": 300,
+    "train_limit": 80,
+    "evaluate_limit": 8,
+    "optimizer": {"name": "sgd", "learning_rate": 1e-3},
+}
+LANGUAGE = PRIVATE | {
+    "size": "tiny",
+    "vocabulary": 300,
+    "tokens": 16,
+    "train_blocks": 80,
+    "validation_blocks": 4,
+    "evaluate_every": 4,
+    "clipping": {"scope": "flat", "bound": 0.5},
+    "token_budget": 64,
+    "optimizer": {"learning_rate": 1e-3},
+}
+PIPELINE = GENERATE | {"coding": "words", "devices": 2, "virtual": True, "clipping": {"function": "abadi", "scope": "per_device"}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job with small settings. task: (settings, context) -> its task; trained: where its `physical` is, None of blocks of text;
+    parent: name of the run whose artefacts it reads."""
+
+    job: ModuleType
+    settings: dict[str, Any]
+    task: Callable[[Any, Context], Any]
+    trained: type | None
+    parent: str | None = None
+
+    def parsed(self, **over: Any) -> Any:
+        return parse(self.job.Settings, merge(self.settings, over), "test")
+
+
+def _generation(own: Any, context: Context) -> Any:
+    made = generation.Task(own, context)
+    made.quicken()
+    return made
+
+
+PARENTS = {
+    "texts": (features, {"task": "sst2", "model": "tiny_bert", "train_limit": 80, "evaluate_limit": 20, "max_length": 24}),
+    "pictures": (image_features, {"task": "mnist", "model": "scattering", "train_limit": 80}),
+}
+FROZEN = {"model": "linear", "features": "scattering"}
+CASES = {
+    "features": Case(classify, TEXT | {"training": "features"}, training.FeatureTask, training.FeatureTask, "texts"),
+    "text": Case(classify, TEXT, training.TextTask, training.TextTask),
+    "pairs": Case(classify, TEXT | {"task": "qnli", "max_length": 48}, training.TextTask, training.TextTask),
+    "zeroth": Case(classify, TEXT | ZEROTH, training.TextTask, training.TextTask),
+    "compress": Case(compress, COMPRESS, compressing.CompressedTask, training.TextTask),
+    "drop": Case(compress, COMPRESS | {"drop": {"layers": 1, "block_steps": 1}}, compressing.CompressedTask, training.TextTask),
+    "prune": Case(
+        compress, COMPRESS | {"prune": {"sparsity": 0.5, "steps": 2, "every": 1}}, compressing.CompressedTask, training.TextTask
+    ),
+    "image": Case(image, PICTURES | {"augmentation": {"multiplicity": 2, "shift": 1}}, imaging.ImageTask, imaging.ImageTask),
+    "image_features": Case(image, PICTURES | FROZEN, imaging.ImageTask, imaging.ImageTask, "pictures"),
+    "generate": Case(generate, GENERATE, _generation, generation.Examples),
+    "prompted": Case(prompted, PROMPTED, continuing.Task, continuing.Task),
+    "answers": Case(
+        prompted,
+        PROMPTED | {"task": "squad", "loss": "candidates", "max_length": 96, "answer_length": 8},
+        continuing.Task,
+        continuing.Task,
+    ),
+    "prompted_zeroth": Case(
+        prompted, PROMPTED | ZEROTH | {"size": "opt_tiny", "loss": "candidates"}, continuing.Task, continuing.Task
+    ),
+    "language_model": Case(language_model, LANGUAGE, pretraining.Task, None),
+    "virtual_stages": Case(pipeline, PIPELINE, generation.Task, generation.Examples),
+}
+
+
+@cache
+def parent_of(name: str) -> tempfile.TemporaryDirectory[str]:
+    """The folder of features that several cases share, made once a process."""
+    job, given = PARENTS[name]
+    folder = tempfile.TemporaryDirectory(prefix="dpbench-test-")
+    made = Path(folder.name)
+    job.run(parse(job.Settings, given, "parent"), Context(made, 0, SOURCES, StepLog(made / "steps.jsonl")))
+    return folder
+
+
+def context_of(case: Case, folder: Path, seed: int = 1) -> Context:
+    """In a folder of its own, after its parent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parents = {} if case.parent is None else {"features": Path(parent_of(case.parent).name)}
+    return Context(folder, seed, SOURCES, StepLog(folder / "steps.jsonl"), parents=parents)
+
+
+def task_of(case: Case, folder: Path, **over: Any) -> Any:
+    return case.task(case.parsed(**over), context_of(case, folder))
+
+
+def run(case: Case, folder: Path, **over: Any) -> Any:
+    """The job's outcome."""
+    return case.job.run(case.parsed(**over), context_of(case, folder))
+
+
+def rows_of(case: Case, task: Any, drawn: np.ndarray) -> list[Any]:
+    """Physical batches of a logical one, as rows of the dataset; the task's own for `batch`."""
+    if case.trained is None:
+        return list(pretraining.physical_batches(drawn, task.physical))
+    return list(task.physical(drawn))
+
+
+def stirred(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with its trained weights moved, so that no loss is where it is because a head starts at 0."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
