@@ -135,6 +135,8 @@ class Pass:
         something from inside a call is used elsewhere.
         """
         for edge in edges:
+            if hasattr(edge[0], "variable"):  # a tied tensor is inside the calls of several layers
+                continue
             for layer in inside.get(edge[0], ()):
                 if edge not in self._exits[layer] and node not in self._inside[layer]:
                     raise OutsideUse(f"what {layer} computes", [layer], node.name())
