@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from types import SimpleNamespace, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,13 +24,14 @@ _EVERY = 8  # values are looked at in the 1st, 8th, 64th, ... use
 _PIECE = 1 << 16  # words fingerprinted at once: their products stay in the cache
 _TURN = 0x2545F4914F6CDD1D  # odd: pieces that change places are seen
 _DEEPEST = 4  # containers inside containers that are looked into
+_CONTAINERS = (list, tuple, set, frozenset, deque, dict)
+_PLAIN = (Tensor, nn.Parameter)
 _OF_MODULES = frozenset(vars(nn.Module()))  # what every module has; its tensors are asked for by themselves
 
 _CACHES = "a cache that no example decides is filled by one forward pass over made-up inputs before training begins"
 
 
-@dataclass(frozen=True)
-class _State:
+class _State(NamedTuple):
     """One tensor at one time. mark: changes with most writes, and costs nothing; fingerprint: of its bytes, or None."""
 
     tensor: Tensor
@@ -61,6 +62,7 @@ class StateWatch:
         self._uses, self._next = 0, 1
         self._rewritten: set[str] = set()
         self._before: dict[str, _State] = {}
+        self._structure: _Structure | None = None
         self._by_value = False
 
     def __enter__(self) -> StateWatch:
@@ -68,16 +70,23 @@ class StateWatch:
         self._by_value = self._uses >= self._next
         if self._by_value:
             self._next = self._uses * _EVERY
-        self._before = self._states()
+        structure = self._structure
+        if structure is None or self._by_value or structure.changed():
+            self._structure = structure = _Structure(self._model)
+        self._before = self._states(structure)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         before, self._before = self._before, {}
-        if kind is None:
-            self._compare(before, self._states())
+        if kind is None and self._structure is not None:
+            if self._by_value or self._structure.changed():
+                self._structure = _Structure(self._model)
+            self._compare(before, self._states(self._structure))
 
-    def _states(self) -> dict[str, _State]:
-        tensors = _tensors(self._model)
+    def _states(self, structure: _Structure) -> dict[str, _State]:
+        tensors = structure.tensors()
+        if not (self._by_value or self._rewritten):
+            return {name: _State(tensor, _mark(tensor), None) for name, tensor in tensors.items()}
         chosen = {name: t for name, t in tensors.items() if self._by_value or name in self._rewritten}
         fingerprints = _fingerprints(list({id(t): t for t in chosen.values()}.values()))
         return {n: _State(t, _mark(t), fingerprints.get(id(t)) if n in chosen else None) for n, t in tensors.items()}
@@ -148,38 +157,68 @@ def _iterates_for_spectral_norm(module: nn.Module) -> bool:
     return isinstance(module, _SpectralNorm) or any(isinstance(h, SpectralNorm) for h in module._forward_pre_hooks.values())
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All of the model, by dotted name."""
-    found: dict[str, Tensor] = {}
-    for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
-        for kind in (module._parameters, module._buffers):
-            found |= {f"{prefix}{name}": t for name, t in kind.items() if t is not None}
-        recomputed = _recomputed(module)
-        for name, value in vars(module).items():
-            if name not in _OF_MODULES and name not in recomputed:
-                found |= _inside(f"{prefix}{name}", value, _DEEPEST)
-    return found
+class _Structure:
+    """Where a model's tensors are, by dotted name; made by a walk over all modules, and read again while nothing moves."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = list(model.named_modules())
+        self._forms = self._form()
+        self._slots: list[tuple[str, Any, str]] = []  # name, the dict that holds the tensor, its key there
+        self._holders: list[tuple[str, dict[str, Any], str]] = []  # the same of containers
+        for path, module in self._modules:
+            prefix, recomputed = f"{path}." if path else "", _recomputed(module)
+            places: list[Any] = [module._parameters, module._buffers]
+            self._slots += [(f"{prefix}{key}", at, key) for at in places for key, value in at.items() if value is not None]
+            for key, value in (own := vars(module)).items():
+                if key in _OF_MODULES or key in recomputed:
+                    continue
+                if isinstance(value, Tensor):
+                    self._slots.append((f"{prefix}{key}", own, key))
+                elif isinstance(value, _CONTAINERS) or _inside("", value, _DEEPEST):
+                    self._holders.append((f"{prefix}{key}", own, key))
+
+    def changed(self) -> bool:
+        """Whether a module, a tensor or an attribute has come, gone or become something of another type."""
+        return self._form() != self._forms
+
+    def _form(self) -> list[tuple[object, ...]]:
+        return [
+            (
+                *map(id, module._modules.values()),
+                *map(type, module._parameters.values()),
+                *map(type, module._buffers.values()),
+                *map(type, vars(module).values()),
+            )
+            for _, module in self._modules
+        ]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All there are now, where they were."""
+        found = {name: at[key] for name, at, key in self._slots if key in at}
+        for name, own, key in self._holders:
+            found |= _inside(name, own.get(key), _DEEPEST)
+        return found
 
 
 def _inside(name: str, value: Any, depth: int) -> dict[str, Tensor]:
-    """Tensors of a plain attribute, its name for one, else with keys behind."""
+    """Tensors of a plain attribute: its name for one, else with keys behind."""
     if isinstance(value, Tensor):
         return {name: value}
     if depth == 0 or isinstance(value, str | int | float | nn.Module | type(None)):
         return {}
-    pairs: list[tuple[Any, Any]]
+    pairs: Iterable[tuple[Any, Any]]
     if isinstance(value, Mapping):
-        pairs = list(value.items())
-    elif isinstance(value, list | tuple | set | frozenset) or type(value).__name__ == "deque":
-        pairs = list(enumerate(value))
+        pairs = value.items()
+    elif isinstance(value, _CONTAINERS):
+        pairs = enumerate(value)
     elif isinstance(value, SimpleNamespace) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
-        pairs = list(getattr(value, "__dict__", {}).items())
+        pairs = getattr(value, "__dict__", {}).items()
     else:
         return {}
     found: dict[str, Tensor] = {}
-    for key, item in pairs:
-        found |= _inside(f"{name}.{key}", item, depth - 1)
+    for key, item in list(pairs):
+        if not isinstance(item, str | int | float):
+            found |= _inside(f"{name}.{key}", item, depth - 1)
     return found
 
 
@@ -207,6 +246,8 @@ def _parts(tensor: Tensor) -> list[Tensor]:
 
 def _mark(tensor: Tensor) -> tuple[object, ...]:
     """Changes when the tensor gets another storage or form, or is written by an operation that autograd would notice."""
+    if type(tensor) in _PLAIN and tensor.device.type != "meta" and tensor.layout == torch.strided and not tensor.is_inference():
+        return tensor._version, tensor.data_ptr(), tensor.dtype
     found: list[object] = []
     for part in _parts(tensor):
         form: tuple[object, ...] = (part.dtype, part.device)
