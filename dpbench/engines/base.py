@@ -187,8 +187,6 @@ class Handle(Resumable):
         else:
             self.guard.check_trained_set()
             changed = self.guard.structure_changed()
-            if changed:
-                self.guard.state.look_closer()
             with self.guard.state:
                 if self._looks:
                     self._look(losses, batch, changed)

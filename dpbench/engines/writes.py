@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from types import SimpleNamespace, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,13 +25,14 @@ _EVERY = 8  # values are looked at in the 1st, 8th, 64th, ... use
 _PIECE = 1 << 16  # words fingerprinted at once: their products stay in the cache
 _TURN = 0x2545F4914F6CDD1D  # odd: pieces that change places are seen
 _DEEPEST = 4  # containers inside containers that are looked into
+_CONTAINERS = (list, tuple, set, frozenset, deque, dict)
+_PLAIN = (Tensor, nn.Parameter)
 _OF_MODULES = frozenset(vars(nn.Module()))  # what every module has; its tensors are asked for by themselves
 
 _CACHES = "a cache that no example decides is filled by one forward pass over made-up inputs before training begins"
 
 
-@dataclass(frozen=True)
-class _State:
+class _State(NamedTuple):
     """One tensor at one time. mark: changes with most writes, and costs nothing; fingerprint: of its bytes, or None."""
 
     tensor: Tensor
@@ -44,10 +45,8 @@ class StateWatch:
 
     The tensors are all parameters, buffers and tensors among the modules' plain attributes (also in lists, tuples, sets, dicts
     and dataclasses), those that are new included. In the 1st, 8th, 64th, ... use they are compared by value, which notices
-    writes through `.data` as well and costs two passes over the weights; in the 2nd, and after `look_closer`, by identity,
-    storage and version, which costs a walk over the modules; in all others by the identity and version of the parameters, buffers
-    and attributes that were there in the last of these, which costs next to nothing. A tensor that is written with the values it
-    had before counts as not written.
+    writes through `.data` as well and costs two passes over the weights; in all others by identity, storage and version, which
+    costs a walk over the modules. A tensor that is written with the values it had before counts as not written.
 
     Counters count as well, `num_batches_tracked` among them: how many forward passes there were says how many examples Poisson
     sampling drew. Without values to look at (meta and fake tensors, sparse ones) the rest is compared; of sharded parameters
@@ -62,47 +61,33 @@ class StateWatch:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._uses, self._next = 0, 1
-        self._closer = True
         self._rewritten: set[str] = set()
         self._before: dict[str, _State] = {}
+        self._structure: _Structure | None = None
         self._by_value = False
-        self._places: list[_Place] = []
-        self._versions: list[int] | None = None  # of `_places`, in a use that looks at these alone
-
-    def look_closer(self) -> None:
-        """Walk over the modules in the next use: the model may have others."""
-        self._closer = True
 
     def __enter__(self) -> StateWatch:
         self._uses += 1
         self._by_value = self._uses >= self._next
         if self._by_value:
             self._next = self._uses * _EVERY
-        if self._by_value or self._closer or self._uses == 2:
-            self._versions = None
-            self._before = self._states()
-        else:
-            self._versions = [place.tensor._version for place in self._places]
-        self._closer = False
+        structure = self._structure
+        if structure is None or self._by_value or structure.changed():
+            self._structure = structure = _Structure(self._model)
+        self._before = self._states(structure)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         before, self._before = self._before, {}
-        if kind is not None:
-            return
-        if self._versions is None:
-            self._compare(before, self._states())
-            self._places = _places(self._model, self._rewritten)
-            return
-        for place, version in zip(self._places, self._versions, strict=True):
-            if place.holder.get(place.key) is not place.tensor or place.tensor._version != version:
-                raise DpbenchError(
-                    f"{place.name} was written by the forward pass: without noise, it would tell of private data",
-                    _way_out(place.name),
-                )
+        if kind is None and self._structure is not None:
+            if self._by_value or self._structure.changed():
+                self._structure = _Structure(self._model)
+            self._compare(before, self._states(self._structure))
 
-    def _states(self) -> dict[str, _State]:
-        tensors = _tensors(self._model)
+    def _states(self, structure: _Structure) -> dict[str, _State]:
+        tensors = structure.tensors()
+        if not (self._by_value or self._rewritten):
+            return {name: _State(tensor, _mark(tensor), None) for name, tensor in tensors.items()}
         chosen = {name: t for name, t in tensors.items() if self._by_value or name in self._rewritten}
         fingerprints = _fingerprints(list({id(t): t for t in chosen.values()}.values()))
         return {n: _State(t, _mark(t), fingerprints.get(id(t)) if n in chosen else None) for n, t in tensors.items()}
@@ -127,37 +112,6 @@ class StateWatch:
             raise DpbenchError(
                 f"{name} was written by the forward pass: without noise, it would tell of private data", _way_out(name)
             )
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a module keeps a tensor: `holder[key] is tensor`."""
-
-    name: str
-    holder: dict[str, Any]
-    key: str
-    tensor: Tensor
-
-
-def _places(model: nn.Module, but: set[str]) -> list[_Place]:
-    """Of all parameters, buffers and plain attributes that are tensors with versions, without those that torch makes anew."""
-    places: list[_Place] = []
-    for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
-        recomputed = _recomputed(module)
-        attributes = {name: value for name, value in vars(module).items() if name not in _OF_MODULES and name not in recomputed}
-        for holder in (module._parameters, module._buffers, attributes):
-            for key, tensor in holder.items():
-                if not isinstance(tensor, Tensor) or f"{prefix}{key}" in but or not _has_version(tensor):
-                    continue
-                places.append(_Place(f"{prefix}{key}", vars(module) if holder is attributes else holder, key, tensor))
-    return places
-
-
-def _has_version(tensor: Tensor) -> bool:
-    """Whether a tensor counts its writes; sharded ones are other tensors while their layer runs."""
-    plain = not (tensor.is_inference() or nn.parameter.is_lazy(tensor) or _is_sharded(tensor))
-    return plain and _has_storage(tensor) and not is_traceable_wrapper_subclass(tensor)
 
 
 def forward_changes_nothing(model: nn.Module) -> StateWatch:
@@ -204,38 +158,68 @@ def _iterates_for_spectral_norm(module: nn.Module) -> bool:
     return isinstance(module, _SpectralNorm) or any(isinstance(h, SpectralNorm) for h in module._forward_pre_hooks.values())
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All of the model, by dotted name."""
-    found: dict[str, Tensor] = {}
-    for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
-        for kind in (module._parameters, module._buffers):
-            found |= {f"{prefix}{name}": t for name, t in kind.items() if t is not None}
-        recomputed = _recomputed(module)
-        for name, value in vars(module).items():
-            if name not in _OF_MODULES and name not in recomputed:
-                found |= _inside(f"{prefix}{name}", value, _DEEPEST)
-    return found
+class _Structure:
+    """Where a model's tensors are, by dotted name; made by a walk over all modules, and read again while nothing moves."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = list(model.named_modules())
+        self._forms = self._form()
+        self._slots: list[tuple[str, Any, str]] = []  # name, the dict that holds the tensor, its key there
+        self._holders: list[tuple[str, dict[str, Any], str]] = []  # the same of containers
+        for path, module in self._modules:
+            prefix, recomputed = f"{path}." if path else "", _recomputed(module)
+            places: list[Any] = [module._parameters, module._buffers]
+            self._slots += [(f"{prefix}{key}", at, key) for at in places for key, value in at.items() if value is not None]
+            for key, value in (own := vars(module)).items():
+                if key in _OF_MODULES or key in recomputed:
+                    continue
+                if isinstance(value, Tensor):
+                    self._slots.append((f"{prefix}{key}", own, key))
+                elif isinstance(value, _CONTAINERS) or _inside("", value, _DEEPEST):
+                    self._holders.append((f"{prefix}{key}", own, key))
+
+    def changed(self) -> bool:
+        """Whether a module, a tensor or an attribute has come, gone or become something of another type."""
+        return self._form() != self._forms
+
+    def _form(self) -> list[tuple[object, ...]]:
+        return [
+            (
+                *map(id, module._modules.values()),
+                *map(type, module._parameters.values()),
+                *map(type, module._buffers.values()),
+                *map(type, vars(module).values()),
+            )
+            for _, module in self._modules
+        ]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All there are now, where they were."""
+        found = {name: at[key] for name, at, key in self._slots if key in at}
+        for name, own, key in self._holders:
+            found |= _inside(name, own.get(key), _DEEPEST)
+        return found
 
 
 def _inside(name: str, value: Any, depth: int) -> dict[str, Tensor]:
-    """Tensors of a plain attribute, its name for one, else with keys behind."""
+    """Tensors of a plain attribute: its name for one, else with keys behind."""
     if isinstance(value, Tensor):
         return {name: value}
     if depth == 0 or isinstance(value, str | int | float | nn.Module | type(None)):
         return {}
-    pairs: list[tuple[Any, Any]]
+    pairs: Iterable[tuple[Any, Any]]
     if isinstance(value, Mapping):
-        pairs = list(value.items())
-    elif isinstance(value, list | tuple | set | frozenset) or type(value).__name__ == "deque":
-        pairs = list(enumerate(value))
+        pairs = value.items()
+    elif isinstance(value, _CONTAINERS):
+        pairs = enumerate(value)
     elif isinstance(value, SimpleNamespace) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
-        pairs = list(getattr(value, "__dict__", {}).items())
+        pairs = getattr(value, "__dict__", {}).items()
     else:
         return {}
     found: dict[str, Tensor] = {}
-    for key, item in pairs:
-        found |= _inside(f"{name}.{key}", item, depth - 1)
+    for key, item in list(pairs):
+        if not isinstance(item, str | int | float):
+            found |= _inside(f"{name}.{key}", item, depth - 1)
     return found
 
 
@@ -265,6 +249,9 @@ def _parts(tensor: Tensor) -> list[Tensor]:
 
 def _mark(tensor: Tensor) -> tuple[object, ...]:
     """Changes when the tensor gets another storage or form, or is written by an operation that autograd would notice."""
+    plain = type(tensor) in _PLAIN and tensor.layout == torch.strided and not tensor.is_inference()
+    if plain and _has_storage(tensor):
+        return tensor._version, tensor.data_ptr(), tensor.dtype
     found: list[object] = []
     for part in _parts(tensor):
         form: tuple[object, ...] = (part.dtype, part.device)
@@ -300,7 +287,7 @@ def _fingerprint(tensor: Tensor) -> Tensor | int | None:
 
     The w_i are odd and otherwise random, so that one changed word always changes it, and others all but always.
     """
-    if nn.parameter.is_lazy(tensor) or not _has_storage(tensor) or tensor.layout != torch.strided:
+    if nn.parameter.is_lazy(tensor) or tensor.is_meta or isinstance(tensor, FakeTensor) or tensor.layout != torch.strided:
         return None
     try:
         values = tensor.int_repr() if tensor.is_quantized else tensor
