@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dpbench import __version__, paths
 from dpbench.errors import DpbenchError
+from dpbench.parsing import parse_json
 from dpbench.spec.models import TIERS
 from dpbench.tracking import MODES
+
+if TYPE_CHECKING:
+    from dpbench.records.store import LeftOut
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -28,11 +33,12 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _table(args: argparse.Namespace) -> None:
+def _table(args: argparse.Namespace) -> int:
     from dpbench.report.commands import write_table
 
-    sources = json.loads(args.sources) if args.sources else {}
-    write_table(args.table, args.tier, Path(args.out), sources, args.seeds)
+    sources = parse_json(args.sources, "--sources", "give a JSON mapping of names") if args.sources else {}
+    left_out = write_table(args.table, args.tier, Path(args.out), sources, args.seeds)
+    return 0 if args.keep_going else _all_but(left_out, "used in this table")
 
 
 def _plot(args: argparse.Namespace) -> None:
@@ -62,16 +68,29 @@ def _report(args: argparse.Namespace) -> None:
         write_report([Path(p) for p in args.tables], [Path(p) for p in args.plots], Path(args.claims), Path(args.out))
 
 
-def _record(args: argparse.Namespace) -> None:
+def _record(args: argparse.Namespace) -> int:
     from dpbench import recording
+    from dpbench.records.migrate import migrate
 
+    left_out: list[LeftOut] = []
     if args.merge:
-        for line in recording.merge(Path(args.merge)):
-            print(line)
-        return
+        print(*recording.merge(Path(args.merge), left_out), sep="\n")
+        return _all_but(left_out, "filed")
+    if args.migrate is not None:
+        print(*migrate([Path(p) for p in args.migrate], left_out), sep="\n")
+        return _all_but(left_out, "migrated")
     if not args.tier:
         raise DpbenchError("record needs --tier or --merge FILE", "say which tier to run, or which archive to file")
     recording.record(args.tier, args.minutes, Path(args.out) if args.out else None, args.tables, args.threads)
+    return 0
+
+
+def _all_but(left_out: Sequence[LeftOut], done: str) -> int:
+    """The exit code of a verb that did all but what it had to leave out."""
+    if left_out:
+        count = "1 record was" if len(left_out) == 1 else f"{len(left_out)} records were"
+        print(f"error: {count} not {done}, for what is said above", file=sys.stderr)
+    return 2 if left_out else 0
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -146,6 +165,9 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--out", required=True, metavar="DIR")
     table.add_argument("--sources", metavar="JSON", help="dataset or model -> where it must come from")
     table.add_argument("--seeds", type=int, nargs="*", default=None)
+    table.add_argument(
+        "--keep-going", action="store_true", help="exit code 0 also where a record of its own runs had to be left out"
+    )
 
     plot = verb("plot", _plot, "draw one plot of a table")
     plot.add_argument("table", metavar="PAPER/TABLE")
@@ -174,6 +196,8 @@ def parser() -> argparse.ArgumentParser:
     record.add_argument("--tables", nargs="*", default=None, metavar="PAPER/TABLE")
     record.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     record.add_argument("--merge", metavar="FILE.tar.gz", help="check an archive and file it under results/recorded")
+
+    record.add_argument("--migrate", nargs="*", metavar="PATH", help="add digests to older records (of this tree, or in PATH)")
 
     check = verb("check", _check, "prove a tier without running it")
     check.add_argument("--tier", required=True, metavar="TIER", help=", ".join(TIERS))

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Files: written whole or not at all, and read by one reader each for bytes, text, JSON and YAML, with one kind of error."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from dpbench.errors import DpbenchError
+from dpbench.parsing import parse_json, parse_yaml
+
+LARGEST = 8 << 20
+"""Bytes of a file that is read whole, where the reader does not say otherwise: tables and records have kilobytes."""
+_LARGEST_YAML = 1 << 20  # bytes; the largest table has 17 kB
+_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")  # of UTF-8 and UTF-16
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -69,3 +76,113 @@ def sha256_file(path: Path) -> str:
 
 def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+# Reading. Everything that people write or that another machine sent is read by the three functions below: regular files only, of
+# limited size, depth and number of parts, and every fault is one DpbenchError that names the file and the line.
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file for reading.
+
+    Raises:
+        DpbenchError: a folder, FIFO, socket or device.
+        OSError, ValueError: it cannot be opened; `read_error` has the words.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # O_NONBLOCK: opening a FIFO must not wait
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise DpbenchError(f"{path}: {_kind(mode)}, not a file", "give the path of a file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path, limit: int = LARGEST, way_out: str = "") -> bytes:
+    """The bytes of a regular file.
+
+    Args:
+        limit: bytes; a larger file is refused before it is read.
+        way_out: what to do about a file that is not there or cannot be used, where the caller knows better.
+
+    Raises:
+        DpbenchError: missing, no permission, a folder, FIFO or device, too large, or a disk that fails.
+    """
+    try:
+        with open_regular(path) as handle:
+            data = handle.read(limit + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        raise read_error(path, error, way_out) from error
+    if len(data) > limit:
+        raise DpbenchError(f"{path}: larger than the {_size(limit)} that such a file may have", way_out or "give a smaller file")
+    return data
+
+
+def read_text(path: Path, limit: int = LARGEST, way_out: str = "") -> str:
+    """The text of a UTF-8 file, with its line ends as they are.
+
+    Raises:
+        DpbenchError: as `read_bytes`; a byte-order mark, or bytes that are not UTF-8: names the line.
+    """
+    return decoded(read_bytes(path, limit, way_out), str(path))
+
+
+def decoded(data: bytes, where: str) -> str:
+    """UTF-8 bytes as text.
+
+    Raises:
+        DpbenchError: a byte-order mark, or bytes that are not UTF-8: names the line.
+    """
+    if data.startswith(_MARKS):
+        raise DpbenchError(f"{where}: line 1 starts with a byte-order mark", "save the file as UTF-8 without one")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DpbenchError(
+            f"{where}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x})", "save the file as UTF-8"
+        ) from error
+
+
+def read_json(path: Path, limit: int = LARGEST, way_out: str = "") -> Any:
+    """The value of a JSON file, held to `parse_json`.
+
+    Raises:
+        DpbenchError: as `read_text` and `parse_json`.
+    """
+    return parse_json(read_text(path, limit, way_out), str(path), way_out)
+
+
+def read_yaml(path: Path, way_out: str = "") -> Any:
+    """The value of a YAML file, held to `parse_yaml`.
+
+    Raises:
+        DpbenchError: as `read_text` and `parse_yaml`.
+    """
+    return parse_yaml(read_text(path, _LARGEST_YAML, way_out), str(path), way_out)
+
+
+def read_error(path: Path, error: OSError | ValueError, way_out: str = "") -> DpbenchError:
+    """The user's words for a failed read."""
+    number = getattr(error, "errno", None)
+    if number == errno.ENOENT:
+        return DpbenchError(f"{path}: no such file", way_out or "see the folder's listing for the names there are")
+    if number in (errno.EACCES, errno.EPERM):
+        return DpbenchError(f"{path}: no permission to read", "make the file readable")
+    if number == errno.ENOTDIR:
+        return DpbenchError(f"{path}: a part of this path is a file, not a folder", way_out or "correct the path")
+    if number == errno.ELOOP:
+        return DpbenchError(f"{path}: a link that leads to itself", way_out or "correct the path")
+    if number == errno.ENXIO:
+        return DpbenchError(f"{path}: a socket or device, not a file", way_out or "give the path of a file")
+    reason = error.strerror if isinstance(error, OSError) else error
+    return DpbenchError(f"{str(path)[:300]!r}: cannot be read ({reason})", way_out or "see that the path is a usable file")
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a FIFO" if stat.S_ISFIFO(mode) else "a socket or device"
+
+
+def _size(limit: int) -> str:
+    return f"{limit / 2**20:g} MiB" if limit >= 2**20 else f"{limit} bytes"

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import json
-import os
-import re
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,15 +11,27 @@ from pathlib import Path
 
 from dpbench import environment, paths
 from dpbench.errors import DpbenchError
-from dpbench.files import canonical_json, write_atomic
+from dpbench.files import canonical_json, decoded, read_bytes, write_atomic
+from dpbench.parsing import parse_json
+from dpbench.records.archive import LARGEST, STEPS, pack_files, unpack
 from dpbench.records.samples import public
-from dpbench.records.store import NAME, read_record, record_text, recorded_records
-from dpbench.runner import STEPS
+from dpbench.records.schema import Record
+from dpbench.records.store import (
+    NAME,
+    LeftOut,
+    leave_out,
+    local_records,
+    read_record,
+    record_from,
+    record_text,
+    recorded_records,
+    shown,
+)
 from dpbench.spec.expand import Run
+from dpbench.spec.tables import papers, tables_of
 from dpbench.study import Study, study_at
 
-_MEMBER = re.compile(r"^([0-9a-f]{12})/(record\.json|steps\.jsonl)$")
-_LARGEST = 8 << 20  # bytes of one member: a record is kilobytes
+_PACK = "pack it again with dpbench record"
 _BETWEEN = 60.0  # seconds at least between two writes of the archive: with hundreds of records one takes seconds
 
 
@@ -97,96 +104,94 @@ def _in_order(found: Study, done: set[str]) -> Iterator[Run]:
 
 
 def pack(found: Study, out: Path) -> int:
-    """Write all finished records of a study to `out`, without text of their datasets; returns how many."""
+    """Write all finished records of a study to `out`, without text of their datasets; returns how many.
+
+    One that does not hold is left out, with a warning on stderr.
+    """
+    files: list[tuple[str, bytes, float]] = []
     packed = 0
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name in found.runs:
-            folder = paths.runs() / name
-            if not (folder / NAME).exists():
-                continue
-            shown = public(read_record(folder / NAME))
-            _add(archive, f"{name}/{NAME}", folder / NAME, record_text(shown).encode())
-            if (folder / STEPS).exists():
-                _add(archive, f"{name}/{STEPS}", folder / STEPS, (folder / STEPS).read_bytes())
-            packed += 1
-    write_atomic(out, buffer.getvalue())
+    for stored in local_records(found.runs):
+        run, steps = stored.record.run, stored.path.parent / STEPS
+        files.append((f"{run}/{NAME}", record_text(public(stored.record)).encode(), stored.path.stat().st_mtime))
+        packed += 1
+        if not steps.exists():
+            continue
+        if steps.stat().st_size > LARGEST:
+            print(f"warning: {run}/{STEPS} is not packed: larger than {LARGEST >> 20} MiB", file=sys.stderr)
+        else:
+            files.append((f"{run}/{STEPS}", read_bytes(steps, LARGEST), steps.stat().st_mtime))
+    write_atomic(out, pack_files(files))
     return packed
 
 
-def _add(archive: tarfile.TarFile, name: str, path: Path, content: bytes) -> None:
-    """One member, dated as the file, that says nothing of its owner."""
-    member = archive.gettarinfo(path, arcname=name)
-    member.uid = member.gid = 0
-    member.uname = member.gname = ""
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))
+def merge(archive: Path, left_out: list[LeftOut] | None = None) -> list[str]:
+    """Check every record of an archive and file the sound ones under `results/recorded/<machine>/<run>/`.
 
+    An archive that is itself damaged, or holds what no archive of `dpbench record` does, files nothing.
 
-def merge(archive: Path) -> list[str]:
-    """Check every record of an archive and file it under `results/recorded/<machine>/<run>/`; returns what was done.
+    Args:
+        left_out: gets the records that are not sound, each of which is also one warning on stderr.
 
-    Nothing is filed unless everything in the archive is sound.
+    Returns:
+        What was done, a line for each record that is sound.
 
     Raises:
-        DpbenchError: not an archive of `dpbench record`, or a record that does not hold its schema or its own hash.
+        DpbenchError: not a whole archive of `dpbench record`.
     """
-    members = _read_members(archive)
+    lines = []
     with tempfile.TemporaryDirectory() as scratch:
-        checked = []
-        for run, files in sorted(members.items()):
-            folder = Path(scratch) / run
-            for name, content in files.items():
-                write_atomic(folder / name, content)
-            if NAME not in files:
-                raise DpbenchError(f"{archive}: run {run} has no {NAME}", "pack it again with dpbench record")
-            found = read_record(folder / NAME)
-            if found.run != run:
-                raise DpbenchError(
-                    f"{archive}: {run}/{NAME} is the record of run {found.run}", "pack it again with dpbench record"
-                )
-            _check_steps(archive, run, files.get(STEPS, b""))
-            files[NAME] = record_text(public(found)).encode()
-            checked.append((found, files))
-    said = []
-    for found, files in checked:
-        folder = paths.recorded() / environment.machine(found.environment) / found.run
-        kept = folder / NAME
-        if kept.exists() and read_record(kept).created >= found.created:
-            said.append(f"{found.run}: there already, {read_record(kept).created}")
-            continue
-        for name, content in sorted(files.items(), reverse=True):  # the record last: with it the run counts as there
-            write_atomic(folder / name, content)
-        dirty = ", made from a changed working tree" if found.environment.dirty else ""
-        said.append(f"{found.run}: filed under {os.path.relpath(folder, paths.root())}{dirty}")
-    return said
+        for run, names in sorted(unpack(archive, Path(scratch)).items()):
+            where = f"{archive}: {run}/{NAME}"
+            try:
+                record, files = _checked(archive, Path(scratch) / run, names)
+                lines.append(_filed(record, files))
+            except DpbenchError as error:
+                leave_out(run, where, error, left_out)
+    return lines
 
 
-def _read_members(archive: Path) -> dict[str, dict[str, bytes]]:
-    found: dict[str, dict[str, bytes]] = {}
-    try:
-        with tarfile.open(archive, "r:gz") as handle:
-            for member in handle:
-                match = _MEMBER.match(member.name)
-                if match is None or not member.isfile() or member.size > _LARGEST:
-                    raise DpbenchError(
-                        f"{archive}: unexpected member {member.name!r}", "give an archive written by dpbench record"
-                    )
-                content = handle.extractfile(member)
-                assert content is not None
-                found.setdefault(match[1], {})[match[2]] = content.read()
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise DpbenchError(
-            f"{archive}: cannot be read as an archive ({error})", "give a whole .tar.gz of dpbench record"
-        ) from error
-    return found
+def _checked(archive: Path, folder: Path, names: list[str]) -> tuple[Record, dict[str, bytes]]:
+    """The record in an unpacked folder, and the files to keep.
 
-
-def _check_steps(archive: Path, run: str, content: bytes) -> None:
-    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
-        try:
-            json.loads(line)
-        except json.JSONDecodeError as error:
+    Raises:
+        DpbenchError: it is not there, does not hold, or asks for a table that there is not; or its steps are not JSON.
+    """
+    run = folder.name
+    if NAME not in names:
+        raise DpbenchError(f"{archive}: run {run} has no {NAME}", _PACK)
+    where = f"{archive}: {run}/{NAME}"
+    record = record_from(parse_json(decoded(read_bytes(folder / NAME), where), where, _PACK), where, run)
+    for request in record.requests:
+        known = tables_of(request.paper) if request.paper in papers() else ()
+        if request.table not in known:
             raise DpbenchError(
-                f"{archive}: {run}/{STEPS} line {number} is not JSON", "pack it again with dpbench record"
-            ) from error
+                f"{where}: asks for the table {request.paper}/{request.table}, which is not here", "update this tree"
+            )
+    files = {NAME: record_text(public(record)).encode()}
+    if STEPS in names:
+        files[STEPS] = read_bytes(folder / STEPS)
+        steps = f"{archive}: {run}/{STEPS}"
+        for number, line in enumerate(decoded(files[STEPS], steps).splitlines(), 1):
+            try:
+                parse_json(line, steps)
+            except DpbenchError as error:
+                raise DpbenchError(f"{steps} line {number} is not JSON", _PACK) from error
+    return record, files
+
+
+def _filed(record: Record, files: dict[str, bytes]) -> str:
+    """Put a record where it belongs, unless one at least as new is there; returns what was done."""
+    folder = paths.recorded() / environment.machine(record.environment) / record.run
+    instead = ""
+    if (folder / NAME).exists():
+        try:
+            kept = read_record(folder / NAME, record.run)
+        except DpbenchError as error:
+            instead = f", in place of one that does not hold ({error.what})"
+        else:
+            if kept.created >= record.created:
+                return f"{record.run}: there already, {kept.created}"
+    for name, content in sorted(files.items(), reverse=True):  # the record last: with it the run counts as there
+        write_atomic(folder / name, content)
+    dirty = ", made from a changed working tree" if record.environment.dirty else ""
+    return f"{record.run}: filed under {shown(folder)}{dirty}{instead}"

@@ -13,50 +13,50 @@ from typing import Any
 
 from dpbench import accounting, environment, plugins
 from dpbench.composition import Composition
-from dpbench.errors import DpbenchError
-from dpbench.files import sha256_file, write_atomic, write_error
+from dpbench.errors import DpbenchError, unknown
+from dpbench.files import read_json, sha256_file, write_atomic, write_error
 from dpbench.jobs.contract import Context, Outcome
 from dpbench.mechanism import Mechanism
+from dpbench.parsing import parse_json
 from dpbench.records.schema import Privacy, Record, Request
 from dpbench.records.store import NAME, read_record, write_record
-from dpbench.spec.expand import asks_for, run_id
+from dpbench.spec.expand import asks_for, check_names, run_id
 from dpbench.spec.models import TIERS
+from dpbench.spec.run_config import RunConfig
 from dpbench.spec.sources import Source
 from dpbench.spec.tables import all_tables
 from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 CONFIG, STEPS, LOCK = "config.json", "steps.jsonl", ".lock"
-_KEYS = {"job", "settings", "seed", "versions", "sources", "parents"}
 
 
 def read_config(text_or_path: str) -> dict[str, Any]:
     """A run's config, given as JSON or as the path of a JSON file.
 
     Raises:
-        DpbenchError: no such file, not JSON, keys missing, unknown plug-ins, or a version that is no longer the present one.
+        DpbenchError: no such file, not JSON, keys or values of another kind, unknown plug-ins or settings, a version that is no
+            longer the present one, or sources and parents that are not those the settings ask for.
     """
-    where = "config"
-    text = text_or_path
-    if not text_or_path.lstrip().startswith("{"):
-        where = text_or_path
-        try:
-            text = Path(text_or_path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise DpbenchError(f"{where}: cannot be read ({error.strerror})", "give the path of a run's config.json") from error
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DpbenchError(f"{where}: not JSON ({error})", "give a run's config.json") from error
-    if not isinstance(config, dict) or set(config) != _KEYS:
-        raise DpbenchError(f"{where}: a run's config has the keys {', '.join(sorted(_KEYS))}", "give a run's config.json")
+    way_out = "give a run's config.json"
+    if text_or_path.lstrip().startswith("{"):
+        where, config = "config", parse_json(text_or_path, "config", way_out)
+    else:
+        where, config = text_or_path, read_json(Path(text_or_path), way_out=way_out)
+    parse(RunConfig, config, where, way_out, strict=True)
     for name, version in config["versions"].items():
         kind, _, plugin = name.partition(":")
+        if kind not in plugins.FOLDERS:
+            raise unknown("kind of plug-in", kind, plugins.FOLDERS, f"{where}: versions")
         present = plugins.get(kind, plugin, where).version
         if present != version:
             raise DpbenchError(
                 f"{where}: made for {name} version {version}, this dpbench has {present}", "name the runs again (snakemake)"
             )
+    plugins.get("job", config["job"], where)
+    if (own := f"job:{config['job']}") not in config["versions"]:
+        raise DpbenchError(f"{where}: versions: {own} is missing", way_out)
+    check_names(config, where)
     return config
 
 
@@ -78,7 +78,7 @@ def execute(config: dict[str, Any], out: Path, threads: int = 1, tracking: str =
         raise write_error(out, error) from error
     with _alone(out) as waited:
         if waited and (out / NAME).exists():
-            return read_record(out / NAME)
+            return read_record(out / NAME, name)
         (out / NAME).unlink(missing_ok=True)
         write_atomic(out / CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")
         return _run(name, module, settings, config, sources, out, threads, tracking, quiet)
@@ -105,26 +105,27 @@ def _run(
     begun = time.perf_counter()
     try:
         with _progress(f"{config['job']} {name}", quiet) as report:
-            context = Context(out, config["seed"], sources, steps, threads, parents, report)
+            context = Context(out, config["seed"], sources, steps, threads, parents, config["parents"], report)
             outcome: Outcome = module.run(settings, context)
     finally:
         steps.close()
     seconds = time.perf_counter() - begun
-    record = Record(
-        run=name,
-        config=config,
-        requests=requests(config, sources),
-        sources=sources,
-        metrics=outcome.metrics,
-        mechanism=outcome.mechanism,
-        privacy=outcome.privacy,
-        environment=environment.describe(outcome.device, threads),
-        facts=outcome.facts,
-        artefacts={file: sha256_file(out / file) for file in outcome.artefacts},
-        warnings=[*outcome.warnings, *steps.warnings],
-        seconds=round(seconds, 3),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )
+    values = {
+        "run": name,
+        "config": config,
+        "requests": requests(config, sources),
+        "sources": sources,
+        "metrics": outcome.metrics,
+        "mechanism": outcome.mechanism,
+        "privacy": outcome.privacy,
+        "environment": environment.describe(outcome.device, threads),
+        "facts": outcome.facts,
+        "artefacts": {file: sha256_file(out / file) for file in outcome.artefacts},
+        "warnings": [*outcome.warnings, *steps.warnings],
+        "seconds": round(seconds, 3),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    record = parse(Record, values, str(out / NAME), "report this: it is a fault of the job")
     write_record(record, out)
     return record
 
@@ -182,7 +183,7 @@ def _sources(config: dict[str, Any]) -> dict[str, Source]:
     for key, identity in config["sources"].items():
         what, _, name = key.partition(":")
         registry = registries[what]
-        reason = ""
+        reason = changed = ""
         for kind in [identity["kind"]] if "kind" in identity else registry.KINDS:  # files of the same content may lie anywhere
             try:
                 source = registry.resolve(name, kind)
@@ -192,10 +193,19 @@ def _sources(config: dict[str, Any]) -> dict[str, Source]:
             if source.identity == identity:
                 found[key] = source
                 break
+            changed = changed or f" ({kind}: {_difference(source.identity, identity)})"
         if key not in found:
             again = "name the runs again (start snakemake anew)"
-            raise DpbenchError(f"{key} is no longer what this run was named after{reason}", again)
+            raise DpbenchError(f"{key} is no longer what this run was named after{changed or reason}", again)
     return found
+
+
+def _difference(now: dict[str, Any], then: dict[str, Any]) -> str:
+    """What a source is now that it was not when the run was named."""
+    if "files" in now and "files" in then:
+        names = sorted(n for n in {*now["files"], *then["files"]} if now["files"].get(n) != then["files"].get(n))
+        return f"{', '.join(names[:3])} changed since"
+    return "it is other files or another revision now"
 
 
 @contextmanager

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import reprlib
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dpbench.errors import DpbenchError, nearest
@@ -18,6 +17,8 @@ class Strict(BaseModel):
 
 
 M = TypeVar("M", bound=BaseModel)
+_SHOWN = 20  # faults in one message
+_WIDEST = 80  # characters of a value or key in a message
 
 
 def _model_in(annotation: Any) -> Any:
@@ -37,53 +38,51 @@ def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     return sorted(getattr(current, "model_fields", {}))
 
 
-def parse(model: type[M], value: Any, where: str) -> M:
+def parse(model: type[M], value: Any, where: str, way_out: str = "correct the keys named above", strict: bool | None = None) -> M:
     """Validate `value`.
+
+    Args:
+        way_out: where no key is unknown; strict: take no value of another type, such as a number written as a text.
 
     Raises:
         DpbenchError: one line per fault, each with `where`, the key and, for an unknown key, the nearest valid one.
     """
     try:
-        return model.model_validate(value)
+        return model.model_validate(value, strict=strict)
     except ValidationError as error:
         lines, ways = [], []
-        for fault in error.errors():
-            key = ".".join(str(part) for part in fault["loc"]) or "(top)"
+        faults = error.errors(include_url=False)
+        for fault in faults[:_SHOWN]:
+            key = short(".".join(str(part) for part in fault["loc"]) or "(top)")
             if fault["type"] == "extra_forbidden":
                 lines.append(f"{where}: unknown key {key!r}")
-                ways.append(nearest(str(fault["loc"][-1]), _fields_at(model, fault["loc"])))
+                ways.append(nearest(short(str(fault["loc"][-1])), _fields_at(model, fault["loc"])))
             else:
-                shown = repr(fault["input"])
-                given = "" if fault["type"] == "missing" or len(shown) > 80 else f" (got {shown})"
-                lines.append(f"{where}: {key}: {fault['msg']}{given}")
-        raise DpbenchError("\n".join(lines), "; ".join(ways) or "correct the keys named above") from error
+                shown = "" if fault["type"] == "missing" else _bounded.repr(fault["input"])
+                seen = f" (got {shown})" if shown and len(shown) <= _WIDEST else ""
+                lines.append(f"{where}: {key}: {fault['msg']}{seen}")
+        if len(faults) > _SHOWN:
+            lines.append(f"{where}: and {len(faults) - _SHOWN} more")
+        raise DpbenchError("\n".join(lines), "; ".join(ways) or way_out) from error
 
 
-def read_yaml(path: Path) -> Any:
-    """Parse a YAML file.
-
-    Raises:
-        DpbenchError: the file is missing, or is not YAML; names the line.
-    """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError as error:
-        raise DpbenchError(f"{path}: no such file", "see the folder's listing for the names there are") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise DpbenchError(f"{path}: malformed YAML{line}: {problem}", "mend that line") from error
+def short(text: str) -> str:
+    """A text of unknown length for use inside a message."""
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."
 
 
-class _Loader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
-    """Refuses a key that stands twice: YAML keeps the last silently."""
+class _Bounded(reprlib.Repr):
+    """`repr` that looks at a few parts of a value only: what stands under a key may be of any size."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, _WIDEST, _WIDEST
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 256 else f"a whole number of {x.bit_length()} bits"
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x[:_WIDEST])
+
+
+_bounded = _Bounded()

@@ -54,6 +54,32 @@ def _few_threads_and_one_seed() -> None:
             torch.set_num_threads(THREADS)
 
 
+@pytest.fixture(scope="session")
+def as_parent() -> Callable[..., Path]:
+    """Turns a folder with files into that of a finished run, which children may read: (folder, job, files) -> the folder."""
+    from dpbench import environment
+    from dpbench.files import sha256_file
+    from dpbench.records.schema import Record
+    from dpbench.records.store import write_record
+    from dpbench.spec.expand import run_id
+
+    def turn(folder: Path, job: str, files: list[str], **over: Any) -> Path:
+        config = {"job": job, "settings": {}, "seed": 0, "versions": {}, "sources": {}, "parents": {}}
+        values = {
+            "run": run_id(config),
+            "config": config,
+            "metrics": [],
+            "environment": environment.describe(),
+            "artefacts": {name: sha256_file(folder / name) for name in files},
+            "seconds": 1.0,
+            "created": "2026-01-01T00:00:00+00:00",
+        }
+        write_record(Record.model_validate(values | over), folder)
+        return folder
+
+    return turn
+
+
 @pytest.fixture
 def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Freshly allocated float buffers hold NaN, so that reading one unwritten shows."""

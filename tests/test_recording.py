@@ -141,26 +141,42 @@ def rewrite(path, change):
             archive.addfile(info, io.BytesIO(content))
 
 
+def test_a_spoiled_archive_files_nothing(tree, finished):
+    place(finished, tree)
+    _, path = archive_of(tree)
+    rewrite(path, lambda m: m.update({"../evil": b"x"}))
+    with pytest.raises(DpbenchError, match="unexpected member"):
+        recording.merge(path)
+    assert list(recorded_records()) == []
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda m: m.update({"../evil": b"x"}), "unexpected member"),
         (lambda m: m.update({k: v[:100] for k, v in m.items() if k.endswith("record.json")}), "not a whole JSON"),
         (lambda m: m.update({k: v + b"{" for k, v in m.items() if k.endswith("steps.jsonl")}), "is not JSON"),
-        (
-            lambda m: m.update({"0" * 12 + "/record.json": next(v for k, v in m.items() if k.endswith("record.json"))}),
-            "is the record of run",
-        ),
-        (lambda m: m.update({"0" * 12 + "/steps.jsonl": b""}), "has no record.json"),
+        (lambda m: m.pop(next(k for k in m if k.endswith("record.json"))), "has no record.json"),
     ],
 )
-def test_a_spoiled_archive_files_nothing(tree, finished, change, says):
+def test_a_spoiled_record_is_named_and_not_filed(tree, finished, capsys, change, says):
     place(finished, tree)
     _, path = archive_of(tree)
     rewrite(path, change)
-    with pytest.raises(DpbenchError, match=says):
-        recording.merge(path)
+    assert recording.merge(path) == []
+    said = capsys.readouterr().err
+    assert says in said
+    assert finished[0] in said
     assert list(recorded_records()) == []
+
+
+def test_a_bad_record_of_this_machine_is_not_packed_and_ends_nothing(tree, finished, capsys):
+    place(finished, tree)
+    record = paths.runs() / finished[0] / "record.json"
+    record.write_text(record.read_text().replace('"seed": 0', '"seed": 1'))
+    count, path = archive_of(tree)
+    assert count == 0
+    assert path.exists()
+    assert f"left out results/runs/{finished[0]}/record.json" in capsys.readouterr().err
 
 
 def test_what_is_no_archive_is_named(tree):

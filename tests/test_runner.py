@@ -97,9 +97,9 @@ def test_killed_in_the_middle_leaves_no_record_and_starts_again(made, config, tm
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("/no/such/config.json", "cannot be read"),
-        ("{", "not JSON"),
-        ('{"job": "classify"}', "has the keys"),
+        ("/no/such/config.json", "no such file"),
+        ("{", "not a whole JSON file"),
+        ('{"job": "classify"}', "settings: Field required"),
         (
             '{"job": "x", "settings": {}, "seed": 0, "versions": {"job:clasify": 1}, "sources": {}, "parents": {}}',
             "did you mean 'classify'",

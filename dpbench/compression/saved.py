@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 ENCODER, HEAD = "encoder", "head.safetensors"
 CONFIG, WEIGHTS = f"{ENCODER}/config.json", f"{ENCODER}/model.safetensors"
-FILES = [CONFIG, WEIGHTS, HEAD]
+OF_ENCODER = [CONFIG, WEIGHTS]
+FILES = [*OF_ENCODER, HEAD]
 """What `save` leaves, for a record's artefacts."""
 
 

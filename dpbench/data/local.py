@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dpbench.data.digests import digest
 from dpbench.errors import DpbenchError
+from dpbench.files import read_text
 from dpbench.plugins import Plugin
 
 
@@ -46,7 +47,7 @@ def _sums(folder: Path) -> dict[Path, tuple[str, Path]]:
     for listing in (folder.parent / "SHA256SUMS", folder / "SHA256SUMS"):
         if not listing.is_file():
             continue
-        for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(read_text(listing).splitlines(), start=1):
             if not line.strip():
                 continue
             sha, _, name = line.strip().partition(" ")

@@ -255,7 +255,6 @@ def run(settings: Settings, context: Context) -> Outcome:
     """
     from dpbench.jobs import compressing
     from dpbench.jobs.throughput import require_device
-    from dpbench.records.store import NAME, read_record
     from dpbench.runner import privacy_of
 
     require_device(settings.device)
@@ -263,9 +262,9 @@ def run(settings: Settings, context: Context) -> Outcome:
     spent: tuple[Release, ...] = ()
     teacher = {}
     if settings.teacher is not None:
-        record = read_record(context.parents["teacher"] / NAME)
+        record = context.parent("teacher")
         spent = () if settings.clipping is None else (release_in(record.mechanism),)
-        teacher = {"teacher_run": record.run, "teacher_curve": record.facts["curve"]}
+        teacher = {"teacher_run": record.run, "teacher_curve": record.facts.get("curve", [])}
     plan = settings.plan(task.rows, len(task), context.seed, spent)
     own = plan.own if isinstance(plan, Composition) else plan
     if settings.teacher is not None and record.mechanism is not None and record.mechanism["seed"] == own.seed:
@@ -312,12 +311,10 @@ def epsilon_metrics(settings: Settings, privacy: Privacy | None) -> list[Metric]
 
 def timed(settings: Settings, context: Context) -> list[Metric]:
     """Latency and throughput of this run's shape, from the run that timed all shapes in turn."""
-    from dpbench.records.store import NAME, read_record
-
     names = {"latency": "ms", "throughput": "examples/s"}
     if settings.inference is None:
         return [Metric(name=n, value=None, unit=u, note="inference is not timed at this tier") for n, u in names.items()]
-    record = read_record(context.parents["inference"] / NAME)
+    record = context.parent("inference")
     wanted = {"model": settings.shape[0], "layers": str(settings.shape[1])}
     own = [m for m in record.metrics if m.labels == wanted and m.name in names]
     return [m.model_copy(update={"labels": {}}) for m in own]

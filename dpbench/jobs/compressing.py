@@ -45,7 +45,7 @@ class CompressedTask(training.TextTask):
     def __init__(self, settings: Settings, context: Context) -> None:
         self.teacher: training.Classifier | None = None
         if settings.teacher is not None:
-            self.teacher = load_classifier(settings, context.parents["teacher"])
+            self.teacher = load_classifier(settings, context.artefacts("teacher", saved.FILES))
         super().__init__(settings, context)
         student = settings.student
         if student is not None and student.start == "teacher":
@@ -68,9 +68,9 @@ class CompressedTask(training.TextTask):
             name = student.model
             return models.encoder(name, context.sources[f"model:{name}"], student.layers, seed=context.seed)
         if student.start == "public":
-            return saved.load_encoder(context.parents["public_student"] / saved.ENCODER)
+            return saved.load_encoder(context.artefacts("public_student", saved.OF_ENCODER) / saved.ENCODER)
         if student.start == "teacher":
-            encoder = saved.load_encoder(context.parents["teacher"] / saved.ENCODER)
+            encoder = saved.load_encoder(context.artefacts("teacher", saved.OF_ENCODER) / saved.ENCODER)
             return keep_layers(encoder, layer_map(student.layer_map, student.layers, encoder.model.config.num_hidden_layers))
         whole = models.encoder(own.model, source, own.layers, seed=context.seed)
         if student.start == "pretrained":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError
+from dpbench.files import read_json
 from dpbench.models import sources
 from dpbench.plugins import Plugin
 from dpbench.spec.sources import Source
@@ -22,10 +22,9 @@ OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of LayerNorm, in checkpoints 
 
 def check_config(path: Path, architecture: dict[str, Any], name: str) -> None:
     """Refuse another architecture. Some settings, such as the number of heads, leave no trace in the weights' shapes."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DpbenchError(f"{path}: not readable as JSON", "fetch the model again") from error
+    found = read_json(path, way_out="fetch the model again")
+    if not isinstance(found, dict):
+        raise DpbenchError(f"{path}: not a mapping", "fetch the model again")
     for key, value in architecture.items():
         if key in found and found[key] != value:
             raise DpbenchError(f"{path}: {key} is {found[key]}, but {name} has {value}", f"put the weights of {name} there")

@@ -1,1 +1,1 @@
-"""A run's result file: written whole or not at all, validated both ways."""
+"""A run's result file: written whole or not at all, its meaning and its digest checked on every read."""

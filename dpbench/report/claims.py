@@ -9,13 +9,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from dpbench.files import write_atomic
+from dpbench.errors import DpbenchError
+from dpbench.files import read_json, write_atomic
 from dpbench.report.data import Entry, TableData, place_text
 from dpbench.report.pairing import Pairing, Verdict, judge_pairing, pairs_of, unprovided
 from dpbench.report.words import short, spell
 from dpbench.spec.expand import matches
 from dpbench.spec.models import TIERS, Claim, ClaimTest
-from dpbench.validation import Strict
+from dpbench.validation import Strict, parse
 
 _WORST: tuple[Verdict, ...] = ("not reproduced", "inconclusive", "reproduced")
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "inconclusive", "not run")
@@ -237,5 +238,12 @@ def write_claims(judgements: list[Judgement], path: Path) -> None:
 
 
 def read_claims(path: Path) -> list[Judgement]:
-    """Read what `write_claims` wrote."""
-    return [Judgement.model_validate(value) for value in json.loads(path.read_text(encoding="utf-8"))]
+    """Read what `write_claims` wrote.
+
+    Raises:
+        DpbenchError: missing, or not that.
+    """
+    values = read_json(path, way_out="judge the claims first (dpbench claims)")
+    if not isinstance(values, list):
+        raise DpbenchError(f"{path}: not a list of judgements", "delete it and judge the claims again")
+    return [parse(Judgement, value, f"{path}: judgement {number}") for number, value in enumerate(values, 1)]

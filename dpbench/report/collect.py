@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dpbench.records.schema import Metric
-from dpbench.records.store import Stored
+from dpbench.records.store import LeftOut, Stored
 from dpbench.report.data import CellState, Entry, RecordInfo, StaleRecord, TableData, TierInfo
 from dpbench.report.deviations import deviations
 from dpbench.report.lookup import Lookup, Place
@@ -179,6 +179,7 @@ def build_table(
     local: list[Stored],
     recorded: list[Stored],
     seeds: list[int] | None = None,
+    left_out: list[LeftOut] | None = None,
 ) -> TableData:
     """Everything known of a table: published, recorded and this machine's values, side by side.
 
@@ -186,7 +187,7 @@ def build_table(
         tier: the one that this machine was asked to run.
         resolve: where data and models come from now; local values at `tier` were made from those.
         local: this machine's records; recorded: the committed ones. Both may hold other tables' records.
-        seeds: instead of the table's own.
+        seeds: instead of the table's own; left_out: records that did not hold, to be named in the report.
 
     Raises:
         DpbenchError: the table cannot be expanded at `tier`, or its published or related values or deviations are malformed.
@@ -269,4 +270,5 @@ def build_table(
             for s in lookup.stale()
         ],
         records=[_record_info(s) for s in shown],
+        left_out=left_out or [],
     )

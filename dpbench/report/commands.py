@@ -7,28 +7,39 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dpbench.errors import DpbenchError
-from dpbench.files import write_atomic
-from dpbench.records.store import Stored, local_records, recorded_records
+from dpbench.files import read_text, write_atomic
+from dpbench.records.store import LeftOut, Stored, local_records, recorded_records
 from dpbench.report import claims, page, tables
 from dpbench.report.collect import build_table
 from dpbench.report.data import TableData
+from dpbench.spec.expand import expand
 from dpbench.spec.models import TIERS, Plot
 from dpbench.spec.tables import all_tables, load_named
 
+_LARGEST = 256 << 20  # bytes of a table's JSON, which holds all its records, and of a plot
 
-def write_table(name: str, tier: str, folder: Path, sources: dict[str, str], seeds: list[int] | None) -> None:
-    """`folder`/TABLE.{csv,md,tex,html,json} of one table.
+
+def write_table(name: str, tier: str, folder: Path, sources: dict[str, str], seeds: list[int] | None) -> list[LeftOut]:
+    """`folder`/TABLE.{csv,md,tex,html,json} of one table; records that do not hold are left out, each with a warning on stderr.
+
+    Returns:
+        Those left out that are of the table's own runs on this machine, so that its values are not all here.
 
     Raises:
-        DpbenchError: unknown table or tier, or a record that cannot be read.
+        DpbenchError: unknown table or tier.
     """
     from dpbench.study import config_of, resolver
 
     spec = load_named(name)
     config = config_of({"tier": tier, "sources": sources, "seeds": seeds})
-    data = build_table(spec, tier, resolver(config), list(local_records()), list(recorded_records()), seeds)
+    left_out: list[LeftOut] = []
+    local, resolve = list(local_records(left_out=left_out)), resolver(config)
+    ours = {item.run for item in left_out} & set(expand(spec, tier, resolve, seeds).runs) if left_out else set()
+    own = [item for item in left_out if item.run in ours]
+    data = build_table(spec, tier, resolve, local, list(recorded_records(left_out)), seeds, left_out)
     tables.write_tables(data, folder)
     write_atomic(folder / f"{spec.table}.json", data.model_dump_json(indent=1) + "\n")
+    return own
 
 
 def read_table(path: Path) -> TableData:
@@ -38,9 +49,7 @@ def read_table(path: Path) -> TableData:
         DpbenchError: missing, or not what this dpbench writes.
     """
     try:
-        return TableData.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DpbenchError(f"{path}: no such file", "make the table first") from error
+        return TableData.model_validate_json(read_text(path, _LARGEST, "make the table first"))
     except ValidationError as error:
         raise DpbenchError(
             f"{path}: not a table's JSON ({error.error_count()} faults)", "delete it and make the table again"
@@ -80,7 +89,7 @@ def write_long_table(out: Path) -> None:
 
 def write_report(data: list[Path], svgs: list[Path], judged: Path, out: Path) -> None:
     """The page from tables, plots named `.../<paper>/<table>/<plot>.svg`, and claims."""
-    found = {(p.parent.parent.name, p.parent.name, p.stem): p.read_text(encoding="utf-8") for p in svgs}
+    found = {(p.parent.parent.name, p.parent.name, p.stem): read_text(p, _LARGEST, "draw the plot first") for p in svgs}
     write_atomic(out, page.render([read_table(p) for p in data], claims.read_claims(judged), found, "here"))
 
 
@@ -89,9 +98,13 @@ def write_recorded_report(out: Path) -> None:
     from dpbench.report import plots
     from dpbench.study import config_of, resolver
 
-    recorded = list(recorded_records())
+    left_out: list[LeftOut] = []
+    recorded = list(recorded_records(left_out))
     resolve = resolver(config_of({"tier": "smoke"}))  # answers without looking at this machine's data
-    made = [build_table(spec, _highest(spec.paper, spec.table, recorded), resolve, [], recorded) for spec in all_tables()]
+    made = [
+        build_table(spec, _highest(spec.paper, spec.table, recorded), resolve, [], recorded, left_out=left_out)
+        for spec in all_tables()
+    ]
     svgs = {
         (table.paper, table.table, plot.name): plots.draw(table, plot).decode()
         for table in made

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dpbench.records.schema import Privacy, Request
+from dpbench.records.store import LeftOut
 from dpbench.report.deviations import Deviation
 from dpbench.spec.models import Claim, MetricSpec, Own, Plot, Source
 from dpbench.spec.related import Related
@@ -150,6 +151,7 @@ class TableData(Strict):
     related: list[Related] = Field(default_factory=list)
     stale: list[StaleRecord] = Field(default_factory=list)
     records: list[RecordInfo] = Field(default_factory=list)
+    left_out: list[LeftOut] = Field(default_factory=list, description="Records, of any table, that could not be used.")
 
     @property
     def name(self) -> str:

@@ -8,8 +8,9 @@ from pydantic import BeforeValidator, Field
 
 from dpbench import paths
 from dpbench.errors import DpbenchError
+from dpbench.files import read_yaml
 from dpbench.spec.models import Label
-from dpbench.validation import Strict, parse, read_yaml
+from dpbench.validation import Strict, parse
 
 Severity = Literal["critical", "correctness", "theoretical", "performance", "trap", "note", "negligible"]
 

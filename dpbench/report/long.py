@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from dpbench.files import canonical_json, write_atomic, write_atomic_with
 from dpbench.records.store import Stored
+from dpbench.report.cells import cell
 from dpbench.report.words import source_line
 
 LONG_SCHEMA_VERSION = 1
@@ -96,7 +97,7 @@ def write_long(rows: list[Row], csv_path: Path, parquet_path: Path) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)  # None becomes an empty field
+    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)  # None becomes an empty field
     write_atomic(csv_path, text.getvalue())
     metadata = {b"dpbench_long_schema": str(LONG_SCHEMA_VERSION).encode()}
     schema = pa.schema(list(_TYPES.items()), metadata=metadata)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
+from dpbench import plugins
 from dpbench.errors import DpbenchError
 from dpbench.files import canonical_json
 from dpbench.records.schema import Record
 from dpbench.records.store import Stored
 from dpbench.report.data import Origin
-from dpbench.spec.expand import Cell, Plan, Resolve, expand
+from dpbench.spec.expand import Cell, Plan, Resolve, expand_with
 from dpbench.spec.models import TIERS, TableSpec
 from dpbench.spec.sources import Source
+from dpbench.validation import parse
 
 Place = tuple[Origin, str, str]
 """(origin, tier, machine)."""
 
+_ANY = ""  # in place of settings: these seeds are looked for in every cell, as those of parents are
 _ABSENT = Source(kind="scratch", revision="absent")
 """Stands for what no record of a group names: the runs it gives match nothing."""
 
@@ -26,16 +30,21 @@ class Lookup:
 
     Args:
         stored: records of any table; only this table's, or its job's, are looked at.
-        seeds: looked for besides the table's own and those that the records name.
+        seeds: looked for in every cell, besides its own and those of the records of its settings.
     """
 
     def __init__(self, spec: TableSpec, resolve: Resolve, stored: list[Stored], seeds: list[int] | None) -> None:
         self.spec = spec
         self._resolve = resolve
+        self._settings = plugins.get("job", spec.job).load().Settings
         self._by_run = {(s.machine, s.record.run): s for s in stored}
         self._stored = [s for s in self._by_run.values() if self._asks(s.record) or s.record.config.get("job") == spec.job]
-        named = {s.record.config.get("seed") for s in self._stored}
-        self._seeds = {int(s) for s in named if s is not None} | set(seeds or [])
+        self._seeds_of: dict[str, set[int]] = defaultdict(set)
+        for config in (s.record.config for s in self._stored):
+            whose = canonical_json(config["settings"]) if config["job"] == spec.job else _ANY
+            self._seeds_of[whose].add(config["seed"])
+        self._seeds_of[_ANY] |= set(seeds or [])
+        self._sources: dict[tuple[str | None, str], dict[str, Source]] = {}
         self._cells: dict[str, list[tuple[str, Cell]]] = defaultdict(list)
         self._known: set[str] = set()
         for group in self._groups():
@@ -47,12 +56,21 @@ class Lookup:
         return any((r.paper, r.table) == (self.spec.paper, self.spec.table) for r in record.requests)
 
     def sources(self, stored: Stored) -> dict[str, Source]:
-        """A record's sources with those of the runs it builds on."""
-        found: dict[str, Source] = {}
-        for parent in stored.record.config.get("parents", {}).values():
-            if (above := self._by_run.get((stored.machine, parent))) is not None:
-                found |= self.sources(above)
-        return found | stored.record.sources
+        """A record's sources with those of the runs it builds on, its own before theirs."""
+        key = (stored.machine, stored.record.run)
+        if key not in self._sources:
+            line, seen = [stored], {stored.record.run}  # parents behind their children; without recursion: a chain may be long
+            for child in line:
+                for parent in reversed(child.record.config["parents"].values()):
+                    above = self._by_run.get((stored.machine, parent))
+                    if above is not None and parent not in seen:
+                        seen.add(parent)
+                        line.append(above)
+            found: dict[str, Source] = {}
+            for item in reversed(line):
+                found |= item.record.sources
+            self._sources[key] = found
+        return self._sources[key]
 
     def synthetic(self, stored: Stored) -> bool:
         """Whether anything that the record builds on was generated."""
@@ -85,12 +103,16 @@ class Lookup:
                     group[key] = _ABSENT
             return group[key]
 
-        over = self.spec.tiers[tier]  # type: ignore[index]
-        seeds = sorted(self._seeds | set(over.seeds or self.spec.seeds))
+        def chosen(own: list[int], settings: dict[str, Any]) -> list[int]:
+            """Of a cell's many possible runs those that a record may be of: thousands of records each have a seed."""
+            parsed = parse(self._settings, settings, self.spec.table).model_dump(mode="json")
+            return sorted({*own, *self._seeds_of[_ANY], *self._seeds_of.get(canonical_json(parsed), ())})
+
         try:
-            return expand(self.spec, tier, resolve, seeds)
+            plan = expand_with(self.spec, tier, resolve, chosen)
         except DpbenchError:  # a tier that cannot be expanded here has no records either
             return None
+        return plan if plan.cells else None
 
     def _note(self, plan: Plan) -> None:
         self._known |= set(plan.runs)

@@ -175,4 +175,5 @@ def render(tables: list[TableData], claims: list[Judgement], svgs: Svgs, scope: 
         claims=claims,
         verdicts=VERDICTS,
         records=dict(sorted(records.items())),
+        left_out=list({item.where: item for table in tables for item in table.left_out}.values()),
     )

@@ -29,6 +29,7 @@ _INK = "#010203"  # replaced by currentColor, so that text follows the page's co
 _MEASURED = "DejaVu Sans"  # comes with matplotlib, and is wide: what it leaves room for, the reader's font fits in
 _SHOWN = "system-ui, Helvetica, Arial, sans-serif"
 _STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # a machine or a unit may be called anything
     "svg.fonttype": "none",
     "font.family": _MEASURED,
     "font.size": 10.5,

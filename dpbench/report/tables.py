@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpbench.files import write_atomic
+from dpbench.report.cells import cell
 from dpbench.report.data import TableData
 from dpbench.report.html import table_fragment
 from dpbench.report.layout import Block, Slot, blocks, published_in, sources_used
@@ -51,7 +52,7 @@ def _cell(value: Any) -> Any:
         return repr(value)
     if isinstance(value, (list, dict)):
         return json.dumps(value, ensure_ascii=False) if value else ""
-    return value
+    return cell(value)
 
 
 def csv_rows(table: TableData) -> Iterator[dict[str, Any]]:
@@ -68,8 +69,9 @@ def csv_rows(table: TableData) -> Iterator[dict[str, Any]]:
 def to_csv(table: TableData) -> str:
     """Every entry with all that is known of it; an empty field is an unknown value, never 0."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, csv_columns(table), lineterminator="\n")
-    writer.writeheader()
+    columns = csv_columns(table)
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writerow({name: cell(name) for name in columns})
     writer.writerows(csv_rows(table))
     return out.getvalue()
 
@@ -86,6 +88,10 @@ def _md(text: str) -> str:
         .replace("*", "\\*")
         .replace("_", "\\_")
         .replace("<", "&lt;")
+        .replace("[", "\\[")
+        .replace("]", "\\]")
+        .replace("`", "\\`")
+        .replace("\r", " ")
         .replace("\n", " ")
     )
 
@@ -138,6 +144,8 @@ _TEX = {
     "–": "--",
     "·": r"$\cdot$",
     "×": r"$\times$",
+    "\n": " ",
+    "\r": " ",
 }
 
 

@@ -9,9 +9,11 @@ from pydantic import Field
 
 from dpbench import paths
 from dpbench.errors import DpbenchError, unknown
+from dpbench.files import read_json, read_yaml
 from dpbench.spec.models import TIERS, TableSpec
+from dpbench.spec.run_config import Seed
 from dpbench.spec.tables import load_named, load_table, papers, tables_of
-from dpbench.validation import Strict, parse, read_yaml
+from dpbench.validation import Strict, parse, short
 
 
 class Config(Strict):
@@ -20,7 +22,7 @@ class Config(Strict):
     tier: str = Field("laptop", description="smoke, laptop, overnight, gpu or paper.")
     papers: Literal["all"] | list[str] = Field("all", description="Which papers; `all` or a list of their keys.")
     tables: Literal["all"] | list[str] = Field("all", description="Which tables; `all` or a list of PAPER/TABLE.")
-    seeds: list[int] | None = Field(None, description="Seeds of every training run; null keeps each table's own.")
+    seeds: list[Seed] | None = Field(None, description="Seeds of every training run; null keeps each table's own.")
     data_folder: str | None = Field(None, description="Local datasets; DPBENCH_DATA says the same and wins.")
     model_folder: str | None = Field(None, description="Local models; DPBENCH_MODELS says the same and wins.")
     sources: dict[str, Literal["auto", "local", "hub", "package", "embedded", "scratch"]] = Field(
@@ -59,9 +61,25 @@ def config_from(values: dict[str, Any], where: str = "config/config.yaml") -> Co
     return config
 
 
+def check_files(*files: str | Path) -> None:
+    """Read config files as `read_yaml` and `read_json` do; what their values are worth is asked once they are put together.
+
+    Raises:
+        DpbenchError: one is not there, not YAML (or JSON, if it is called so), or no mapping; names file and line.
+    """
+    for path in map(Path, files):
+        values = read_json(path) if path.suffix == ".json" else read_yaml(path)
+        if not isinstance(values, dict):
+            kind = "empty" if values is None else f"a {type(values).__name__}"
+            raise DpbenchError(f"{path}: {kind}, not a mapping of keys", "write at least a line such as `tier: laptop`")
+        if stray := next((key for key in values if not isinstance(key, str)), None):
+            raise DpbenchError(f"{path}: the key {short(repr(stray))} is not a text", f"known: {', '.join(Config.model_fields)}")
+
+
 def load_config(path: Path | None = None) -> Config:
     """Read `config/config.yaml` (or `path`)."""
     path = path or paths.root() / "config" / "config.yaml"
     if not path.exists():
         return Config()
-    return config_from(read_yaml(path) or {}, str(path))
+    values = read_yaml(path)
+    return config_from({} if values is None else values, str(path))

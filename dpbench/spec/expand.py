@@ -199,7 +199,7 @@ def expand(spec: TableSpec, tier: str, resolve: Resolve, seeds: list[int] | None
     Raises:
         DpbenchError: an unknown tier, setting, plug-in, dataset or model; names file and key.
     """
-    plan = _expanded(spec, tier, resolve, lambda own: seeds or own)
+    plan = expand_with(spec, tier, resolve, lambda own, _: seeds or own)
     if not plan.cells:
         raise DpbenchError(f"{_where(spec, tier)}: no cell is left", "look at its axes and at `skip`")
     return plan
@@ -209,8 +209,8 @@ def _where(spec: TableSpec, tier: str) -> str:
     return f"benchmarks/{spec.paper}/{spec.table}.yaml (tier {tier})"
 
 
-def _expanded(spec: TableSpec, tier: str, resolve: Resolve, chosen: Callable[[list[int]], list[int]]) -> Plan:
-    """As `expand`, with the seeds that `chosen` makes of each cell's own; there may be no cell."""
+def expand_with(spec: TableSpec, tier: str, resolve: Resolve, chosen: Callable[[list[int], dict[str, Any]], list[int]]) -> Plan:
+    """As `expand`, with the seeds that `chosen` makes of each cell's own and of its settings; there may be no cell."""
     if tier not in TIERS:
         raise unknown("tier", tier, TIERS)
     over = spec.tiers[tier]  # type: ignore[index]
@@ -240,7 +240,7 @@ def _expanded(spec: TableSpec, tier: str, resolve: Resolve, chosen: Callable[[li
                 settings, seeds = merge(settings, own.settings), own.seeds or seeds
         for name in joint:
             settings = merge(settings, {spec.together[name]: list(dict.fromkeys(i[name] for i in inner))})
-        for seed in chosen(seeds):
+        for seed in chosen(seeds, settings):
             run = builder.run(spec.job, settings, seed, resources, f"{where}: {_spell(labels)}")
             for part in _with_parents(run):
                 plan.runs.setdefault(part.id, part)
@@ -266,8 +266,32 @@ def asks_for(spec: TableSpec, tier: str, config: dict[str, Any], resolve: Resolv
     """Whether the run of `config` is one of a table's at a tier; where it cannot be, the table is not expanded."""
     job, seed = config["job"], config["seed"]
     if job in jobs_above(spec.job):
-        return run_id(config) in _expanded(spec, tier, resolve, lambda own: own).runs
-    return job == spec.job and run_id(config) in _expanded(spec, tier, resolve, lambda own: [seed] if seed in own else []).runs
+        return run_id(config) in expand_with(spec, tier, resolve, lambda own, _: own).runs
+    return (
+        job == spec.job and run_id(config) in expand_with(spec, tier, resolve, lambda own, _: [seed] if seed in own else []).runs
+    )
+
+
+def check_names(config: dict[str, Any], where: str) -> None:
+    """Hold a config that somebody gives to what its own settings name: their datasets and models, their parents' roles.
+
+    Raises:
+        DpbenchError: wrong settings, or a source or parent too many or too few; names the key.
+    """
+    module = plugins.get("job", config["job"], where).load()
+    settings = parse(module.Settings, config["settings"], f"{where}: settings")
+    uses: Uses = module.uses(settings)
+    named = {
+        "sources": [*(f"dataset:{n}" for n in uses.datasets), *(f"model:{n}" for n in uses.models)],
+        "parents": list(module.parents(settings, config["seed"])) if hasattr(module, "parents") else [],
+    }
+    for key, names in named.items():
+        for name in sorted({*names} ^ {*config[key]}):
+            missing = name in names
+            raise DpbenchError(
+                f"{where}: {key}: {name} is {'missing' if missing else 'there, and the settings do not name it'}",
+                "give the config.json as dpbench wrote it",
+            )
 
 
 def _spell(labels: dict[str, str]) -> str:

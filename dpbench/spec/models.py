@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from dpbench.spec.run_config import Seed
 from dpbench.validation import Strict
 
 TIERS = ("smoke", "laptop", "overnight", "gpu", "paper")
@@ -65,7 +66,7 @@ class Own(Strict):
 
     where: dict[str, Label | list[Label]]
     settings: dict[str, Any] = Field(default_factory=dict)
-    seeds: list[int] | None = Field(None, min_length=1)
+    seeds: list[Seed] | None = Field(None, min_length=1)
 
 
 class Resources(Strict):
@@ -190,7 +191,7 @@ class TierSpec(Strict):
     settings: dict[str, Any] = Field(default_factory=dict)
     rows: dict[str, AxisSpec] = Field(default_factory=dict)
     columns: dict[str, AxisSpec] = Field(default_factory=dict)
-    seeds: list[int] | None = None
+    seeds: list[Seed] | None = None
     skip: list[Skip] | None = None
     own: list[Own] | None = Field(None, description="Instead of the table's.")
     resources: Resources | None = None
@@ -215,7 +216,7 @@ class TableSpec(Strict):
     )
     settings: dict[str, Any] = Field(default_factory=dict)
     origin: dict[str, str] = Field(default_factory=dict, description="Setting -> whose it is: the paper's, its code's, ours.")
-    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
     skip: list[Skip] = Field(default_factory=list)
     own: list[Own] = Field(default_factory=list, description="Settings of some cells alone, which no single axis gives.")
     resources: Resources = Resources()

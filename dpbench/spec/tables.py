@@ -7,9 +7,10 @@ from pathlib import Path
 
 from dpbench import paths
 from dpbench.errors import DpbenchError, unknown
+from dpbench.files import read_yaml
 from dpbench.spec.models import TableSpec
 from dpbench.spec.values import read_values
-from dpbench.validation import Strict, parse, read_yaml
+from dpbench.validation import Strict, parse
 
 
 class Published(Strict):
@@ -52,6 +53,8 @@ def tables_of(paper: str) -> list[str]:
         DpbenchError: unknown paper.
     """
     index = _index(paths.benchmarks())
+    if not index:
+        raise DpbenchError(f"{paths.benchmarks()}: holds no table", "work in a clone of dpbench, or set DPBENCH_ROOT to one")
     if paper not in index:
         raise unknown("paper", paper, index)
     return index[paper]

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dpbench.errors import DpbenchError
+from dpbench.files import read_text
+
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+_SAID = {"value", "spread", "spread_kind", "unit", "note", "source"}
+"""Columns that say something of a cell; all others say which cell it is."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +34,60 @@ def read_values(path: Path, needed: Sequence[str], more: str = "") -> tuple[list
         needed: columns the file must have, `value` and `source` among them; more: said of the others in an error.
 
     Raises:
-        DpbenchError: a missing column, a value that is not a number, a line without a source, or with neither value nor note.
+        DpbenchError: not a CSV in UTF-8, a column that is missing or stands twice, a line of another length, a value that is no
+            finite number, a line without a source or with neither value nor note, or a cell that stands twice; names the line.
     """
-    found = []
-    with path.open(newline="", encoding="utf-8") as handle:
-        reader = csv.DictReader(handle)
-        names = list(reader.fieldnames or [])
-        if missing := [c for c in needed if c not in names]:
-            raise DpbenchError(f"{path}: column {missing[0]!r} is missing", f"the columns are {', '.join(needed)}{more}")
-        for row in reader:
+    text = read_text(path, way_out=f"write a CSV with the columns {', '.join(needed)}")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    found: list[Line] = []
+    first_of: dict[tuple[str, ...], int] = {}
+    try:
+        names = next(reader, [])
+        _check_columns(path, names, needed, more)
+        for cells in reader:
+            if not cells:
+                continue
             where = f"{path}: line {reader.line_num}"
-            if not row["source"]:
-                raise DpbenchError(f"{where}: a value without a source", "name the document it was read in")
-            if not row["value"] and not row.get("note"):
-                raise DpbenchError(f"{where}: neither value nor note", "leave a value that nobody has read out, or say why")
-            try:
-                value, spread = (float(row[name]) if row.get(name) else None for name in ("value", "spread"))
-            except ValueError as error:
-                raise DpbenchError(f"{where}: {error}", "write a number, or leave out a value that nobody has read") from error
-            found.append(Line(row, value, spread))
+            if len(cells) != len(names):
+                raise DpbenchError(
+                    f"{where}: {len(cells)} fields for {len(names)} columns", "put a text with a comma into double quotes"
+                )
+            row = dict(zip(names, cells, strict=True))
+            found.append(_line(row, where))
+            key = tuple(text for name, text in row.items() if name not in _SAID)
+            if key in first_of:
+                raise DpbenchError(f"{where}: the same cell as line {first_of[key]}", "keep one of them")
+            first_of[key] = reader.line_num
+    except csv.Error as error:
+        raise DpbenchError(f"{path}: line {reader.line_num}: not CSV ({error})", "mend that line") from error
     return names, found
+
+
+def _check_columns(path: Path, names: list[str], needed: Sequence[str], more: str) -> None:
+    known = f"the columns are {', '.join(needed)}{more}"
+    if missing := [name for name in needed if name not in names]:
+        raise DpbenchError(f"{path}: line 1: column {missing[0]!r} is missing", known)
+    for number, name in enumerate(names, 1):
+        if not name.strip() or name != name.strip() or name in names[: number - 1]:
+            fault = "stands twice" if name in names[: number - 1] else "is no name"
+            raise DpbenchError(f"{path}: line 1: column {number}, {name[:80]!r}, {fault}", known)
+
+
+def _line(row: dict[str, str], where: str) -> Line:
+    if not row["source"].strip():
+        raise DpbenchError(f"{where}: a value without a source", "name the document it was read in")
+    if not row["value"] and not row.get("note"):
+        raise DpbenchError(f"{where}: neither value nor note", "leave a value that nobody has read out, or say why")
+    value, spread = (_number(row.get(name, ""), f"{where}: {name}") for name in ("value", "spread"))
+    if spread is not None and (spread < 0 or value is None):
+        raise DpbenchError(f"{where}: spread {spread:g}{' of no value' if value is None else ''}", "a spread is a half-width")
+    return Line(row, value, spread)
+
+
+def _number(text: str, where: str) -> float | None:
+    """A decimal number as documents print it: `float()` would also take nan, inf and 1_000, and make inf of 1e999."""
+    if not text:
+        return None
+    if _NUMBER.fullmatch(text) is None or not math.isfinite(value := float(text)):
+        raise DpbenchError(f"{where}: {text[:80]!r} is not a number", "write a number, or leave out a value that nobody has read")
+    return value

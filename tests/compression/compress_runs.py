@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpbench.data import registry as datasets
+from dpbench.files import sha256_file
 from dpbench.jobs import compress
 from dpbench.jobs.contract import Context
 from dpbench.records.schema import Environment, Record
@@ -76,14 +77,15 @@ def run(folder: Path, own: compress.Settings, seed: int = 0, parents: dict[str, 
     record = Record(
         run=run_id(config),
         config=config,
-        sources={},
+        sources={name: SOURCES[name] for name in config["sources"]},
         metrics=found.metrics,
         mechanism=found.mechanism,
         privacy=found.privacy,
         environment=WHERE,
         facts=found.facts,
+        artefacts={name: sha256_file(folder / name) for name in found.artefacts},
         seconds=1,
-        created="2026-01-01T00:00:00",
+        created="2026-01-01T00:00:00+00:00",
     )
     write_record(record, folder)
     return found

@@ -278,7 +278,7 @@ def test_inference_is_timed_in_turn_and_told_to_the_shapes(tmp_path):
     assert asked[3].threads == "all"
 
 
-def test_a_public_student_comes_nearer_to_the_whole_model(tmp_path):
+def test_a_public_student_comes_nearer_to_the_whole_model(tmp_path, as_parent):
     own = settings(student={"layers": 1, "start": "public", "distilled": {"steps": 12, "batch_size": 32, "learning_rate": 3e-3}})
     job, wanted, seed, _ = compress.parents(own, 0)["public_student"]
     assert (job, seed) == ("public_student", 0)
@@ -287,6 +287,7 @@ def test_a_public_student_comes_nearer_to_the_whole_model(tmp_path):
     found = public_student.run(parse(public_student.Settings, wanted, "test"), context(public))
     losses = [loss for _, loss in found.facts["loss"]]
     assert losses[-1] < 0.9 * losses[0]
+    as_parent(public, "public_student", found.artefacts)
     student = run(tmp_path / "student", own, parents={"public_student": public})
     assert 0.99 * 8 <= student.privacy.epsilon <= 8, "public text costs nothing"
 

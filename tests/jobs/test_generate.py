@@ -56,7 +56,7 @@ def context(tmp_path):
 
 
 @pytest.fixture
-def started(context):
+def started(context, as_parent):
     """The context with the public model that `PUBLIC` asks for."""
     ((role, (name, wanted, seed, _)),) = job.parents(settings(**PUBLIC), 1).items()
     assert (role, name, seed) == ("start", "language_model", 0)
@@ -64,7 +64,7 @@ def started(context):
     folder.mkdir()
     parent = parse(language_model.Settings, wanted, "parent")
     outcome = language_model.run(parent, Context(folder, seed, context.sources, StepLog(folder / "steps.jsonl")))
-    context.parents["start"] = folder
+    context.parents["start"] = as_parent(folder, "language_model", outcome.artefacts)
     return context, outcome
 
 

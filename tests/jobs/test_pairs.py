@@ -102,9 +102,10 @@ def test_features_of_pairs_are_product_and_distance_of_their_texts(tmp_path):
     torch.testing.assert_close(stored["train_x"][:3].float(), compared(one, two), rtol=1e-3, atol=1e-5)
 
 
-def test_pairs_train_on_features_and_whole(tmp_path):
+def test_pairs_train_on_features_and_whole(tmp_path, as_parent):
     (tmp_path / "features").mkdir()
     features.run(parse(features.Settings, FEATURES, "test"), context(tmp_path / "features"))
+    as_parent(tmp_path / "features", "features", [features.FILE])
     on_features = CLASSIFY | {"task": "qnli", "training": "features", "hidden": [8], "expected_batch_size": 20}
     done = classify.run(parse(classify.Settings, on_features, "test"), context(tmp_path, features=tmp_path / "features"))
     assert done.facts["train_rows"] == 60

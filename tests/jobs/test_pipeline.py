@@ -54,14 +54,14 @@ def sources():
 
 
 @pytest.fixture(scope="module")
-def start(sources, tmp_path_factory):
+def start(sources, tmp_path_factory, as_parent):
     """The folder of the public model that `BASE` asks for."""
     ((_, (_, wanted, seed, _)),) = job.parents(settings(), 1).items()
     folder = tmp_path_factory.mktemp("start")
-    language_model.run(
+    outcome = language_model.run(
         parse(language_model.Settings, wanted, "parent"), Context(folder, seed, sources, StepLog(folder / "steps.jsonl"))
     )
-    return folder
+    return as_parent(folder, "language_model", outcome.artefacts)
 
 
 @pytest.fixture

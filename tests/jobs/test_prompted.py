@@ -338,7 +338,7 @@ def test_first_order_engines_sum_what_the_oracle_sums(context, over):
         assert float((sums[engine] - sums["loop"]).abs().max()) < 1e-5, engine
 
 
-def test_the_public_start_is_the_one_of_the_generate_job(context):
+def test_the_public_start_is_the_one_of_the_generate_job(context, as_parent):
     over = {"size": "tiny", "start": START | {"token_budget": 1024}}
     ((role, (name, wanted, seed, _)),) = job.parents(settings(**over), 1).items()
     other = {
@@ -363,7 +363,7 @@ def test_the_public_start_is_the_one_of_the_generate_job(context):
         parse(language_model.Settings, wanted, "parent"),
         Context(folder, seed, context.sources, StepLog(folder / "steps.jsonl")),
     )
-    context.parents["start"] = folder
+    context.parents["start"] = as_parent(folder, "language_model", outcome.artefacts)
     task = continuing.Task(settings(**over), context)
     stored = models.language_model("tiny", seed=9, vocabulary=300, context=96)
     from safetensors.torch import load_file

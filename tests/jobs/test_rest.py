@@ -76,10 +76,11 @@ def test_the_rest_has_nothing_to_do_with_which_rows_class_keep_leaves():
 
 
 @pytest.mark.parametrize("task", ["sst2", "qnli"])
-def test_features_and_full_training_have_the_same_rest_and_never_draw_it(task, tmp_path):
+def test_features_and_full_training_have_the_same_rest_and_never_draw_it(task, tmp_path, as_parent):
     wanted = parse(features.Settings, {"task": task, "model": "tiny_bert", "train_limit": 400, "max_length": 128}, "test")
     (tmp_path / "features").mkdir()
     features.run(wanted, context(tmp_path / "features"))
+    as_parent(tmp_path / "features", "features", [features.FILE])
     full = training.TextTask(text(task=task, max_length=128, **REST), context(tmp_path))
     frozen = training.FeatureTask(text(task=task, training="features", **REST), context(tmp_path, features=tmp_path / "features"))
     whole = training.TextTask(text(task=task, max_length=128), context(tmp_path))

@@ -114,7 +114,7 @@ def test_sizes_and_families_are_named():
         models.image_features("cnn4", {"channels": 1, "height": 28, "width": 28})
 
 
-def test_a_run_trains_on_what_its_parent_left(tmp_path):
+def test_a_run_trains_on_what_its_parent_left(tmp_path, as_parent):
     """Features in the order of the images, split by split; no dataset is read again."""
     sources = {"dataset:cifar10": datasets.resolve("cifar10", "embedded")}
     folder = tmp_path / "features"
@@ -122,6 +122,7 @@ def test_a_run_trains_on_what_its_parent_left(tmp_path):
     wanted = parse(image_features.Settings, {"task": "cifar10", "model": "scattering", "train_limit": 24}, "test")
     done = image_features.run(wanted, Context(folder, 0, sources, StepLog(folder / "steps.jsonl")))
     assert done.facts["rows"] == {"train": 24, "test": 1000}
+    as_parent(folder, "image_features", done.artefacts)
     given = {
         "task": "cifar10",
         "model": "linear",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpbench.clipping.adaptive import Adaptive
+from dpbench.files import sha256_text
 from dpbench.records.schema import Environment, Metric, Record, Request
 from dpbench.records.store import Stored
 from dpbench.report.claims import judge
@@ -23,7 +24,7 @@ SMALL = ("laptop", "overnight")
 
 
 def source(kind, name):
-    return Source(kind="local", files={"train": name * 4})
+    return Source(kind="local", files={"train": sha256_text(name)})
 
 
 def cells(table, tier):

@@ -38,7 +38,7 @@ def test_methods_stand_side_by_side_and_none_is_invented(spec, tmp_path):
     ("text", "says"),
     [
         ("throughput,GPT2,A,5,samples/s,,\n", "without a source"),
-        ("throughput,GPT2,A,many,samples/s,,a paper\n", "could not convert"),
+        ("throughput,GPT2,A,many,samples/s,,a paper\n", "is not a number"),
         ("throughput,GPT2,A,,samples/s,,a paper\n", "neither value nor note"),
     ],
 )

@@ -12,11 +12,12 @@ import yaml
 
 from dpbench import paths
 from dpbench.errors import DpbenchError
+from dpbench.files import read_yaml
 from dpbench.spec import tables
 from dpbench.spec.expand import expand, merge, run_id
 from dpbench.spec.models import TIERS, Skip, TableSpec
 from dpbench.spec.sources import Source
-from dpbench.validation import parse, read_yaml
+from dpbench.validation import parse
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

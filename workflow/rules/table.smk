@@ -37,7 +37,7 @@ rule table:
         folder=subpath(output.csv, parent=True),
     shell:
         f"{DPBENCH} table {{wildcards.paper}}/{{wildcards.table}} --tier {{params.tier}} {{params.seeds}}"
-        " --sources {params.sources:q} --out {params.folder:q} > {log:q} 2>&1"
+        " --sources {params.sources:q} --keep-going --out {params.folder:q} > {log:q} 2>&1"
 
 
 rule plot:

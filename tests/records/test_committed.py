@@ -1,0 +1,21 @@
+"""The committed records: every one holds, by schema, meaning, digest and name, and asks for tables that there are."""
+
+from __future__ import annotations
+
+from dpbench import environment, paths
+from dpbench.records.store import NAME, LeftOut, recorded_records
+from dpbench.spec.tables import papers, tables_of
+
+
+def test_no_committed_record_is_left_out():
+    left_out: list[LeftOut] = []
+    stored = list(recorded_records(left_out))
+    assert [str(item) for item in left_out] == []
+    assert len(stored) == len(list(paths.recorded().glob(f"*/*/{NAME}"))) > 1000
+
+
+def test_each_lies_where_merging_would_file_it_and_asks_for_known_tables():
+    known = {(paper, table) for paper in papers() for table in tables_of(paper)}
+    for stored in recorded_records():
+        assert stored.machine == environment.machine(stored.record.environment)
+        assert {(r.paper, r.table) for r in stored.record.requests} <= known
