@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dpbench import plugins
 from dpbench.clipping.probe import check_factor
-from dpbench.engines.batches import Losses, batch_size, select, without_padding
+from dpbench.engines.batches import Losses, batch_size, select, versions_of, without_padding
 from dpbench.engines.exchange import Exchange, Tally
 from dpbench.engines.guard import Guard, Witness, claim, let_go, trainable_of
 from dpbench.engines.layers import Layer, Layout, check_examples_apart, lay_out
@@ -52,7 +52,7 @@ class Handle(Resumable):
     adapts = False  # does not do adaptive thresholds, unless the engine says so
     needs_layers = True
     captures = False  # whether gradients are captured from calls of modules
-    rescues = True  # whether examples whose norm is beyond its dtype are clipped again, one by one
+    rescues = False  # whether examples whose norm is beyond its dtype are clipped again, one by one
     tracks_reach = False  # whether `_reached` is filled with what the losses depend on
 
     def __init__(
@@ -191,7 +191,13 @@ class Handle(Resumable):
                 if self._looks:
                     self._look(losses, batch, changed)
                 self._noted = [] if self.rescues and self._looks else None
+                versions = versions_of(batch)
                 values = self._accumulate(counted, batch)[:real]
+                if self.rescues and versions_of(batch) != versions:
+                    raise DpbenchError(
+                        "the forward pass changes its batch in place: whoever goes through it again gets another result",
+                        "make that operation out of place, or use the engine 'loop'",
+                    )
                 self._count_noted(losses, batch)
         self.noted(len(values))
         return values

@@ -64,6 +64,11 @@ def select(batch: Any, index: Tensor | slice) -> Any:
     return _select(batch, index, batch_size(batch))
 
 
+def versions_of(batch: Any) -> list[int]:
+    """Return how often each tensor of a batch has been written in place; 0 for those that do not count it."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in _tensors(batch)]
+
+
 def _tensors(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
         yield batch

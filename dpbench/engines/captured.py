@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpbench.engines.base import Handle
-from dpbench.engines.batches import Losses, batch_size, check_losses, select
+from dpbench.engines.batches import Losses, batch_size, check_losses, select, versions_of
 from dpbench.engines.capture import Capture, OutsideUse, Pass
 from dpbench.engines.completeness import check_complete, check_rows_apart, look_at_arguments
 from dpbench.engines.layers import Layout, caller_of, lay_out
@@ -37,6 +37,7 @@ class Captured(Handle):
     _looks_left = 0
     adapts = True
     captures = True
+    rescues = True
     tracks_reach = True
 
     def _prepare_clipping(self) -> None:
@@ -112,7 +113,10 @@ class Captured(Handle):
         streams = RandomStreams(self.model)
         try:
             few = self._few(losses, batch)
+            versions = versions_of(few)
             one, values = self._forward(losses, few)
+            if versions_of(few) != versions:
+                return  # `backward` says so; a second pass would see other data
             look_at_arguments(self._capture, losses, self.model, few, one)
             check_rows_apart(one, values)
             complete = check_complete(one, values, self.trainable)

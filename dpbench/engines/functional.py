@@ -79,14 +79,14 @@ def gradients_by_use(model: nn.Module, losses: Losses, example: Any) -> tuple[Te
     parameters = {name: parameter.detach().requires_grad_() for name, parameter in uses(model).items()}
     try:
         value = losses_with(model, losses, dict(parameters), example, apart=True)
+        gradients = torch.autograd.grad(value.sum(), list(parameters.values()), allow_unused=True) if value.requires_grad else ()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise DpbenchError(f"torch.func cannot trace the model: {why}", "use the engine 'loop' (with tied: sum)") from error
-    if not value.requires_grad:
+    if not gradients:
         return value.detach(), dict.fromkeys(parameters)
-    gradients = torch.autograd.grad(value.sum(), list(parameters.values()), allow_unused=True)
     return value.detach(), {n: None if g is None else _dense(g) for n, g in zip(parameters, gradients, strict=True)}
 
 

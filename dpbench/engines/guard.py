@@ -19,7 +19,7 @@ _ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[Handle]]
 _WITNESS = 64  # elements of each tensor kept to see that it moved
 _TAKES_SCALES = "_step_supports_amp_scaling"
 
-Structure = tuple[tuple[int, bool], ...]
+Structure = tuple[tuple[object, ...], ...]
 
 
 class Guard:
@@ -74,8 +74,8 @@ class Guard:
                     )
 
     def structure_changed(self) -> bool:
-        """Whether modules, their modes or the trained tensors are others than at the last call."""
-        modules = tuple((id(m), m.training) for m in self._model.modules())
+        """Whether modules, their modes, what they compute or the trained tensors are others than at the last call."""
+        modules = tuple((id(m), m.training, id(vars(m).get("forward")), len(m._forward_pre_hooks)) for m in self._model.modules())
         structure = modules + tuple((id(p), p.requires_grad) for p in self._model.parameters())
         changed, self._structure = structure != self._structure, structure
         return changed

@@ -37,7 +37,6 @@ class Engine(Handle):
     adapts = True
     needs_layers = False
     tracks_reach = True
-    rescues = False
     replaces = False  # whether gradients are formed with other tensors in place of the parameters
 
     def _look(self, losses: Losses, batch: Any, changed: bool) -> None:
