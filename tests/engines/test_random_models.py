@@ -23,6 +23,7 @@ import oracle
 import pytest
 import torch
 import trials
+import zeroth_trials
 from grammar import PARTS, Sample, draw
 
 from dpbench import engines, plugins
@@ -195,7 +196,7 @@ def test_the_oracle_is_a_difference_quotient():
         generator = torch.Generator().manual_seed(number)
         gradient = oracle.examples(sample)[0]
         u = {name: torch.randn(gradient[name].shape, generator=generator, dtype=torch.float64) for name in names}
-        above, below = (trials.loss_at(sample, 0, u, sign * 1e-5) for sign in (1, -1))
+        above, below = (zeroth_trials.loss_at(sample, 0, u, sign * 1e-5) for sign in (1, -1))
         slope = sum(float((gradient[name] * u[name]).sum()) for name in names)
         assert math.isclose((above - below) / 2e-5, slope, rel_tol=1e-5, abs_tol=1e-7)
 

@@ -6,40 +6,29 @@ import dataclasses
 import functools
 import math
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import oracle
 import torch
-from grammar import REFUSED_EVENTS, Sample
+import zeroth_trials
+from grammar import Sample
+from outcomes import EXPECTED, Outcome, quietly, refused
 from torch import Tensor, nn
 
 from dpbench import engines, plugins
 from dpbench.errors import DpbenchError
 from dpbench.mechanism import Clipping, Mechanism, Sampling
-from dpbench.zeroth.directions import Directions
-from dpbench.zeroth.trainer import ZerothOrder
 
-GAMMA, EXPECTED, RATE, PERTURBATION = 0.01, 4.0, 0.1, 1e-3
+GAMMA = 0.01
 EXACT = 1e-9
 """Relative distance allowed in fp64. In fp32 it is what the oracle itself loses there, times `SLACK`, or `SINGLE`."""
 SINGLE, SLACK = 1e-5, 20.0
-ROUNDING = 1e-12
-"""Of a zeroth-order move in fp64, relative to what one loss over the perturbation would make."""
 PEERS_ADD = 2e-5
 """Opacus adds 1e-6 to the norm that it divides by."""
 
 Attach = Callable[[nn.Module, torch.optim.Optimizer, Mechanism], Any]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """verdict: right, refused or wrong; why: empty for right."""
-
-    verdict: str
-    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,8 +124,8 @@ def release(
         stray = [name for name, p in model.named_parameters() if p.grad is not None and id(p) not in map(id, tensors.values())]
         if stray:
             raise Wrong(f"steps on {stray[0]}, which was not trained when it was attached")
-        if changed and sample.event in REFUSED_EVENTS:
-            raise Wrong(f"goes on although {sample.event}")
+        if any(all(p is not q for q in model.parameters()) for p in tensors.values()):
+            raise Wrong(f"goes on although {sample.event}: a tensor is stepped on that is no longer the model's")
         released.append({name: torch.zeros_like(p) if p.grad is None else p.grad * EXPECTED for name, p in tensors.items()})
         optimizer.zero_grad()
     groups = _groups(handle, tensors)
@@ -178,9 +167,9 @@ def check(sample: Sample, attach: Attach, plan: Mechanism, dtype: torch.dtype = 
     """Hold one step to the oracle."""
     assert plan.clipping is not None
     try:
-        released = _quietly(lambda: release(sample, attach, plan, dtype, sample.pieces))
+        released = quietly(lambda: release(sample, attach, plan, dtype, sample.pieces))
     except DpbenchError as refusal:
-        return _refused(refusal)
+        return refused(refusal)
     except Wrong as wrong:
         return Outcome("wrong", str(wrong))
     except Exception as error:
@@ -210,18 +199,6 @@ def _same_losses(found: Tensor, wanted: list[float], dtype: torch.dtype) -> bool
     return torch.allclose(
         found.double().sort()[0], torch.tensor(wanted, dtype=torch.float64).sort()[0], close, close, equal_nan=True
     )
-
-
-def _refused(refusal: DpbenchError) -> Outcome:
-    if len(refusal.what) < 10 or not refusal.way_out:
-        return Outcome("wrong", f"a refusal that does not help: {refusal}")
-    return Outcome("refused", refusal.what)
-
-
-def _quietly(call: Callable[[], Any]) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return call()
 
 
 def _wrong_groups(sample: Sample, released: Released, plan: Mechanism) -> str:
@@ -257,8 +234,8 @@ def moves_too_far(sample: Sample, attach: Attach, plan: Mechanism) -> str:
     order = [i for piece in sample.pieces for i in piece]
     without = [i for i in order if i != order[-1]]
     try:
-        every = _quietly(lambda: release(sample, attach, plan, torch.float64, [order], 1))
-        fewer = _quietly(lambda: release(sample, attach, plan, torch.float64, [without] if without else [], 1))
+        every = quietly(lambda: release(sample, attach, plan, torch.float64, [order], 1))
+        fewer = quietly(lambda: release(sample, attach, plan, torch.float64, [without] if without else [], 1))
     except DpbenchError:
         return ""
     except Exception as error:
@@ -267,75 +244,6 @@ def moves_too_far(sample: Sample, attach: Attach, plan: Mechanism) -> str:
     if not moved <= every.sensitivity * (1 + 1e-9):
         return f"one example moves the sum by {moved:.3g}, sensitivity {every.sensitivity:.3g}"
     return ""
-
-
-# zeroth order
-
-
-def check_zeroth(sample: Sample, method: str, directions: str) -> Outcome:
-    """Hold one zeroth-order step to differences formed one example at a time."""
-    plugin = plugins.get("zeroth", method)
-    clipping = Clipping("abadi", "flat", 0.5 * oracle.typical_norm(sample)) if plugin.extra["private"] else None
-    plan = Mechanism(
-        Sampling("poisson", 100, EXPECTED), 10, clipping, 0.0, noise=plugin.extra["noise"] or "gaussian", seed=sample.seed
-    )
-    built = sample.build(torch.float64)
-    before = {name: value.clone() for name, value in built.model.state_dict().items()}
-    tensors = oracle.trained(built.model)
-    batches = [built.batch(piece) for piece in sample.pieces]
-
-    def step() -> None:
-        ZerothOrder(method, built.model, plan, RATE, PERTURBATION, directions).step(built.losses, batches)  # type: ignore[arg-type]
-
-    try:
-        _quietly(step)
-    except DpbenchError as refusal:
-        return _refused(refusal)
-    except Exception as error:
-        return Outcome("wrong", f"raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-    for name, value in built.model.state_dict().items():
-        if name not in _every_name(built.model, tensors) and not torch.equal(value.nan_to_num(), before[name].nan_to_num()):
-            return Outcome("wrong", f"wrote {name} into the model without noise")
-    wanted, scale = _zeroth_move(sample, plan, plugin, directions)
-    moved = {name: p.detach() - before[name] for name, p in tensors.items()}
-    apart = math.sqrt(sum(float((moved[n] - w).square().sum()) for n, w in wanted.items()))
-    if not apart <= ROUNDING * scale:
-        return Outcome("wrong", f"weights are off by {apart / scale:.1e} of the largest move allowed")
-    return Outcome("right")
-
-
-def _every_name(model: nn.Module, tensors: dict[str, nn.Parameter]) -> set[str]:
-    """All names of the trained tensors, of tied ones too."""
-    kept = {id(p) for p in tensors.values()}
-    return {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in kept}
-
-
-def _zeroth_move(sample: Sample, plan: Mechanism, plugin: plugins.Plugin, directions: str) -> tuple[dict[str, Tensor], float]:
-    """(the update of each tensor, the length that rounding is measured by)."""
-    shapes = oracle.trained(sample.build(torch.float64).model)
-    u = {name: torch.zeros_like(p) for name, p in shapes.items()}
-    Directions(list(u.values()), plan.seed, directions).add_(0, 1.0)  # type: ignore[arg-type]
-    length = math.sqrt(sum(float(value.square().sum()) for value in u.values()))
-    slope, largest = 0.0, 1.0
-    for index in (i for piece in sample.pieces for i in piece):
-        above, below = (loss_at(sample, index, u, sign * PERTURBATION) for sign in (1, -1))
-        derivative = (above - below) / (2 * PERTURBATION)
-        if not math.isfinite(derivative):
-            continue
-        largest = max(largest, abs(above) / PERTURBATION)
-        if plan.clipping is not None:
-            bound = plan.clipping.bound / (length if plugin.extra["clips"] == "vector" else 1.0)
-            derivative = max(-bound, min(bound, derivative))
-        slope += derivative / EXPECTED
-    return {name: -RATE * slope * value for name, value in u.items()}, largest * length
-
-
-def loss_at(sample: Sample, index: int, u: dict[str, Tensor], scale: float) -> float:
-    built = sample.build(torch.float64)
-    with torch.no_grad():
-        for name, p in oracle.trained(built.model).items():
-            p.add_(u[name], alpha=scale)
-        return float(built.losses(built.model, built.batch([index])))
 
 
 # a whole sample
@@ -371,7 +279,7 @@ def _trials(sample: Sample, all_of_them: bool) -> Iterator[tuple[str, Callable[[
     zeroth = [name for name, plugin in plugins.discover("zeroth").items() if all_of_them or plugin.extra["private"]]
     for name in zeroth if all_of_them else [rng.choice(zeroth)]:
         kind = rng.choice(["gaussian", "sphere"])
-        yield f"{name} {kind}", functools.partial(check_zeroth, sample, name, kind)
+        yield f"{name} {kind}", functools.partial(zeroth_trials.check, sample, name, kind)
 
 
 def _first_order(sample: Sample, method: Method, dtype: torch.dtype, removes: bool) -> Outcome:

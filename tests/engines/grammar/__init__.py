@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from grammar import flows, held, layouts, ordinary, uses  # for their parts
 from grammar.base import PARTS
-from grammar.events import REFUSED_EVENTS
 from grammar.samples import Sample, draw
 
-__all__ = ["PARTS", "REFUSED_EVENTS", "Sample", "draw", "flows", "held", "layouts", "ordinary", "uses"]
+__all__ = ["PARTS", "Sample", "draw", "flows", "held", "layouts", "ordinary", "uses"]

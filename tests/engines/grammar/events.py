@@ -87,5 +87,3 @@ EVENTS: dict[str, Callable[[nn.Module, random.Random], bool]] = {
     "a weight is used elsewhere": _use_weight_elsewhere,
     "the mode is changed": lambda model, rng: bool(model.train(not model.training)),
 }
-REFUSED_EVENTS = ("a parameter is replaced", "two layers are tied")
-"""What is stepped on is then no longer the model's: there is no right answer."""
