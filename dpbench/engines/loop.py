@@ -97,8 +97,11 @@ class Engine(Handle):
         if self.layout is None:
             return [list(owner)]
         parts: list[list[str]] = [[] for _ in self.bounds]
+        by_module: dict[str, list[str]] = {}
+        for name in owner:
+            by_module.setdefault(name.rpartition(".")[0] or "(model)", []).append(name)
         for cluster in self.layout.clusters:
             for layer in cluster.layers:
-                prefix = "" if layer.name == "(model)" else f"{layer.name}."
-                parts[cluster.group] += [f"{prefix}{n}" for n in layer.parameters]
+                ids = {id(p) for p in layer.parameters.values()}  # a tensor may have two names in one module
+                parts[cluster.group] += [name for name in by_module[layer.name] if id(owner[name]) in ids]
         return parts

@@ -31,7 +31,9 @@ __all__ = [
 
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
 _TOLERANCE_OF_HALVES = 2.0**-6
+_ELSEWHERE = 20221103  # a seed like any other
 _SMALL = 1e-2  # losses below are compared as if they were this large: differences of logits have been rounded before
+_ALONE = 8  # examples that are compared with a batch of their own
 _OTHER_SHAPES = 8.0  # times the tolerance where a pass was made of other shapes: a batch cut to its longest example
 
 
@@ -75,15 +77,49 @@ def check_examples_apart_by_value(
     watch, streams = StateWatch(model), RandomStreams(model)
     try:
         with torch.no_grad():  # and inference mode, where the caller is in it
-            return _apart_by_value(lambda some: _observed(losses, model, some, watch, streams), batch, select, examples)
+            plain = _observed(losses, model, batch, watch, streams)
+            seen = _apart_by_value(plain, lambda some: _observed(losses, model, some, watch, streams), batch, select, examples)
+            _alone_as_together(losses, model, plain, batch, select, streams)
+            return seen
     finally:
         streams.rewind()
 
 
+def _alone_as_together(
+    losses: Callable[[nn.Module, Any], Tensor],
+    model: nn.Module,
+    plain: _Pass,
+    batch: Any,
+    select: Callable[[Any, Tensor], Any],
+    streams: RandomStreams,
+) -> None:
+    """See that the loss of each of the first examples is the same in a batch of its own.
+
+    A branch on the whole batch, and a mean over as many tokens as its longest example has, may stay as they are among copies of
+    neighbours. Where losses are random or no batch of one can be formed, there is nothing to compare.
+    """
+    streams.reseed()
+    if not torch.equal(losses(model, batch).nan_to_num(), plain.losses.nan_to_num()):
+        return
+    for index in range(min(len(plain.losses), _ALONE)):
+        try:
+            alone = losses(model, select(batch, torch.tensor([index])))
+        except Exception:  # whatever a model says to a batch that it was not made for
+            return
+        if alone.shape != (1,):
+            return
+        together, rounding = plain.losses[index : index + 1], plain.tolerance(plain) * _OTHER_SHAPES
+        if bool(_differ(together, alone.to(together.device), rounding).any()):
+            _refuse(plain.losses, torch.cat([plain.losses[:index], alone]), index)
+
+
 def _apart_by_value(
-    observe: Callable[[Any], _Pass], batch: Any, select: Callable[[Any, Tensor], Any], examples: int | None
+    plain: _Pass,
+    observe: Callable[[Any], _Pass],
+    batch: Any,
+    select: Callable[[Any, Tensor], Any],
+    examples: int | None,
 ) -> bool:
-    plain = observe(batch)
     losses = plain.losses
     count = len(losses) if examples is None and losses.dim() == 1 else examples
     if losses.dim() != 1 or len(losses) != count:
@@ -187,6 +223,14 @@ class RandomStreams:
         self._generators = [(generator, generator.get_state()) for generator in kept]
         self._torch = torch.get_rng_state().numpy().copy()  # not shared with the tensor, which is let go
         self._python, self._numpy = random.getstate(), np.random.get_state()
+
+    def reseed(self) -> None:
+        """Put all streams somewhere else, until `rewind`."""
+        torch.manual_seed(_ELSEWHERE)
+        random.seed(_ELSEWHERE)
+        np.random.seed(_ELSEWHERE)
+        for generator, _ in self._generators:
+            generator.manual_seed(_ELSEWHERE)
 
     def rewind(self) -> None:
         torch.set_rng_state(torch.from_numpy(self._torch))

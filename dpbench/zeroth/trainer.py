@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from dpbench import plugins
-from dpbench.engines.batches import batch_size, select
+from dpbench.engines.batches import batch_size, select, versions_of
 from dpbench.engines.layers import check_examples_apart
 from dpbench.engines.noise import Noise
 from dpbench.engines.probes import (
@@ -226,7 +226,7 @@ class ZerothOrder(Resumable):
         """In the first steps that have two examples together, see that no loss depends on another example."""
         if not self.mechanism.private or not self._has_values or self._looks >= _LOOKS:
             return
-        with torch.inference_mode():
+        with torch.inference_mode(), without_gradients():
             for batch in physical:
                 if check_examples_apart_by_value(losses, self.model, batch, select, batch_size(batch)):
                     self._looks += 1
@@ -259,8 +259,14 @@ class ZerothOrder(Resumable):
         private = self.mechanism.private
         with torch.inference_mode():
             for batch in physical:
-                with self._watch if private else nullcontext():
+                versions = versions_of(batch)
+                with self._watch if private else nullcontext(), without_gradients():
                     values = losses(self.model, batch)
+                if versions_of(batch) != versions:
+                    raise DpbenchError(
+                        "the forward pass changes its batch in place: the second one of a step would see other data",
+                        "make that operation out of place",
+                    )
                 if not isinstance(values, Tensor) or values.dim() != 1:
                     form = f"shape {list(values.shape)}" if isinstance(values, Tensor) else f"type {type(values).__name__}"
                     raise DpbenchError(f"losses of {form} where [B] was wanted", "return one loss an example: reduction='none'")
@@ -359,3 +365,21 @@ def _must_suit(method: plugins.Plugin, mechanism: Mechanism) -> None:
         )
     if not math.isfinite(clipping.bound):
         raise DpbenchError("an infinite bound protects nothing", "use mezo")
+
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """See that a forward pass forms no gradients inside: it is one of inference.
+
+    Raises:
+        DpbenchError: it does.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("inference", "does not require grad", "grad_fn", "requires_grad")):
+            raise
+        raise DpbenchError(
+            f"the forward pass forms gradients, which a pass of inference has none of: {str(error).splitlines()[0]}",
+            "train by a first-order engine, or make that part without autograd",
+        ) from error
