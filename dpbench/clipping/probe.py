@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from dpbench.errors import DpbenchError
 
@@ -42,25 +43,28 @@ def check_factor(function: str, form: Form, bounds: Sequence[float], gamma: floa
     Raises:
         DpbenchError: a factor for which that does not hold; names the function, a norm and the bound.
     """
-    for bound in dict.fromkeys(bounds):
-        for dtype in _DTYPES:
-            norms = grid(bound, dtype)
-            factors = form(norms.clone(), bound, gamma)
-            if not isinstance(factors, Tensor) or factors.shape != norms.shape:
-                shape = list(factors.shape) if isinstance(factors, Tensor) else type(factors).__name__
-                raise DpbenchError(
-                    f"clipping function {function!r} gives {shape} for norms [{len(norms)}]", "give one factor a norm"
-                )
-            products = factors.double() * norms.double()
-            right = torch.isfinite(factors) & (factors >= 0) & (products <= allowed(norms, bound))
-            if not right.all():
-                at = int((~right).nonzero()[0])
-                raise DpbenchError(
-                    f"clipping function {function!r} breaks its bound: at norm {norms[at].item():.6g} and bound {bound:g} "
-                    f"its factor is {factors[at].item():.6g}, and {_said(products[at].item(), bound)}",
-                    "a factor is a finite number >= 0 with factor x norm <= bound, for every norm; dpbench.clipping.numbers has "
-                    "`representable` for what is too large or too small for its dtype",
-                )
+    with _disable_current_modes(), torch.device("cpu"):  # on values, also where a step without values is simulated
+        for bound in dict.fromkeys(bounds):
+            for dtype in _DTYPES:
+                _check(function, form, bound, gamma, dtype)
+
+
+def _check(function: str, form: Form, bound: float, gamma: float, dtype: torch.dtype) -> None:
+    norms = grid(bound, dtype)
+    factors = form(norms.clone(), bound, gamma)
+    if not isinstance(factors, Tensor) or factors.shape != norms.shape:
+        shape = list(factors.shape) if isinstance(factors, Tensor) else type(factors).__name__
+        raise DpbenchError(f"clipping function {function!r} gives {shape} for norms [{len(norms)}]", "give one factor a norm")
+    products = factors.double() * norms.double()
+    right = torch.isfinite(factors) & (factors >= 0) & (products <= allowed(norms, bound))
+    if not right.all():
+        at = int((~right).nonzero()[0])
+        raise DpbenchError(
+            f"clipping function {function!r} breaks its bound: at norm {norms[at].item():.6g} and bound {bound:g} "
+            f"its factor is {factors[at].item():.6g}, and {_said(products[at].item(), bound)}",
+            "a factor is a finite number >= 0 with factor x norm <= bound, for every norm; dpbench.clipping.numbers has "
+            "`representable` for what is too large or too small for its dtype",
+        )
 
 
 def _said(product: float, bound: float) -> str:
