@@ -14,6 +14,8 @@ import pytest
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 """Workers side by side have a core each."""
 
+sys.path.insert(0, str(Path(__file__).parent / "support"))  # helpers that tests of several folders share
+
 # Before any test module is imported: libraries read these once, when they are.
 for _variable in ("DPBENCH_DATA", "DPBENCH_MODELS", "DPBENCH_ROOT", "TRITON_INTERPRET"):
     os.environ.pop(_variable, None)
@@ -56,28 +58,10 @@ def _few_threads_and_one_seed() -> None:
 
 @pytest.fixture(scope="session")
 def as_parent() -> Callable[..., Path]:
-    """Turns a folder with files into that of a finished run, which children may read: (folder, job, files) -> the folder."""
-    from dpbench import environment
-    from dpbench.files import sha256_file
-    from dpbench.records.schema import Record
-    from dpbench.records.store import write_record
-    from dpbench.spec.expand import run_id
+    """`parents.as_parent`: turns a folder with files into that of a finished run."""
+    import parents
 
-    def turn(folder: Path, job: str, files: list[str], **over: Any) -> Path:
-        config = {"job": job, "settings": {}, "seed": 0, "versions": {}, "sources": {}, "parents": {}}
-        values = {
-            "run": run_id(config),
-            "config": config,
-            "metrics": [],
-            "environment": environment.describe(),
-            "artefacts": {name: sha256_file(folder / name) for name in files},
-            "seconds": 1.0,
-            "created": "2026-01-01T00:00:00+00:00",
-        }
-        write_record(Record.model_validate(values | over), folder)
-        return folder
-
-    return turn
+    return parents.as_parent
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from parents import as_parent
 
 from dpbench.data import registry
 from dpbench.jobs import (
@@ -167,7 +168,8 @@ def parent_of(name: str) -> tempfile.TemporaryDirectory[str]:
     job, given = PARENTS[name]
     folder = tempfile.TemporaryDirectory(prefix="dpbench-test-")
     made = Path(folder.name)
-    job.run(parse(job.Settings, given, "parent"), Context(made, 0, SOURCES, StepLog(made / "steps.jsonl")))
+    outcome = job.run(parse(job.Settings, given, "parent"), Context(made, 0, SOURCES, StepLog(made / "steps.jsonl")))
+    as_parent(made, job.PLUGIN["name"], outcome.artefacts)
     return folder
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from parents import as_parent
 
 from dpbench.data import asked
 from dpbench.data import registry as datasets
@@ -62,7 +63,8 @@ def frozen(request, tmp_path_factory):
     """(task, folder of its features)."""
     folder = tmp_path_factory.mktemp(request.param)
     own = {"task": request.param, "model": "tiny_bert", "train_limit": 200, "max_length": 32}
-    features.run(parse(features.Settings, own, "test"), context(folder))
+    outcome = features.run(parse(features.Settings, own, "test"), context(folder))
+    as_parent(folder, "features", outcome.artefacts)
     return request.param, folder
 
 

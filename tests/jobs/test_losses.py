@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from job_runs import CASES, context_of, stirred, task_of
+from parents import as_parent
 from torch import Tensor
 
 from dpbench.engines.base import without_padding
@@ -68,8 +69,7 @@ def test_a_students_losses_are_those_of_its_rows(tmp_path):
     case = TASKS["compress"]
     context = context_of(case, tmp_path)
     task = compressing.CompressedTask(case.parsed(), context)
-    task.save(tmp_path)
-    context.parents["teacher"] = tmp_path
+    context.parents["teacher"] = as_parent(tmp_path, "compress", task.save(tmp_path))
     over = {"student": {"layers": 1, "start": "teacher"}, "teacher": {}, "distil": {"weight": 0.5, "temperature": 2.0}}
     own = case.parsed(**over, split={"teacher": 0.5, "student": 0.5})
     check_rows_apart(student := compressing.CompressedTask(own, context), student.batch)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from job_runs import CASES, SOURCES, context_of, stirred, task_of
+from parents import as_parent
 from safetensors.torch import load_file
 
 from dpbench.data import registry
@@ -161,7 +162,7 @@ def test_a_head_on_features_sees_each_row_by_itself(tmp_path):
     from safetensors.torch import save_file
 
     save_file(stored, changed / features.FILE)
-    context.parents["features"] = changed
+    context.parents["features"] = as_parent(changed, "features", [features.FILE])
     after = case.task(case.parsed(**over), context)
     same(state(before), state(after))
     moved = (before.x != after.x).any(1)
