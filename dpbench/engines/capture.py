@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,14 +47,23 @@ class OutsideUse(DpbenchError):
         )
 
 
+@dataclass
+class _Owner:
+    """Of a trained tensor: its name, its layers, and the id of the parameter that it is (sharded ones are others while in use)."""
+
+    name: str
+    layers: list[str]
+    parameter: int
+
+
 class Pass:
     """One forward pass, and what its layers wait for. Several may be open at once, as in a pipeline.
 
     reached: ids of the trained tensors that the outputs depend on, after `check`; shapes: as `Shapes` says.
     """
 
-    def __init__(self, owners: dict[int, tuple[str, list[str]]], batched: dict[tuple[str, int], tuple[bool, ...]]) -> None:
-        """owners: id of a trained tensor -> (its name, its layers); batched: which arguments have the batch first, if known."""
+    def __init__(self, owners: dict[int, _Owner], batched: dict[tuple[str, int], tuple[bool, ...]]) -> None:
+        """owners: by the id of a trained tensor; batched: which arguments have the batch first, where known."""
         self.batch: int | None = None
         self.reached: set[int] = set()
         self.shapes: Shapes = {}
@@ -125,8 +135,8 @@ class Pass:
             if (owner := self._owners.get(id(variable))) is None:
                 outside[id(variable)] = variable
             else:
-                self._check_use(node, *owner)
-                self.reached.add(id(variable))
+                self._check_use(node, owner.name, owner.layers)
+                self.reached.add(owner.parameter)
 
     def _check_exits(self, node: Node, edges: list[tuple[Node, int]], inside: dict[Node, list[str]]) -> None:
         """See that gradients enter the calls of a layer through its outputs alone, where the hooks are.
@@ -227,7 +237,8 @@ class Pass:
         self._expected[head] = self._expected.get(head, 0) + 1
         # Sharded parameters are other tensors while the layer runs.
         for name, parameter in layer.module.named_parameters(recurse=False):
-            self._owners.setdefault(id(parameter), (f"{layer.name}.{name}", [layer.name]))
+            registered = layer.parameters.get(name, parameter)
+            self._owners.setdefault(id(parameter), _Owner(f"{layer.name}.{name}", [layer.name], id(registered)))
         arguments = args if len(args) == 1 and not kwargs else tree_leaves((args, kwargs))
         inputs = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
         edge = get_gradient_edge(output)
@@ -280,10 +291,11 @@ class Capture:
         self.batched: dict[tuple[str, int], tuple[bool, ...]] = {}
         self._pass: Pass | None = None
         self._clusters = {id(layer): cluster for cluster in layout.clusters for layer in cluster.layers}
-        self._owners: dict[int, tuple[str, list[str]]] = {}
+        self._owners: dict[int, _Owner] = {}
         for layer in layout.layers:
             for name, parameter in layer.parameters.items():
-                self._owners.setdefault(id(parameter), (f"{layer.name}.{name}", []))[1].append(layer.name)
+                owner = self._owners.setdefault(id(parameter), _Owner(f"{layer.name}.{name}", [], id(parameter)))
+                owner.layers.append(layer.name)
         self._hooks = [self._hook(layer) for layer in layout.layers]
 
     def remove(self) -> None:

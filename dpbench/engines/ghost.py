@@ -85,11 +85,15 @@ class Engine(Captured):
         one.backward(values.sum(), ready)
 
     def _weighted_backward(self, loss: Tensor) -> None:
-        """Autograd adds straight to the running sums where the dtypes agree, and to no tensor whose gradient was not measured."""
+        """Autograd adds straight to the running sums where the dtypes agree."""
         direct = [p for p in self.trainable.values() if p.dtype == accumulation_dtype(p)]
         for parameter in direct:
             parameter.grad = self._sums.pop(id(parameter), None)
-        loss.backward(inputs=[p for p in self.trainable.values() if id(p) in self._reached])
+        loss.backward()
+        if unseen := [name for name, p in self.trainable.items() if p.grad is not None and id(p) not in self._reached]:
+            raise DpbenchError(
+                f"{unseen[0]} has a gradient that was not measured: it would be released unclipped", "use the engine 'loop'"
+            )
         for parameter in direct:
             if parameter.grad is not None:
                 self._sums[id(parameter)] = parameter.grad
