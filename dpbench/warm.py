@@ -18,6 +18,7 @@ import select
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -35,11 +36,11 @@ from dpbench.processes import die_with
 IDLE = 20.0
 """Seconds without a command after which the listener ends."""
 _START = 30.0  # seconds until it listens, on a busy machine
-_ANSWER = 5.0  # seconds until a command has been started: a listener that listens has nothing else to do
+_ANSWER = 5.0  # seconds until it says that it is ready: a listener that listens has nothing else to do
 _ASKING = 2.0  # seconds for a caller to say all it wants
 _BEAT, _SILENCE = 2.0, 30.0  # seconds between signs of life of a command, and until one without any is given up
 _POLL = 0.05
-_STARTED, _ALIVE, _LINE = b"started ", b".", 2**20
+_READY, _STARTED, _ALIVE, _LINE = b"ready", b"started ", b".", 2**20
 _DECIDES = (
     *("OMP_", "GOMP_", "MKL_", "KMP_", "OPENBLAS_", "NUMEXPR_", "TORCH", "PYTORCH", "TRITON", "PYTHON", "LD_", "CUDA", "MALLOC_"),
     *("HF_", "TRANSFORMERS", "DPBENCH_"),
@@ -97,12 +98,18 @@ def _asked(connection: socket.socket, path: Path, words: list[str]) -> int | Non
     asked = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}
     answer = _Lines(connection)
     try:
-        connection.settimeout(_ANSWER)
-        socket.send_fds(connection, [json.dumps(asked).encode() + b"\n"], [0, 1, 2])
-        started = answer.next(_ANSWER)
+        if answer.next(_ANSWER) != _READY:
+            return None  # it ended as we came
     except TimeoutError:
-        connection.close()  # should it answer yet, its fork ends at once
         _retire(path)
+        return None
+    # Not before: in the hands of a listener that is stopped our streams would stay open, and whoever reads them would wait.
+    connection.settimeout(_SILENCE)
+    try:
+        socket.send_fds(connection, [json.dumps(asked).encode() + b"\n"], [0, 1, 2])
+        started = answer.next(_SILENCE)
+    except TimeoutError:
+        _end_listener(connection)
         return None
     if not started.startswith(_STARTED):
         return None  # it ended as we came
@@ -116,6 +123,14 @@ def _asked(connection: socket.socket, path: Path, words: list[str]) -> int | Non
             return None
         if line != _ALIVE:
             return int(line) if line else None  # without a code: the listener has ended, and its fork with it
+
+
+def _end_listener(connection: socket.socket) -> None:
+    """End a listener that has our streams and does nothing; only Linux says who it is."""
+    if hasattr(socket, "SO_PEERCRED"):
+        process, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        with contextlib.suppress(OSError):
+            os.kill(process, signal.SIGKILL)
 
 
 class _Lines:
@@ -256,6 +271,7 @@ def _accept(listener: socket.socket, children: list[_Child]) -> None:
     text, streams = b"", []
     caller.settimeout(_ASKING)
     try:
+        caller.sendall(_READY + b"\n")
         while not text.endswith(b"\n"):
             part, given, _, _ = socket.recv_fds(caller, _LINE, 3)
             if not part:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -145,6 +147,44 @@ def test_a_stopped_listener_is_left_to_itself(serving, monkeypatch):
     os.kill(process, signal.SIGCONT)
     time.sleep(0.5)
     assert not told.exists(), "it has done what its caller does by now"
+
+
+def test_a_stopped_listener_does_not_keep_our_streams_open(serving, monkeypatch):
+    """Whoever reads a caller's output waits for its end."""
+    process, _, _ = serving
+    monkeypatch.setattr(warm, "_ANSWER", 0.5)
+    os.kill(process, signal.SIGSTOP)
+    read, write = os.pipe()
+    caller = os.fork()
+    if caller == 0:
+        os.dup2(write, 1)
+        os.close(write)
+        warm.call(["run"])
+        os._exit(0)
+    os.close(write)
+    os.waitpid(caller, 0)
+    assert select.select([read], [], [], 10)[0]
+    assert os.read(read, 1) == b""
+    os.close(read)
+
+
+def test_a_listener_that_is_ready_and_then_starts_nothing_is_ended(tmp_path, monkeypatch):
+    """As one that is stopped in between: it may have our streams."""
+    path = tmp_path / "w.sock"
+    process = os.fork()
+    if process == 0:
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(str(path))
+        listening.listen()
+        connection, _ = listening.accept()
+        connection.sendall(b"ready\n")
+        time.sleep(600)
+        os._exit(0)
+    monkeypatch.setattr(warm, "_private_folder", lambda: tmp_path)
+    monkeypatch.setattr(warm, "_connected", lambda _: _wait(lambda: warm._try(path)))
+    monkeypatch.setattr(warm, "_SILENCE", 0.5)
+    assert warm.call(["run"]) is None
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
 
 
 def test_a_listener_that_is_killed_takes_its_command_along_and_the_caller_works(serving):
