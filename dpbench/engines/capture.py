@@ -49,7 +49,7 @@ class OutsideUse(DpbenchError):
 
 @dataclass
 class _Owner:
-    """Of a trained tensor: its name, its layers, and the id of the parameter that it is (sharded ones are others while in use)."""
+    """Of a trained tensor: its name, its layers, and the id of its parameter (sharded ones are others while in use)."""
 
     name: str
     layers: list[str]

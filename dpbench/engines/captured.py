@@ -35,6 +35,8 @@ class Captured(Handle):
     """
 
     _looks_left = 0
+    _complete = False
+    _rows_apart = False
     adapts = True
     captures = True
     rescues = True
@@ -105,26 +107,27 @@ class Captured(Handle):
 
     def _look(self, losses: Losses, batch: Any, changed: bool) -> None:
         if changed:
-            self._looks_left = _LOOKS
+            self._looks_left, self._complete, self._rows_apart = _LOOKS, False, False
         several = batch_size(batch) > 1
-        if not changed and not (several and self._looks_left):
+        if not self._looks_left or (self._complete and not several):
             return
-        self._looks_left -= several
+        self._looks_left -= 1
         streams = RandomStreams(self.model)
         try:
             few = self._few(losses, batch)
-            versions = versions_of(few)
-            one, values = self._forward(losses, few)
-            if versions_of(few) != versions:
-                return  # `backward` says so; a second pass would see other data
-            look_at_arguments(self._capture, losses, self.model, few, one)
-            check_rows_apart(one, values)
-            complete = check_complete(one, values, self.trainable)
-            apart = check_examples_apart_by_value(losses, self.model, few, select)
+            if not (self._complete and self._rows_apart):
+                versions = versions_of(few)
+                one, values = self._forward(losses, few)
+                if versions_of(few) != versions:
+                    return  # `backward` says so; a second pass would see other data
+                look_at_arguments(self._capture, losses, self.model, few, one)
+                check_rows_apart(one, values)
+                self._complete, self._rows_apart = check_complete(one, values, self.trainable), several
+                del one, values
+            if check_examples_apart_by_value(losses, self.model, few, select) and self._complete:
+                self._looks_left = 0
         finally:
             streams.rewind()
-        if complete and apart:
-            self._looks_left = 0
 
     def _few(self, losses: Losses, batch: Any) -> Any:
         """The first examples of a batch, or all where it cannot be cut."""

@@ -93,7 +93,7 @@ def check_complete(one: Pass, values: Tensor, trainable: Mapping[str, nn.Paramet
     one.watched(values.sum(), watch)
     finite = True
     for (name, parameter), gradient in zip(trainable.items(), plain, strict=True):
-        captured = sums.get(id(parameter))
+        captured = sums.pop(id(parameter), None)
         if gradient is None and captured is None:
             continue
         gradient = torch.zeros_like(parameter) if gradient is None else gradient
@@ -102,7 +102,8 @@ def check_complete(one: Pass, values: Tensor, trainable: Mapping[str, nn.Paramet
             continue
         captured = torch.zeros_like(gradient) if captured is None else captured
         dtype = dtypes.get(id(parameter), gradient.dtype)
-        apart, norm = float((captured.double() - gradient.double()).norm()), float(gradient.double().norm())
+        wide = accumulation_dtype(gradient)
+        apart, norm = float(captured.to(wide).sub_(gradient).norm()), float(gradient.norm(dtype=wide))
         rounding = _OF_TERMS * torch.finfo(dtype).eps * scales.get(id(parameter), 0.0)
         if not apart <= max(_OF_GRADIENT.get(dtype, _OF_GRADIENT_IN_HALVES) * norm, rounding):
             raise DpbenchError(

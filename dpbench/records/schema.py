@@ -43,7 +43,7 @@ class Metric(Strict):
     `none` for an epsilon that does not exist.
     """
 
-    name: Name
+    name: Line
     value: Finite | None
     unit: Line
     labels: dict[Name, Line] = Field(default_factory=dict)
