@@ -258,7 +258,7 @@ def test_a_file_changed_in_place_is_noticed_though_size_and_time_are_kept(put):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"\xff\xfe", "cannot be read"),
+        (b"\xff\xfe", "line 1 starts with a byte-order mark"),
         (b"x" * 64 + b"  train.parquet\n", "line 1 is not"),
         (b"\n" + b"0" * 64 + b"\n", "line 2 is not"),
         (b"\xef\xbb\xbf" + b"0" * 64 + b"  train.parquet\n", "sha256 differs"),

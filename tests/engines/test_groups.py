@@ -100,7 +100,7 @@ def test_sensitivity_and_noise_derived_by_hand(name, scope, allocation):
 def test_released_noise_has_the_std_of_its_group(scope, allocation):
     """Over 400 steps a group of d elements gives its std to 5 / sqrt(2 x 400 d)."""
     count = len(GROUPS[scope])
-    handle = attached("bookkeeping", scope, allocation, given=[float(k) for k in range(1, count + 1)])
+    handle = attached("bookkeeping", scope, allocation, given=[float(k) for k in range(1, count + 1)], steps=400)
     found = {id(p): [] for p in handle.trainable.values()}
     for _ in range(400):
         handle.optimizer.step()
