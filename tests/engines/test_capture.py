@@ -529,3 +529,17 @@ def test_looking_leaves_random_streams_as_they_were():
             handle._has_values = False
         seen.append(handle.backward(class_losses, batch_of()))
     assert torch.equal(*seen)
+
+
+@pytest.mark.parametrize(("name", "scope"), EVERY)
+def test_a_private_step_without_a_finite_example_is_a_step_of_noise(name, scope):
+    """An abort would tell of private data: the same bits are released as for an empty batch."""
+    steps = []
+    for bad in (True, False):
+        model = Net()
+        handle, optimizer = attach(name, scope, model, noise_multiplier=1.0)
+        if bad:
+            handle.backward(class_losses, batch_of() | {"x": torch.full((5, 3, WIDTH), math.nan)})
+        optimizer.step()
+        steps.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.equal(*steps)

@@ -357,9 +357,10 @@ def test_rescaled_bounds_keep_the_sensitivity():
 
 
 def test_a_step_that_stops_releases_no_counts():
-    handle, batch = attach(noise_multiplier=1.0), data(3)
-    batch["weight"] = torch.full((3,), math.nan)
-    handle.backward(losses, batch)
-    with pytest.raises(DpbenchError, match="all 3 examples"):
+    handle = attach(noise_multiplier=1.0)
+    handle.backward(losses, data(3))
+    parameter = next(iter(handle.trainable.values()))
+    parameter.grad = torch.ones_like(parameter)
+    with pytest.raises(DpbenchError, match="from outside the engine"):
         handle.optimizer.step()
     assert handle.thresholds.fractions == []
