@@ -21,6 +21,8 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Amount = Annotated[float, Field(allow_inf_nan=False, ge=0)]
 Line = Annotated[str, StringConstraints(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """A text that stands in one cell of a table."""
+MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_ .-]*$", max_length=100)]
+"""Of a metric; those of kernels have words: `error of norms`."""
 Text = Annotated[str, StringConstraints(max_length=20_000)]
 """A text of its own: a note, a warning, what a model wrote."""
 
@@ -43,7 +45,7 @@ class Metric(Strict):
     `none` for an epsilon that does not exist.
     """
 
-    name: Line
+    name: MetricName
     value: Finite | None
     unit: Line
     labels: dict[Name, Line] = Field(default_factory=dict)

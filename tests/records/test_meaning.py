@@ -113,7 +113,7 @@ FAULTS = [
     ("metrics.0.low", -math.inf, "-Infinity"),
     ("metrics.0", METRIC | {"low": 2.0, "high": 1.0}, "20 % quantile lies above"),
     ("metrics.0.name", "", "metrics.0.name"),
-    ("metrics.0.name", "a b", "metrics.0.name"),
+    ("metrics.0.name", "a/b", "metrics.0.name"),
     ("metrics.0.name", "a\nb", "metrics.0.name"),
     ("metrics.0.unit", "\x1b[31m", "metrics.0.unit"),
     ("metrics.0.unit", "u" * 400, "metrics.0.unit"),

@@ -15,6 +15,7 @@ def _own_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "benchmarks").mkdir()
     monkeypatch.setenv("DPBENCH_ROOT", str(tmp_path))
     monkeypatch.setattr(plugins, "get", report_fakes.fake_get)
+    monkeypatch.setattr("dpbench.spec.expand.identity", lambda plugin: plugin.version)
 
 
 PUBLISHED = """method,epsilon,task,model,metric,value,unit,spread,spread_kind,source
