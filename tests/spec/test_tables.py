@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -171,7 +172,7 @@ def test_a_raised_version_renames_the_run(monkeypatch):
     before = names(spec)
     found = dict(plugins.discover("engine"))
     old = found["fused"]
-    found["fused"] = type(old)(old.kind, old.name, old.version + 1, old.summary, old.module, old.extra)
+    found["fused"] = dataclasses.replace(old, version=old.version + 1)
     real = plugins.discover
     monkeypatch.setattr(plugins, "discover", lambda kind: found if kind == "engine" else real(kind))
     assert not before & names(spec)
