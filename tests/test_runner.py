@@ -144,7 +144,8 @@ def test_what_is_odd_about_the_data_stands_in_the_record(config, tmp_path):
             remark(f"{registry.title(plugins.get('dataset', 'sst2'), 'train')}: something odd")
         return Outcome([], warnings=["of the job"])
 
-    record = runner._run(runner.run_id(config), SimpleNamespace(run=run), None, config, {}, {}, tmp_path, 1, "off", True)
+    bare = config | {"sources": {}, "parents": {}}
+    record = runner._run(runner.run_id(bare), SimpleNamespace(run=run), None, bare, {}, {}, tmp_path, 1, "off", True)
     assert record.warnings == ["of the job", "dataset sst2, split 'train': something odd"]
 
 
