@@ -237,8 +237,9 @@ class Pass:
         self._expected[head] = self._expected.get(head, 0) + 1
         # Sharded parameters are other tensors while the layer runs.
         for name, parameter in layer.module.named_parameters(recurse=False):
-            registered = layer.parameters.get(name, parameter)
-            self._owners.setdefault(id(parameter), _Owner(f"{layer.name}.{name}", [layer.name], id(registered)))
+            if name in layer.parameters:
+                owner = _Owner(f"{layer.name}.{name}", [layer.name], id(layer.parameters[name]))
+                self._owners.setdefault(id(parameter), owner)
         arguments = args if len(args) == 1 and not kwargs else tree_leaves((args, kwargs))
         inputs = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
         edge = get_gradient_edge(output)
