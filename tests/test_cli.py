@@ -37,7 +37,7 @@ def test_the_verbs_are_these():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["run", "/no/such.json", "--out", "x"], "cannot be read"),
+        (["run", "/no/such.json", "--out", "x"], "/no/such.json: no such file"),
         (["check", "--tier", "huge"], "unknown tier 'huge'"),
         (["check", "--tier", "smoke", "--tables", "flashdp/batch"], "did you mean 'flashdp/batch_size'"),
         (["record"], "needs --tier or --merge"),

@@ -65,7 +65,7 @@ def test_a_forked_run_leaves_the_record_of_a_process_of_its_own(listener, tmp_pa
 def test_errors_and_exit_codes_come_back(listener, tmp_path):
     done = dpbench(["run", "{}", "--out", str(tmp_path), "--warm", "1"], listener)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: config: a run's config has the keys")
+    assert done.stderr.startswith("error: config: job: Field required")
 
 
 def test_the_child_ends_with_its_caller(tmp_path, monkeypatch):

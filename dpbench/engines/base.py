@@ -10,6 +10,7 @@ handle.detach()
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from dpbench.engines.guard import Guard, Witness, claim, let_go, trainable_of
 from dpbench.engines.layers import Layer, Layout, check_examples_apart, lay_out
 from dpbench.engines.noise import Noise
 from dpbench.engines.probes import has_values
-from dpbench.engines.rescue import Norms, rescued
+from dpbench.engines.rescue import Doubt, Norms, scales_all
 from dpbench.engines.resuming import Resumable
 from dpbench.engines.stepping import Arguments, Options, after_closure, check_unscaled
 from dpbench.engines.thresholds import Thresholds
@@ -32,6 +33,8 @@ from dpbench.engines.writes import check_no_known_writer
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Factor, Sums
 from dpbench.mechanism import Clipping, Mechanism, noise_stds, sensitivity
+
+_AHEAD = 2  # physical batches whose norms may still be on their way when the next one begins
 
 
 class NonFiniteStep(DpbenchError):
@@ -70,6 +73,7 @@ class Handle(Resumable):
         self.guard = Guard(model, optimizer, self.trainable)
         self._reached: set[int] = set()
         self._noted: list[Norms] | None = None  # of the physical batch at hand, while they can still be corrected
+        self._doubts: deque[Doubt] = deque()  # of the last physical batches, whose norms may be on their way
         self._has_values = has_values(model)
         self._sums: dict[int, Tensor] = {}
         self.exchange = Exchange()
@@ -122,6 +126,7 @@ class Handle(Resumable):
         assert clipping is not None
         self.bounds = clipping.bounds(len(labels), labels)
         check_factor(clipping.function, self._function.factor, self.bounds, clipping.gamma)
+        self._scales_all = scales_all(self.factor(0))
         if clipping.adaptive is not None:
             self.thresholds = Thresholds(self.mechanism, labels, own, self.bounds)
         self._set_noise()
@@ -182,7 +187,8 @@ class Handle(Resumable):
                 return torch.zeros(0)
         self.real = real
         counted = losses if real is None else without_padding(losses, real)
-        if self.mechanism.clipping is None:
+        clipping = self.mechanism.clipping
+        if clipping is None:
             values = self._accumulate(counted, batch)[:real]
         else:
             self.guard.check_trained_set()
@@ -190,7 +196,7 @@ class Handle(Resumable):
             with self.guard.state:
                 if self._looks:
                     self._look(losses, batch, changed)
-                self._noted = [] if self.rescues and self._looks else None
+                self._noted = [] if self.rescues and self._looks and clipping.tied != "per_use" else None
                 versions = versions_of(batch)
                 values = self._accumulate(counted, batch)[:real]
                 if self.rescues and versions_of(batch) != versions:
@@ -198,7 +204,10 @@ class Handle(Resumable):
                         "the forward pass changes its batch in place: whoever goes through it again gets another result",
                         "make that operation out of place, or use the engine 'loop'",
                     )
-                self._count_noted(losses, batch)
+                if self._noted:
+                    self._doubts.append(Doubt(self, losses, batch, self._noted, self._scales_all))
+                self._noted = None
+            self._count_settled(_AHEAD if self._doubts and self._doubts[-1].on_its_way else 0)
         self.noted(len(values))
         return values
 
@@ -234,6 +243,7 @@ class Handle(Resumable):
             hook.remove()
         self._hooks = []
         self._sums = {}
+        self._doubts.clear()
         let_go(self.optimizer, self)
 
     # the two halves of `_accumulate`, for a pipeline; engines that say they run as stages have them
@@ -297,11 +307,11 @@ class Handle(Resumable):
         else:
             self._count(noted)
 
-    def _count_noted(self, losses: Losses, batch: Any) -> None:
-        """Count the norms of a physical batch, after those examples have been clipped again whose norms say nothing."""
-        noted, self._noted = self._noted, None
-        for norms in noted or []:
-            self._count(rescued(self, losses, batch, norms))
+    def _count_settled(self, left: int) -> None:
+        """Count the norms of physical batches but for the last `left`, which the device may not be done with."""
+        while len(self._doubts) > left:
+            for norms in self._doubts.popleft().settled():
+                self._count(norms)
 
     def _count(self, noted: Norms) -> None:
         norms, bounds, groups = noted.norms, noted.bounds, noted.groups
@@ -314,6 +324,7 @@ class Handle(Resumable):
 
     def counted(self) -> Tally:
         """This process' examples of the step so far; waits for the device."""
+        self._count_settled(0)
         if self._counts:
             counts = torch.stack([count.to(self._counts[0].device) for count in self._counts]).sum(0)
             self._counts = []
@@ -390,7 +401,7 @@ class Handle(Resumable):
     # for Resumable
 
     def _in_a_step(self) -> bool:
-        return bool(self._sums or self._counts or self._tally != Tally())
+        return bool(self._sums or self._doubts or self._counts or self._tally != Tally())
 
     def _go_on_from(self, bounds: list[float]) -> None:
         self.bounds = bounds

@@ -3,6 +3,8 @@
 Squares of gradients above 1e19 overflow, and those below 1e-19 vanish. An engine leaves the first out as if they were not finite,
 and a function that scales every gradient to the bound (AUTO-V) leaves the second where they are. Both are rare; they are clipped
 again here by plain autograd, one example at a time, with norms in float64.
+
+Whether there are any is known when the device has come so far. Nothing waits for it: physical batches are kept until it has.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dpbench.engines.batches import Losses, select
+from dpbench.engines.batches import Losses, select, versions_of
 from dpbench.engines.functional import gradients_of_one
 from dpbench.engines.probes import RandomStreams
+from dpbench.kernels.leaf import Factor
 
 if TYPE_CHECKING:
     from dpbench.engines.base import Handle
@@ -34,46 +37,83 @@ class Norms:
     groups: Sequence[int] | None
 
 
-def rescued(handle: Handle, losses: Losses, batch: Any, noted: Norms) -> Norms:
-    """Add what the examples whose norms say nothing should have added, and return the norms with theirs in place.
+class Doubt:
+    """The norms of one physical batch, and which of them say nothing.
 
-    Guarantee: an example that is added here has added nothing to the same group before, and adds at most the group's bound.
+    on_its_way: whether that is known later, when the device has come so far.
     """
-    clipping = handle.mechanism.clipping
-    if clipping is None or clipping.tied == "per_use":
-        return noted
-    doubtful = ~torch.isfinite(noted.norms)
-    if scales_all(handle):
-        doubtful |= noted.norms < _VANISHING
-    if not doubtful.any():
-        return noted
-    norms = noted.norms.double()
-    groups = range(norms.shape[1]) if noted.groups is None else noted.groups
-    members, streams = group_members(handle), RandomStreams(handle.model)
-    for index in doubtful.any(1).nonzero()[:, 0].tolist():
-        example = select(batch, slice(index, index + 1))
-        _, total = gradients_of_one(handle.model, losses, example, handle.trainable.values())
-        for column, group in enumerate(groups):
-            if not doubtful[index, column]:
-                continue
-            parts = [(parameter, total[id(parameter)]) for parameter in members[group] if id(parameter) in total]
-            if not parts:
-                continue
-            norm = torch.stack([g.double().square().sum() for _, g in parts]).sum().sqrt()
-            if not torch.isfinite(norm) or (norm == 0 and noted.norms[index, column] == 0):
-                continue
-            factor = handle.factor(group)(norm.reshape(1))[0]
-            for parameter, gradient in parts:
-                handle.sum_of(parameter).add_(gradient.double() * factor)
-            norms[index, column] = norm
-    streams.rewind()  # as if no example had been looked at twice
-    return Norms(norms, noted.bounds, noted.groups)
+
+    def __init__(self, handle: Handle, losses: Losses, batch: Any, noted: list[Norms], scales: bool) -> None:
+        """scales: whether the clipping function brings even the smallest gradient to the bound (`scales_all`)."""
+        self._handle, self._losses, self._batch, self._noted = handle, losses, batch, noted
+        self._versions = versions_of(batch)
+        self._doubtful = [_doubtful(one.norms, scales) for one in noted]
+        flag = torch.stack([doubtful.any() for doubtful in self._doubtful]).any()
+        self._any, self.on_its_way = _Flag(flag), flag.is_cuda
+
+    def settled(self) -> list[Norms]:
+        """Add what the examples whose norms say nothing should have added; the norms, with theirs in place.
+
+        Where the batch was changed in place since, they stay left out.
+
+        Guarantee: an example that is added here has added nothing to the same group before, and adds at most the group's bound.
+        """
+        if not self._any.value() or versions_of(self._batch) != self._versions:
+            return self._noted
+        with self._handle.guard.state:
+            return [self._rescued(one, doubtful) for one, doubtful in zip(self._noted, self._doubtful, strict=True)]
+
+    def _rescued(self, noted: Norms, doubtful: Tensor) -> Norms:
+        handle = self._handle
+        norms = noted.norms.double()
+        groups = range(norms.shape[1]) if noted.groups is None else noted.groups
+        members, streams = group_members(handle), RandomStreams(handle.model)
+        for index in doubtful.any(1).nonzero()[:, 0].tolist():
+            example = select(self._batch, slice(index, index + 1))
+            _, total = gradients_of_one(handle.model, self._losses, example, handle.trainable.values())
+            for column, group in enumerate(groups):
+                if not doubtful[index, column]:
+                    continue
+                parts = [(parameter, total[id(parameter)]) for parameter in members[group] if id(parameter) in total]
+                if not parts:
+                    continue
+                norm = torch.stack([g.double().square().sum() for _, g in parts]).sum().sqrt()
+                if not torch.isfinite(norm) or (norm == 0 and noted.norms[index, column] == 0):
+                    continue
+                factor = handle.factor(group)(norm.reshape(1))[0]
+                for parameter, gradient in parts:
+                    handle.sum_of(parameter).add_(gradient.double() * factor)
+                norms[index, column] = norm
+        streams.rewind()  # as if no example had been looked at twice
+        return Norms(norms, noted.bounds, noted.groups)
 
 
-def scales_all(handle: Handle) -> bool:
+class _Flag:
+    """A boolean that is on its way from a device: only who reads it waits, and for nothing that was begun later."""
+
+    def __init__(self, flag: Tensor) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        if flag.is_cuda:
+            on_device, flag = flag, torch.empty((), dtype=torch.bool, pin_memory=True)
+            flag.copy_(on_device, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(on_device.device))
+        self._flag = flag
+
+    def value(self) -> bool:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return bool(self._flag)
+
+
+def _doubtful(norms: Tensor, scales: bool) -> Tensor:
+    doubtful = ~torch.isfinite(norms)
+    return doubtful | (norms < _VANISHING) if scales else doubtful
+
+
+def scales_all(factor: Factor) -> bool:
     """Whether the clipping function brings even the smallest gradient to the bound."""
     smallest = torch.tensor([_VANISHING / 100], dtype=torch.float64)
-    factor = handle.factor(0)
     return bool((factor(smallest) * smallest > 1e-6 * factor.bound).all())
 
 

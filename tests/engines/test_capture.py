@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BatchEncoding
 
 from dpbench import engines
+from dpbench.engines import rescue
 from dpbench.errors import DpbenchError
 from dpbench.mechanism import Clipping, Mechanism, Sampling
 
@@ -475,6 +476,30 @@ def test_a_finite_gradient_is_clipped_whatever_its_size(scale, name, scope):
     model, batch = Net(), {**batch_of(), "w": factor}
     sums = released(name, scope, model, losses, [batch])
     assert distance(sums, clipped_by_hand(scope, model, losses, rows(batch))) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "scope"), CAPTURED)
+@pytest.mark.parametrize("changed", [False, True])
+def test_norms_on_their_way_from_a_device_are_settled_with_the_step(changed, name, scope, monkeypatch):
+    """As on a device: two physical batches later, or in the step; a batch that was overwritten since leaves its example out."""
+    monkeypatch.setattr(rescue.Doubt, "on_its_way", property(lambda _: True, lambda *_: None), raising=False)
+
+    def losses(model, batch):
+        return class_losses(model, batch) * batch["w"]
+
+    model = Net()
+    handle, optimizer = attach(name, scope, model)
+    batch = {**batch_of(), "w": torch.tensor([1e20, 1.0, 1.0, 1.0, 1e20])}
+    expected = clipped_by_hand(scope, model, losses, rows(batch)[: 4 if changed else 5])
+    pieces = [{k: v[i : i + 1].clone() for k, v in batch.items()} for i in range(5)]
+    for piece in pieces:
+        handle.backward(losses, piece)
+    if changed:
+        pieces[-1]["w"].fill_(2.0)
+    optimizer.step()
+    found = {name: p.grad.double() * 4 for name, p in model.named_parameters() if p.grad is not None}
+    assert distance(found, expected) < 1e-5
+    assert handle.non_finite_examples == changed
 
 
 def test_a_closure_that_calls_backward_is_in_its_step():
