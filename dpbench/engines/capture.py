@@ -214,7 +214,7 @@ class Pass:
             self._watch = None
 
     def close(self) -> None:
-        """Let go of the graph: a backward pass by anybody else is none of this one's."""
+        """Let go of the graph, which keeps this pass and is kept by it: a backward pass by anybody else is none of this one's."""
         self._open = False
         self._roots, self._outside, self._expected, self._arrived = [], [], {}, {}
 
@@ -321,7 +321,11 @@ class Capture:
             DpbenchError: as `Pass.check`, or the losses are not one value an example.
         """
         one, values = self.forward(lambda: check_losses(losses(model, batch)))
-        one.check(values)
+        try:
+            one.check(values)
+        except DpbenchError:
+            one.close()
+            raise
         return one, values
 
     def _hook(self, layer: Layer) -> RemovableHandle:

@@ -118,12 +118,15 @@ class Captured(Handle):
             if not (self._complete and self._rows_apart):
                 versions = versions_of(few)
                 one, values = self._forward(losses, few)
-                if versions_of(few) != versions:
-                    return  # `backward` says so; a second pass would see other data
-                look_at_arguments(self._capture, losses, self.model, few, one)
-                check_rows_apart(one, values)
-                self._complete, self._rows_apart = check_complete(one, values, self.trainable), several
-                del one, values
+                try:
+                    if versions_of(few) != versions:
+                        return  # `backward` says so; a second pass would see other data
+                    look_at_arguments(self._capture, losses, self.model, few, one)
+                    check_rows_apart(one, values)
+                    self._complete, self._rows_apart = check_complete(one, values, self.trainable), several
+                finally:
+                    one.close()
+                del values
             if check_examples_apart_by_value(losses, self.model, few, select) and self._complete:
                 self._looks_left = 0
         finally:

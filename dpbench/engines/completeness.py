@@ -32,6 +32,7 @@ def look_at_arguments(capture: Capture, losses: Losses, model: nn.Module, batch:
     if not one.shapes or size < 2:
         return
     fewer, _ = capture.losses(losses, model, select(batch, slice(size - 1)))
+    fewer.close()
     for call, lengths in one.shapes.items():
         if len(others := fewer.shapes.get(call, ())) == len(lengths):
             capture.batched[call] = tuple(

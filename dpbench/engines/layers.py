@@ -283,10 +283,12 @@ def _size(clusters: list[Cluster]) -> int:
 
 def _families(layers: list[Layer]) -> list[list[Layer]]:
     """Layers that share a parameter tensor, together."""
-    families: list[list[Layer]] = []
-    for layer in layers:
-        own = {id(p) for p in layer.parameters.values()}
-        touching = [f for f in families if any(id(p) in own for other in f for p in other.parameters.values())]
-        merged = [other for f in touching for other in f] + [layer]
-        families = [f for f in families if f not in touching] + [merged]
-    return families
+    families: dict[int, list[Layer]] = {}  # by a number of their own
+    family_of: dict[int, int] = {}  # of a tensor's id
+    for number, layer in enumerate(layers):
+        tensors = [id(p) for p in layer.parameters.values()]
+        touched = sorted({family_of[tensor] for tensor in tensors if tensor in family_of})
+        merged = [other for family in touched for other in families.pop(family)] + [layer]
+        families[number] = merged
+        family_of.update((id(p), number) for other in (merged if touched else [layer]) for p in other.parameters.values())
+    return list(families.values())

@@ -9,7 +9,8 @@ Whether there are any is known when the device has come so far. Nothing waits fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _VANISHING = 1e-18
 """Norms below have squares that lose digits in float32."""
 
+_AHEAD = 2  # physical batches whose norms may still be on their way when the next one begins
+
 
 @dataclass
 class Norms:
@@ -37,17 +40,44 @@ class Norms:
     groups: Sequence[int] | None
 
 
-class Doubt:
-    """The norms of one physical batch, and which of them say nothing.
+class Doubts:
+    """The norms of the last physical batches, of which some may say nothing.
 
-    on_its_way: whether that is known later, when the device has come so far.
+    small: whether that holds for small norms too (`scales_all`).
     """
 
-    def __init__(self, handle: Handle, losses: Losses, batch: Any, noted: list[Norms], scales: bool) -> None:
-        """scales: whether the clipping function brings even the smallest gradient to the bound (`scales_all`)."""
+    def __init__(self, handle: Handle) -> None:
+        self.small = False
+        self._handle = handle
+        self._waiting: deque[_Doubt] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def clear(self) -> None:
+        self._waiting.clear()
+
+    def add(self, losses: Losses, batch: Any, noted: list[Norms]) -> None:
+        """Note the norms of one physical batch."""
+        self._waiting.append(_Doubt(self._handle, losses, batch, noted, self.small))
+
+    def settled(self, wait: bool = False) -> Iterator[Norms]:
+        """The norms of physical batches that the device is done with, once what was missing in their sums has been added.
+
+        Args:
+            wait: for all of them.
+        """
+        while self._waiting and (wait or not self._waiting[-1].on_its_way or len(self._waiting) > _AHEAD):
+            yield from self._waiting.popleft().settled()
+
+
+class _Doubt:
+    """One physical batch. on_its_way: whether what its norms say is known later, when the device has come so far."""
+
+    def __init__(self, handle: Handle, losses: Losses, batch: Any, noted: list[Norms], small: bool) -> None:
         self._handle, self._losses, self._batch, self._noted = handle, losses, batch, noted
         self._versions = versions_of(batch)
-        self._doubtful = [_doubtful(one.norms, scales) for one in noted]
+        self._doubtful = [~torch.isfinite(one.norms) | (one.norms < (_VANISHING if small else 0.0)) for one in noted]
         flag = torch.stack([doubtful.any() for doubtful in self._doubtful]).any()
         self._any, self.on_its_way = _Flag(flag), flag.is_cuda
 
@@ -104,11 +134,6 @@ class _Flag:
         if self._arrived is not None:
             self._arrived.synchronize()
         return bool(self._flag)
-
-
-def _doubtful(norms: Tensor, scales: bool) -> Tensor:
-    doubtful = ~torch.isfinite(norms)
-    return doubtful | (norms < _VANISHING) if scales else doubtful
 
 
 def scales_all(factor: Factor) -> bool:

@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorConverter, FakeTensorMode
 
 from dpbench import methods
 from dpbench.errors import DpbenchError
@@ -90,9 +90,11 @@ def _place(device: str) -> Iterator[None]:
         with flash():
             yield
         return
-    # A fake tensor's own deep copy belongs to another mode; Opacus makes one.
+    # A fake tensor's own deep copy belongs to another mode, and one that the mode remembers cannot be sent to another device:
+    # Opacus does both.
     copied = mock.patch.object(FakeTensor, "__deepcopy__", lambda self, _: self.detach().clone(), create=True)
-    with copied, FakeTensorMode():
+    forgotten = mock.patch.object(FakeTensorConverter, "set_tensor_memo", lambda *_: None)
+    with copied, forgotten, FakeTensorMode():
         yield
 
 

@@ -482,7 +482,7 @@ def test_a_finite_gradient_is_clipped_whatever_its_size(scale, name, scope):
 @pytest.mark.parametrize("changed", [False, True])
 def test_norms_on_their_way_from_a_device_are_settled_with_the_step(changed, name, scope, monkeypatch):
     """As on a device: two physical batches later, or in the step; a batch that was overwritten since leaves its example out."""
-    monkeypatch.setattr(rescue.Doubt, "on_its_way", property(lambda _: True, lambda *_: None), raising=False)
+    monkeypatch.setattr(rescue._Doubt, "on_its_way", property(lambda _: True, lambda *_: None), raising=False)
 
     def losses(model, batch):
         return class_losses(model, batch) * batch["w"]

@@ -16,6 +16,14 @@ sys.path[:0] = SHARED
 RANKS = 2
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """All that look at the two processes go to one worker, with --dist loadgroup: each other one would start them again."""
+    for item in items:
+        if "ranks" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ranks"))
+
+
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory):
     """What each rank left: {module: {scenario: result}}."""

@@ -140,7 +140,7 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize(("name", "scope"), [p for p in PAIRS if p[0] != "ghost"])  # ghost may have to go through again
 def test_nothing_waits_for_the_device(name, scope, monkeypatch):
-    monkeypatch.setattr(rescue.Doubt, "on_its_way", property(lambda _: True, lambda *_: None), raising=False)
+    monkeypatch.setattr(rescue._Doubt, "on_its_way", property(lambda _: True, lambda *_: None), raising=False)
     model = Language(middle=lambda: nn.RMSNorm(5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     handle = engines.attach(name, model, optimizer, mechanism(scope), kernels="triton")
