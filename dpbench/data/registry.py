@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -145,8 +145,15 @@ def _generated(plugin: Plugin, split: str, source: Source) -> dict[str, list[Any
     if source.revision != f"v{module.VERSION}":
         what = f"dataset {plugin.name}: its runs were named with generator {source.revision}, this is v{module.VERSION}"
         raise DpbenchError(what, "name the runs again (start the command once more)")
-    columns = module.generate(split)
-    return {canonical: columns[canonical] for canonical in plugin.extra["columns"]}
+    columns = _made(module, split)
+    return {canonical: list(columns[canonical]) for canonical in plugin.extra["columns"]}
+
+
+@lru_cache(maxsize=8)
+def _made(generator: ModuleType, split: str) -> dict[str, list[Any]]:
+    """A split, made once: a run reads it several times."""
+    made: dict[str, list[Any]] = generator.generate(split)
+    return made
 
 
 def load(name: str, split: str, source: Source, limit: int | None = None) -> Examples:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
+from unittest import mock
 
 import torch
 from torch import nn
 
 M = TypeVar("M", bound=torch.nn.Module)
 
+_NO_VALUES = {name: lambda tensor, *_, **__: tensor for name in dir(nn.init) if name.endswith("_") and name[0] != "_"}
+"""Initialisers, for tensors that have no values: they took longer than all else of a model on the meta device."""
+
 
 def build(make: Callable[[], M], seed: int, meta: bool) -> M:
     """`make()` on the CPU with torch's generator at `seed`, which is put back after; or on the meta device, without storage."""
     if meta:
-        with torch.device("meta"):
+        with torch.device("meta"), mock.patch.multiple(nn.init, **_NO_VALUES):
             return make()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that reseeds accelerators too
