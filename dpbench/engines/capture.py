@@ -73,6 +73,7 @@ class Pass:
         self._edges: list[GradientEdge] = []  # of the layers' outputs
         self._roots: list[GradientEdge] = []  # those of them behind which there is no other
         self._outside: list[Tensor] = []
+        self._inputs: list[list[tuple[Any, ...]]] = []  # of the layers, each emptied once it is used
         self._inside: dict[str, set[Node]] = {}
         self._exits: dict[str, set[tuple[Node, int]]] = {}
         self._calls: Counter[str] = Counter()
@@ -217,6 +218,9 @@ class Pass:
         """Let go of the graph, which keeps this pass and is kept by it: a backward pass by anybody else is none of this one's."""
         self._open = False
         self._roots, self._outside, self._expected, self._arrived = [], [], {}, {}
+        for noted in self._inputs:
+            noted.clear()
+        self._inputs = []
 
     def note(self, layer: Layer, cluster: Cluster, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """One call of a layer in the forward pass."""
@@ -235,11 +239,10 @@ class Pass:
         head = id(cluster.layers[0])
         self._clusters[head] = cluster
         self._expected[head] = self._expected.get(head, 0) + 1
-        # Sharded parameters are other tensors while the layer runs.
-        for name, parameter in layer.module.named_parameters(recurse=False):
-            if name in layer.parameters:
-                owner = _Owner(f"{layer.name}.{name}", [layer.name], id(layer.parameters[name]))
-                self._owners.setdefault(id(parameter), owner)
+        for name, registered in layer.parameters.items():
+            present = layer.module._parameters.get(name)
+            if present is not None and present is not registered:  # sharded parameters are others while the layer runs
+                self._owners.setdefault(id(present), _Owner(f"{layer.name}.{name}", [layer.name], id(registered)))
         arguments = args if len(args) == 1 and not kwargs else tree_leaves((args, kwargs))
         inputs = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
         edge = get_gradient_edge(output)
@@ -254,6 +257,7 @@ class Pass:
         x = args[0].detach()
         # Emptied in the backward pass, so that x is freed as early as autograd frees it.
         noted = [(x, x._version, args[1:], kwargs, self._batched.get(call))]
+        self._inputs.append(noted)
         output.register_hook(lambda g: self._arrive(layer, head, noted, g) if self._open else None)
 
     def _arrive(self, layer: Layer, head: int, noted: list[tuple[Any, ...]], g: Tensor) -> None:

@@ -83,6 +83,10 @@ def step(setting: Setting) -> Step:
         gc.collect()
 
 
+def _nothing(*_: object) -> None:
+    """In place of a method. A mock of unittest would keep the tensors that it was called with."""
+
+
 @contextmanager
 def _place(device: str) -> Iterator[None]:
     """Meta tensors stand for a GPU's: engines take the way they take off the CPU. For the CPU, fake CPU tensors."""
@@ -93,7 +97,7 @@ def _place(device: str) -> Iterator[None]:
     # A fake tensor's own deep copy belongs to another mode, and one that the mode remembers cannot be sent to another device:
     # Opacus does both.
     copied = mock.patch.object(FakeTensor, "__deepcopy__", lambda self, _: self.detach().clone(), create=True)
-    forgotten = mock.patch.object(FakeTensorConverter, "set_tensor_memo", lambda *_: None)
+    forgotten = mock.patch.object(FakeTensorConverter, "set_tensor_memo", _nothing)
     with copied, forgotten, FakeTensorMode():
         yield
 
