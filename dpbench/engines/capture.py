@@ -32,6 +32,13 @@ Ready = Callable[[Cluster, list[tuple[Layer, Use]]], None]
 Shapes = dict[tuple[str, int], tuple[int | None, ...]]
 """(label of a layer, number of its call in a pass) -> first dimensions of its arguments but the first; None for what has none."""
 
+_BY_DIMENSION = ("_saved_dim", "_saved_dims")
+_MOVES_ROWS = frozenset(
+    f"{name}Backward{number}"
+    for name in ("Cat", "Flip", "Gather", "IndexAdd", "IndexSelect", "Roll", "Scatter", "ScatterAdd", "Sort", "Stack", "Topk")
+    for number in range(3)
+)
+_NOTHING_TRAINED = "the losses do not depend on any trained layer"
 _CHECKPOINT = "CheckpointFunctionBackward"
 _COMPILED = "CompiledFunctionBackward"
 
@@ -59,13 +66,15 @@ class _Owner:
 class Pass:
     """One forward pass, and what its layers wait for. Several may be open at once, as in a pipeline.
 
-    reached: ids of the trained tensors that the outputs depend on, after `check`; shapes: as `Shapes` says.
+    After `check`: reached: ids of the trained tensors that the outputs depend on; moves_rows: whether an operation in the graph
+    can give the rows of a batch other places. shapes: as `Shapes` says.
     """
 
     def __init__(self, owners: dict[int, _Owner], batched: dict[tuple[str, int], tuple[bool, ...]]) -> None:
         """owners: by the id of a trained tensor; batched: which arguments have the batch first, where known."""
         self.batch: int | None = None
         self.reached: set[int] = set()
+        self.moves_rows = False
         self.shapes: Shapes = {}
         self._owners, self._batched = dict(owners), batched
         self._open = True
@@ -108,6 +117,7 @@ class Pass:
             if node not in above_noted:
                 above_noted[node] = False
                 self._look_at(node, edges, outside)
+                self.moves_rows = self.moves_rows or _moves_rows(node)
                 self._check_exits(node, edges, inside)
                 below = [following for following, _ in edges if following not in above_noted]
                 stack += (following for following in below if not hasattr(following, "variable"))
@@ -186,7 +196,7 @@ class Pass:
         asked = {id(x) for x in inputs}
         roots: list[Tensor | GradientEdge] = [*self._roots, *(x for x in self._outside if id(x) not in asked)]
         if not roots and not asked:
-            raise DpbenchError("the losses do not depend on any trained layer", "see that the model is called inside losses")
+            raise DpbenchError(_NOTHING_TRAINED, "see that the model is called inside losses")
         try:
             every = torch.autograd.grad(outputs, [*roots, *inputs], gradients, retain_graph=retain_graph, allow_unused=True)
             for key, uses in list(self._arrived.items()):  # a use whose output did not reach the loss never arrives
@@ -327,6 +337,8 @@ class Capture:
         one, values = self.forward(lambda: check_losses(losses(model, batch)))
         try:
             one.check(values)
+            if not values.requires_grad:
+                raise DpbenchError(_NOTHING_TRAINED, "see that the model is called inside losses")
         except DpbenchError:
             one.close()
             raise
@@ -344,6 +356,17 @@ class Capture:
                 self._pass.note(layer, cluster, args, kwargs, output)
 
         return hook
+
+
+def _moves_rows(node: Node) -> bool:
+    """Whether it is an operation over the first dimension that can give rows other places."""
+    if (name := node.name()) == "IndexBackward0":
+        first = node._saved_indices[0]  # type: ignore[attr-defined]
+        return first is not None and not torch.equal(first.flatten(), torch.arange(first.numel(), device=first.device))
+    if name not in _MOVES_ROWS:
+        return False
+    dimensions = next((value for key in _BY_DIMENSION if (value := getattr(node, key, None)) is not None), 0)
+    return 0 in dimensions if isinstance(dimensions, tuple | list) else dimensions == 0
 
 
 def _between(start: Node, ends: list[Node]) -> set[Node]:

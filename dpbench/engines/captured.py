@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dpbench.engines.base import Handle
 from dpbench.engines.batches import Losses, batch_size, check_losses, select, versions_of
 from dpbench.engines.capture import Capture, OutsideUse, Pass
-from dpbench.engines.completeness import check_complete, check_rows_apart, look_at_arguments
+from dpbench.engines.completeness import check_complete, check_rows_apart, check_rows_in_place, look_at_arguments
 from dpbench.engines.layers import Layout, caller_of, lay_out
 from dpbench.engines.probes import RandomStreams, check_examples_apart_by_value
 from dpbench.errors import DpbenchError
@@ -21,6 +21,9 @@ from dpbench.mechanism import Clipping
 
 _LOOKED_AT = 3
 """Examples that a model is examined on: the fewest among which an error in one, and one in between, can be told apart."""
+
+_COMPARED = 16
+"""Examples whose losses are compared with and without others: passes without gradients cost less."""
 
 _LOOKS = 8
 """Physical batches of several examples that are looked at until one shows something: finite gradients, losses that differ."""
@@ -76,7 +79,16 @@ class Captured(Handle):
                     f"{len(values)} losses of a batch of {batch_size(batch)} examples", "return one loss for each example"
                 )
             self._reached |= one.reached
+            if one.moves_rows and self._looks:
+                self._check_rows(one, values)
             return one, values
+
+    def _check_rows(self, one: Pass, values: Tensor) -> None:
+        try:
+            check_rows_in_place(one, values)
+        except DpbenchError:
+            one.close()
+            raise
 
     def _enclose(self, use: OutsideUse) -> None:
         """Capture the layers of a tensor at the next module around them that is called, one example at a time."""
@@ -114,32 +126,41 @@ class Captured(Handle):
         self._looks_left -= 1
         streams = RandomStreams(self.model)
         try:
-            few = self._few(losses, batch)
+            few = self._few(losses, batch, _LOOKED_AT)
             if not (self._complete and self._rows_apart):
-                versions = versions_of(few)
-                one, values = self._forward(losses, few)
-                try:
-                    if versions_of(few) != versions:
-                        return  # `backward` says so; a second pass would see other data
-                    look_at_arguments(self._capture, losses, self.model, few, one)
-                    check_rows_apart(one, values)
-                    self._complete, self._rows_apart = check_complete(one, values, self.trainable), several
-                finally:
-                    one.close()
-                del values
-            if check_examples_apart_by_value(losses, self.model, few, select) and self._complete:
+                self._rows_apart = several
+                self._complete = self._examine(losses, few)
+                alone = range(batch_size(few)) if several else ()  # where one gradient is not finite, the others' say enough
+                self._complete = self._complete or any(self._examine(losses, select(few, slice(i, i + 1))) for i in alone)
+            some = self._few(losses, batch, _COMPARED)
+            if check_examples_apart_by_value(losses, self.model, some, select) and self._complete:
                 self._looks_left = 0
         finally:
             streams.rewind()
 
-    def _few(self, losses: Losses, batch: Any) -> Any:
-        """The first examples of a batch, or all where it cannot be cut."""
-        if batch_size(batch) <= _LOOKED_AT:
-            return batch
-        few = select(batch, slice(_LOOKED_AT))
+    def _examine(self, losses: Losses, few: Any) -> bool:
+        """Whether the captured gradients of some examples have been seen to be apart, and all there are."""
+        versions = versions_of(few)
+        one, values = self._forward(losses, few)
+        try:
+            if versions_of(few) != versions:
+                return False  # `backward` says so; a second pass would see other data
+            look_at_arguments(self._capture, losses, self.model, few, one)
+            check_rows_apart(one, values)
+            return check_complete(one, values, self.trainable)
+        finally:
+            one.close()
+
+    def _few(self, losses: Losses, batch: Any, most: int) -> Any:
+        """The first examples of a batch that have a finite loss, or all where it cannot be cut."""
         try:
             with torch.no_grad():
-                return few if len(check_losses(losses(self.model, few))) == _LOOKED_AT else batch
+                values = check_losses(losses(self.model, batch))
+                chosen = values.isfinite().nonzero()[:most, 0]
+                if len(chosen) in (0, len(values)) or len(values) != batch_size(batch):
+                    return batch
+                few = select(batch, chosen)
+                return few if len(check_losses(losses(self.model, few))) == len(chosen) else batch
         except Exception:  # whatever a model says to a batch that is not what it was made for
             return batch
 

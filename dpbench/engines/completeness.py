@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from dpbench.engines.batches import Losses, batch_size, select
 from dpbench.engines.capture import Capture, Pass
+from dpbench.engines.functional import apart_by_rounding
 from dpbench.engines.layers import Layer
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Sums, Use, accumulation_dtype
 
-_OF_GRADIENT = {torch.float64: 1e-7, torch.float32: 5e-3}
-_OF_GRADIENT_IN_HALVES = 0.1
-"""How far a captured gradient may be from plain autograd's, relative to its norm. Another order of summation, or half-precision
-products, make less of a difference; a use of a tensor that was missed makes more."""
-
 _OF_TERMS = 16
-"""The same, in units in the last place of the terms that add up to it: gradients that cancel are nothing but rounding."""
+"""How far a captured gradient may be from plain autograd's beside `apart_by_rounding`, in units in the last place of the terms
+that add up to it: gradients that cancel are nothing but rounding."""
 
 _IN_ROWS = {torch.float64: 1e-9, torch.float32: 1e-5}
 _IN_ROWS_OF_HALVES = 1e-2
+_WEIGHTS = 20221104  # a seed like any other
+_WEIGHED = {torch.float64: 1e-9, torch.float32: 1e-3}
+_WEIGHED_IN_HALVES = 5e-2
 
 
 def look_at_arguments(capture: Capture, losses: Losses, model: nn.Module, batch: Any, one: Pass) -> None:
@@ -61,6 +61,39 @@ def check_rows_apart(one: Pass, values: Tensor) -> None:
 
         if values[index].requires_grad:
             one.watched(values[index], watch)
+
+
+def check_rows_in_place(one: Pass, values: Tensor) -> None:
+    """See that each example of a batch has its own row of every layer's output: two more backward passes.
+
+    The gradient of the weighted losses is, in the row of each example, that of the plain ones times the example's weight.
+
+    Raises:
+        DpbenchError: a row is another example's; names the layer.
+    """
+    if len(values) < 2 or not values.requires_grad:
+        return
+    weights = 1 + torch.rand(len(values), generator=torch.Generator().manual_seed(_WEIGHTS), dtype=torch.float64)
+    weights = weights.to(values.device)
+    plain: list[Tensor] = []
+    one.watched(values.sum(), lambda _, use: plain.append(_norms_of_rows(use)))
+    expected = iter(plain)
+
+    def watch(layer: Layer, use: Use) -> None:
+        norms = next(expected)
+        apart = (_norms_of_rows(use) - norms * weights).abs() > _WEIGHED.get(use.g.dtype, _WEIGHED_IN_HALVES) * norms
+        if (apart & norms.isfinite()).any():
+            raise DpbenchError(
+                f"a row of the output of {layer.name} belongs to another example than the same row of the batch: examples change "
+                "places inside the model, or are mixed",
+                "keep the examples of a batch in their order; or use the engine 'loop'",
+            )
+
+    one.watched((values.double() * weights).sum(), watch)
+
+
+def _norms_of_rows(use: Use) -> Tensor:
+    return torch.linalg.vector_norm(use.g.flatten(1), dim=1, dtype=torch.float64)
 
 
 def check_complete(one: Pass, values: Tensor, trainable: Mapping[str, nn.Parameter]) -> bool:
@@ -106,7 +139,7 @@ def check_complete(one: Pass, values: Tensor, trainable: Mapping[str, nn.Paramet
         wide = accumulation_dtype(gradient)
         apart, norm = float(captured.to(wide).sub_(gradient).norm()), float(gradient.norm(dtype=wide))
         rounding = _OF_TERMS * torch.finfo(dtype).eps * scales.get(id(parameter), 0.0)
-        if not apart <= max(_OF_GRADIENT.get(dtype, _OF_GRADIENT_IN_HALVES) * norm, rounding):
+        if not apart <= max(apart_by_rounding(dtype) * norm, rounding):
             raise DpbenchError(
                 f"the gradient of {name} is not what its layer's calls show of it (norm {norm:.3g}, {apart:.3g} of it differs): "
                 "it is used in another way as well, or its module computes something else when it is called again",

@@ -166,9 +166,8 @@ def find_layers(
         enclosing: layer name -> name of the module around it whose calls give its gradients, where its own do not.
 
     Raises:
-        DpbenchError: a module that mixes examples, or whose gradients cannot be captured; names it.
+        DpbenchError: a module whose gradients cannot be captured; names it.
     """
-    check_examples_apart(model)
     by_name = dict(model.named_modules())
     layers = []
     for name, owner in by_name.items():

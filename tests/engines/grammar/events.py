@@ -58,7 +58,7 @@ def _replace_forward(model: nn.Module, rng: random.Random) -> bool:
     layers = _layers(model, None)
     if layers:
         layer = rng.choice(layers)
-        layer.forward = lambda x: F.linear(x, layer.weight * 0.5, layer.bias)
+        layer.forward = lambda input: F.linear(input, layer.weight * 0.5, layer.bias)
     return bool(layers)
 
 
@@ -75,6 +75,13 @@ def _use_weight_elsewhere(model: nn.Module, rng: random.Random) -> bool:
     return bool(layers)
 
 
+def _change_mode(model: nn.Module, rng: random.Random) -> bool:
+    """But not where masks would be drawn then: there is no one right sum."""
+    if any(isinstance(module, nn.Dropout) and module.p for module in model.modules()):
+        return False
+    return bool(model.train(not model.training))
+
+
 EVENTS: dict[str, Callable[[nn.Module, random.Random], bool]] = {
     "nothing": lambda model, rng: False,
     "a frozen tensor is trained": _unfreeze,
@@ -85,5 +92,5 @@ EVENTS: dict[str, Callable[[nn.Module, random.Random], bool]] = {
     "a forward is replaced": _replace_forward,
     "a layer is added": _add_layer,
     "a weight is used elsewhere": _use_weight_elsewhere,
-    "the mode is changed": lambda model, rng: bool(model.train(not model.training)),
+    "the mode is changed": _change_mode,
 }

@@ -152,7 +152,7 @@ def gradient_inside_the_forward_pass(d):
 
 @part("mixing", mixes=True)
 def batch_norm_by_function(d):
-    return Block(lambda m, x, _: F.batch_norm(m.a(x).mT, None, None, training=True).mT + x, a=linear())
+    return Block(lambda m, x, _: F.batch_norm(m.a(x).mT, None, None, training=True).mT.contiguous() + x, a=linear())
 
 
 @part("mixing", mixes=True)
