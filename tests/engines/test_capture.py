@@ -502,6 +502,71 @@ def test_norms_on_their_way_from_a_device_are_settled_with_the_step(changed, nam
     assert handle.non_finite_examples == changed
 
 
+class Sorted(Net):
+    """Examples go through a layer in the order of their means, and back to their places behind it."""
+
+    def build(self):
+        self.between = nn.Linear(WIDTH, WIDTH)
+
+    def order(self, x):
+        return x.detach().mean((1, 2)).argsort()
+
+    def middle(self, x):
+        order = self.order(x)
+        return self.between(x[order])[order.argsort()]
+
+
+@pytest.mark.parametrize(("name", "scope"), CAPTURED)
+def test_rows_that_change_places_are_seen_in_whichever_batch(name, scope):
+    model, batch = Sorted(), batch_of()
+    order = model.order(torch.tanh(model.first(batch["x"])))
+    in_order = {key: value[order] for key, value in batch.items()}
+    handle, _ = attach(name, scope, model)
+    handle.backward(class_losses, in_order)
+    last_two = {key: value[[0, 1, 2, 4, 3]] for key, value in in_order.items()}
+    with pytest.raises(DpbenchError, match=r"a row of the output of between belongs to another example"):
+        handle.backward(class_losses, last_two)
+
+
+def test_rows_that_keep_their_places_are_no_fault():
+    """As where a model is made of slices of the batch, or picks a token of each example."""
+
+    class Slices(Net):
+        def middle(self, x):
+            x = torch.cat([x[:2], x[2:]])
+            return x[torch.arange(len(x)), x.detach().sum(2).argmax(1)][:, None]
+
+    model, batch = Slices(), batch_of()
+    expected = clipped_by_hand("flat", model, class_losses, rows(batch))
+    assert distance(released("bookkeeping", "flat", model, class_losses, [batch]), expected) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "scope"), CAPTURED)
+def test_a_first_example_that_is_not_finite_hides_nothing(name, scope):
+    """Its gradients say nothing of what is captured; those of the others do."""
+
+    class UsedElsewhere(Net):
+        def build(self):
+            self.one, self.other = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+            self.other.weight = self.one.weight
+
+        def middle(self, x):
+            return torch.tanh(self.one(x)) * self.other.bias
+
+    model, batch = UsedElsewhere(), batch_of()
+    batch["x"][0] = math.inf
+    sums, refusal = released_or_refused(name, scope, model, class_losses, batch)
+    expected = clipped_by_hand(scope, model, class_losses, rows(batch)[1:])
+    assert refusal is not None or distance(sums, expected) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "scope"), CAPTURED)
+def test_losses_of_no_trained_layer_are_refused(name, scope):
+    handle, _ = attach(name, scope, Net())
+    with pytest.raises(DpbenchError, match="do not depend on any trained layer"):
+        handle.backward(lambda model, batch: batch["x"].mean((1, 2)), batch_of())
+
+
 def test_a_closure_that_calls_backward_is_in_its_step():
     model = Net()
     handle, optimizer = attach("fused", "per_layer", model)
