@@ -117,7 +117,7 @@ class Pass:
             if node not in above_noted:
                 above_noted[node] = False
                 self._look_at(node, edges, outside)
-                self.moves_rows = self.moves_rows or _moves_rows(node)
+                self.moves_rows = self.moves_rows or _moves_rows(node, self.batch)
                 self._check_exits(node, edges, inside)
                 below = [following for following, _ in edges if following not in above_noted]
                 stack += (following for following in below if not hasattr(following, "variable"))
@@ -358,12 +358,12 @@ class Capture:
         return hook
 
 
-def _moves_rows(node: Node) -> bool:
+def _moves_rows(node: Node, batch: int | None) -> bool:
     """Whether it is an operation over the first dimension that can give rows other places."""
     if (name := node.name()) == "IndexBackward0":
         first = node._saved_indices[0]  # type: ignore[attr-defined]
         return first is not None and not torch.equal(first.flatten(), torch.arange(first.numel(), device=first.device))
-    if name not in _MOVES_ROWS:
+    if name not in _MOVES_ROWS or (name == "StackBackward0" and len(node.next_functions) != batch):
         return False
     dimensions = next((value for key in _BY_DIMENSION if (value := getattr(node, key, None)) is not None), 0)
     return 0 in dimensions if isinstance(dimensions, tuple | list) else dimensions == 0

@@ -124,7 +124,7 @@ class Captured(Handle):
         if not self._looks_left or (self._complete and not several):
             return
         self._looks_left -= 1
-        streams = RandomStreams(self.model)
+        streams, versions = RandomStreams(self.model), versions_of(batch)
         try:
             few = self._few(losses, batch, _LOOKED_AT)
             if not (self._complete and self._rows_apart):
@@ -132,6 +132,8 @@ class Captured(Handle):
                 self._complete = self._examine(losses, few)
                 alone = range(batch_size(few)) if several else ()  # where one gradient is not finite, the others' say enough
                 self._complete = self._complete or any(self._examine(losses, select(few, slice(i, i + 1))) for i in alone)
+            if versions_of(batch) != versions:
+                return  # `backward` says so; another pass would see other data
             some = self._few(losses, batch, _COMPARED)
             if check_examples_apart_by_value(losses, self.model, some, select) and self._complete:
                 self._looks_left = 0
@@ -144,7 +146,7 @@ class Captured(Handle):
         one, values = self._forward(losses, few)
         try:
             if versions_of(few) != versions:
-                return False  # `backward` says so; a second pass would see other data
+                return False
             look_at_arguments(self._capture, losses, self.model, few, one)
             check_rows_apart(one, values)
             return check_complete(one, values, self.trainable)

@@ -22,8 +22,7 @@ that add up to it: gradients that cancel are nothing but rounding."""
 _IN_ROWS = {torch.float64: 1e-9, torch.float32: 1e-5}
 _IN_ROWS_OF_HALVES = 1e-2
 _WEIGHTS = 20221104  # a seed like any other
-_WEIGHED = {torch.float64: 1e-9, torch.float32: 1e-3}
-_WEIGHED_IN_HALVES = 5e-2
+_WEIGHED, _WEIGHED_IN_HALVES = 1e-3, 5e-2  # of weights that are some tenths apart
 
 
 def look_at_arguments(capture: Capture, losses: Losses, model: nn.Module, batch: Any, one: Pass) -> None:
@@ -81,7 +80,8 @@ def check_rows_in_place(one: Pass, values: Tensor) -> None:
 
     def watch(layer: Layer, use: Use) -> None:
         norms = next(expected)
-        apart = (_norms_of_rows(use) - norms * weights).abs() > _WEIGHED.get(use.g.dtype, _WEIGHED_IN_HALVES) * norms
+        allowed = _WEIGHED if use.g.dtype == values.dtype == accumulation_dtype(values) else _WEIGHED_IN_HALVES
+        apart = (_norms_of_rows(use) - norms * weights).abs() > allowed * norms
         if (apart & norms.isfinite()).any():
             raise DpbenchError(
                 f"a row of the output of {layer.name} belongs to another example than the same row of the batch: examples change "

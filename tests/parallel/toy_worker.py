@@ -17,10 +17,10 @@ def meet():
     import torch.distributed as dist
 
     size, wait = int(os.environ["WORLD_SIZE"]), datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=f"file://{os.environ[STORE]}", rank=RANK, world_size=size, timeout=wait)
-    if RANK == 1:
-        os._exit(7)
-    try:
+    try:  # the other may be gone before this one has met it
+        dist.init_process_group("gloo", init_method=f"file://{os.environ[STORE]}", rank=RANK, world_size=size, timeout=wait)
+        if RANK == 1:
+            os._exit(7)
         dist.all_reduce(torch.ones(3))
     except RuntimeError as error:
         say({"failure": {"what": str(error), "way_out": "", "out_of_memory": False, "lost": True}})
