@@ -154,12 +154,15 @@ class Captured(Handle):
             one.close()
 
     def _few(self, losses: Losses, batch: Any, most: int) -> Any:
-        """The first examples of a batch that have a finite loss, or all where it cannot be cut."""
+        """The first examples of a batch that have a finite loss, or all where it cannot be cut. Beside a single one, others."""
         try:
             with torch.no_grad():
                 values = check_losses(losses(self.model, batch))
-                chosen = values.isfinite().nonzero()[:most, 0]
-                if len(chosen) in (0, len(values)) or len(values) != batch_size(batch):
+                finite = values.isfinite()
+                chosen = finite.nonzero()[:most, 0]
+                if len(chosen) < 2:
+                    chosen = torch.cat([chosen, (~finite).nonzero()[:, 0]])[:most]
+                if len(chosen) == len(values) or len(values) != batch_size(batch):
                     return batch
                 few = select(batch, chosen)
                 return few if len(check_losses(losses(self.model, few))) == len(chosen) else batch

@@ -561,6 +561,18 @@ def test_a_first_example_that_is_not_finite_hides_nothing(name, scope):
 
 
 @pytest.mark.parametrize(("name", "scope"), CAPTURED)
+def test_examples_that_mix_are_found_beside_one_that_is_not_finite(name, scope):
+    class Centred(Net):
+        def middle(self, x):
+            return x - x.mean(0)
+
+    batch = {key: value[:2] for key, value in batch_of().items()} | {"w": torch.tensor([math.nan, 1.0])}
+    handle, _ = attach(name, scope, Centred())
+    with pytest.raises(DpbenchError, match="of an example depends on"):
+        handle.backward(lambda model, b: class_losses(model, b) * b["w"], batch)
+
+
+@pytest.mark.parametrize(("name", "scope"), CAPTURED)
 def test_losses_of_no_trained_layer_are_refused(name, scope):
     handle, _ = attach(name, scope, Net())
     with pytest.raises(DpbenchError, match="do not depend on any trained layer"):
