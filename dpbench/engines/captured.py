@@ -126,15 +126,15 @@ class Captured(Handle):
         self._looks_left -= 1
         streams, versions = RandomStreams(self.model), versions_of(batch)
         try:
-            few = self._few(losses, batch, _LOOKED_AT)
+            some = self._few(losses, batch, _COMPARED)
             if not (self._complete and self._rows_apart):
                 self._rows_apart = several
+                few = self._few(losses, some, _LOOKED_AT)
                 self._complete = self._examine(losses, few)
                 alone = range(batch_size(few)) if several else ()  # where one gradient is not finite, the others' say enough
                 self._complete = self._complete or any(self._examine(losses, select(few, slice(i, i + 1))) for i in alone)
             if versions_of(batch) != versions:
                 return  # `backward` says so; another pass would see other data
-            some = self._few(losses, batch, _COMPARED)
             if check_examples_apart_by_value(losses, self.model, some, select) and self._complete:
                 self._looks_left = 0
         finally:
