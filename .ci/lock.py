@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from dpbench.packages import needed
+from dpbench.cli.packages import needed
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKERS = {"triton": 'platform_system == "Linux" and platform_machine == "x86_64"'}

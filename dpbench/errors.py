@@ -34,3 +34,8 @@ def unknown(kind: str, name: str, names: Iterable[str], where: str = "") -> Dpbe
     """An error for a name that is not in a registry."""
     prefix = f"{where}: " if where else ""
     return DpbenchError(f"{prefix}unknown {kind} {name!r}", nearest(name, names))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocator said no: torch's on a GPU, its or Python's on the CPU."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from dpbench import plugins
 from dpbench.data import registry
 from dpbench.data.described import Field, linear
+from dpbench.data.public import PUBLIC
 from dpbench.data.tokenizer import EOS, PAD, bpe
 from dpbench.errors import DpbenchError
 from dpbench.files import canonical_json, sha256_text
@@ -23,7 +24,6 @@ from dpbench.spec.sources import Source
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-PUBLIC = "wikitext2"
 PUBLIC_SPLIT = "test"
 """Of the BPE: the one that the language_model job makes its tokenizer of, so that its weights fit."""
 

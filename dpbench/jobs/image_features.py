@@ -1,91 +1,35 @@
-"""What a frozen model makes of a dataset's images, computed once and shared by every run that trains on it."""
+"""Compute a frozen model's features of a dataset's images."""
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field, model_validator
-
 from dpbench import plugins
-from dpbench.jobs.contract import Context, Outcome, metric
-from dpbench.spec.expand import Uses
+from dpbench.execution.contract import Context, Outcome, metric
 from dpbench.spec.sources import Source
-from dpbench.validation import Strict
+from dpbench.tasks.image_classification.features import FILE, extract, uses
+from dpbench.tasks.image_classification.features import FeatureSettings as Settings
+
+__all__ = ["Settings", "check", "run", "uses"]
 
 PLUGIN = {"kind": "job", "name": "image_features", "version": 1, "summary": "features of images by a frozen model"}
 
-FILE = "features.safetensors"
-SPLITS = ("train", "test")
-_TOGETHER = 8  # images of a forward pass: their intermediate values stay in cache
-
-
-class Settings(Strict):
-    """Which frozen model on which images. Features are not private: only what is trained on them is."""
-
-    task: str
-    model: str
-    train_limit: int | None = Field(None, ge=1)
-    device: Literal["cpu", "cuda"] = "cpu"
-
-    @model_validator(mode="after")
-    def _of_images(self) -> Settings:
-        if "image" not in plugins.get("dataset", self.task).extra:
-            raise ValueError(f"dataset {self.task} has no images")
-        return self
-
-
-def uses(settings: Settings) -> Uses:
-    """What decides the numbers. The model has no weights, so that it comes from nowhere: its version says all."""
-    return Uses(plugins=(("model", settings.model),), datasets=(settings.task,))
-
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """Write features fp16 [N, C, H, W] and labels of the training and test images.
+    """Write the features, and measure how many images a second they take.
 
     Raises:
         DpbenchError: no such device, or images of a size that the model does not take.
     """
-    import time
-
-    import torch
-    from safetensors.torch import save_file
-
-    from dpbench.data import registry as datasets
-    from dpbench.jobs.imaging import scaled
-    from dpbench.jobs.throughput import require_device
-    from dpbench.models import registry as models
+    from dpbench.execution.environment import require_device
 
     require_device(settings.device)
-    image = plugins.get("dataset", settings.task).extra["image"]
-    model = models.image_features(settings.model, image).to(settings.device).eval()
-    shape = models.image_features_shape(settings.model, image)
-    begun = time.perf_counter()
-    tensors, counts = {}, {}
-    source = context.sources[f"dataset:{settings.task}"]
-    limits = {"train": settings.train_limit}
-    # All splits before the first is worked on, so that a bad image of the last costs no time.
-    loaded = {split: datasets.load(settings.task, split, source, limits.get(split)).columns for split in SPLITS}
-    for split, columns in loaded.items():
-        pixels = torch.from_numpy(columns["image"])
-        found = torch.empty(len(pixels), shape["channels"], shape["height"], shape["width"], dtype=torch.float16)
-        with torch.inference_mode():
-            for start in range(0, len(pixels), _TOGETHER):
-                rows = slice(start, start + _TOGETHER)
-                found[rows] = model(scaled(pixels[rows].to(settings.device))).half().cpu()
-                if start % (64 * _TOGETHER) == 0:
-                    context.report(start, len(pixels), f"{split} features")
-        labels = torch.as_tensor(columns["labels" if "labels" in columns else "label"])
-        tensors[f"{split}_x"], tensors[f"{split}_y"] = found, labels
-        counts[split] = len(pixels)
-    seconds = time.perf_counter() - begun
-    save_file(tensors, context.out / FILE)
-    context.steps.write(step=0, rows=sum(counts.values()), seconds=seconds)
-    rate = metric("rows_per_second", sum(counts.values()) / seconds, "rows/s")
-    return Outcome([rate], facts={"rows": counts, "shape": shape}, artefacts=[FILE], device=settings.device)
+    facts, seconds = extract(settings, context)
+    count = sum(facts["rows"].values())
+    context.steps.write(step=0, rows=count, seconds=seconds)
+    return Outcome([metric("rows_per_second", count / seconds, "rows/s")], facts=facts, artefacts=[FILE], device=settings.device)
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
-    """Prove a run without running it: data schema, and that the model takes the images."""
+    """Return remarks of a dry run: data schema, and that the model takes the images."""
     from dpbench.data import registry as datasets
     from dpbench.models import registry as models
 

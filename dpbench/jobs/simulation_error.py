@@ -1,18 +1,8 @@
 """How far the simulated peak memory of a step is from the measured one, on this machine."""
 
-from __future__ import annotations
+from dpbench.measure.simulation_error import Settings, check, run, uses
 
-from typing import Literal
-
-from pydantic import Field
-
-from dpbench.jobs import throughput
-from dpbench.jobs.contract import Context, Outcome
-from dpbench.jobs.memory import measure_memory
-from dpbench.records.schema import Metric
-from dpbench.spec.expand import Uses
-from dpbench.spec.sources import Source
-from dpbench.validation import Strict
+__all__ = ["Settings", "check", "run", "uses"]
 
 PLUGIN = {
     "kind": "job",
@@ -20,80 +10,3 @@ PLUGIN = {
     "version": 1,
     "summary": "simulated peak memory against the measured one",
 }
-
-UNITS = {"measured": "MiB", "simulated": "MiB", "error": "%"}
-
-
-class Settings(Strict):
-    """A step that can be run here."""
-
-    dataset: str = "wikitext2"
-    size: str = Field(description="Size of the GPT-2 or Llama family.")
-    tokens: int = Field(ge=2, description="T, tokens an example.")
-    batch_size: int = Field(ge=1, description="B, examples a step.")
-    engines: list[str] = Field(min_length=1)
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["cpu", "cuda"] = "cpu"
-
-
-def uses(settings: Settings) -> Uses:
-    """As the measured step's."""
-    return throughput.uses(_timing(settings))
-
-
-def _timing(settings: Settings) -> throughput.Settings:
-    rate = 5e-3  # moves a bfloat16 weight of 1 too; no byte depends on it
-    return throughput.Settings(**settings.model_dump(), learning_rate=rate)
-
-
-def run(settings: Settings, context: Context) -> Outcome:
-    """Measure every engine in a fresh process, simulate the same step, compare.
-
-    Raises:
-        DpbenchError: no such device; an engine that cannot be simulated.
-    """
-    from dpbench.simulate.devices import DEVICES
-    from dpbench.simulate.step import Setting, step
-
-    timing = _timing(settings)
-    throughput.require_device(settings.device)
-    ids, facts = throughput.batch_ids(timing, context.sources[f"dataset:{settings.dataset}"])
-    runnable, skipped = throughput.skip_missing(settings.engines)
-    metrics = [_metric(m.labels["engine"], name, None, m.note) for m in skipped if m.name == "peak_memory" for name in UNITS]
-    workspace = DEVICES["h100_80"].workspace if _hopper(settings.device) else DEVICES["a100_80"].workspace
-    for done, (engine, found) in enumerate(measure_memory(timing, runnable, ids, context)):
-        context.report(done, len(runnable), f"memory of {engine}")
-        setting = Setting(
-            settings.size,
-            engine,
-            timing.mechanism(engine),
-            settings.tokens,
-            settings.batch_size,
-            dtype=settings.dtype,
-            device=settings.device,
-        )
-        simulated = step(setting).peak + (workspace if settings.device == "cuda" else 0)
-        if isinstance(found, str):
-            metrics += [_metric(engine, name, None, found) for name in ("measured", "error")]
-        else:
-            measured = max(found["tensors"])
-            metrics.append(_metric(engine, "measured", measured / 2**20))
-            metrics.append(_metric(engine, "error", 100 * (simulated / measured - 1)))
-        metrics.append(_metric(engine, "simulated", simulated / 2**20))
-    return Outcome(metrics, facts=facts, device=settings.device)
-
-
-def _hopper(device: str) -> bool:
-    import torch
-
-    return device == "cuda" and torch.cuda.get_device_capability()[0] == 9
-
-
-def _metric(engine: str, name: str, value: float | None, note: str = "") -> Metric:
-    kind: Literal["measured", "simulated"] = "measured" if name == "measured" else "simulated"
-    return Metric(name=name, value=value, unit=UNITS[name], labels={"engine": engine}, kind=kind, note=note)
-
-
-def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
-    """As the measured step's."""
-    return throughput.check(_timing(settings), sources)

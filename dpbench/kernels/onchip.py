@@ -15,7 +15,7 @@ AUTO_V = tl.constexpr(1)
 
 @triton.jit
 def factor_of(squared, bound, gamma, FUNCTION: tl.constexpr):
-    """Squared norms -> (norms, factors), as `dpbench.clipping` has them.
+    """Squared norms -> (norms, factors), as `dpbench.privacy.clipping` has them.
 
     Guarantee: factor x norm <= bound (to rounding) for a finite norm; the factor is 0 where the norm is not finite.
     """
@@ -27,7 +27,7 @@ def factor_of(squared, bound, gamma, FUNCTION: tl.constexpr):
         factor = tl.where(norm == 0, 0.0, tl.div_rn(bound, norm))
     else:
         factor = tl.where(norm + gamma == 0, 0.0, tl.div_rn(bound, norm + gamma))
-    normal = (factor >= 1.17549435e-38) & (factor < float("inf"))  # else 0, as in `dpbench.clipping.numbers`
+    normal = (factor >= 1.17549435e-38) & (factor < float("inf"))  # else 0, as in `dpbench.privacy.clipping.numbers`
     return norm, tl.where(normal & (norm < float("inf")), factor, 0.0)
 
 

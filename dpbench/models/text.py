@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dpbench import plugins
+from dpbench.data.coding import Pieces
 from dpbench.data.digests import digest
+from dpbench.data.public import PUBLIC
 from dpbench.data.tokenizer import EOS, PAD, bpe
 from dpbench.errors import DpbenchError
 from dpbench.models import sources
@@ -16,7 +18,6 @@ from dpbench.spec.sources import Source
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-PUBLIC = "wikitext2"
 LARGEST = 8192
 """Of a tokenizer trained here: public text of a few megabytes does not give many more."""
 
@@ -92,3 +93,16 @@ def text_tokenizer(name: str, source: Source, public_source: Source) -> TextToke
     tokenizer.no_padding()  # the file may carry both, for its own use
     tokenizer.no_truncation()
     return TextTokenizer(tokenizer, plugin.extra["architecture"]["pad_token_id"], size, digest(path), own=True)
+
+
+def own_coding(weights: str, source: Source, public_source: Source) -> Pieces:
+    """Return the tokenizer of a language model with published weights; on random ones in their place, one of public text.
+
+    Args:
+        weights: the model plug-in; source: of its weights; public_source: of the public text.
+    """
+    tokenizer = text_tokenizer(weights, source, public_source)
+    eos: int = plugins.get("model", weights).extra["architecture"]["eos_token_id"]
+    if not tokenizer.own:
+        eos = tokenizer.tokenizer.token_to_id(EOS)
+    return Pieces(tokenizer.tokenizer, tokenizer.vocabulary, tokenizer.pad, eos, tokenizer.sha256)

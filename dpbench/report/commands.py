@@ -28,7 +28,7 @@ def write_table(name: str, tier: str, folder: Path, sources: dict[str, str], see
     Raises:
         DpbenchError: unknown table or tier.
     """
-    from dpbench.study import config_of, resolver
+    from dpbench.execution.study import config_of, resolver
 
     spec = load_named(name)
     config = config_of({"tier": tier, "sources": sources, "seeds": seeds})
@@ -95,8 +95,8 @@ def write_report(data: list[Path], svgs: list[Path], judged: Path, out: Path) ->
 
 def write_recorded_report(out: Path) -> None:
     """The page from the committed records alone: the same on every machine."""
+    from dpbench.execution.study import config_of, resolver
     from dpbench.report import plots
-    from dpbench.study import config_of, resolver
 
     left_out: list[LeftOut] = []
     recorded = list(recorded_records(left_out))

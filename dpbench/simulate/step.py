@@ -15,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorConverter, FakeT
 
 from dpbench import methods
 from dpbench.errors import DpbenchError
-from dpbench.mechanism import Mechanism
+from dpbench.methods import timing
 from dpbench.models import registry as models
+from dpbench.privacy.mechanism import Mechanism
 from dpbench.simulate.attention import flash
 from dpbench.simulate.cost import Cost, Work
 
@@ -109,23 +110,25 @@ def _step(setting: Setting, model: nn.Module, cost: Cost) -> Step:
     batches = [{"input_ids": part} for part in ids.split(setting.micro_batch or setting.batch_size)]
     with cost:
         cost.count([*model.parameters(), *model.buffers(), ids])
-        attached = methods.attach(setting.engine, model, optimizer, setting.mechanism)
+        stepper = timing.optimizer_of(setting.engine, list(model.parameters()), optimizer)
+        method = methods.attach(setting.engine, model, stepper, setting.mechanism)
 
         def passes() -> int:
             cost.reset_peak()
-            attached.passes(models.language_model_losses, batches)
+            for batch in batches:
+                method.backward(models.language_model_losses, batch)
             return cost.peak
 
         def release() -> int:
             cost.reset_peak()
-            attached.release()
+            method.step()
             return cost.peak
 
         passes()
         release()
         cost.work = Work()
         found = Step(passes(), release(), cost.live, cost.work)
-        attached.detach()
+        method.detach()
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from dpbench import plugins
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import canonical_json
-from dpbench.identity import identity
+from dpbench.plugins.identity import identity
 from dpbench.spec.models import TIERS, AxisSpec, Own, Resources, Skip, TableSpec, label
 from dpbench.spec.sources import Source
 from dpbench.validation import parse

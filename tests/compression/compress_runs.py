@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpbench.data import registry as datasets
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
 from dpbench.files import sha256_file
 from dpbench.jobs import compress
-from dpbench.jobs.contract import Context
 from dpbench.records.schema import Environment, Record
 from dpbench.records.store import write_record
 from dpbench.spec.expand import config_of, run_id
 from dpbench.spec.sources import Source
-from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 TINY = Source(kind="scratch", synthetic=True)

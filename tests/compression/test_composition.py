@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from dpbench import accounting
-from dpbench.accounting import Release
-from dpbench.clipping.adaptive import Adaptive
-from dpbench.composition import Composition, calibrated_beside, phases, release_in, release_of, stage_seed
-from dpbench.engines.noise import Noise
 from dpbench.errors import DpbenchError
-from dpbench.mechanism import Clipping, Mechanism, Sampling, calibrated
-from dpbench.sampling import batches
+from dpbench.privacy import accounting
+from dpbench.privacy.accounting import Release
+from dpbench.privacy.clipping.adaptive import Adaptive
+from dpbench.privacy.composition import Composition, calibrated_beside, phases, release_in, release_of, stage_seed
+from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling, calibrated
+from dpbench.privacy.noise import Noise
+from dpbench.privacy.sampling import batches
 
 CLIPPING = Clipping("auto_s")
 FIRST, SECOND = Sampling("poisson", 5000, 200.0), Sampling("poisson", 5000, 300.0)

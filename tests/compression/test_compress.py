@@ -9,18 +9,19 @@ import pytest
 import torch
 from compress_runs import BASE, DROP, PLAIN, PRUNE, SOURCES, STUDENT, run, settings, value
 
-from dpbench import accounting
-from dpbench.composition import Composition, release_in, stage_seed
 from dpbench.compression import saved
 from dpbench.compression.cutting import blocks_of
 from dpbench.compression.pruning import Masks, prunable
 from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
-from dpbench.jobs import compress, compressing, inference, public_student, training
-from dpbench.jobs.contract import Context
-from dpbench.mechanism import calibrated
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
+from dpbench.jobs import compress, compressing, public_student, training
+from dpbench.measure import inference
+from dpbench.privacy import accounting
+from dpbench.privacy.composition import Composition, release_in, stage_seed
+from dpbench.privacy.mechanism import calibrated
 from dpbench.records.store import NAME, read_record
-from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dpbench.data import registry as datasets
+from dpbench.execution.runner import execute
 from dpbench.jobs import compressing
 from dpbench.models import registry as models
 from dpbench.records.store import NAME, read_record
-from dpbench.runner import execute
 from dpbench.spec.expand import expand
 from dpbench.spec.tables import load_table
 

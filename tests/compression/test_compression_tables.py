@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dpbench import accounting
-from dpbench.compression.settings import depth_of
+from dpbench.compression.parts import depth_of
+from dpbench.privacy import accounting
 from dpbench.report.deviations import deviations
 from dpbench.spec.expand import expand
 from dpbench.spec.models import TIERS

@@ -8,8 +8,8 @@ from compress_runs import PRUNE, run, settings
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dpbench.compression.pruning import Masks, prunable
-from dpbench.engines.base import Handle
 from dpbench.jobs import compressing
+from dpbench.methods.engines.base import Handle
 
 LOUD = {"epsilon": 0.5, "optimizer": {"name": "sgd", "learning_rate": 0.5, "schedule": "constant"}}
 """So much noise that the smallest weights before it are not the smallest behind it."""

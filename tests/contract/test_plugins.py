@@ -1,7 +1,7 @@
 """Every plug-in, by discovery: whoever adds one gets these tests without writing any.
 
-What engines, functions, scopes and zeroth-order methods compute is held to the oracle in `tests/engines/test_parity.py`,
-`tests/clipping/test_discovered.py` and `tests/zeroth/test_discovered_zeroth.py`, by discovery too. A plug-in outside the package:
+What engines, functions, scopes and zeroth-order methods compute is held to the oracle in `tests/methods/engines/test_parity.py`,
+`tests/privacy/clipping/test_discovered.py` and `tests/methods/zeroth/test_discovered_zeroth.py`, by discovery too. A plug-in outside the package:
 DPBENCH_PLUGINS=FOLDER python -m pytest with these four files.
 """
 
@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch import nn
 
-from dpbench import engines, plugins
-from dpbench.clipping.adaptive import Adaptive
-from dpbench.engines.base import Handle
+from dpbench import plugins
 from dpbench.errors import DpbenchError
-from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.methods import engines
+from dpbench.methods.engines.base import Handle
+from dpbench.privacy.clipping.adaptive import Adaptive
+from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 from dpbench.spec.expand import Uses
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -151,7 +152,7 @@ def test_engines_do_adaptive_thresholds_or_refuse_them(name):
 
 @pytest.mark.parametrize("name", names("published_engine"))
 def test_published_engines_are_exempt_and_say_why(name):
-    """No test of engines holds them, for they must fail: tests/engines/test_published.py shows that they do."""
+    """No test of engines holds them, for they must fail: tests/methods/engines/test_published.py shows that they do."""
     plugin = plugins.get("published_engine", name)
     assert plugin.extra["private"] is False
     assert plugin.extra["deviations"]

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from dpbench import plugins
 from dpbench.data import hub, images, registry
 from dpbench.errors import DpbenchError
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
 from dpbench.jobs import image as job
-from dpbench.jobs.contract import Context
 from dpbench.jobs.imaging import ImageTask, cross_entropies
 from dpbench.spec.sources import Source
-from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 NAMES = registry.attributes("celeba_multilabel")

@@ -15,6 +15,8 @@ import torch
 from parents import as_parent
 
 from dpbench.data import registry
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
 from dpbench.jobs import (
     classify,
     compress,
@@ -32,10 +34,8 @@ from dpbench.jobs import (
     prompted,
     training,
 )
-from dpbench.jobs.contract import Context
 from dpbench.models import sources
 from dpbench.spec.expand import merge
-from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 DATASETS = ("sst2", "qnli", "mnist", "e2e_nlg", "squad", "wikitext2")

@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 from job_runs import CASES, COMPRESS, EPSILON, context_of, run
 
-from dpbench import accounting
-from dpbench.accounting import Release
-from dpbench.composition import calibrated_beside, release_in, release_of
 from dpbench.errors import DpbenchError
 from dpbench.jobs import classify, compress, language_model, private
-from dpbench.mechanism import Clipping, Sampling, calibrated
+from dpbench.privacy import accounting
+from dpbench.privacy.accounting import Release
+from dpbench.privacy.composition import calibrated_beside, release_in, release_of
+from dpbench.privacy.mechanism import Clipping, Sampling, calibrated
 from dpbench.validation import parse
 
 LEAST = 0.99
@@ -86,7 +86,7 @@ def test_noise_calibrated_for_other_rows_than_are_drawn_from_stops_the_run(rows,
 def test_noise_calibrated_for_another_run_stops_the_run(over, monkeypatch):
     """Planted: a calibration that is kept under a name too short for it."""
     kept = settings(**over).mechanism(100, 100, 0).noise_multiplier
-    monkeypatch.setattr("dpbench.accounting.calibrate", lambda *args, **rest: kept)
+    monkeypatch.setattr("dpbench.privacy.accounting.calibrate", lambda *args, **rest: kept)
     with pytest.raises(DpbenchError, match=r"where 2 was asked for|is above the target 2"):
         settings().mechanism(100, 100, 0)
 

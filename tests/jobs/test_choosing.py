@@ -11,10 +11,10 @@ from parents import as_parent
 from dpbench.data import asked
 from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
 from dpbench.jobs import classify, continuing, features, prompted, training
-from dpbench.jobs.contract import Context
 from dpbench.spec.sources import Source
-from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 SCRATCH = Source(kind="scratch", synthetic=True)

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from dpbench.errors import DpbenchError
-from dpbench.jobs import classify, language_model, parallel, throughput
+from dpbench.jobs import classify, language_model
+from dpbench.measure import parallel, throughput
 from dpbench.spec.expand import config_of, merge, run_id
 from dpbench.spec.sources import Source
 from dpbench.validation import parse

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dpbench.errors import DpbenchError
-from dpbench.jobs.contract import Context
-from dpbench.tracking import StepLog
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
 
 FILE = "model.safetensors"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dpbench.jobs import convergence as job
-from dpbench.jobs.contract import Context
-from dpbench.tracking import StepLog
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
+from dpbench.measure import convergence as job
 from dpbench.validation import parse
 
 

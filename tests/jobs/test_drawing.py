@@ -10,11 +10,13 @@ import torch
 from job_runs import CASES, rows_of, run, task_of
 from torch import nn
 
-from dpbench import engines, sampling
 from dpbench.errors import DpbenchError
-from dpbench.jobs import drawing, equivalence, pretraining
+from dpbench.jobs import drawing, pretraining
+from dpbench.measure import equivalence
 from dpbench.jobs.drawing import Draws, watched
-from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.methods import engines
+from dpbench.privacy import sampling
+from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 from dpbench.validation import parse
 
 LOOPS = ("text", "zeroth", "prune", "language_model", "virtual_stages")

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from dpbench.errors import DpbenchError
-from dpbench.jobs import equivalence as job
-from dpbench.jobs.contract import Context
-from dpbench.tracking import StepLog
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
+from dpbench.measure import equivalence as job
 from dpbench.validation import parse
 
 BASE = {

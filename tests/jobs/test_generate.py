@@ -11,14 +11,14 @@ from dpbench.data import described, registry
 from dpbench.data.described import Described
 from dpbench.data.tokenizer import bpe
 from dpbench.errors import DpbenchError
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
 from dpbench.jobs import generate as job
 from dpbench.jobs import generation, language_model
-from dpbench.jobs.contract import Context
 from dpbench.jobs.fitting import fit
-from dpbench.mechanism import Clipping, Mechanism, Sampling
 from dpbench.models import sources as models
+from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 from dpbench.spec.expand import merge
-from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 BASE = {

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from dpbench import engines
 from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
 from dpbench.jobs import image as job
-from dpbench.jobs.contract import Context
 from dpbench.jobs.imaging import Average, ImageTask, Moves, scaled
-from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.methods import engines
+from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 from dpbench.spec.expand import merge
 from dpbench.spec.sources import Source
-from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 BASE = {

@@ -9,11 +9,11 @@ import pytest
 import torch
 from job_runs import CASES, COMPRESS, context_of, run
 
-from dpbench import engines
-from dpbench.composition import phases, stage_seed
 from dpbench.jobs import compress, imaging, public_student
-from dpbench.mechanism import Clipping, Mechanism, Sampling
-from dpbench.sampling import batches
+from dpbench.methods import engines
+from dpbench.privacy.composition import phases, stage_seed
+from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
+from dpbench.privacy.sampling import batches
 from dpbench.validation import parse
 
 POOL = 4
@@ -116,7 +116,7 @@ def test_a_teacher_a_student_and_phases_of_either_have_seeds_of_their_own():
 
 
 def test_planted_phases_of_one_seed_are_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr("dpbench.composition.stage_seed", lambda seed, stage: seed)
+    monkeypatch.setattr("dpbench.privacy.composition.stage_seed", lambda seed, stage: seed)
     plans = attached(monkeypatch)
     run(CASES["drop"], tmp_path)
     with pytest.raises(AssertionError):

@@ -7,10 +7,10 @@ import torch
 
 from dpbench import cli
 from dpbench.errors import DpbenchError
-from dpbench.jobs.kernel_bench import SHAPES, Case
+from dpbench.execution.runner import execute
+from dpbench.measure.kernel_bench import SHAPES, Case
 from dpbench.kernels.linear.cpu import LinearLeaf
 from dpbench.records.store import read_record
-from dpbench.runner import execute
 from dpbench.spec.expand import config_of
 
 QUICK = {"batch_size": 2, "tokens": 5, "rounds": 2, "milliseconds": 0.1}

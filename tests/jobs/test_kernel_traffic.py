@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dpbench.jobs import kernel_traffic as job
+from dpbench.measure import kernel_traffic as job
 
 B, T, I, O = 8, 256, 64, 128  # noqa: E741  the letters of every docstring
 SETTINGS = job.Settings(inputs=I, outputs=O, tokens=T, batch_size=B, engines=["nonprivate"], dtype="float32")
@@ -36,7 +36,7 @@ def test_per_example_gradients_are_seen_in_the_bytes():
 
 
 def test_a_missing_peer_leaves_its_reason(monkeypatch):
-    from dpbench.jobs import throughput
+    from dpbench.measure import throughput
 
     given = job.Settings(inputs=4, outputs=4, tokens=4, engines=["nonprivate", "opacus"])
     skipped = throughput.empty_metrics("opacus", "skipped: x")

@@ -8,15 +8,16 @@ import math
 import pytest
 import torch
 
-from dpbench import accounting, engines
 from dpbench.data import registry
 from dpbench.errors import DpbenchError
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
 from dpbench.jobs import language_model as job
 from dpbench.jobs import pretraining
-from dpbench.jobs.contract import Context
-from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.methods import engines
+from dpbench.privacy import accounting
+from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 from dpbench.spec.expand import merge
-from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 BASE = {

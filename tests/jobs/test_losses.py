@@ -11,8 +11,8 @@ from job_runs import CASES, context_of, stirred, task_of
 from parents import as_parent
 from torch import Tensor
 
-from dpbench.engines.base import without_padding
 from dpbench.jobs import compressing, generation, imaging, stage
+from dpbench.methods.engines.base import without_padding
 from dpbench.models.stages import stage_of
 
 ROWS = np.asarray([0, 3, 8, 11, 20, 33, 41, 57])

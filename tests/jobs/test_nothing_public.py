@@ -12,9 +12,9 @@ from parents import as_parent
 from safetensors.torch import load_file
 
 from dpbench.data import registry
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
 from dpbench.jobs import features, image_features
-from dpbench.jobs.contract import Context
-from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 ROW = 7

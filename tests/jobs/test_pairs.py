@@ -7,20 +7,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpbench import engines, plugins
+from dpbench import plugins
 from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
-from dpbench.identity import identity
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
 from dpbench.jobs import classify, features, training
-from dpbench.jobs.contract import Context
 from dpbench.jobs.text import TextData, compared, pooled
+from dpbench.methods import engines
 from dpbench.models import registry as models
 from dpbench.models.text import cut_longer_first
+from dpbench.plugins.identity import identity
 from dpbench.records.store import recorded_records
 from dpbench.spec.expand import expand, run_id
 from dpbench.spec.sources import Source
 from dpbench.spec.tables import load_table
-from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 SCRATCH = Source(kind="scratch", synthetic=True)

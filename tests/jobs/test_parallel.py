@@ -7,14 +7,14 @@ import types
 import pytest
 import torch
 
+from dpbench.distributed.launch import RankError
 from dpbench.errors import DpbenchError
-from dpbench.jobs import parallel
-from dpbench.jobs.contract import Context
-from dpbench.jobs.ranks import parts_of, whole_model
+from dpbench.execution.contract import Context
+from dpbench.execution.study import study_at
+from dpbench.measure import parallel
+from dpbench.measure.ranks import parts_of, whole_model
 from dpbench.models.registry import language_model
 from dpbench.models.seeded import materialise
-from dpbench.parallel.launch import RankError
-from dpbench.study import study_at
 from dpbench.validation import parse
 
 BASE = {"mode": "ddp", "processes": 2, "size": "tiny", "tokens": 16, "batch_size": 4, "engines": ["nonprivate", "fused"]}
@@ -116,7 +116,7 @@ def test_an_engine_without_room_is_left_out_and_the_others_start_again(tmp_path,
             yield from ((rank, {"engine": engine, "peaks": {"tensors": [1.0, 2.0 + rank], "process": 0.0}}) for rank in range(2))
         yield 0, {"engine": "fused", "seconds": 0.5}
 
-    monkeypatch.setattr("dpbench.parallel.launch.run_group", run_group)
+    monkeypatch.setattr("dpbench.distributed.launch.run_group", run_group)
     outcome = parallel.run(settings(rounds=1), context(tmp_path))
     assert launches == [["nonprivate", "fused"], ["fused"]]
     values = {(m.name, m.labels["engine"]): m for m in outcome.metrics}

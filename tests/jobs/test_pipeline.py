@@ -7,15 +7,15 @@ import torch
 
 from dpbench.data import registry
 from dpbench.errors import DpbenchError
+from dpbench.execution.contract import Context
+from dpbench.execution.study import study_at
+from dpbench.execution.tracking import StepLog
 from dpbench.jobs import generation, language_model, piping
 from dpbench.jobs import pipeline as job
-from dpbench.jobs.contract import Context
 from dpbench.jobs.stage import Counter, StageTask, stage
 from dpbench.models import sources as models
 from dpbench.models.stages import stage_of
 from dpbench.spec.expand import merge
-from dpbench.study import study_at
-from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 START = {"tokens": 80, "train_blocks": 60, "steps": 3, "expected_batch_size": 10, "learning_rate": 1e-2}

@@ -10,13 +10,13 @@ import torch
 
 from dpbench.data import registry
 from dpbench.errors import DpbenchError
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
 from dpbench.jobs import continuing, generate, language_model
 from dpbench.jobs import prompted as job
-from dpbench.jobs.contract import Context
 from dpbench.models import registry as models
 from dpbench.models import sources
 from dpbench.spec.expand import merge
-from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 BASE = {
@@ -320,8 +320,8 @@ def test_a_first_order_engine_needs_one_input_an_example(context):
 @pytest.mark.parametrize("over", [{"loss": "tokens"}, {"label_words": {"negative": " a", "positive": " b"}}, ANSWERS])
 def test_first_order_engines_sum_what_the_oracle_sums(context, over):
     """Noise 0 and a bound that bites: the clipped sums of three engines are equal to fp32 rounding."""
-    from dpbench import engines
-    from dpbench.mechanism import Clipping, Mechanism, Sampling
+    from dpbench.methods import engines
+    from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 
     sums = {}
     for engine in ("loop", "vmap", "bookkeeping"):

@@ -11,14 +11,14 @@ import torch
 from dpbench import plugins
 from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
 from dpbench.jobs import classify, training
-from dpbench.jobs.contract import Context
 from dpbench.jobs.prompting import Prompt
 from dpbench.jobs.text import TextData
 from dpbench.models import registry as models
 from dpbench.models.text import TextTokenizer
 from dpbench.spec.sources import Source
-from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 WORDS = ["terrible", "great", "It", "was", ".", "?", ",", "Yes", "No", "Maybe", "a", "film", "very", "fine", "unhappily"]

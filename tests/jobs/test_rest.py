@@ -9,12 +9,12 @@ import pytest
 
 from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
 from dpbench.jobs import classify, features, image, imaging, training
-from dpbench.jobs.contract import Context
 from dpbench.jobs.rest import in_rest, share_of
 from dpbench.spec.expand import config_of, merge, run_id
 from dpbench.spec.sources import Source
-from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 SCRATCH = Source(kind="scratch", synthetic=True)

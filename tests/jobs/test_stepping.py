@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from dpbench.jobs.stepping import ZerothFit
-from dpbench.zeroth.trainer import SILENT
+from dpbench.methods.zeroth.trainer import SILENT
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dpbench.errors import DpbenchError
-from dpbench.jobs import throughput
-from dpbench.jobs.bench import Bench
+from dpbench.measure import throughput
+from dpbench.measure.bench import Bench
 from dpbench.validation import parse
 
 IDS = np.random.default_rng(0).integers(0, 64, (6, 8))
@@ -56,7 +56,7 @@ def test_an_option_that_is_not_given_is_not_part_of_a_runs_name():
 
 
 def test_the_choice_of_kernels_names_a_run_only_where_it_is_made():
-    from dpbench.jobs.throughput import Settings
+    from dpbench.measure.throughput import Settings
 
     given = {"size": "tiny", "tokens": 4, "batch_size": 2, "engines": ["nonprivate", "fused"]}
     assert "kernels" not in Settings(**given).model_dump(mode="json")
@@ -77,9 +77,9 @@ def test_two_engines_may_go_on_in_turn_without_the_others():
 
 
 def test_an_engine_that_runs_out_of_memory_is_OOM_and_the_others_go_on(tmp_path, monkeypatch):
-    from dpbench.jobs import memory
-    from dpbench.jobs.contract import Context
-    from dpbench.tracking import StepLog
+    from dpbench.execution.contract import Context
+    from dpbench.execution.tracking import StepLog
+    from dpbench.measure import memory
 
     own = throughput.Settings(size="tiny", tokens=8, batch_size=2, engines=["nonprivate", "ghost", "fused"], rounds=3, steps=1)
     ids = np.zeros((2, 8), dtype=np.int64)
@@ -107,7 +107,7 @@ def test_an_engine_that_runs_out_of_memory_is_OOM_and_the_others_go_on(tmp_path,
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
-    from dpbench.jobs.memory import is_out_of_memory
+    from dpbench.measure.memory import is_out_of_memory
 
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
     assert not is_out_of_memory(RuntimeError("expected a tensor"))

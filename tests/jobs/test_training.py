@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from dpbench.errors import DpbenchError
-from dpbench.jobs import classify, memory, throughput, training
+from dpbench.jobs import classify, training
+from dpbench.measure import memory, throughput
 from dpbench.validation import parse
 
 BASE = {
@@ -136,8 +137,8 @@ def test_peak_bytes_count_live_storage():
 
 
 def test_memory_worker_measures_every_engine(tmp_path):
-    from dpbench.jobs.contract import Context
-    from dpbench.tracking import StepLog
+    from dpbench.execution.contract import Context
+    from dpbench.execution.tracking import StepLog
 
     own = parse(
         throughput.Settings, {"size": "tiny", "tokens": 16, "batch_size": 2, "engines": ["nonprivate", "opacus", "fused"]}, "test"
@@ -178,9 +179,9 @@ class _Points:
 
 @pytest.mark.parametrize("engine", ["nonprivate", "bookkeeping", "ghost", "opacus"])
 def test_a_learning_curve_changes_nothing(engine, tmp_path):
-    from dpbench.jobs.contract import Context
+    from dpbench.execution.contract import Context
+    from dpbench.execution.tracking import StepLog
     from dpbench.jobs.fitting import fit
-    from dpbench.tracking import StepLog
 
     over = {"engine": engine, "steps": 7, "expected_batch_size": 20}
     own = settings(

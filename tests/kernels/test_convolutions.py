@@ -7,9 +7,9 @@ import torch
 from test_leaves import MAKERS, conv, fresh, hold, norms_of, of_sum, relative, sums
 from torch import nn
 
-from dpbench.clipping import abadi
 from dpbench.kernels.conv import cpu
 from dpbench.kernels.leaf import Factor, Use
+from dpbench.privacy.clipping import abadi
 from dpbench.simulate.peak import PeakBytes
 
 WAYS = ("at once", "gram")

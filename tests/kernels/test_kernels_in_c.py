@@ -11,17 +11,18 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from dpbench import engines, native, plugins
-from dpbench.clipping import abadi
-from dpbench.engines.layers import find_layers
+from dpbench import plugins
 from dpbench.errors import DpbenchError
-from dpbench.kernels import compiled
+from dpbench.kernels import compiled, native
 from dpbench.kernels.layernorm import native as norms_native
 from dpbench.kernels.layernorm import reference as norms_reference
 from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.linear import cpu, reference
 from dpbench.kernels.linear import native as linear_native
-from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.methods import engines
+from dpbench.methods.engines.layers import find_layers
+from dpbench.privacy.clipping import abadi
+from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 
 WHY = linear_native.NativeLinearLeaf.refuses(nn.Linear(1, 1))
 pytestmark = pytest.mark.skipif(WHY is not None, reason=str(WHY))

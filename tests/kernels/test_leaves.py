@@ -10,7 +10,6 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dpbench import errors
-from dpbench.clipping import abadi, auto_s, auto_v
 from dpbench.kernels.conv import reference as conv_reference
 from dpbench.kernels.conv.cpu import ConvLeaf
 from dpbench.kernels.embedding import reference as embedding_reference
@@ -29,6 +28,7 @@ from dpbench.kernels.linear.cpu import Conv1DLeaf, LinearLeaf
 from dpbench.kernels.rmsnorm import reference as rmsnorm_reference
 from dpbench.kernels.rmsnorm.cpu import RMSNormLeaf
 from dpbench.kernels.rmsnorm.native import NativeRMSNormLeaf
+from dpbench.privacy.clipping import abadi, auto_s, auto_v
 
 FUNCTIONS = {"abadi": abadi, "auto_v": auto_v, "auto_s": auto_s}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from dpbench.clipping import abadi
 from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.linear import plan, reference
+from dpbench.privacy.clipping import abadi
 
 pytestmark = [
     pytest.mark.gpu,
@@ -71,7 +71,7 @@ def test_every_way_of_a_linear_layer(way, shape, dtype, monkeypatch):
 
 
 def test_the_bench_finds_every_kernel_right(tmp_path):
-    from dpbench.runner import execute
+    from dpbench.execution.runner import execute
     from dpbench.spec.expand import config_of
 
     for dtype in ("float32", "bfloat16"):

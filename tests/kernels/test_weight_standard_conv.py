@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from dpbench.clipping import abadi
-from dpbench.engines.layers import find_layers
 from dpbench.kernels.conv.cpu import ConvLeaf
 from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.weight_standard_conv.cpu import WeightStandardConvLeaf
 from dpbench.kernels.weight_standard_conv.module import WeightStandardConv2d, standardised
 from dpbench.kernels.weight_standard_conv.reference import per_example
+from dpbench.methods.engines.layers import find_layers
+from dpbench.privacy.clipping import abadi
 
 SHAPES = {
     "plain": {"args": (3, 5, 3), "options": {"padding": 1}},

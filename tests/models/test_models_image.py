@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from dpbench import engines, plugins
+from dpbench import plugins
 from dpbench.errors import DpbenchError
-from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.methods import engines
 from dpbench.models.registry import image_model
+from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 
 GREY = {"channels": 1, "height": 28, "width": 28}
 COLOUR = {"channels": 3, "height": 32, "width": 32}

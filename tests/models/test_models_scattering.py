@@ -10,13 +10,13 @@ from torch.nn.functional import pad
 
 from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
 from dpbench.jobs import image, image_features
-from dpbench.jobs.contract import Context
 from dpbench.jobs.imaging import ImageTask
 from dpbench.models import registry as models
 from dpbench.models.scattering import Scattering, build, morlet, shape
 from dpbench.spec.sources import Source
-from dpbench.tracking import StepLog
 from dpbench.validation import parse
 
 

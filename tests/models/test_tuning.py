@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from dpbench import engines
 from dpbench.errors import DpbenchError
-from dpbench.mechanism import Clipping, Mechanism, Sampling
+from dpbench.methods import engines
 from dpbench.models import registry as models
 from dpbench.models import tuning
+from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 
 MAKE = {
     "last_layers": lambda model, meta: tuning.last_layers(model, 1),

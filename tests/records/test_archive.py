@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 from test_store import record
 
-from dpbench import recording
-from dpbench.cli import main
+from dpbench.cli import main, recording
 from dpbench.errors import DpbenchError
 from dpbench.records import archive as archives
 from dpbench.records.archive import pack_files, unpack

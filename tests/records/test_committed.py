@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dpbench import environment, paths
+from dpbench import paths
+from dpbench.execution import environment
 from dpbench.records.store import NAME, LeftOut, recorded_records
 from dpbench.spec.tables import papers, tables_of
 

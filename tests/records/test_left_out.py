@@ -11,13 +11,13 @@ from test_meaning import FAULTS, put, sound, text_of
 from test_store import record
 
 from dpbench.cli import main
+from dpbench.execution.study import config_of, resolver, study_at
 from dpbench.records.schema import Record
 from dpbench.records.store import LeftOut, Stored, local_records, recorded_records, write_record
 from dpbench.report.collect import build_table
 from dpbench.report.commands import read_table
 from dpbench.spec import tables
 from dpbench.spec.expand import run_id
-from dpbench.study import config_of, resolver, study_at
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TABLE = "dpzero/quadratic"

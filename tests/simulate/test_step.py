@@ -8,7 +8,7 @@ import torch
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError
-from dpbench.jobs import memory, throughput
+from dpbench.measure import memory, throughput
 from dpbench.simulate.cost import Work
 from dpbench.simulate.step import Setting, step
 
@@ -93,7 +93,7 @@ def test_a_roofline_takes_the_slower_side():
 
 
 def test_what_cannot_be_simulated_says_so(monkeypatch):
-    from dpbench.engines.fused import Engine
+    from dpbench.methods.engines.fused import Engine
 
     def read(*_):
         raise NotImplementedError("aten::something")

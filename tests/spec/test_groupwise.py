@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dpbench.clipping.adaptive import Adaptive
 from dpbench.files import sha256_text
+from dpbench.privacy.clipping.adaptive import Adaptive
 from dpbench.records.schema import Environment, Metric, Record, Request
 from dpbench.records.store import Stored
 from dpbench.report.claims import judge

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from dpbench.execution.study import config_of, resolver
 from dpbench.spec.expand import expand
 from dpbench.spec.models import TIERS
 from dpbench.spec.tables import load_table, published
-from dpbench.study import config_of, resolver
 
 TABLES = {"opt": ("accuracy", ["sst2", "boolq"]), "opt_f1": ("f1", ["squad", "drop"])}
 

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from dpbench.errors import DpbenchError
-from dpbench.runner import read_config
+from dpbench.execution.runner import read_config
+from dpbench.execution.study import study_at
 from dpbench.spec.config import check_files, load_config
-from dpbench.study import study_at
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +168,8 @@ def test_a_root_without_tables_is_named_and_not_the_paper(tmp_path, monkeypatch)
 
 
 def test_a_local_file_that_changed_is_named_and_not_the_hub(sound, monkeypatch):
-    from dpbench import runner
     from dpbench.data import registry
+    from dpbench.execution import runner
     from dpbench.spec.sources import Source
 
     def resolve(name, kind):

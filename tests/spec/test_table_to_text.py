@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from dpbench.execution.study import config_of, resolver
 from dpbench.spec.expand import expand
 from dpbench.spec.models import TIERS
 from dpbench.spec.tables import load_table, published
-from dpbench.study import config_of, resolver
 
 
 def test_the_published_values_stand_where_the_table_has_them():

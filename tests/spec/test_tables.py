@@ -220,7 +220,7 @@ def test_the_name_does_not_depend_on_the_order_of_keys():
 
 def test_naming_runs_does_not_import_torch():
     code = (
-        "import sys; from dpbench.study import study; from dpbench.spec.config import Config;"
+        "import sys; from dpbench.execution.study import study; from dpbench.spec.config import Config;"
         "[study(Config(tier=t)) for t in ('smoke', 'laptop', 'paper')]; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)

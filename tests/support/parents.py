@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dpbench import environment
+from dpbench.execution import environment
 from dpbench.files import sha256_file
 from dpbench.records.schema import Record
 from dpbench.records.store import write_record

@@ -57,7 +57,7 @@ def patched(*values, **more):
 module.{name} = patched
 """
 _STEP = """
-from dpbench.tracking import StepLog
+from dpbench.execution.tracking import StepLog
 real = StepLog.write
 def write(*values, **more):
     real(*values, **more)
@@ -66,7 +66,7 @@ StepLog.write = write
 """
 _WAIT = """
 import time
-from dpbench.tracking import StepLog
+from dpbench.execution.tracking import StepLog
 def write(*values, **more):
     time.sleep(600)
 StepLog.write = write

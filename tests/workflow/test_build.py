@@ -16,8 +16,8 @@ import psutil
 import pytest
 from working_tree import Tree
 
+from dpbench.execution.study import Study, config_of, study
 from dpbench.spec.models import TIERS
-from dpbench.study import Study, config_of, study
 
 pytestmark = pytest.mark.workflow
 SMOKE = ("--cores", "all", "--config", "tier=smoke")

@@ -1,4 +1,4 @@
-"""dpbench.study and the schemas."""
+"""dpbench.execution.study and the schemas."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import jsonschema
 import pytest
 import yaml
 
-from dpbench import study as module
+from dpbench.cli.schemas import schemas, write_schemas
 from dpbench.errors import DpbenchError
+from dpbench.execution import study as module
+from dpbench.execution.study import config_of, resolver, study
 from dpbench.spec.config import Config
 from dpbench.spec.models import TIERS, Resources
-from dpbench.spec.schemas import schemas, write_schemas
-from dpbench.study import config_of, resolver, study
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -93,7 +93,7 @@ def test_a_source_for_nothing_is_an_error() -> None:
 
 
 def test_naming_all_runs_imports_no_torch() -> None:
-    code = "import sys; from dpbench.study import *; study(config_of({})); sys.exit('torch' in sys.modules)"
+    code = "import sys; from dpbench.execution.study import *; study(config_of({})); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

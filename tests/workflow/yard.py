@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 from working_tree import Tree
 
+from dpbench.execution.study import study
 from dpbench.spec.config import Config
-from dpbench.study import study
 
 TABLES = ("dpzero/quadratic", "automatic/glue_base")
 """Two small studies: runs of a second and runs of a few."""
@@ -183,7 +183,7 @@ class Yard:
         found = []
         for process in self.processes():
             with suppress(psutil.Error, ProcessLookupError):
-                if "dpbench.warm" in process.cmdline() and os.getsid(process.pid):
+                if "dpbench.execution.warm" in process.cmdline() and os.getsid(process.pid):
                     found.append(process)
         return found
 

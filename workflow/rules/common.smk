@@ -11,8 +11,8 @@ from snakemake.exceptions import WorkflowError
 from dpbench import __version__
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import canonical_json
-from dpbench.study import config_of, study
-from dpbench.workflow import KEEP, keep_records_unless_forced, take_turn
+from dpbench.execution.study import config_of, study
+from dpbench.execution.workflow import KEEP, keep_records_unless_forced, take_turn
 
 try:
     STUDY = study(config_of(config))

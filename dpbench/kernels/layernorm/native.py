@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from dpbench import native
-from dpbench.kernels import compiled
+from dpbench.kernels import compiled, native
 from dpbench.kernels.layernorm.cpu import LayerNormLeaf
 from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.small import SmallLeaf

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
-from dpbench import native
-from dpbench.kernels import compiled
+from dpbench.kernels import compiled, native
 from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.linear.cpu import Conv1DLeaf, LinearLeaf, single_pass
 

@@ -8,13 +8,13 @@ from models import Language, Twice, data, gradients, losses, mechanism, relative
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpbench import engines
-from dpbench.clipping import abadi
-from dpbench.engines import rescue
 from dpbench.errors import DpbenchError
 from dpbench.kernels.embedding.triton import EmbeddingTritonLeaf
 from dpbench.kernels.layernorm.triton import LayerNormTritonLeaf
 from dpbench.kernels.linear.triton import Conv1DTritonLeaf, LinearTritonLeaf
+from dpbench.methods import engines
+from dpbench.methods.engines import rescue
+from dpbench.privacy.clipping import abadi
 
 MODELS = {
     "plain": Language,

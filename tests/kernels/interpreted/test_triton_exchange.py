@@ -11,10 +11,10 @@ import torch
 from guarded import with_fault
 from test_leaves import norms_of, relative
 
-from dpbench.clipping import abadi
 from dpbench.kernels.linear import onchip, plan, reference
 from dpbench.kernels.linear import triton as ours
 from dpbench.kernels.onchip import FUNCTIONS
+from dpbench.privacy.clipping import abadi
 
 LATE = 0.5  # seconds; a program without a barrier is through in a tenth of it
 PATIENCE = 60

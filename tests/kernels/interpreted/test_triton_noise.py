@@ -10,8 +10,8 @@ from guarded import SENTINEL
 from models import mechanism
 from scipy import stats
 
-from dpbench.engines.noise import Noise
 from dpbench.kernels.noise.triton import noise_add_
+from dpbench.privacy.noise import Noise
 
 WORD = 1 << 32
 

@@ -9,7 +9,6 @@ from test_leaves import hold, norms_of, oracle_embedding, oracle_layernorm, orac
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from dpbench.clipping import abadi
 from dpbench.kernels.embedding import onchip as embedding_onchip
 from dpbench.kernels.embedding import triton as embedding_ours
 from dpbench.kernels.embedding.triton import EmbeddingTritonLeaf
@@ -18,6 +17,7 @@ from dpbench.kernels.layernorm import triton as norm_ours
 from dpbench.kernels.layernorm.triton import LayerNormTritonLeaf
 from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.rmsnorm.triton import RMSNormTritonLeaf
+from dpbench.privacy.clipping import abadi
 
 SHAPES = [(1, 1), (2, 65), (2, 1, 3)]
 

@@ -1,0 +1,319 @@
+"""The command line. Thin: it parses, calls, and turns a DpbenchError into one message and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import reprlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpbench import __version__, paths
+from dpbench.errors import DpbenchError
+from dpbench.execution.processes import end_with
+from dpbench.execution.tracking import MODES
+from dpbench.files import full_error, is_disk_full
+from dpbench.parsing import parse_json
+from dpbench.spec.models import TIERS
+
+if TYPE_CHECKING:
+    from dpbench.records.store import LeftOut
+
+
+def _run(args: argparse.Namespace) -> int:
+    from dpbench.execution.runner import execute, finished, read_config
+
+    if args.owner is not None:
+        end_with(args.owner)
+    if args.warm and not (args.keep and finished(read_config(args.config), Path(args.out))):
+        from dpbench.execution import warm
+
+        words = ["run", args.config, "--out", args.out, "--threads", str(args.threads), "--tracking", args.tracking]
+        code = warm.call(words + ["--quiet"] * args.quiet + ["--keep"] * args.keep)
+        if code is not None:
+            return code
+    execute(read_config(args.config), Path(args.out), args.threads, args.tracking, args.quiet, args.keep)
+    return 0
+
+
+def _table(args: argparse.Namespace) -> int:
+    from dpbench.report.commands import write_table
+
+    sources = parse_json(args.sources, "--sources", "give a JSON mapping of names") if args.sources else {}
+    left_out = write_table(args.table, args.tier, Path(args.out), sources, args.seeds)
+    return 0 if args.keep_going else _all_but(left_out, "used in this table")
+
+
+def _plot(args: argparse.Namespace) -> None:
+    from dpbench.report.commands import write_plot
+
+    write_plot(args.table, args.name, Path(args.data), Path(args.out))
+
+
+def _claims(args: argparse.Namespace) -> None:
+    from dpbench.report.commands import write_claims
+
+    write_claims([Path(p) for p in args.tables], Path(args.out))
+
+
+def _long(args: argparse.Namespace) -> None:
+    from dpbench.report.commands import write_long_table
+
+    write_long_table(Path(args.out))
+
+
+def _report(args: argparse.Namespace) -> None:
+    from dpbench.report.commands import write_recorded_report, write_report
+
+    if args.recorded:
+        write_recorded_report(Path(args.out))
+    else:
+        write_report([Path(p) for p in args.tables], [Path(p) for p in args.plots], Path(args.claims), Path(args.out))
+
+
+def _record(args: argparse.Namespace) -> int:
+    from dpbench.cli import recording
+    from dpbench.records.migrate import migrate
+
+    left_out: list[LeftOut] = []
+    if args.merge:
+        print(*recording.merge(Path(args.merge), left_out), sep="\n")
+        return _all_but(left_out, "filed")
+    if args.migrate is not None:
+        print(*migrate([Path(p) for p in args.migrate], left_out), sep="\n")
+        return _all_but(left_out, "migrated")
+    if not args.tier:
+        raise DpbenchError("record needs --tier or --merge FILE", "say which tier to run, or which archive to file")
+    recording.record(args.tier, args.minutes, Path(args.out) if args.out else None, args.tables, args.threads)
+    return 0
+
+
+def _all_but(left_out: Sequence[LeftOut], done: str) -> int:
+    """The exit code of a verb that did all but what it had to leave out."""
+    if left_out:
+        count = "1 record was" if len(left_out) == 1 else f"{len(left_out)} records were"
+        print(f"error: {count} not {done}, for what is said above", file=sys.stderr)
+    return 2 if left_out else 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from dpbench.cli.checking import check
+
+    return check(args.tier, args.tables)
+
+
+def _plugins(args: argparse.Namespace) -> int:
+    from dpbench import plugins
+    from dpbench.plugins import identity
+
+    if args.lock is not None:
+        for key in identity.lock(args.lock, args.why):
+            print(f"locked {key}")
+        return 0
+    findings = identity.stale()
+    for kind in plugins.FOLDERS:
+        for plugin in plugins.discover(kind).values():
+            where = f"{plugin.path}, in no lock: its runs are named by its content" if plugin.outside else ""
+            print(f"{plugin.key:32} {identity.identity(plugin)!s:16} {findings.get(plugin.key, where)}".rstrip())
+    for key in (key for key in findings if key.startswith("core:")):
+        print(f"{key:32} {'':16} {findings[key]}")
+    return 1 if findings else 0
+
+
+def _doctor(_args: argparse.Namespace) -> None:
+    from dpbench.cli.doctor import report
+
+    print(report())
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from dpbench.execution.runner import execute
+    from dpbench.measure import kernel_bench
+    from dpbench.spec.expand import config_of, run_id
+    from dpbench.validation import parse
+
+    settings = {key: getattr(args, key) for key in ("shapes", "kernels", "batch_size", "tokens", "dtype", "device", "rounds")}
+    given = parse(kernel_bench.Settings, {key: value for key, value in settings.items() if value is not None}, "bench kernels")
+    config = config_of("kernel_bench", given.model_dump())
+    record = execute(config, Path(args.out) / run_id(config), args.threads, quiet=args.quiet)
+    print("\n".join(kernel_bench.lines(record.metrics)))
+    return 1 if record.warnings else 0
+
+
+def _bundle(args: argparse.Namespace) -> None:
+    from dpbench.cli.bundle import bundle
+
+    out = Path(args.out)
+    for line in bundle(args.tier, out, args.tables, args.have, args.python, args.machine, args.half):
+        print(line)
+
+
+def _simulate(args: argparse.Namespace) -> None:
+    from dpbench.measure.simulation import printed
+
+    given = {"size": args.size, "tokens": args.tokens, "batch_size": args.batch_size, "dtype": args.dtype, "whole": args.whole}
+    print(printed(given | {"engines": args.engines, "devices": args.devices}))
+
+
+def _schema(args: argparse.Namespace) -> None:
+    from dpbench.cli.schemas import write_schemas
+
+    write_schemas(Path(args.out))
+
+
+_LIMITS = {"threads": (1, 1024), "seed": (0, 2**32 - 1), "process": (1, 2**31 - 1), "count": (1, 2**31 - 1)}
+
+
+def _integer(kind: str) -> Callable[[str], int]:
+    """A type of option: an integer within the limits of its kind."""
+    low, high = _LIMITS[kind]
+
+    def parse(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if len(text) <= 20 and low <= int(text) <= high:
+                return int(text)
+        raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is not an integer from {low} to {high}")
+
+    return parse
+
+
+def _minutes(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= 60 * 24 * 366:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is not a number of minutes above 0 and within a year")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every verb and its options."""
+    top = argparse.ArgumentParser(prog="dpbench", description="The published tables of DP deep learning, regenerated.")
+    top.add_argument("--version", action="version", version=f"dpbench {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name, call, text):  # type: ignore[no-untyped-def]
+        made = verbs.add_parser(name, help=text, description=text)
+        made.set_defaults(call=call)
+        return made
+
+    run = verb("run", _run, "run one config into a folder")
+    run.add_argument("config", metavar="CONFIG", help="path of a run's config.json, or the JSON itself")
+    run.add_argument("--out", required=True, metavar="DIR")
+    run.add_argument("--threads", type=_integer("threads"), metavar="N", default=os.cpu_count() or 1)
+    run.add_argument("--tracking", choices=MODES, default="off", help="mirror to Weights & Biases")
+    run.add_argument("--quiet", action="store_true", help="no progress bar")
+    run.add_argument("--warm", type=int, choices=(0, 1), default=0, help="1: as a fork of a process that has imported torch")
+    run.add_argument("--keep", action="store_true", help="take a finished record that is there, instead of making it again")
+    run.add_argument("--owner", type=_integer("process"), metavar="PID", help="end when this process has ended")
+
+    table = verb("table", _table, "write one table as CSV, Markdown, LaTeX, HTML and JSON")
+    table.add_argument("table", metavar="PAPER/TABLE")
+    table.add_argument("--tier", default="laptop", metavar="TIER", help=", ".join(TIERS))
+    table.add_argument("--out", required=True, metavar="DIR")
+    table.add_argument("--sources", metavar="JSON", help="dataset or model -> where it must come from")
+    table.add_argument("--seeds", type=_integer("seed"), nargs="*", default=None)
+    table.add_argument(
+        "--keep-going", action="store_true", help="exit code 0 also where a record of its own runs had to be left out"
+    )
+
+    plot = verb("plot", _plot, "draw one plot of a table")
+    plot.add_argument("table", metavar="PAPER/TABLE")
+    plot.add_argument("name", metavar="NAME")
+    plot.add_argument("--table", dest="data", required=True, metavar="JSON", help="the table's JSON")
+    plot.add_argument("--out", required=True, metavar="FILE.svg")
+
+    claims = verb("claims", _claims, "judge the claims of tables")
+    claims.add_argument("--tables", nargs="+", required=True, metavar="JSON")
+    claims.add_argument("--out", required=True, metavar="FILE.json")
+
+    long = verb("long", _long, "write all records as one long table, CSV and parquet")
+    long.add_argument("--out", required=True, metavar="FILE.csv")
+
+    report = verb("report", _report, "write the HTML report")
+    report.add_argument("--tables", nargs="*", default=[], metavar="JSON")
+    report.add_argument("--plots", nargs="*", default=[], metavar="SVG")
+    report.add_argument("--claims", metavar="JSON")
+    report.add_argument("--recorded", action="store_true", help="from the recorded results alone")
+    report.add_argument("--out", required=True, metavar="FILE.html")
+
+    record = verb("record", _record, "run what a tier is missing, without Snakemake, and pack the records")
+    record.add_argument("--tier", metavar="TIER", help=", ".join(TIERS))
+    record.add_argument("--minutes", type=_minutes, default=60, help="stop in time")
+    record.add_argument("--out", metavar="FILE.tar.gz", help="rewritten after each run")
+    record.add_argument("--tables", nargs="*", default=None, metavar="PAPER/TABLE")
+    record.add_argument("--threads", type=_integer("threads"), metavar="N", default=os.cpu_count() or 1)
+    record.add_argument("--merge", metavar="FILE.tar.gz", help="check an archive and file it under results/recorded")
+
+    record.add_argument("--migrate", nargs="*", metavar="PATH", help="add digests to older records (of this tree, or in PATH)")
+
+    check = verb("check", _check, "prove a tier without running it")
+    check.add_argument("--tier", required=True, metavar="TIER", help=", ".join(TIERS))
+    check.add_argument("--tables", nargs="*", default=None, metavar="PAPER/TABLE")
+
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    bundle = verb("bundle", _bundle, "collect wheels, data and weights of a tier for a machine without a network")
+    bundle.add_argument("--tier", required=True, metavar="TIER", help=", ".join(TIERS))
+    bundle.add_argument("--out", default="bundle", metavar="DIR")
+    bundle.add_argument("--tables", nargs="*", default=None, metavar="PAPER/TABLE")
+    bundle.add_argument("--have", nargs="*", default=[], metavar="PACKAGE", help="packages that are there already")
+    bundle.add_argument("--python", default=here, metavar="X.Y", help="the version there")
+    bundle.add_argument("--machine", default="x86_64", choices=("x86_64", "aarch64"))
+    bundle.add_argument("--half", action="store_true", help="weights in fp16: half the size, and other weights")
+
+    simulate = verb("simulate", _simulate, "memory, largest batch and roofline of a training step on a device that is not here")
+    simulate.add_argument("size", metavar="SIZE", help="of the GPT-2 or Llama family: small, large, llama_7b, ...")
+    simulate.add_argument("--tokens", type=_integer("count"), default=1024, metavar="T")
+    simulate.add_argument("--batch-size", type=_integer("count"), default=8, metavar="B", help="of peak memory and the ratios")
+    simulate.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    simulate.add_argument("--engines", nargs="+", default=["nonprivate", "ghost", "bookkeeping", "fused"], metavar="ENGINE")
+    simulate.add_argument("--devices", nargs="+", default=["a100_80", "rtx3090_24"], metavar="DEVICE")
+    simulate.add_argument("--whole", action="store_true", help="every block, instead of extrapolating from two and three")
+
+    bench = verb("bench", _bench, "hold kernels to the fp64 oracle, then time them; the results are a record")
+    bench.add_argument("what", choices=["kernels"])
+    bench.add_argument("--shapes", help="small (default), gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-7b or llama-13b")
+    bench.add_argument("--kernels", nargs="+", help="torch (default), native, triton: in turn")
+    bench.add_argument("--batch-size", type=_integer("count"), metavar="B")
+    bench.add_argument("--tokens", type=_integer("count"), metavar="T")
+    bench.add_argument("--dtype", help="float32 (default), bfloat16 or float16")
+    bench.add_argument("--device", help="cpu (default) or cuda")
+    bench.add_argument("--rounds", type=_integer("count"))
+    bench.add_argument(
+        "--out", default=str(paths.root() / "results" / "runs"), metavar="DIR", help="the record's folder is made there"
+    )
+    bench.add_argument("--threads", type=_integer("threads"), metavar="N", default=os.cpu_count() or 1)
+    bench.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    listed = verb("plugins", _plugins, "list all plug-ins with what of them is in a run's name, or lock those that were edited")
+    listed.add_argument(
+        "--lock", nargs="*", metavar="KIND:NAME", help="write them into plugins.lock; all that changed without names"
+    )
+    listed.add_argument(
+        "--why", default="", metavar="TEXT", help="why numbers stay, where content changed and the version did not"
+    )
+
+    verb("doctor", _doctor, "what is installed, found and needed")
+    schema = verb("schema", _schema, "write the JSON schemas of config, tables and records")
+    schema.add_argument("--out", default=str(paths.root() / "workflow" / "schemas"), metavar="DIR")
+    return top
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one verb; the exit code is 0, 2 for what the user can put right, 130 after an interruption."""
+    args = parser().parse_args(words)
+    try:
+        return int(args.call(args) or 0)
+    except DpbenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        place = getattr(error, "filename", None) or getattr(args, "out", None) or Path.cwd()
+        print(f"error: {full_error(place)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished records are kept", file=sys.stderr)
+        return 130

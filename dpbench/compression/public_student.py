@@ -1,0 +1,95 @@
+"""A small encoder, distilled from the first layers' whole model on public text: hidden states of the last layer, token by token.
+
+Source: the hidden-state loss of XtremeDistil (Mukherjee and Awadallah, ACL 2020), task-agnostic; settings ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import model_validator
+
+from dpbench.compression.layers import layer_map
+from dpbench.compression.parts import PublicStudent, depth_of
+from dpbench.data.public import PUBLIC
+from dpbench.execution.contract import Context
+from dpbench.spec.expand import Uses
+
+
+class Settings(PublicStudent):
+    """model, layers: what is distilled, cut to so many; student_layers: of the result."""
+
+    model: str
+    layers: int | None = None
+    student_layers: int
+    precision: str = "float32"
+    device: str = "cpu"
+
+    @property
+    def kept(self) -> list[int]:
+        """Layers that the small model starts from."""
+        return layer_map(self.layer_map, self.student_layers, self.layers or depth_of(self.model))
+
+    @model_validator(mode="after")
+    def _map(self) -> Settings:
+        _ = self.kept
+        return self
+
+
+def uses(settings: Settings) -> Uses:
+    """Return the sources that decide the numbers: public text and the model."""
+    return Uses(datasets=(PUBLIC,), models=(settings.model,))
+
+
+def distil(settings: Settings, context: Context) -> tuple[float, dict[str, Any], list[str]]:
+    """Distil by AdamW with a linear decay on the mean squared difference of hidden states, over real tokens of random sentences.
+
+    The mean is over all tokens of a batch, so that the loss is no sum over examples: there is nothing private about it.
+
+    Returns:
+        (last loss, facts for the record, files of the student).
+    """
+    import numpy as np
+    import torch
+    from torch.optim.lr_scheduler import LambdaLR
+
+    from dpbench.compression.cutting import keep_layers
+    from dpbench.compression.saved import CONFIG, ENCODER, WEIGHTS, save_encoder
+    from dpbench.data.public import public_sentences
+    from dpbench.models import registry as models
+    from dpbench.tasks.text_classification.encoding import Encoded
+
+    source, public = context.sources[f"model:{settings.model}"], context.sources[f"dataset:{PUBLIC}"]
+    tokenizer = models.text_tokenizer(settings.model, source, public)
+    lines = public_sentences(public)
+    encoded = Encoded(tokenizer.encode(lines, settings.max_length), np.zeros(len(lines), dtype=np.int64), tokenizer.pad)
+    teacher = models.encoder(settings.model, source, settings.layers).to(settings.device).eval().requires_grad_(False)
+    student = models.encoder(settings.model, source, settings.layers)
+    keep_layers(student, settings.kept).to(settings.device).train()
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_("embeddings." not in name)
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=settings.learning_rate)
+    draw = np.random.default_rng(np.random.SeedSequence([context.seed, 4]))
+    autocast = torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16")
+    schedule = LambdaLR(optimizer, lambda step: 1 - step / settings.steps)
+    losses: list[list[float]] = []
+    for step in range(settings.steps):
+        rows = draw.choice(len(lines), settings.batch_size, replace=len(lines) < settings.batch_size)
+        batch = {k: v.to(settings.device) for k, v in encoded.batch(rows).items()}
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        with autocast:
+            with torch.no_grad():
+                target = teacher(ids, mask).float()
+            hidden = student(ids, mask).float()
+        loss = ((hidden - target).square().mean(-1) * mask).sum() / mask.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append([step + 1, float(loss.detach())])
+        context.steps.write(step=step, loss=losses[-1][1])
+        context.report(step + 1, settings.steps, f"public distillation, loss {losses[-1][1]:.4f}")
+    student.cpu().eval()
+    save_encoder(student, context.out / ENCODER)
+    facts = {"loss": losses[:: max(1, settings.steps // 20)], "lines": len(lines), "kept": settings.kept}
+    return losses[-1][1], facts, [CONFIG, WEIGHTS]

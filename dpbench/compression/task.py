@@ -1,0 +1,124 @@
+"""The task: text classification with a student or a model that is cut, and its teacher's logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from dpbench.compression import saved
+from dpbench.compression.config import Settings
+from dpbench.compression.cutting import keep_layers
+from dpbench.compression.distillation import distillation_losses
+from dpbench.compression.layers import layer_map
+from dpbench.compression.parts import classes_of
+from dpbench.execution.contract import Context
+from dpbench.models import registry as models
+from dpbench.models.wrappers import Encoder
+from dpbench.spec.sources import Source
+from dpbench.tasks.text_classification.model import Classifier, Head
+from dpbench.tasks.text_classification.task import TextTask
+
+
+class CompressedTask(TextTask):
+    """Text classification with a student in the whole model's place, where there is one, and its teacher's logits.
+
+    teacher: frozen and in eval mode, its logits [N, C] made once a row and kept; None without distillation.
+    """
+
+    settings: Settings
+
+    def __init__(self, settings: Settings, context: Context) -> None:
+        self.teacher: Classifier | None = None
+        if settings.teacher is not None:
+            self.teacher = load_classifier(settings, context.artefacts("teacher", saved.FILES))
+        super().__init__(settings, context)
+        student = settings.student
+        if student is not None and student.start == "teacher":
+            assert self.teacher is not None
+            head: nn.Module = self.model.head  # type: ignore[assignment]
+            head.load_state_dict(self.teacher.head.state_dict())
+        if settings.distil is None:
+            self.teacher = None
+        else:
+            assert self.teacher is not None
+            self.teacher.to(self.device)
+            self._logits = torch.full((len(self.train.ids), len(classes_of(settings.task))), float("nan"))
+
+    def _encoder(self, context: Context) -> Encoder:
+        settings, student = self.settings, self.settings.student
+        if student is None:
+            return super()._encoder(context)
+        source = context.sources[f"model:{settings.model}"]
+        if student.start == "public" and student.model is not None:
+            name = student.model
+            return models.encoder(name, context.sources[f"model:{name}"], student.layers, seed=context.seed)
+        if student.start == "public":
+            return saved.load_encoder(context.artefacts("public_student", saved.OF_ENCODER) / saved.ENCODER)
+        if student.start == "teacher":
+            encoder = saved.load_encoder(context.artefacts("teacher", saved.OF_ENCODER) / saved.ENCODER)
+            return keep_layers(encoder, layer_map(student.layer_map, student.layers, encoder.model.config.num_hidden_layers))
+        whole = models.encoder(settings.model, source, settings.layers, seed=context.seed)
+        if student.start == "pretrained":
+            return keep_layers(whole, layer_map(student.layer_map, student.layers, settings.depth))
+        random = models.encoder(settings.model, Source(kind="scratch"), student.layers, seed=context.seed)
+        random.model.embeddings.load_state_dict(whole.model.embeddings.state_dict())
+        return random
+
+    def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
+        batch = super().batch(rows)
+        if self.teacher is not None:
+            batch["teacher"] = self.teacher_logits(rows, batch).to(self.device)
+        return batch
+
+    def teacher_logits(self, rows: np.ndarray, batch: dict[str, Tensor]) -> Tensor:
+        """Return [B, C] of the frozen teacher; a row that was asked for before is not computed again."""
+        assert self.teacher is not None
+        index = torch.as_tensor(rows)
+        if bool(self._logits[index].isnan().any()):
+            self.teacher.eval()
+            with torch.no_grad():
+                self._logits[index] = self.logits(self.teacher, batch).cpu()
+        return self._logits[index]
+
+    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Return [B] cross entropies, or the distillation's losses."""
+        logits = self.logits(model, {name: value for name, value in batch.items() if name != "teacher"})
+        distil = self.settings.distil
+        if distil is None:
+            return cross_entropy(logits, batch["label"], reduction="none")
+        return distillation_losses(logits, batch["teacher"], batch["label"], distil.weight, distil.temperature)
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.model.encoder  # type: ignore[return-value]
+
+    def save(self, folder: Path) -> list[str]:
+        """Save the classifier for whoever loads it, a student's run or transformers; return the files."""
+        rest = {k: v for k, v in self.model.state_dict().items() if not k.startswith("encoder.")}
+        return saved.save(self.encoder, rest, folder)
+
+
+def load_classifier(settings: Settings, folder: Path) -> Classifier:
+    """Return the teacher that a run left, frozen and in eval mode."""
+    encoder, rest = saved.load_encoder(folder / saved.ENCODER), saved.load_rest(folder)
+    model = Classifier(encoder, Head(encoder.width, settings.hidden, len(classes_of(settings.task))), settings)
+    model.load_state_dict(rest | {f"encoder.{k}": v for k, v in encoder.state_dict().items()})
+    return model.eval().requires_grad_(False)
+
+
+def meta_model(settings: Settings, sources: dict[str, Source]) -> nn.Module:
+    """Return what is trained first, on the meta device."""
+    student = settings.student
+    name = settings.shape[0] if student is not None else settings.model
+    layers = student.layers if student is not None else settings.layers
+    source = sources.get(f"model:{name}", Source(kind="scratch"))
+    encoder = models.encoder(name, source, layers, meta=True)
+    head = Head(encoder.width, settings.hidden, len(classes_of(settings.task)))
+    model = Classifier(encoder, head, settings).to("meta")
+    if settings.freeze_embeddings:
+        encoder.model.embeddings.requires_grad_(False)
+    return model

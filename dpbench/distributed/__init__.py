@@ -1,0 +1,138 @@
+"""Engines on several processes: replicas of a model, shards of it, or stages of a pipeline.
+
+`attach` is `engines.attach` for a group: each rank calls `handle.backward` on its share of the logical batch, which may be
+empty, and all ranks step the optimizer; what they release has one draw of noise.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dpbench import plugins
+from dpbench.errors import DpbenchError
+from dpbench.methods import engines
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+
+    from dpbench.distributed.stages import Inputs, Pipeline, Schedule
+    from dpbench.methods.engines.base import Handle
+    from dpbench.privacy.mechanism import Clipping, Mechanism
+
+
+def attach(
+    name: str,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    mechanism: Mechanism,
+    group: dist.ProcessGroup | None = None,
+    kernels: str = "auto",
+) -> Handle:
+    """Attach engine `name` on every rank of a group (None: all processes), in place.
+
+    Every rank has the whole model, and gets rank 0's weights; or the model has been through torch's `fully_shard`. Then all
+    ranks call `handle.backward` equally often (`deal.padded`). `expected_batch_size` is that of the logical batch.
+
+    Raises:
+        DpbenchError: on all ranks: an engine that runs in one process only, a parameter that is not sharded as the others are, or
+            a mechanism, parameter list, optimizer or engine that is not the same on all ranks.
+    """
+    from dpbench.distributed.group import Group, facts_of
+    from dpbench.distributed.replicas import Replicas, broadcast
+    from dpbench.distributed.shards import Shards, check_layers, check_shards, is_sharded
+
+    members = Group(group)
+    sharded = is_sharded(model)
+    require(name, "shards" if sharded else "replicas")
+    members.agree(**facts_of(model, optimizer, mechanism, name))
+    if sharded:
+        check_shards(model, members)
+    handle = engines.attach(name, model, optimizer, mechanism, kernels)
+    if sharded:
+        try:
+            check_layers(handle)
+        except DpbenchError:
+            handle.detach()
+            raise
+        handle.exchange = Shards(members)
+    else:
+        broadcast(model, members)
+        handle.exchange = Replicas(members)
+    handle.draw_noise_as(members.rank)
+    return handle
+
+
+def attach_stage(
+    name: str,
+    stage: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    mechanism: Mechanism,
+    micro_batches: int,
+    schedule: Schedule = "gpipe",
+    group: dist.ProcessGroup | None = None,
+    inputs: Inputs | None = None,
+    kernels: str = "auto",
+) -> Pipeline:
+    """Attach engine `name` to this rank's stage of a pipeline, in place; stages are in the order of ranks.
+
+    Args:
+        stage: takes the stage before's output [b, ...] and returns one tensor [b, ...]; the last returns what `losses` wants of
+            the model. Parameters have names that differ between stages (`models.stages.stage_of` gives such stages).
+        inputs: batch -> what the first stage takes; of a language model's batch by default.
+
+    Raises:
+        DpbenchError: on all ranks: an engine or scope that cannot be split, too few micro-batches, a parameter in two stages, or
+            a mechanism, optimizer or engine that is not the same on all ranks.
+    """
+    from dpbench.distributed.group import Group, facts_of_training
+    from dpbench.distributed.stages import Pipeline, Stages, input_ids, whole_layout
+    from dpbench.methods.engines.layers import Layout
+
+    members = Group(group)
+    require(name, "stages")
+    if mechanism.clipping is not None:
+        _check_clipping(mechanism.clipping, members.size)
+    if micro_batches < (members.size if schedule == "1f1b" else 1):
+        raise DpbenchError(f"{micro_batches} micro-batches for {members.size} stages", "use as many as stages, or more")
+    facts = facts_of_training(optimizer, mechanism, name)
+    members.agree(**facts, schedule=[schedule, micro_batches])
+    names = [n for n, _ in stage.named_parameters()]
+    spans = mechanism.clipping is not None and bool(plugins.get("scope", mechanism.clipping.scope).extra.get("spans_stages"))
+    handle = engines.attach(name, stage, optimizer, mechanism, kernels, lambda own: whole_layout(own, names, members, spans))
+    if handle.layout is None:  # of plain training, for what is seen to beside groups
+        whole_layout(Layout([], [], []), names, members)
+    handle.exchange = Stages(members, norms_wait=spans)
+    handle.draw_noise_as(members.rank)
+    return Pipeline(handle, members, schedule, micro_batches, inputs or input_ids)
+
+
+def _check_clipping(clipping: Clipping, stages: int) -> None:
+    """Stop unless each group of the clipping lies in one stage, or its norms can be exchanged.
+
+    Raises:
+        DpbenchError: a scope whose groups do not, one group over all stages with an adaptive threshold, or more or fewer devices
+            than stages.
+    """
+    scopes = {name: plugin.extra for name, plugin in plugins.discover("scope").items()}
+    if not scopes[clipping.scope].get("stages"):
+        able = [name for name, extra in scopes.items() if extra.get("stages")]
+        raise DpbenchError(f"{clipping.scope} clipping does not run in a pipeline", f"these scopes do: {', '.join(able)}")
+    if scopes[clipping.scope].get("spans_stages") and clipping.adaptive is not None:
+        raise DpbenchError(
+            f"an adaptive threshold with {clipping.scope} clipping in a pipeline: every stage would count the same examples",
+            "leave adaptive out, or use a scope whose groups each lie in one stage",
+        )
+    if clipping.devices not in (None, stages):
+        raise DpbenchError(f"{clipping.devices} devices in a pipeline of {stages} stages", "leave devices out: each stage is one")
+
+
+def require(name: str, how: str) -> None:
+    """Stop unless engine `name` declares that it runs this way.
+
+    Raises:
+        DpbenchError: it does not; names those that do.
+    """
+    if how not in plugins.get("engine", name).extra.get("parallel", ()):
+        able = [other for other, plugin in plugins.discover("engine").items() if how in plugin.extra.get("parallel", ())]
+        raise DpbenchError(f"engine {name!r} does not run as {how} on several processes", f"these do: {', '.join(able)}")

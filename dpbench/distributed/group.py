@@ -1,0 +1,120 @@
+"""The processes that train one model together, and what they must agree on before anything is released."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from dpbench.errors import DpbenchError
+from dpbench.files import canonical_json
+from dpbench.methods.engines.exchange import Exchange, Tally
+from dpbench.privacy.mechanism import Mechanism
+
+if TYPE_CHECKING:
+    from dpbench.methods.engines.base import Handle
+
+
+class Group:
+    """A process group, None for all processes. rank, size: this process' place in it; first: the global number of its rank 0;
+    device: where its collectives want their tensors."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        if not dist.is_available() or not dist.is_initialized():
+            raise DpbenchError("there is no process group", "call torch.distributed.init_process_group, or start with torchrun")
+        self.process_group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.first = 0 if group is None else dist.get_global_rank(group, 0)
+        cuda = "nccl" in dist.get_backend(group)
+        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+    def gathered(self, value: Any) -> list[Any]:
+        """`value` of every rank, in order."""
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.process_group)
+        return found
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value."""
+        box = [value]
+        dist.broadcast_object_list(box, src=self.first, group=self.process_group)
+        return box[0]
+
+    def largest(self, value: int) -> int:
+        """The largest value of all ranks."""
+        found = torch.tensor(value, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.process_group)
+        return int(found)
+
+    def added(self, values: list[float]) -> list[float]:
+        """The sums of all ranks' values, in fp64, the same bits on every rank."""
+        found = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(found, group=self.process_group)
+        sums: list[float] = found.tolist()
+        return sums
+
+    def agree(self, **facts: Any) -> None:
+        """See that every rank has the same facts.
+
+        Raises:
+            DpbenchError: on all ranks; names the first fact that differs and the first rank that has another than rank 0.
+        """
+        digests = {name: hashlib.sha256(canonical_json(value).encode()).hexdigest() for name, value in facts.items()}
+        for rank, theirs in enumerate(all_ranks := self.gathered(digests)):
+            for name, digest in all_ranks[0].items():
+                if theirs.get(name) != digest:
+                    raise DpbenchError(
+                        f"rank {rank} has another {name.replace('_', ' ')} than rank 0", "build the same on every process"
+                    )
+
+    def total(self, tally: Tally, fault: DpbenchError | None, **alike: int) -> Tally:
+        """The sum of all tallies.
+
+        Args:
+            alike: numbers that must be the same on all ranks.
+
+        Raises:
+            DpbenchError: on all ranks: one of them has a fault, or another number than the others.
+        """
+        squares = [value * value for value in alike.values()]
+        own = [tally.examples, tally.clipped, tally.non_finite, tally.finite, int(fault is not None), *alike.values(), *squares]
+        sums = torch.tensor(own, dtype=torch.int64, device=self.device)
+        dist.all_reduce(sums, group=self.process_group)
+        counts, faults, rest = sums[:4].tolist(), int(sums[4]), sums[5:].tolist()
+        if fault is not None:
+            raise fault
+        if faults:
+            raise DpbenchError(f"{faults} of {self.size} ranks stopped before the step", "see their errors")
+        for name, total, square in zip(alike, rest, rest[len(alike) :], strict=False):
+            if self.size * square != total * total:  # their variance is 0 only where all are equal
+                raise DpbenchError(f"the ranks do not have the same number of {name}", "run the same loop on every rank")
+        return Tally(*counts)
+
+
+class Grouped(Exchange):
+    """One process of a group."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def release_counts(self, handle: Handle, counts: list[float], std: float) -> list[float]:
+        """(counts of all ranks) + N(0, std^2), the same on all of them.
+
+        Guarantee: one draw of noise over the group: rank 0 adds it to its own counts before they are summed.
+        """
+        return self.group.added(handle.noise.on_counts(counts, std) if self.group.rank == 0 else counts)
+
+
+def facts_of(model: nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism, engine: str) -> dict[str, Any]:
+    """What replicas and shards must have in common."""
+    parameters = [[name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in model.named_parameters()]
+    return {"parameter_list": parameters, **facts_of_training(optimizer, mechanism, engine)}
+
+
+def facts_of_training(optimizer: torch.optim.Optimizer, mechanism: Mechanism, engine: str) -> dict[str, Any]:
+    """What all processes of a group must have in common, whatever part of the model they hold."""
+    settings = [{k: repr(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    return {"mechanism": mechanism.describe(), "optimizer": [type(optimizer).__name__, settings], "engine": engine}

@@ -1,0 +1,112 @@
+"""Data parallel: every rank has the whole model and a share of the logical batch.
+
+Each rank sums the bounded gradients of its share, adds noise to its own part of the elements, and the sums are added up.
+
+Sensitivity: an example is in one rank's share, so the sum over ranks is the sum over the logical batch, and adding or
+removing one example moves it by at most hypot(C_1..C_K), as in one process. The parts do not overlap and cover every
+element, so the sum carries exactly one draw of the mechanism's noise, whoever drew it. Each part has a stream of its own;
+under `randomness: secret` its key never leaves its rank. The ranks trust each other: what is protected is what they release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dpbench.distributed.group import Group, Grouped
+from dpbench.errors import DpbenchError
+from dpbench.methods.engines.base import Handle
+from dpbench.methods.engines.exchange import Tally
+from dpbench.privacy.noise import in_memory_order
+
+BUCKET = 25 << 20
+"""Bytes of small sums that are collected before they are sent; torch's DistributedDataParallel collects as much."""
+
+LARGE = 4 << 20
+"""Bytes from which a sum is sent from where it lies: a copy would cost more than it saves."""
+
+
+class Replicas(Grouped):
+    """Sums over the ranks of a group, each with one share of one draw of noise."""
+
+    def total(self, tally: Tally, steps: int, fault: DpbenchError | None) -> Tally:
+        return self.group.total(tally, fault, steps=steps)
+
+    def release_(self, handle: Handle, sums: list[tuple[Tensor, float]], divisor: float) -> None:
+        """Each (sum, std) becomes (sum over all ranks + N(0, std^2)) / divisor, in place, the same bits on every rank.
+
+        Guarantee: one draw of noise of the given std over the group, in every element once.
+        """
+        waiting = []
+        for bucket in _buckets([(_writable(total), std) for total, std in sums]):  # one is sent while the next gets its noise
+            self._noise_own_part(handle, bucket, divisor)
+            waiting.append(_Sent([values for values, _ in bucket], self.group))
+        for sent in waiting:
+            sent.receive()
+
+    def _noise_own_part(self, handle: Handle, bucket: list[tuple[Tensor, float]], divisor: float) -> None:
+        """Noise on this rank's part of each tensor, and the division everywhere."""
+        own, others = [], []
+        for values, std in bucket:
+            first, last = share_of(len(values), self.group.rank, self.group.size)
+            own.append((values[first:last], std))
+            others += [part for part in (values[:first], values[last:]) if len(part)]
+        handle.noise.release_([(part, std) for part, std in own if len(part)], divisor)
+        if others:
+            torch._foreach_mul_(others, 1 / divisor)
+
+
+def share_of(elements: int, rank: int, size: int) -> tuple[int, int]:
+    """[first, last) of a rank's elements: shares of all ranks cover all, none twice, and differ by one in length at most."""
+    return elements * rank // size, elements * (rank + 1) // size
+
+
+def broadcast(model: nn.Module, group: Group) -> None:
+    """Every rank gets rank 0's parameters and buffers."""
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            whole = tensor.detach().contiguous()
+            dist.broadcast(whole, src=group.first, group=group.process_group)
+            tensor.copy_(whole)
+
+
+class _Sent:
+    """Sums under way to and from the other ranks: one as it lies, several copied end to end."""
+
+    def __init__(self, sums: list[Tensor], group: Group) -> None:
+        self._sums = sums
+        self._flat = sums[0] if len(sums) == 1 else torch.cat(sums)
+        self._work = dist.all_reduce(self._flat, group=group.process_group, async_op=True)
+
+    def receive(self) -> None:
+        self._work.wait()
+        if len(self._sums) > 1:
+            torch._foreach_copy_(self._sums, list(self._flat.split([len(s) for s in self._sums])))
+
+
+def _buckets(sums: list[tuple[Tensor, float]]) -> Iterator[list[tuple[Tensor, float]]]:
+    """All sums, of one dtype and device a bucket, in an order that depends on their shapes alone."""
+    waiting: list[tuple[Tensor, float]] = []
+    size = 0
+    for total, std in sums:
+        if total.nbytes >= LARGE:
+            yield [(total, std)]
+            continue
+        if waiting and (
+            size + total.nbytes > BUCKET or (total.dtype, total.device) != (waiting[0][0].dtype, waiting[0][0].device)
+        ):
+            yield waiting
+            waiting, size = [], 0
+        waiting.append((total, std))
+        size += total.nbytes
+    if waiting:
+        yield waiting
+
+
+def _writable(total: Tensor) -> Tensor:
+    flat = in_memory_order(total).reshape(-1)
+    assert flat.data_ptr() == total.data_ptr(), "a sum is dense: the engine allocated it"
+    return flat

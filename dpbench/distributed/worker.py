@@ -1,0 +1,62 @@
+"""One process of a group that `dpbench.distributed.launch` has started."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dpbench.distributed.launch import STORE, receive, say
+from dpbench.errors import DpbenchError, is_out_of_memory
+
+
+def serve(work: Callable[[dict[str, Any], int], None]) -> None:
+    """Live as a worker: read one request, join the group, do `work(request, rank)`, leave; or report the failure.
+
+    Of the request this reads `device`, `threads` and `patience`, the seconds that a collective may take.
+    """
+    request = receive()
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    try:
+        _join(request["device"], rank, size, request["patience"])
+        torch.set_num_threads(request["threads"])
+        work(request, rank)
+        _leave()
+    except BaseException as error:
+        traceback.print_exc()
+        say({"failure": _why(error)})
+        os._exit(1)  # not the usual way out, which waits for the other ranks
+
+
+def _why(error: BaseException) -> dict[str, Any]:
+    text = str(error) or type(error).__name__
+    if isinstance(error, DpbenchError):
+        what, way_out, lost = error.what, error.way_out, False
+    else:
+        what, way_out = f"{type(error).__name__}: {text.splitlines()[0]}", ""
+        lost = any(word in text.lower() for word in ("connection", "timed out", "timeout", "peer"))
+    return {"what": what, "way_out": way_out, "out_of_memory": is_out_of_memory(error), "lost": lost}
+
+
+def _join(kind: str, rank: int, size: int, patience: float) -> None:
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if kind == "cuda" else None
+    if device is not None:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "gloo" if device is None else "nccl",
+        device_id=device,
+        init_method=f"file://{os.environ[STORE]}",
+        rank=rank,
+        world_size=size,
+        timeout=datetime.timedelta(seconds=patience),
+    )
+
+
+def _leave() -> None:
+    dist.barrier()
+    dist.destroy_process_group()

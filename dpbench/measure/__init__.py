@@ -1,0 +1,1 @@
+"""Measurements: memory and throughput of steps, inference, kernels; simulated steps; experiments in closed form."""

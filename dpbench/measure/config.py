@@ -1,0 +1,138 @@
+"""Settings of timed training steps. No torch."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dpbench import methods, plugins
+from dpbench.methods import timing
+from dpbench.models.language import language_model_family
+from dpbench.privacy.mechanism import Clipping, Mechanism
+from dpbench.spec.expand import Uses
+from dpbench.training.config import AdaptiveSettings
+from dpbench.validation import Strict
+
+BASELINE = "nonprivate"
+
+
+class StepSettings(Strict):
+    """What is said of timed steps, on one process or several; every engine on the same tokens and the same weights."""
+
+    dataset: str = "wikitext2"
+    size: str = Field(description="Size of the GPT-2, Llama or OPT family; or an encoder's name: a classifier of two classes.")
+    tokens: int = Field(ge=2, description="T, tokens an example.")
+    batch_size: int = Field(ge=1, description="B, examples a step, of all processes together.")
+    engines: list[str] = Field(min_length=1, description="Engines, zeroth-order methods, or inference: a forward pass alone.")
+    device: Literal["cpu", "cuda"] = "cpu"
+    function: str = "abadi"
+    bound: float = 1.0
+    noise_multiplier: float = 1.0
+    learning_rate: float = 1e-4
+    rounds: int = Field(5, ge=1, description="Every engine is measured once a round, in turn.")
+    steps: int = Field(2, ge=1, description="Timed steps of an engine in a round.")
+    warmup: int = Field(1, ge=1, description="Steps before them, not timed.")
+    adaptive: AdaptiveSettings | None = Field(
+        None, exclude_if=lambda v: v is None, description="Thresholds of the engines that do such; others keep fixed ones."
+    )
+
+    @property
+    def classifies(self) -> bool:
+        """Whether `size` names an encoder."""
+        plugin = plugins.discover("model").get(self.size)
+        return plugin is not None and plugin.extra["family"] in ("bert", "roberta")
+
+    def scope_of(self, engine: str) -> str | None:
+        """The scope an engine is measured with: the first it declares; None for the non-private one."""
+        return timing.scope_of(engine)
+
+    def uses(self) -> Uses:
+        """Versions and sources that decide the numbers."""
+        engines = timing.plugins_of(self.engines)
+        scopes = tuple(dict.fromkeys(("scope", s) for s in map(self.scope_of, self.engines) if s))
+        policies = (("threshold", "adaptive"),) if self.adaptive is not None else ()
+        encoders = (("model", self.size),) if self.classifies else ()  # with random weights: no source of it counts
+        return Uses(
+            plugins=(*engines, *scopes, ("function", self.function), *policies, *encoders),
+            datasets=(self.dataset,),
+            models=() if encoders else (language_model_family(self.size),),
+        )
+
+    def rounds_of(self, engine: str) -> int:
+        """How often an engine is measured."""
+        return self.rounds
+
+    def mechanism(self, engine: str) -> Mechanism:
+        """What one engine does in a timed step."""
+        scope, steps = self.scope_of(engine), self.rounds_of(engine) * (self.steps + self.warmup)
+        adapts = methods.kind_of(engine) == "engine" and plugins.get("engine", engine).extra.get("adaptive")
+        adaptive = self.adaptive.build() if self.adaptive is not None and adapts else None
+        clipping = Clipping(self.function, scope, self.bound, adaptive=adaptive) if scope else None
+        return timing.mechanism_of(self.batch_size, clipping, self.noise_multiplier, steps, timing.noise_of(engine))
+
+    def seconds_per_step(self, step: Callable[[], None], wait: Callable[[], None]) -> float:
+        """After the warm-up, between two waits for all that is under way."""
+        for _ in range(self.warmup):
+            step()
+        gc.collect()
+        wait()
+        begun = time.perf_counter()
+        for _ in range(self.steps):
+            step()
+        wait()
+        return (time.perf_counter() - begun) / self.steps
+
+
+class Closer(Strict):
+    """Engines that differ too little for the common rounds: measured on, in turn, without the others."""
+
+    engines: list[str] = Field(min_length=2)
+    rounds: int = Field(ge=1, description="After the common ones.")
+
+
+class ThroughputSettings(StepSettings):
+    """One cell row: a model, a length, a batch size."""
+
+    tied: bool = False
+    micro_batch: int | None = Field(
+        None, ge=1, exclude_if=lambda v: v is None, description="Examples a backward pass, if not B: the step adds them up."
+    )
+    lora_rank: int | None = Field(
+        None, ge=1, exclude_if=lambda v: v is None, description="Train low-rank adapters of attention, and a classifier's head."
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "amp"] = Field(
+        "float32", description="Of the weights; amp: float32 weights, products in bfloat16 by autocast."
+    )
+    kernels: Literal["auto", "torch", "native", "triton"] = Field(
+        "auto", exclude_if=lambda v: v == "auto", description="What forms norms and sums in engines of ours; see engines.attach."
+    )
+
+    closer: Closer | None = Field(None, exclude_if=lambda v: v is None)
+
+    def rounds_of(self, engine: str) -> int:
+        """How often an engine is measured."""
+        return self.rounds + (self.closer.rounds if self.closer is not None and engine in self.closer.engines else 0)
+
+    def turns(self, engines: list[str]) -> Iterator[tuple[int, list[str]]]:
+        """(round, the engines that it measures, one after another). The order turns: no engine always follows the same one."""
+        common = engines
+        for number in range(self.rounds + (self.closer.rounds if self.closer is not None else 0)):
+            if self.closer is not None and number >= self.rounds:
+                common = [engine for engine in engines if engine in self.closer.engines]
+            turn = number % max(len(common), 1)
+            yield number, common[turn:] + common[:turn]
+
+    @model_validator(mode="after")
+    def _closer_engines_are_there(self) -> ThroughputSettings:
+        for engine in self.closer.engines if self.closer is not None else []:
+            if engine not in self.engines:
+                raise ValueError(f"closer: {engine!r} is not one of engines: {', '.join(self.engines)}")
+        if self.lora_rank is not None and not self.classifies:
+            raise ValueError(f"lora_rank: adapters are timed on encoders alone, and {self.size} is none")
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise ValueError(f"micro_batch {self.micro_batch} is more than batch_size {self.batch_size}")
+        return self

@@ -1,0 +1,200 @@
+"""Two private trainings that are one in exact arithmetic: to how many digits their weights agree after many noisy steps."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from dpbench import methods, plugins
+from dpbench.execution.contract import Context, Outcome
+from dpbench.measure import throughput
+from dpbench.records.schema import Metric
+from dpbench.spec.expand import Uses
+from dpbench.spec.sources import Source
+from dpbench.validation import Strict
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+
+Optimizer = Literal["sgd", "momentum", "adamw", "adamw_scaled"]
+Rule = Literal["paper", "other"]
+Precision = Literal["float64", "float32"]
+
+INPUTS, HIDDEN, CLASSES = 20, 16, 4
+
+
+class Settings(Strict):
+    """`function` at bound 1 with (rate, decay) against `against` at `bound` with the (rate, decay) that a rule gives.
+
+    Bu et al., 2023, section 4: SGD, with momentum or without, has rate / bound and decay x bound; AdamW keeps both, and its
+    epsilon is then the one thing that sees the scale (`adamw_scaled`: epsilon x bound too). Rule `other` gives each the
+    other's, which must not agree. Labels are drawn at random, so that no gradient vanishes.
+    """
+
+    function: str
+    against: str
+    bound: float = Field(gt=0)
+    gamma: float = Field(0.01, ge=0)
+    all_clipped: bool = Field(False, description="Whether the two are one only where every example is longer than the bound.")
+    optimizers: list[Optimizer] = Field(min_length=1)
+    rules: list[Rule] = Field(min_length=1)
+    engines: list[str] = Field(min_length=1)
+    precisions: list[Precision] = Field(min_length=1)
+    steps: int = Field(200, ge=1)
+    rows: int = Field(256, ge=2)
+    expected_batch_size: float = Field(32.0, gt=0)
+    noise_multiplier: float = Field(1.0, ge=0)
+    rate: float = Field(0.1, gt=0, description="Of SGD; of AdamW a tenth.")
+    decay: float = Field(0.01, ge=0)
+    epsilon: float = Field(1e-8, gt=0, description="AdamW's.")
+
+    @model_validator(mode="after")
+    def _private(self) -> Settings:
+        for name in self.engines:
+            if not plugins.get("engine", name).extra["private"]:
+                raise ValueError(f"engine {name} clips nothing")
+        return self
+
+
+def uses(settings: Settings) -> Uses:
+    """Versions that decide the numbers; there is no data."""
+    functions = dict.fromkeys((settings.function, settings.against))
+    scopes = dict.fromkeys(_scope(name) for name in settings.engines)
+    engines = tuple(("engine", name) for name in settings.engines)
+    return Uses(plugins=(*engines, *(("scope", s) for s in scopes), *(("function", f) for f in functions)))
+
+
+def _scope(engine: str) -> str:
+    return str(plugins.get("engine", engine).extra["scopes"][0])
+
+
+def run(settings: Settings, context: Context) -> Outcome:
+    """`agreement` for each engine, precision, optimizer and rule; `moved`, as weights that stand still agree too.
+
+    What is trained on is generated: nothing here has an epsilon.
+    """
+    runnable, skipped = throughput.skip_missing(settings.engines)
+    notes = {m.labels["engine"]: m.note for m in skipped}
+    found: list[Metric] = []
+    parts = [(e, p, o) for e in settings.engines for p in settings.precisions for o in settings.optimizers]
+    for done, (engine, precision, optimizer) in enumerate(parts):
+        context.report(done, len(parts), f"{engine}, {precision}, {optimizer}")
+        wanted = train(settings, engine, precision, optimizer, None, context.seed) if engine in runnable else None
+        for rule in settings.rules:
+            labels = {"engine": engine, "precision": precision, "optimizer": optimizer, "rule": rule}
+            if wanted is None:
+                found += [_metric(name, None, labels, notes[engine]) for name in ("agreement", "moved")]
+                continue
+            other = train(settings, engine, precision, optimizer, rule, context.seed)
+            short = settings.all_clipped and rule == "paper" and other.least_clipped < 1
+            note = f"a step clipped {100 * other.least_clipped:.0f} % of its examples, not all" if short else ""
+            agreement = None if short else digits(wanted.weights, other.weights)
+            found += [_metric("agreement", agreement, labels, note), _metric("moved", wanted.moved, labels)]
+            context.steps.write(step=len(found) // 2, **labels, agreement=agreement, moved=wanted.moved)
+    return Outcome(found)
+
+
+class Trained:
+    """weights: after training; moved: how far from the initial ones, relatively; least_clipped: share, of the step with least."""
+
+    def __init__(self, weights: list[Tensor], moved: float, least_clipped: float) -> None:
+        self.weights, self.moved, self.least_clipped = weights, moved, least_clipped
+
+
+class _Examples:
+    """A model and its examples, each logical batch in one piece."""
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        self.model, self._x, self._y = model, x, y
+
+    def physical(self, drawn: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
+        if len(drawn):
+            yield drawn
+
+    def batch(self, rows: np.ndarray[Any, Any]) -> dict[str, Tensor]:
+        return {"x": self._x[rows], "y": self._y[rows]}
+
+    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Return [B] cross entropies."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(model(batch["x"]), batch["y"], reduction="none")
+
+
+def train(settings: Settings, engine: str, precision: str, optimizer: Optimizer, rule: Rule | None, seed: int) -> Trained:
+    """Train with batches, noise and initial weights of `seed`; rule None: `function` at bound 1."""
+    import torch
+
+    from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
+    from dpbench.training.trainer import Trainer
+
+    dtype = {"float64": torch.float64, "float32": torch.float32}[precision]
+    model, x, y = _problem(settings, seed)
+    model, x = model.to(dtype).train(), x.to(dtype)
+    initial = [p.detach().clone() for p in model.parameters()]
+    function, bound = (settings.function, 1.0) if rule is None else (settings.against, settings.bound)
+    clipping = Clipping(function, _scope(engine), bound, settings.gamma)
+    sampling = Sampling("poisson", settings.rows, settings.expected_batch_size)
+    plan = Mechanism(sampling, settings.steps, clipping, settings.noise_multiplier, seed=seed)
+    stepper = _optimizer(settings, model, optimizer, rule)
+    training = Trainer(_Examples(model, x, y), stepper, functools.partial(methods.attach, engine), [plan]).fit()
+    shares = zip(training.clipped_fractions, training.batch_sizes, strict=True)
+    clipped = [share for share, size in shares if size and share is not None]
+    weights = [p.detach().double() for p in model.parameters()]
+    return Trained(weights, difference([w.double() for w in initial], weights), min(clipped, default=1.0))
+
+
+def _problem(settings: Settings, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """An MLP, inputs [N, 20] and random classes [N], in fp64."""
+    import torch
+    from torch import nn
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(INPUTS, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, CLASSES))
+        x = torch.randn(settings.rows, INPUTS, dtype=torch.float64)
+        y = torch.randint(0, CLASSES, (settings.rows,))
+    return model, x, y
+
+
+def _optimizer(settings: Settings, model: nn.Module, name: Optimizer, rule: Rule | None) -> torch.optim.Optimizer:
+    """At bound 1 for rule None, else rescaled as the rule says."""
+    import torch
+
+    adam = name.startswith("adamw")
+    rate, decay = (settings.rate / 10 if adam else settings.rate), settings.decay
+    if rule is not None and adam == (rule == "other"):
+        rate, decay = rate / settings.bound, decay * settings.bound
+    if adam:
+        scale = settings.bound if name == "adamw_scaled" and rule is not None else 1.0
+        return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, eps=settings.epsilon * scale)
+    momentum = 0.9 if name == "momentum" else 0.0
+    return torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum, weight_decay=decay)
+
+
+def difference(wanted: list[Tensor], found: list[Tensor]) -> float:
+    """The largest over tensors of max |found - wanted| / max |wanted|."""
+    return max(float((b - a).abs().max() / a.abs().max()) for a, b in zip(wanted, found, strict=True))
+
+
+def digits(wanted: list[Tensor], found: list[Tensor]) -> float:
+    """-log10 of the difference; weights that are equal agree to the 16 digits that a double has."""
+    return -math.log10(max(difference(wanted, found), 1e-16))
+
+
+def _metric(name: str, value: float | None, labels: dict[str, str], note: str = "") -> Metric:
+    unit = "digits" if name == "agreement" else "x"
+    return Metric(name=name, value=value, unit=unit, labels=labels, kind="counted", note=note)
+
+
+def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
+    """Say how much there is to compute: no data, no model."""
+    pairs = len(settings.engines) * len(settings.precisions) * len(settings.optimizers) * (1 + len(settings.rules))
+    return [f"{pairs} trainings of {settings.steps} steps"]

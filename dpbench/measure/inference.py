@@ -1,0 +1,66 @@
+"""Time the inference of encoders on the CPU, all in turn in one run: latency of one example, throughput of a batch."""
+
+from __future__ import annotations
+
+from dpbench.compression.parts import Inference, depth_of
+from dpbench.errors import DpbenchError
+from dpbench.execution.contract import Context, Outcome, over_rounds
+from dpbench.spec.expand import Uses
+from dpbench.spec.sources import Source
+
+
+class Settings(Inference):
+    """The shapes. Weights are random: time does not depend on their values, and zeros are multiplied like any number."""
+
+
+def uses(settings: Settings) -> Uses:
+    """Nothing but architectures, which have versions of their own; weights are not read."""
+    return Uses(plugins=tuple(("model", name) for name in dict.fromkeys(s.model for s in settings.shapes)))
+
+
+def run(settings: Settings, context: Context) -> Outcome:
+    """A round times every shape once, in turn; the first round is a warm-up and left out."""
+    import time
+
+    import torch
+
+    from dpbench.models import registry as models
+
+    scratch = Source(kind="scratch", synthetic=True)
+    encoders = [models.encoder(shape.model, scratch, shape.layers).eval() for shape in settings.shapes]
+    one, many = (torch.ones(n, settings.tokens, dtype=torch.long) for n in (1, settings.batch_size))
+
+    def seconds(encoder: torch.nn.Module, ids: torch.Tensor, calls: int) -> float:
+        mask = torch.ones_like(ids)
+        begun = time.perf_counter()
+        for _ in range(calls):
+            encoder(ids, mask)
+        return (time.perf_counter() - begun) / calls
+
+    latency: list[list[float]] = [[] for _ in encoders]
+    throughput: list[list[float]] = [[] for _ in encoders]
+    with torch.inference_mode():
+        for number in range(settings.rounds + 1):
+            for k, encoder in enumerate(encoders):
+                found = 1e3 * seconds(encoder, one, 5), settings.batch_size / seconds(encoder, many, 1)
+                if number:
+                    latency[k].append(found[0])
+                    throughput[k].append(found[1])
+            context.report(number, settings.rounds, "inference")
+            context.steps.write(step=number, latency_ms=[round(v[-1], 4) for v in latency] if number else None)
+    metrics = []
+    for shape, slow, fast in zip(settings.shapes, latency, throughput, strict=True):
+        labels = {"model": shape.model, "layers": str(shape.layers)}
+        metrics += [over_rounds("latency", "ms", labels, slow), over_rounds("throughput", "examples/s", labels, fast)]
+    return Outcome(metrics, facts={"threads": context.threads, "tokens": settings.tokens, "batch_size": settings.batch_size})
+
+
+def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
+    """Prove a run without running it: the models on the meta device."""
+    from dpbench.models import registry as models
+
+    for shape in settings.shapes:
+        if shape.layers > depth_of(shape.model):
+            raise DpbenchError(f"shapes: {shape.model} has {depth_of(shape.model)} layers, not {shape.layers}", "take fewer")
+        models.encoder(shape.model, Source(kind="scratch"), shape.layers, meta=True)
+    return [f"{len(settings.shapes)} shapes in turn, {settings.rounds} rounds"]

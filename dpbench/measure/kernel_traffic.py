@@ -1,0 +1,149 @@
+"""What one linear layer's training step moves and multiplies under each engine: counted, and on a GPU timed as well."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from dpbench import plugins
+from dpbench.execution.contract import Context, Outcome, over_rounds
+from dpbench.execution.environment import require_device
+from dpbench.measure import throughput
+from dpbench.methods import timing
+from dpbench.privacy.mechanism import Clipping, Mechanism
+from dpbench.records.schema import Metric
+from dpbench.spec.expand import Uses
+from dpbench.spec.sources import Source
+from dpbench.validation import Strict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dpbench.simulate.cost import Work
+
+
+UNITS = {"bytes_moved": "MiB", "bytes_ratio": "x", "flops": "GFLOP", "flops_ratio": "x", "time": "ms"}
+
+
+class Settings(Strict):
+    """A linear layer with bias, its input and its batch."""
+
+    inputs: int = Field(ge=1, description="I, width of the input.")
+    outputs: int = Field(ge=1, description="O, width of the output.")
+    tokens: int = Field(ge=1, description="T, tokens an example.")
+    batch_size: int = Field(8, ge=1, description="B, examples.")
+    engines: list[str] = Field(min_length=1)
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where it is timed: only a GPU is; what is counted is a GPU's way.")
+    rounds: int = Field(20, ge=1, description="Timed steps on a GPU, engines in turn.")
+
+
+def uses(settings: Settings) -> Uses:
+    """Versions that decide the numbers; there is no data."""
+    scopes = dict.fromkeys(s for s in map(timing.scope_of, settings.engines) if s)
+    engines = tuple(("engine", name) for name in settings.engines)
+    return Uses(plugins=(*engines, *(("scope", s) for s in scopes), ("function", "abadi")))
+
+
+def mechanism(settings: Settings, engine: str) -> Mechanism:
+    """Clipping with the engine's first scope, noise multiplier 1, a fixed batch."""
+    scope = timing.scope_of(engine)
+    return timing.mechanism_of(settings.batch_size, Clipping(scope=scope) if scope else None)
+
+
+def run(settings: Settings, context: Context) -> Outcome:
+    """Count every engine's step; on a GPU time it too.
+
+    Raises:
+        DpbenchError: no such device.
+    """
+    require_device(settings.device)
+    runnable, skipped = throughput.skip_missing(settings.engines)
+    metrics = [_metric(m.labels["engine"], name, None, m.note) for m in skipped if m.name == "throughput" for name in UNITS]
+    counted = {}
+    for done, engine in enumerate(runnable):
+        context.report(done, len(runnable), f"counting {engine}")
+        work = counted[engine] = count(settings, engine)
+        metrics.append(_metric(engine, "bytes_moved", sum(work.bytes) / 2**20))
+        metrics.append(_metric(engine, "flops", sum(work.flops) / 1e9))
+    if (base := counted.get(throughput.BASELINE)) is not None:
+        for engine, work in counted.items():
+            metrics.append(_metric(engine, "bytes_ratio", sum(work.bytes) / sum(base.bytes)))
+            metrics.append(_metric(engine, "flops_ratio", sum(work.flops) / sum(base.flops)))
+    if settings.device == "cuda":
+        metrics += _timed(settings, runnable)
+    return Outcome(metrics, device=settings.device)
+
+
+def count(settings: Settings, engine: str) -> Work:
+    """The work of one step on tensors without storage: forward, backward, noise; the optimizer apart, which is everyone's."""
+    from dpbench.simulate.cost import Cost, Work
+
+    cost = Cost()
+    layer = _Layer(settings, engine, "meta")
+    with cost:
+        layer.passes()
+        layer.release()
+    layer.handle.detach()
+    assert isinstance(cost.work, Work)
+    return cost.work
+
+
+class _Layer:
+    """One linear layer whose input wants a gradient, as inside a model, and the engine on it."""
+
+    def __init__(self, settings: Settings, engine: str, device: str) -> None:
+        import torch
+
+        from dpbench.methods import engines
+
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+        shape = (settings.batch_size, settings.tokens)
+        self.model = torch.nn.Linear(settings.inputs, settings.outputs, device=device, dtype=dtype)
+        self.x = torch.randn(*shape, settings.inputs, device=device, dtype=dtype, requires_grad=True)
+        self.weights = torch.randn(*shape, settings.outputs, device=device, dtype=dtype)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0)
+        self.handle = engines.attach(engine, self.model, self.optimizer, mechanism(settings, engine))
+
+    def passes(self) -> None:
+        self.handle.backward(_losses, {"x": self.x, "weights": self.weights})
+
+    def release(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def _losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """[B]: outputs weighted by constants, so that the output's gradient is dense and costs little to make."""
+    return (model(batch["x"]) * batch["weights"]).flatten(1).sum(1)
+
+
+def _timed(settings: Settings, engines: list[str]) -> list[Metric]:
+    import torch
+
+    found: dict[str, list[float]] = {engine: [] for engine in engines}
+    layers = {engine: _Layer(settings, engine, "cuda") for engine in engines}
+    for number in range(-3, settings.rounds):
+        for engine, layer in layers.items():
+            torch.cuda.synchronize()
+            begun = time.perf_counter()
+            layer.passes()
+            layer.release()
+            torch.cuda.synchronize()
+            if number >= 0:
+                found[engine].append(1e3 * (time.perf_counter() - begun))
+    return [over_rounds("time", UNITS["time"], {"engine": engine}, values) for engine, values in found.items()]
+
+
+def _metric(engine: str, name: str, value: float | None, note: str = "") -> Metric:
+    return Metric(name=name, value=value, unit=UNITS[name], labels={"engine": engine}, kind="counted", note=note)
+
+
+def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
+    """Attach every engine to the layer without storage."""
+    names = [name for name in settings.engines if not plugins.get("engine", name).missing]
+    for engine in names:
+        _Layer(settings, engine, "meta").handle.detach()
+    return [f"{settings.inputs} x {settings.outputs} weights, {len(names)} engines"]

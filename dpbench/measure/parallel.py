@@ -1,0 +1,172 @@
+"""Memory and throughput of training steps on several processes: data parallel or a pipeline, engines in turn in one launch.
+
+The job starts its processes itself, one a GPU or several on a CPU, as `torchrun --standalone` would.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dpbench.errors import DpbenchError
+from dpbench.execution.contract import Context, Outcome
+from dpbench.execution.environment import require_device
+from dpbench.measure.memory import out_of_memory
+from dpbench.measure.parallel_config import WAYS
+from dpbench.measure.parallel_config import ParallelSettings as Settings
+from dpbench.measure.throughput import batch_ids, empty_metrics, metrics_of, skip_missing
+from dpbench.models.language import language_model_size
+from dpbench.records.schema import Metric
+from dpbench.spec.expand import Uses
+from dpbench.spec.sources import Source
+
+WORKER = "dpbench.measure.ranks"
+PATIENCE = 300.0
+"""Seconds a collective may take, and beyond which a group that says nothing counts as hung."""
+
+
+def uses(settings: Settings) -> Uses:
+    """Versions and sources that decide the numbers."""
+    return settings.uses()
+
+
+def run(settings: Settings, context: Context) -> Outcome:
+    """Memory of every engine, then timed rounds, A B C B C A ..., all in one launch of the processes.
+
+    Raises:
+        DpbenchError: fewer GPUs than processes, an engine that does not run this way, a process that failed or hangs, or not one
+            engine could be measured.
+    """
+    require_devices(settings)
+    runnable, metrics = _able(settings)
+    ids, facts = batch_ids(settings, context.sources[f"dataset:{settings.dataset}"])
+    request = {
+        "settings": settings.model_dump(),
+        "ids": ids.tolist(),
+        "seed": context.seed,
+        "device": settings.device,
+        "threads": max(context.threads // settings.processes, 1),
+        "patience": PATIENCE,
+    }
+    found: _Found | None = None
+    while runnable and found is None:
+        found = _Found(runnable, settings.rounds, context)
+        try:
+            found.launch(request, settings.processes)
+        except DpbenchError as error:
+            if not getattr(error, "out_of_memory", False) or (engine := found.under_way) is None:
+                raise
+            runnable.remove(engine)  # the others from the start: what it left behind is gone with its processes
+            metrics += empty_metrics(engine, out_of_memory(settings, error.what))
+            found = None
+    if found is not None:
+        for engine in runnable:
+            metrics += metrics_of(settings, engine, found.rounds, found.memory)
+        facts |= found.facts
+    facts["mechanisms"] = {engine: settings.mechanism(engine).describe() for engine in runnable}
+    return Outcome(metrics, facts=facts, device=settings.device)
+
+
+class _Found:
+    """What the processes of one launch have said so far. memory: peaks of the rank that needs the most, step by step."""
+
+    def __init__(self, engines: list[str], rounds: int, context: Context) -> None:
+        self.engines, self._context = list(engines), context
+        self._total, self._done = len(engines) * (rounds + 1), 0
+        self.memory: dict[str, dict[str, Any]] = {}
+        self.rounds: dict[str, list[float]] = {engine: [] for engine in engines}
+        self.facts: dict[str, Any] = {}
+        self._peaks: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
+
+    @property
+    def under_way(self) -> str | None:
+        """The engine whose memory is being measured; None after them all."""
+        return next((engine for engine in self.engines if engine not in self.memory), None)
+
+    def launch(self, request: dict[str, Any], processes: int) -> None:
+        from dpbench.distributed.launch import run_group
+
+        self._progress(f"memory of {self.under_way}")
+        for _, message in run_group(WORKER, request | {"engines": self.engines}, processes, 2 * PATIENCE):
+            if "peaks" in message:
+                self._memory(message["engine"], message["peaks"], processes)
+            elif "seconds" in message:
+                self._round(message["engine"], message["seconds"])
+            else:
+                self.facts |= message
+
+    def _memory(self, engine: str, peaks: dict[str, Any], processes: int) -> None:
+        self._peaks[engine].append(peaks)
+        if len(self._peaks[engine]) == processes:
+            steps = zip(*(own["tensors"] for own in self._peaks[engine]), strict=True)
+            process = max(own["process"] for own in self._peaks[engine])
+            self.memory[engine] = {"tensors": [max(step) for step in steps], "process": process}
+            self._done += 1
+            self._progress(f"memory of {self.under_way}" if self.under_way else "rounds")
+
+    def _round(self, engine: str, seconds: float) -> None:
+        self._context.steps.write(round=len(self.rounds[engine]), engine=engine, seconds_per_step=seconds)
+        self.rounds[engine].append(seconds)
+        self._done += 1
+        self._progress(f"rounds of {engine}")
+
+    def _progress(self, text: str) -> None:
+        self._context.report(self._done, self._total, text)
+
+
+def _able(settings: Settings) -> tuple[list[str], list[Metric]]:
+    """Engines whose package is there, and empty metrics that say why for the others.
+
+    Raises:
+        DpbenchError: an engine that does not run in this mode.
+    """
+    from dpbench import distributed as parallel
+
+    for engine in settings.engines:
+        parallel.require(engine, WAYS[settings.mode])
+    return skip_missing(settings.engines)
+
+
+def require_devices(settings: Settings) -> None:
+    """Stop before long work if there are fewer GPUs than processes.
+
+    Raises:
+        DpbenchError: says how many there are.
+    """
+    import torch
+
+    require_device(settings.device)
+    if settings.device == "cuda" and (found := torch.cuda.device_count()) < settings.processes:
+        raise DpbenchError(f"{settings.processes} processes want a GPU each, this machine has {found}", "use a larger machine")
+
+
+def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
+    """Prove a run without running it: the model on the meta device, cut into its stages, every engine attached; returns remarks.
+
+    Raises:
+        DpbenchError: an engine that does not run this way or cannot protect the model, or more stages than blocks.
+    """
+    import torch
+
+    from dpbench.measure.ranks import parts_of, whole_model
+    from dpbench.methods import engines
+
+    runnable, metrics = _able(settings)
+    remarks = sorted({f"{m.labels['engine']}: {m.note}" for m in metrics})
+    model = whole_model(settings, meta=True)
+    parts = parts_of(settings, model)
+    for part in parts:
+        optimizer = torch.optim.AdamW(part.parameters(), lr=settings.learning_rate)
+        for engine in runnable:
+            handle = engines.attach(engine, part.train(), optimizer, settings.mechanism(engine))
+            if handle.unprotected:
+                raise DpbenchError(f"engine {engine} leaves {handle.unprotected[0]} unprotected")
+            handle.detach()
+    each = max(sum(p.numel() * p.element_size() for p in part.parameters()) for part in parts)
+    each //= settings.processes if settings.mode == "fsdp" else 1
+    blocks = language_model_size(settings.size)["layers"]
+    remarks.append(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {blocks} blocks, {settings.processes} processes, "
+        f"at least {math.ceil(4 * each / 2**20)} MiB each"  # weights, gradients, two moments
+    )
+    return remarks

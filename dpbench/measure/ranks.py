@@ -1,0 +1,214 @@
+"""One process of the job `parallel`: `python -m dpbench.measure.ranks`, started by `dpbench.distributed.launch`."""
+
+from __future__ import annotations
+
+import gc
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from dpbench.distributed.launch import say
+from dpbench.distributed.worker import serve
+from dpbench.measure.memory import STEPS
+from dpbench.measure.parallel_config import ParallelSettings as Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def main() -> None:
+    serve(measure)
+
+
+def measure(request: dict[str, Any], rank: int) -> None:
+    """Memory of every engine, then rounds; says what was found."""
+    settings = Settings(**request["settings"])
+    for engine in request["engines"]:
+        say({"engine": engine, "peaks": memory(settings, request, rank, engine)})
+    rounds(settings, request, rank)
+
+
+def memory(settings: Settings, request: dict[str, Any], rank: int, engine: str) -> dict[str, Any]:
+    """Peak bytes of this rank in each of a few steps, after one that makes the optimizer's state; all tensors are made anew.
+
+    tensors: of live tensors, on a GPU as its allocator counts them; process: reserved on a GPU, 0 on a CPU, where the process
+    has measured other engines before.
+    """
+    import torch
+
+    from dpbench.simulate.peak import PeakBytes
+
+    cuda = settings.device == "cuda"
+    peaks = []
+    gc.collect()
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with nullcontext() if cuda else PeakBytes() as tensors:
+        bench = Bench(settings, request, rank)
+        attached = bench.attach(engine)
+        attached.step()
+        for _ in range(STEPS):
+            if tensors is None:
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            else:
+                tensors.reset_peak()
+            attached.step()
+            if tensors is None:
+                torch.cuda.synchronize()
+            peaks.append(float(torch.cuda.max_memory_allocated() if tensors is None else tensors.peak))
+        attached.detach()
+    return {"tensors": peaks, "process": float(torch.cuda.max_memory_reserved()) if cuda else 0.0}
+
+
+def rounds(settings: Settings, request: dict[str, Any], rank: int) -> None:
+    """Seconds a step of every engine in every round; the order turns, so that no engine always follows the same one."""
+    from dpbench.measure.throughput import keep_freed_memory
+    from dpbench.privacy import gaussian
+
+    cuda = settings.device == "cuda"
+    facts = {
+        "noise_is_compiled": not cuda and gaussian.compiled() is not None,
+        "freed_memory_is_kept": True if cuda else keep_freed_memory(),
+        "threads_of_a_process": request["threads"],
+    }
+    if rank == 0:
+        say(facts)
+    gc.collect()
+    bench = Bench(settings, request, rank)
+    engines = request["engines"]
+    for number in range(settings.rounds):
+        turn = number % len(engines)
+        for engine in engines[turn:] + engines[:turn]:
+            seconds = bench.timed(engine)
+            if rank == 0:
+                say({"engine": engine, "seconds": seconds})
+
+
+def whole_model(settings: Settings, meta: bool = False) -> Any:
+    """The language model with its parameters on the meta device; `meta`: its buffers too."""
+    import torch
+
+    from dpbench.models.registry import language_model, language_model_size
+    from dpbench.models.seeded import parameters_on_meta
+
+    dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+    context = max(settings.tokens, language_model_size(settings.size)["context"])
+    with nullcontext() if meta else parameters_on_meta():
+        return language_model(settings.size, dtype=dtype, meta=meta, context=context)
+
+
+def parts_of(settings: Settings, model: Any) -> list[nn.Module]:
+    """What the ranks hold: the stages of a pipeline, or the model itself."""
+    from dpbench.models.stages import stage_of
+
+    if not settings.pipeline:
+        return [model]
+    return [stage_of(model, number, settings.processes) for number in range(settings.processes)]
+
+
+class Bench:
+    """This rank's part of the model, an optimizer and its batches, on which engines are attached one after another."""
+
+    def __init__(self, settings: Settings, request: dict[str, Any], rank: int) -> None:
+        import torch
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        from dpbench.models.registry import language_model_losses
+        from dpbench.models.seeded import materialise
+        from dpbench.models.stages import blocks_of
+
+        self.settings, self.losses = settings, language_model_losses
+        self.device = torch.device("cuda", torch.cuda.current_device()) if settings.device == "cuda" else torch.device("cpu")
+        model = whole_model(settings)
+        if settings.mode == "fsdp":
+            mesh = init_device_mesh(settings.device, (settings.processes,))
+            for block in blocks_of(model):
+                fully_shard(block, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        parts = parts_of(settings, model)
+        self.model = parts[rank] if settings.pipeline else model
+        # Replicas must be alike; shards and stages are parts of one model.
+        materialise(self.model, self.device, request["seed"] if settings.mode == "ddp" else 1000 * request["seed"] + rank)
+        self.model.train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate)
+        ids = torch.as_tensor(request["ids"]).to(self.device)
+        own = ids if settings.pipeline else ids[rank :: settings.processes]
+        self.batches = [{"input_ids": part} for part in ([own] if settings.pipeline else own.split(settings.physical))]
+
+    def attach(self, engine: str) -> Attached:
+        """An engine ready to step. `nonprivate` is torch's own way in every mode, with what it overlaps."""
+        from dpbench import distributed as parallel
+
+        plan = self.settings.mechanism(engine)
+        if self.settings.pipeline:
+            count = self.settings.share // self.settings.physical
+            return Attached(
+                self,
+                parallel.attach_stage(engine, self.model, self.optimizer, plan, count, self.settings.mode),  # type: ignore[arg-type]
+            )
+        if engine == "nonprivate" and self.settings.mode == "ddp":
+            return TorchReplicas(self)
+        return Attached(self, parallel.attach(engine, self.model, self.optimizer, plan))
+
+    def timed(self, engine: str) -> float:
+        """Seconds a step of the whole group, attaching and warm-up apart."""
+        attached = self.attach(engine)
+        try:
+            return self.settings.seconds_per_step(attached.step, self._all_here)
+        finally:
+            attached.detach()
+
+    def _all_here(self) -> None:
+        import torch
+        import torch.distributed as dist
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        dist.barrier()
+
+
+class Attached:
+    """One of our engines on this rank."""
+
+    def __init__(self, bench: Bench, handle: Any) -> None:
+        self.bench, self._handle = bench, handle
+
+    def step(self) -> None:
+        """One logical step of one or more physical batches."""
+        for batch in self.bench.batches:
+            self._handle.backward(self.bench.losses, batch)
+        self.bench.optimizer.step()
+        self.bench.optimizer.zero_grad()
+
+    def detach(self) -> None:
+        self._handle.detach()
+
+
+class TorchReplicas(Attached):
+    """torch's DistributedDataParallel, which sends gradients while the backward pass goes on."""
+
+    def __init__(self, bench: Bench) -> None:
+        from torch.nn.parallel import DistributedDataParallel
+
+        super().__init__(bench, None)
+        self._wrapped: Any = DistributedDataParallel(bench.model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def step(self) -> None:
+        """As `Attached.step`: gradients end as the sum over the group's examples / B."""
+        scale = self.bench.settings.processes / self.bench.settings.batch_size  # torch averages over ranks
+        last = len(self.bench.batches) - 1
+        for number, batch in enumerate(self.bench.batches):
+            with nullcontext() if number == last else self._wrapped.no_sync():
+                (self.bench.losses(self._wrapped, batch).sum() * scale).backward()
+        self.bench.optimizer.step()
+        self.bench.optimizer.zero_grad()
+
+    def detach(self) -> None:
+        self._wrapped = None  # takes its hooks away with it
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Memory and throughput of training steps, engines measured in turn inside one run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from dpbench import methods, plugins
+from dpbench.errors import DpbenchError, is_out_of_memory
+from dpbench.execution.contract import Context, Outcome, over_rounds
+from dpbench.execution.environment import require_device
+from dpbench.measure.config import BASELINE, StepSettings
+from dpbench.measure.config import ThroughputSettings as Settings
+from dpbench.measure.memory import Peaks, measure_memory, out_of_memory
+from dpbench.methods import timing
+from dpbench.records.schema import Metric
+from dpbench.spec.expand import Uses
+from dpbench.spec.sources import Source
+
+
+def uses(settings: Settings) -> Uses:
+    """Versions and sources that decide the numbers."""
+    return settings.uses()
+
+
+def run(settings: Settings, context: Context) -> Outcome:
+    """Memory first, in a fresh process an engine; then timed rounds, A B C A B C ... An engine that does not fit is `OOM`.
+
+    Raises:
+        DpbenchError: no such device.
+    """
+    import torch
+
+    from dpbench.kernels.linear import native
+    from dpbench.privacy import gaussian
+
+    require_device(settings.device)
+    ids, facts = batch_ids(settings, context.sources[f"dataset:{settings.dataset}"])
+    runnable, metrics = skip_missing(settings.engines)
+    total = len(runnable) + sum(map(settings.rounds_of, runnable))
+    done = 0
+    memory: dict[str, Peaks] = {}
+    context.report(done, total, "memory")
+    for engine, found in measure_memory(settings, list(runnable), ids, context):
+        if isinstance(found, str):
+            runnable.remove(engine)
+            metrics += empty_metrics(engine, found)
+        else:
+            memory[engine] = found
+        done += 1
+        context.report(done, total, f"memory of {engine}")
+    torch.set_num_threads(context.threads)
+    facts["noise_is_compiled"] = settings.device == "cpu" and gaussian.compiled() is not None
+    facts["kernels_are_compiled"] = settings.device == "cpu" and settings.kernels != "torch" and native.unavailable() is None
+    facts["freed_memory_is_kept"] = keep_freed_memory() if settings.device == "cpu" else True
+    rounds, lost = _rounds(settings, context, ids, runnable, done, total) if runnable else ({}, {})
+    for engine, why in lost.items():
+        metrics += empty_metrics(engine, why)
+    for engine in rounds:
+        metrics += metrics_of(settings, engine, rounds, memory)
+    facts["mechanisms"] = {engine: settings.mechanism(engine).describe() for engine in runnable}
+    return Outcome(metrics, facts=facts, device=settings.device)
+
+
+def _rounds(
+    settings: Settings, context: Context, ids: np.ndarray, engines: list[str], done: int, total: int
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """(seconds a step of every engine in every round, engines that ran out of memory and at what)."""
+    from dpbench.measure.bench import Bench
+
+    bench = Bench(settings, ids, context.seed)
+    found: dict[str, list[float]] = {engine: [] for engine in engines}
+    lost: dict[str, str] = {}
+    for number, wanted in settings.turns(engines):
+        for engine in wanted:
+            done += 1
+            if engine in lost:
+                continue
+            context.report(done - 1, total, f"round {number + 1} of {engine}")
+            try:
+                seconds = bench.timed(engine)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                lost[engine] = out_of_memory(settings, error)
+                del found[engine]
+                bench.optimizer.zero_grad()
+                continue
+            found[engine].append(seconds)
+            context.steps.write(round=number, engine=engine, seconds_per_step=seconds)
+    return found, lost
+
+
+def metrics_of(settings: StepSettings, engine: str, rounds: dict[str, list[float]], memory: dict[str, Peaks]) -> list[Metric]:
+    tokens = settings.batch_size * settings.tokens
+    own, labels = memory[engine], {"engine": engine}
+    found = [
+        over_rounds("throughput", "tokens/s", labels, [tokens / s for s in rounds[engine]]),
+        over_rounds("seconds_per_step", "s", labels, rounds[engine]),
+        over_rounds("peak_memory", "MiB", labels, [b / 2**20 for b in own["tensors"]]),
+    ]
+    if own["process"]:
+        found.append(Metric(name="process_peak", value=own["process"] / 2**20, unit="MiB", labels=labels))
+    if BASELINE in rounds:
+        ratios = [base / s for base, s in zip(rounds[BASELINE], rounds[engine], strict=False)]  # some have more, see Closer
+        found.append(over_rounds("throughput_ratio", "x", labels, ratios))
+        ratios = [b / base for b, base in zip(own["tensors"], memory[BASELINE]["tensors"], strict=True)]
+        found.append(over_rounds("memory_ratio", "x", labels, ratios))
+    return found
+
+
+def empty_metrics(engine: str, why: str) -> list[Metric]:
+    units = {"throughput": "tokens/s", "seconds_per_step": "s", "throughput_ratio": "x"}
+    units |= {"peak_memory": "MiB", "memory_ratio": "x", "process_peak": "MiB"}
+    text = "OOM" if why.startswith("OOM") else ""
+    labels = {"engine": engine}
+    return [Metric(name=name, value=None, unit=unit, labels=labels, note=why, text=text) for name, unit in units.items()]
+
+
+def skip_missing(engines: list[str]) -> tuple[list[str], list[Metric]]:
+    """Engines whose package is there, and empty metrics that say why for the others."""
+    runnable, metrics = [], []
+    for engine in engines:
+        if missing := timing.missing(engine):
+            metrics += empty_metrics(engine, f"skipped: {missing}")
+        else:
+            runnable.append(engine)
+    return runnable, metrics
+
+
+def batch_ids(settings: StepSettings, source: Source) -> tuple[np.ndarray, dict[str, Any]]:
+    """The step's tokens [B, T] from the public text, and what they were made with."""
+    from dpbench.data import registry as datasets
+    from dpbench.data.tokenizer import bpe, token_blocks
+    from dpbench.models import registry as models
+
+    if settings.classifies:
+        vocabulary = plugins.get("model", settings.size).extra["architecture"]["vocab_size"]
+    else:
+        vocabulary = models.language_model_size(settings.size)["vocabulary"]
+    tokenizer, sha256 = bpe(settings.dataset, min(vocabulary, 8192), source)
+    texts = datasets.load(settings.dataset, "train", source).columns["text"]
+    ids = token_blocks(tokenizer, texts, settings.tokens, limit=settings.batch_size)
+    if len(ids) < settings.batch_size:
+        raise DpbenchError(
+            f"{settings.dataset} fills {len(ids)} blocks of {settings.tokens}", "use a smaller batch or shorter blocks"
+        )
+    return ids, {"tokenizer_sha256": sha256, "tokenizer_vocabulary": tokenizer.get_vocab_size()}
+
+
+def keep_freed_memory() -> bool:
+    """Ask glibc to keep freed memory, as CUDA's caching allocator does: else page faults, not engines, are timed.
+
+    Returns False where there is no glibc.
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    return all(mallopt(option, value) for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28)))
+
+
+def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
+    """Prove a run without running it: the model on the meta device, every engine attached; returns remarks.
+
+    Raises:
+        DpbenchError: an engine that cannot protect the model.
+    """
+    runnable, metrics = skip_missing(settings.engines)
+    remarks = sorted({f"{m.labels['engine']}: {m.note}" for m in metrics})
+    from dpbench.measure.bench import Bench
+
+    bench = Bench(settings, np.zeros((settings.batch_size, settings.tokens), dtype=np.int64), seed=0, meta=True)
+    for engine in runnable:
+        attached = bench.attach(engine)
+        timing.require_protected(engine, attached)
+        attached.detach()
+    steppers = [methods.kind_of(engine) == "engine" for engine in runnable]
+    trained = sum(p.numel() * p.element_size() for p in bench.model.parameters() if p.requires_grad)
+    floor = sum(p.numel() * p.element_size() for p in bench.model.parameters())
+    floor += 3 * trained * any(steppers)  # gradients and two moments
+    remarks.append(
+        f"{sum(p.numel() for p in bench.model.parameters()) / 1e6:.1f} M parameters, at least {math.ceil(floor / 2**20)} MiB"
+    )
+    return remarks

@@ -1,0 +1,66 @@
+"""How per-example gradients get bounded. `attach` is the one entry; one file an engine, `adapters/` for peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dpbench import plugins
+from dpbench.errors import DpbenchError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+    from dpbench.methods.engines.base import Handle
+    from dpbench.methods.engines.layers import Layout
+    from dpbench.privacy.mechanism import Mechanism
+
+
+KERNELS = ("auto", "torch", "native", "triton")
+
+
+def attach(
+    name: str,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    mechanism: Mechanism,
+    kernels: str = "auto",
+    whole: Callable[[Layout], Layout] | None = None,
+) -> Handle:
+    """Attach engine `name` to model and optimizer, in place.
+
+    Args:
+        kernels: what forms norms and sums of layers, and on a GPU the noise. `triton` for every layer, or an error; `native`,
+            kernels in C for the CPU, for every layer that has one, or an error; `auto` takes either where it can run;
+            `torch` neither.
+        whole: of a stage of a pipeline: the layout of its layers -> theirs among the groups of the whole model.
+
+    Raises:
+        DpbenchError: unknown engine, a clipping it does not do, a parameter it cannot protect (named); kernels by name
+            that a layer (named), device or engine does not have.
+    """
+    plugin = plugins.get("engine", name)
+    if kernels not in KERNELS:
+        raise unknown("choice of kernels", kernels, KERNELS)
+    if kernels in ("native", "triton") and not takes_kernels(name):
+        others = ", ".join(n for n in plugins.discover("engine") if takes_kernels(n))
+        raise DpbenchError(
+            f"engine {name!r} does not use kernels of ours, so not {kernels} ones", f"leave kernels out, or use {others}"
+        )
+    return plugin.load().Engine(model, optimizer, mechanism, kernels, whole)
+
+
+def takes_kernels(name: str) -> bool:
+    """Whether an engine's layers are served by `dpbench.kernels`, so that there is a choice."""
+    return bool(plugins.get("engine", name).extra.get("kernels"))
+
+
+def attach_published(name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism) -> Handle:
+    """Attach what a paper's published code does, faults included, for rows marked `as_published` alone.
+
+    Guarantee: none. Its `epsilon()` is None and its `unprotected` names the tensors that are released as they are.
+
+    Raises:
+        DpbenchError: unknown engine, a clipping it does not do.
+    """
+    return plugins.get("published_engine", name).load().Engine(model, optimizer, mechanism, "torch")

@@ -1,0 +1,60 @@
+"""Opake (JetBrains Research): flat clipping by its `clipped_grad`, built on `torch.func`. The noise is dpbench's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpbench.errors import DpbenchError
+from dpbench.methods.engines.base import Handle
+from dpbench.methods.engines.batches import Losses, batch_size
+from dpbench.methods.engines.functional import loss_of_one
+
+PLUGIN = {
+    "kind": "engine",
+    "name": "opake",
+    "version": 1,
+    "summary": "Opake, per-example gradients by torch.func",
+    "private": True,
+    "scopes": ["flat"],
+    "package": "opake",
+    "get": "pip install opake",
+    "functional": True,
+    "limits": {
+        "functions": "Opake does Abadi clipping",
+        "half": "Opake sums clipped gradients in their own dtype",
+        "bad_example": "Opake leaves a non-finite example out and does not say so",
+    },
+}
+
+
+class Engine(Handle):
+    """Peer: Opake's functional clipping in its default, whole-batch form."""
+
+    name = "opake"
+    scopes = ("flat",)
+    functions = ("abadi",)
+    needs_layers = False
+
+    def _prepare_clipping(self) -> None:
+        try:
+            import opake.dpsgd.clipping
+        except ImportError as error:
+            raise DpbenchError("opake is not installed", "pip install opake") from error
+        super()._prepare_clipping()
+        self._clipped_grad = opake.dpsgd.clipping.clipped_grad
+
+    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+        if batch_size(batch) == 0:
+            return torch.zeros(0)
+        function, state = self._clipped_grad(
+            loss_of_one(self.model, losses, apart=False), clipping_norm=self.bounds[0], batch_argnums=1, return_aux=True
+        )
+        own = {name: parameter.detach() for name, parameter in self.trainable.items()}
+        (clipped, seen), _ = function(own, batch, state=state)
+        for name, gradient in clipped.pytree.items():
+            self.sum_of(self.trainable[name]).add_(gradient)
+        self.count(seen.grad_norms, self.bounds[0])
+        return seen.loss_values.detach()

@@ -1,0 +1,400 @@
+"""The contract every engine keeps, ours and peers'.
+
+handle = attach("fused", model, optimizer, mechanism)
+for physical in physical_batches:             # may be none
+    handle.backward(losses, physical)         # losses(model, batch) -> [B], each a function of that example alone
+optimizer.step()                              # (bounded sum + noise) / expected_batch_size
+optimizer.zero_grad()
+handle.detach()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpbench import plugins
+from dpbench.errors import DpbenchError
+from dpbench.kernels.leaf import Factor, Sums
+from dpbench.methods.engines.batches import Losses, batch_size, select, versions_of, without_padding
+from dpbench.methods.engines.exchange import Exchange, Tally
+from dpbench.methods.engines.guard import Guard, Witness, claim, let_go, trainable_of
+from dpbench.methods.engines.layers import Layer, Layout, check_examples_apart, lay_out
+from dpbench.methods.engines.probes import has_values
+from dpbench.methods.engines.rescue import Doubts, Norms, scales_all
+from dpbench.methods.engines.resuming import Resumable
+from dpbench.methods.engines.stepping import Arguments, Options, after_closure, check_unscaled
+from dpbench.methods.engines.thresholds import Thresholds
+from dpbench.methods.engines.writes import check_no_known_writer
+from dpbench.privacy.clipping.probe import check_factor
+from dpbench.privacy.mechanism import Clipping, Mechanism, noise_stds, sensitivity
+from dpbench.privacy.noise import Noise
+
+
+class NonFiniteStep(DpbenchError):
+    """Every example of a step without noise had a non-finite gradient."""
+
+
+class Handle(Resumable):
+    """An attached engine. Subclasses implement `_accumulate`.
+
+    groups: names of the layers in each group; bounds: C_k; sensitivity: of the sum over a batch, adding or removing
+    one example; thresholds: how adaptive bounds move, None for fixed ones; unprotected: trainable tensors outside every group
+    (always empty: attaching refuses them); real: how many examples of the physical batch at hand count, None for all.
+    """
+
+    name = ""
+    scopes: tuple[str, ...] = ("flat", "per_layer")
+    functions: tuple[str, ...] | None = None
+    adapts = False  # does not do adaptive thresholds, unless the engine says so
+    needs_layers = True
+    captures = False  # whether gradients are captured from calls of modules
+    rescues = False  # whether examples whose norm is beyond its dtype are clipped again, one by one
+    tracks_reach = False  # whether `_reached` is filled with what the losses depend on
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        mechanism: Mechanism,
+        kernels: str = "auto",
+        whole: Callable[[Layout], Layout] | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.mechanism, self.kernels = model, optimizer, mechanism, kernels
+        self._whole = whole
+        self.steps = 0
+        self.trainable = trainable_of(model, optimizer)
+        self.guard = Guard(model, optimizer, self.trainable)
+        self._reached: set[int] = set()
+        self._noted: list[Norms] | None = None  # of the physical batch at hand, while they can still be corrected
+        self._doubts = Doubts(self)  # of the last physical batches, whose norms may be on their way
+        self._has_values = has_values(model)
+        self._sums: dict[int, Tensor] = {}
+        self.exchange = Exchange()
+        self._tally = Tally()
+        self._counts: list[Tensor] = []  # clipped, finite and non-finite examples, left on the device until the step ends
+        self._bounds: dict[tuple[Any, ...], Tensor] = {}
+        self.real: int | None = None
+        self.clipped_fraction: float | None = None
+        self.non_finite_examples = 0
+        self.layout: Layout | None = None
+        self.bounds: list[float] = []
+        self.sensitivity = float("inf")
+        self.noise_stds: dict[int, float] = {}
+        if mechanism.clipping is not None:
+            self._prepare_clipping()
+        self._witness: Witness | None = None
+        claim(optimizer, self)
+        self.draw_noise_as(rank=0)
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._step_hook),
+            optimizer.register_step_post_hook(lambda *_: self._after_step()),
+        ]
+
+    def _prepare_clipping(self) -> None:
+        clipping = self.mechanism.clipping
+        assert clipping is not None
+        if clipping.scope not in self.scopes:
+            raise DpbenchError(f"engine {self.name!r} does not do {clipping.scope} clipping", f"it does {', '.join(self.scopes)}")
+        if self.functions is not None and clipping.function not in self.functions:
+            raise DpbenchError(f"engine {self.name!r} does not do {clipping.function}", f"it does {', '.join(self.functions)}")
+        if clipping.adaptive is not None and not self.adapts:
+            able = ", ".join(n for n, plugin in plugins.discover("engine").items() if plugin.extra.get("adaptive"))
+            raise DpbenchError(f"engine {self.name!r} does not do adaptive thresholds", f"these do: {able}")
+        self._function = plugins.get("function", clipping.function).load()
+        check_examples_apart(self.model)
+        check_no_known_writer(self.model)
+        if not self.needs_layers and clipping.scope == "flat":  # needs no layout, so any parameter is protected
+            self._set_bounds(["all"], [0])
+            return
+        own = self._lay_out(clipping)
+        self.layout = layout = own if self._whole is None else self._whole(own)
+        self._set_bounds(layout.labels, sorted({cluster.group for cluster in layout.clusters}))
+
+    def _lay_out(self, clipping: Clipping) -> Layout:
+        return lay_out(self.model, clipping, self.kernels, stage=self._whole is not None, capture=self.captures)
+
+    def _set_bounds(self, labels: list[str], own: list[int]) -> None:
+        """Bounds, sensitivity and noise of all groups, of which this process may hold a part."""
+        clipping = self.mechanism.clipping
+        assert clipping is not None
+        self.bounds = clipping.bounds(len(labels), labels)
+        check_factor(clipping.function, self._function.factor, self.bounds, clipping.gamma)
+        self._doubts.small = scales_all(self.factor(0))
+        if clipping.adaptive is not None:
+            self.thresholds = Thresholds(self.mechanism, labels, own, self.bounds)
+        self._set_noise()
+
+    def _set_noise(self) -> None:
+        """Sensitivity and the noise std of every tensor; groups that share a tensor count as one with the sum of their bounds."""
+        layout, clipping = self.layout, self.mechanism.clipping
+        assert clipping is not None
+        noise_multiplier = self.mechanism.gradient_noise_multiplier
+        if layout is None:
+            self.sensitivity = self.bounds[0]
+            self.noise_stds = {id(p): noise_multiplier * self.bounds[0] for p in self.trainable.values()}
+            return
+        merged = {k: group for group in layout.shared for k in group}
+        sets = [[k] for k in range(len(self.bounds)) if k not in merged] + layout.shared
+        bounds = [sum(self.bounds[k] for k in group) for group in sets]
+        sizes = [max(layout.sizes[k] for k in group) for group in sets]
+        self.sensitivity = sensitivity(bounds)
+        stds = noise_stds(bounds, noise_multiplier, clipping.allocation, sizes)
+        group_std = {k: std for group, std in zip(sets, stds, strict=True) for k in group}
+        for cluster in layout.clusters:
+            for layer in cluster.layers:
+                for parameter in layer.parameters.values():
+                    self.noise_stds[id(parameter)] = group_std[cluster.group]
+        if missing := [name for name, p in self.trainable.items() if id(p) not in self.noise_stds]:
+            raise DpbenchError(
+                f"parameter {missing[0]} belongs to no group: it would be unprotected", "freeze it, or put it in a leaf module"
+            )
+
+    def draw_noise_as(self, rank: int) -> None:
+        """Take the noise of a rank of a group; 0 is a process alone."""
+        self.noise = Noise(self.mechanism, rank, self.kernels, on=[self.model, self.optimizer, *self.trainable.values()])
+
+    # the contract
+
+    @property
+    def unprotected(self) -> list[str]:
+        """Names of trainable tensors that no group protects."""
+        if self.mechanism.clipping is None:
+            return []
+        return [name for name, p in self.trainable.items() if id(p) not in self.noise_stds]
+
+    def backward(self, losses: Losses, batch: Any, real: int | None = None) -> Tensor:
+        """Add the bounded gradients of one physical batch to the step's sum; returns the detached losses [B].
+
+        Args:
+            real: only the first `real` examples count; the others are padding, for processes that must all run alike.
+
+        Guarantee: each example adds at most C_k in L2 to group k, and a non-finite one or padding adds 0.
+
+        Raises:
+            DpbenchError: the loss is not one value an example, or a module's input does not have the batch first.
+        """
+        if not self.exchange.keeps_padding:
+            if real is not None:
+                batch, real = select(batch, slice(real)), None
+            if batch_size(batch) == 0:
+                return torch.zeros(0)
+        self.real = real
+        counted = losses if real is None else without_padding(losses, real)
+        clipping = self.mechanism.clipping
+        if clipping is None:
+            values = self._accumulate(counted, batch)[:real]
+        else:
+            self.guard.check_trained_set()
+            changed = self.guard.structure_changed()
+            with self.guard.state:
+                if self._looks:
+                    self._look(losses, batch, changed)
+                self._noted = [] if self.rescues and self._looks and clipping.tied != "per_use" else None
+                versions = versions_of(batch)
+                values = self._accumulate(counted, batch)[:real]
+                if self.rescues and versions_of(batch) != versions:
+                    raise DpbenchError(
+                        "the forward pass changes its batch in place: whoever goes through it again gets another result",
+                        "make that operation out of place, or use the engine 'loop'",
+                    )
+                if self._noted:
+                    self._doubts.add(losses, batch, self._noted)
+                self._noted = None
+            for norms in self._doubts.settled():
+                self._count(norms)
+        self.noted(len(values))
+        return values
+
+    @property
+    def _looks(self) -> bool:
+        """Whether the model can be looked at by passes of its own: in one process, and with numbers in it."""
+        return not self.exchange.keeps_padding and self._has_values
+
+    def _look(self, losses: Losses, batch: Any, changed: bool) -> None:
+        """Examine the model on a few examples before a batch is added to a sum.
+
+        Args:
+            changed: whether its structure, modes or trained tensors are others than at the last batch, as they are at the first.
+
+        Raises:
+            DpbenchError: something that breaks the guarantee, named.
+        """
+
+    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+        raise NotImplementedError
+
+    def noted(self, examples: int) -> None:
+        """Count the examples of a physical batch."""
+        self._tally.examples += examples
+
+    def epsilon(self) -> float | None:
+        """Spent so far (PLD); None for a non-private run."""
+        return self.mechanism.epsilon(self.steps)
+
+    def detach(self) -> None:
+        """Remove every trace from model and optimizer."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._sums = {}
+        self._doubts.clear()
+        let_go(self.optimizer, self)
+
+    # the two halves of `_accumulate`, for a pipeline; engines that say they run as stages have them
+
+    def forward_of(self, call: Callable[[], Tensor]) -> tuple[Any, Tensor]:
+        """`call()`, with what its backward pass will need: (an open pass, the output [B, ...])."""
+        raise NotImplementedError
+
+    def backward_of(
+        self, one: Any, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
+    ) -> list[Tensor | None]:
+        """Add the bounded gradients of an open pass to the step's sum; returns those of `inputs`.
+
+        Args:
+            outputs: the sum of the losses, or a stage's output, with its `gradients` from the next stage.
+        """
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """Clip what waits for the other processes' norms: all go through their last pass of a physical batch, then call this."""
+
+    # for engines
+
+    def factor(self, group: int) -> Factor:
+        """Norms -> factors of one group, with the mechanism's function, bound and gamma."""
+        clipping = self.mechanism.clipping
+        assert clipping is not None
+        return Factor(clipping.function, self.bounds[group], clipping.gamma, self._function.factor)
+
+    def bounds_of(self, groups: list[int], device: torch.device) -> Tensor:
+        """[K] bounds of some groups, sent to the device once: a copy from pageable memory waits for it."""
+        key = (device, *(self.bounds[k] for k in groups))
+        if key not in self._bounds:
+            self._bounds = {key: torch.tensor(key[1:], device=device)}
+        return self._bounds[key]
+
+    def sum_of(self, parameter: Tensor) -> Tensor:
+        """The running sum of a parameter's bounded gradients; zeroed here, where it is allocated."""
+        if id(parameter) not in self._sums:
+            self._sums[id(parameter)] = self.exchange.new_sum(parameter).zero_()
+        return self._sums[id(parameter)]
+
+    def sums_of(self, layer: Layer) -> Sums:
+        """The running sums of a layer's parameters; those allocated just now are fresh: not yet written."""
+        fresh = [name for name, p in layer.parameters.items() if id(p) not in self._sums]
+        for name in fresh:
+            parameter = layer.parameters[name]
+            self._sums[id(parameter)] = self.exchange.new_sum(parameter)
+        return Sums({name: self._sums[id(p)] for name, p in layer.parameters.items()}, fresh)
+
+    def let_go(self, parameter: Tensor) -> Tensor | None:
+        """The running sum of a parameter, which is forgotten here; None if there is none."""
+        return self._sums.pop(id(parameter), None)
+
+    def count(self, norms: Tensor, bounds: Tensor | float, groups: Sequence[int] | None = None) -> None:
+        """Note norms [B] or [B, K] of `groups` (None: all that this process holds) for `clipped_fraction`, the non-finite guard
+        and adaptive thresholds. Does not wait for the device."""
+        noted = Norms((norms[:, None] if norms.dim() == 1 else norms)[: self.real], bounds, groups)
+        if self._noted is not None:
+            self._noted.append(noted)
+        else:
+            self._count(noted)
+
+    def _count(self, noted: Norms) -> None:
+        norms, bounds, groups = noted.norms, noted.bounds, noted.groups
+        finite = torch.isfinite(norms)
+        over, whole = ((norms > bounds) & finite).any(1), finite.all(1)
+        self.exchange.noted(over, whole)
+        self._counts.append(torch.stack([over.sum(), whole.sum(), (~whole).sum()]))
+        if self.thresholds is not None:
+            self.thresholds.note(norms <= bounds, groups)
+
+    def counted(self) -> Tally:
+        """This process' examples of the step so far; waits for the device."""
+        for norms in self._doubts.settled(wait=True):
+            self._count(norms)
+        if self._counts:
+            counts = torch.stack([count.to(self._counts[0].device) for count in self._counts]).sum(0)
+            self._counts = []
+            clipped, finite, non_finite = (int(n) for n in counts.tolist())
+            own = self._tally
+            self._tally = Tally(own.examples, own.clipped + clipped, own.non_finite + non_finite, own.finite + finite)
+        return self._tally
+
+    def _step_hook(self, optimizer: torch.optim.Optimizer, args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:
+        """Release the step's sum, after a closure has been run, which may call `backward`."""
+        args, kwargs = after_closure(args, kwargs)
+        check_unscaled(optimizer)
+        self._before_step()
+        return args, kwargs
+
+    def _before_step(self) -> None:
+        if self.mechanism.clipping is not None:
+            self.guard.check_trained_set()
+        fault = self.beyond_the_end() or self._fault()
+        self._tally = tally = self.exchange.total(self.counted(), self.steps, fault)
+        # Under noise an abort would tell of private data: a step without a finite example is a step of noise.
+        if tally.non_finite and not tally.finite and self.mechanism.noise_multiplier == 0:
+            raise NonFiniteStep(
+                f"step {self.steps + 1}: all {tally.non_finite} examples have non-finite gradients",
+                "lower the learning rate, or use a wider dtype",
+            )
+        if self.mechanism.noise_multiplier > 0 and self.steps == 0:
+            self._witness = Witness(self.trainable)
+        self._release()
+        self._sums = {}
+
+    def _fault(self) -> DpbenchError | None:
+        """Why nothing may be released."""
+        for name, parameter in self.trainable.items():
+            if parameter.grad is None or not parameter.grad.any():  # zero after zero_grad(set_to_none=False)
+                continue
+            return DpbenchError(
+                f"{name} has a gradient from outside the engine: it would be released without noise",
+                "call handle.backward instead of loss.backward, and optimizer.zero_grad after each step",
+            )
+        if self._reached and self.tracks_reach and self.mechanism.clipping is not None:
+            for name, parameter in self.trainable.items():
+                if id(parameter) not in self._reached:
+                    return DpbenchError(
+                        f"no loss depends on {name}: it would be trained by noise alone",
+                        "freeze it (requires_grad_(False)), or see that no detach or reentrant checkpoint cuts it off",
+                    )
+        return None
+
+    def _release(self) -> None:
+        """Every parameter's grad = (sum + noise) / expected_batch_size.
+
+        Guarantee: noise of std noise_multiplier x sensitivity (as allocated) is added once a step, also to an empty sum.
+        """
+        sums = [(self.exchange.summed(self, p), self.noise_stds.get(id(p), 0.0)) for p in self.trainable.values()]
+        with torch.no_grad():
+            self.exchange.release_(self, sums, self.mechanism.sampling.expected_batch_size)
+        for parameter, (total, _) in zip(self.trainable.values(), sums, strict=True):
+            parameter.grad = self.exchange.gradient(parameter, total)
+
+    def _after_step(self) -> None:
+        self.steps += 1
+        tally, self._tally = self._tally, Tally()
+        self.clipped_fraction = tally.clipped / tally.examples if tally.examples else None
+        self.non_finite_examples += tally.non_finite
+        if self.thresholds is not None:
+            self.bounds = self.thresholds.move(lambda counts, std: self.exchange.release_counts(self, counts, std))
+            self._set_noise()
+        if self._witness is not None:
+            self._witness.check(self.optimizer)
+            self._witness = None
+
+    # for Resumable
+
+    def _in_a_step(self) -> bool:
+        return bool(self._sums or self._doubts or self._counts or self._tally != Tally())
+
+    def _go_on_from(self, bounds: list[float]) -> None:
+        self.bounds = bounds
+        self._set_noise()

@@ -1,0 +1,154 @@
+"""The losses as a function of parameters and one example, and one example's gradient by plain autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from dpbench.errors import DpbenchError
+from dpbench.methods.engines.batches import Losses, check_losses, select
+
+Parameters = dict[str, Tensor]
+
+_APART = {torch.float64: 1e-7, torch.float32: 5e-3}
+_APART_IN_HALVES = 0.1
+
+
+class _LossesOf(nn.Module):
+    """The losses as a module around the model, so that other tensors can stand in its place in all that the losses do with it."""
+
+    def __init__(self, model: nn.Module, losses: Losses) -> None:
+        super().__init__()
+        self.model = model
+        self._losses = losses
+
+    def forward(self, batch: Any) -> Tensor:
+        return check_losses(self._losses(self.model, batch))
+
+
+def losses_with(model: nn.Module, losses: Losses, parameters: Parameters, batch: Any, apart: bool) -> Tensor:
+    """The losses [B] with other tensors in place of the model's parameters.
+
+    Args:
+        apart: `parameters` has a tensor for every use of a tied one, by the names of `uses`; if not, one for all of its uses.
+    """
+    if not apart:  # torch's own way to tie leaves a module that is registered twice with the other tensors
+        by_id = {id(p): parameters[name] for name, p in model.named_parameters() if name in parameters}
+        parameters = {name: by_id[id(p)] for name, p in uses(model).items() if id(p) in by_id}
+    named = {f"model.{name}": value for name, value in parameters.items()}
+    return torch.func.functional_call(_LossesOf(model, losses), named, (batch,), tie_weights=False)
+
+
+def uses(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name of every use -> the trainable parameter; one tied between modules has several names.
+
+    A module that is registered twice has one name here: `functional_call` given two would leave the model with its tensors.
+    """
+    by_module = ((path, module._parameters.items()) for path, module in model.named_modules())
+    named = ((f"{path}.{name}" if path else name, p) for path, parameters in by_module for name, p in parameters)
+    return {name: p for name, p in named if p is not None and p.requires_grad}
+
+
+def gradients_of_one(
+    model: nn.Module, losses: Losses, example: Any, parameters: Iterable[nn.Parameter]
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """([1] the detached loss, id(parameter) -> gradient) of a batch of one example, by a plain backward pass.
+
+    A parameter that the loss does not depend on has no gradient here. `grad` of the parameters is as before.
+    """
+    tensors = list(parameters)
+    before = [p.grad for p in tensors]
+    for parameter in tensors:
+        parameter.grad = None
+    try:
+        with torch.enable_grad():
+            value = check_losses(losses(model, example))
+            if value.requires_grad:
+                value.sum().backward()
+        return value.detach(), {id(p): _dense(p.grad) for p in tensors if p.grad is not None}
+    finally:
+        for parameter, gradient in zip(tensors, before, strict=True):
+            parameter.grad = gradient
+
+
+def gradients_by_use(model: nn.Module, losses: Losses, example: Any) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """([1] the detached loss, name of every use -> gradient or None) of a batch of one example, uses of a tied tensor apart."""
+    parameters = {name: parameter.detach().requires_grad_() for name, parameter in uses(model).items()}
+    try:
+        value = losses_with(model, losses, dict(parameters), example, apart=True)
+        gradients = torch.autograd.grad(value.sum(), list(parameters.values()), allow_unused=True) if value.requires_grad else ()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise DpbenchError(f"torch.func cannot trace the model: {why}", "use the engine 'loop' (with tied: sum)") from error
+    if not gradients:
+        return value.detach(), dict.fromkeys(parameters)
+    return value.detach(), {n: None if g is None else _dense(g) for n, g in zip(parameters, gradients, strict=True)}
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """A gradient that may be sparse, as of `nn.Embedding(sparse=True)`."""
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
+
+
+def apart_by_rounding(dtype: torch.dtype) -> float:
+    """How far two ways to the same gradient may be apart, relative to its norm. Another order of summation, or half-precision
+    products, make less of a difference; a use of a tensor that was missed makes more."""
+    return _APART.get(dtype, _APART_IN_HALVES)
+
+
+def check_uses_seen(
+    model: nn.Module, losses: Losses, example: Any, parameters: Mapping[str, nn.Parameter], rewind: Callable[[], None]
+) -> set[int]:
+    """See that a loss has the same gradients with other tensors in place of the parameters; returns ids of those that it reaches.
+
+    Args:
+        example: a batch of one example.
+        rewind: puts random streams back to where they are now.
+
+    Raises:
+        DpbenchError: a parameter is used in a way that no replacement reaches, such as by a closure; names it.
+    """
+    _, plain = gradients_of_one(model, losses, example, parameters.values())
+    rewind()
+    _, by_use = gradients_by_use(model, losses, example)
+    replaced: dict[int, Tensor] = {}
+    for name, parameter in uses(model).items():
+        gradient = by_use[name]
+        if gradient is not None:
+            replaced[id(parameter)] = replaced[id(parameter)] + gradient if id(parameter) in replaced else gradient
+    for name, parameter in parameters.items():
+        expected, seen = plain.get(id(parameter)), replaced.get(id(parameter))
+        if expected is None or not expected.isfinite().all():
+            continue
+        apart = float((expected - seen).norm()) if seen is not None else float(expected.norm())
+        if apart > apart_by_rounding(expected.dtype) * float(expected.norm()):
+            raise DpbenchError(
+                f"{name} is used in a way that torch.func does not reach, such as by a closure or an attribute of the losses",
+                "reach it through the model that the losses are given, or use the engine 'loop'",
+            )
+    return set(plain)
+
+
+def loss_of_one(model: nn.Module, losses: Losses, apart: bool) -> Callable[[Parameters, Any], Tensor]:
+    """(parameters, an example without its batch dimension) -> its loss, a scalar; `apart` as in `losses_with`."""
+
+    def one(parameters: Parameters, example: Any) -> Tensor:
+        batch = tree_map(lambda v: v[None] if isinstance(v, Tensor) else v, example)
+        return losses_with(model, losses, parameters, batch, apart).squeeze(0)
+
+    return one
+
+
+def loss_by_number(model: nn.Module, losses: Losses, batch: Any, apart: bool) -> Callable[[Parameters, Tensor], Tensor]:
+    """(parameters, number of an example of the batch) -> its loss, a scalar; `apart` as in `losses_with`."""
+
+    def one(parameters: Parameters, number: Tensor) -> Tensor:
+        return losses_with(model, losses, parameters, select(batch, number[None]), apart).squeeze(0)
+
+    return one

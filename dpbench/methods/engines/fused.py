@@ -1,0 +1,67 @@
+"""Per-layer or per-tensor clipping in one backward pass: gradients are clipped and summed the moment they exist.
+
+FlashDP (arXiv 2507.01154), algorithm 1: norm, factor and sum of one layer while its output gradient is at hand, so
+no per-example gradient outlives its example and no activation its layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dpbench.kernels.leaf import Use, weighted_factors
+from dpbench.methods.engines.capture import Pass
+from dpbench.methods.engines.captured import Captured
+from dpbench.methods.engines.layers import Cluster, Layer
+from dpbench.methods.engines.shared import examples, squared_norm
+
+PLUGIN = {
+    "kind": "engine",
+    "name": "fused",
+    "version": 3,
+    "summary": "per-layer, single pass inside backward (FlashDP)",
+    "private": True,
+    "scopes": ["per_layer", "per_tensor"],
+    "adaptive": True,
+    "kernels": True,
+    "parallel": ["replicas", "shards", "stages"],
+}
+
+
+class Engine(Captured):
+    """One backward pass; extra memory: one layer's weight-sized buffer."""
+
+    name = "fused"
+    scopes = ("per_layer", "per_tensor")
+
+    def backward_of(
+        self, one: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
+    ) -> list[Tensor | None]:
+        norms: dict[int, Tensor] = {}
+
+        def ready(cluster: Cluster, uses: list[tuple[Layer, Use]]) -> None:
+            norms[cluster.group] = self._clip(cluster, uses)
+            self.exchange.finished(self, cluster.layers)
+
+        found = one.backward(outputs, ready, gradients, inputs)
+        groups = sorted(norms)
+        self.count(torch.stack([norms[k] for k in groups], 1), self.bounds_of(groups, outputs.device), groups)
+        return found
+
+    def _clip(self, cluster: Cluster, uses: list[tuple[Layer, Use]]) -> Tensor:
+        factor = self.factor(cluster.group)
+        if len(uses) == 1:
+            layer, use = uses[0]
+            return layer.leaf.clip_into(use, factor, self.sums_of(layer))
+        tensors = {id(p): p for layer, _ in uses for p in layer.parameters.values()}
+        norms = []
+        for one in examples(uses):
+            norm = squared_norm(one).sqrt()
+            norms.append(norm)
+            scale, finite = weighted_factors(norm.reshape(1), factor)
+            if finite:
+                for key, value in one.items():
+                    self.sum_of(tensors[key]).add_(value * scale)
+        return torch.stack(norms)

@@ -1,0 +1,62 @@
+"""Plain training: no clipping, no noise. The floor every other engine is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from dpbench.errors import DpbenchError
+from dpbench.methods.engines.base import Handle
+from dpbench.methods.engines.batches import Losses, check_losses
+
+PLUGIN = {
+    "kind": "engine",
+    "name": "nonprivate",
+    "version": 1,
+    "summary": "plain training, no clipping and no noise",
+    "private": False,
+    "scopes": [],
+    "parallel": ["replicas", "shards", "stages"],
+}
+
+
+class Engine(Handle):
+    """Sums of gradients by autograd; a mechanism with clipping is refused."""
+
+    name = "nonprivate"
+
+    def _prepare_clipping(self) -> None:
+        raise DpbenchError("engine 'nonprivate' does not clip", "give a mechanism without clipping, or another engine")
+
+    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+        values = check_losses(losses(self.model, batch))
+        with self.adding():
+            values.sum().backward()
+        return values.detach()
+
+    def forward_of(self, call: Callable[[], Tensor]) -> tuple[None, Tensor]:
+        return None, call()
+
+    def backward_of(
+        self, one: None, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
+    ) -> list[Tensor | None]:
+        with self.adding():
+            outputs.backward(gradients)
+        found = [x.grad for x in inputs]
+        for x in inputs:
+            x.grad = None
+        return found
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Autograd adds to the running sums in place."""
+        for parameter in self.trainable.values():
+            parameter.grad = self._sums.pop(id(parameter), None)
+        yield
+        for parameter in self.trainable.values():
+            if parameter.grad is not None:
+                self._sums[id(parameter)] = parameter.grad
+                parameter.grad = None

@@ -1,0 +1,153 @@
+"""Examples whose norm says nothing: its square is beyond float32, though the gradient itself is not.
+
+Squares of gradients above 1e19 overflow, and those below 1e-19 vanish. An engine leaves the first out as if they were not finite,
+and a function that scales every gradient to the bound (AUTO-V) leaves the second where they are. Both are rare; they are clipped
+again here by plain autograd, one example at a time, with norms in float64.
+
+Whether there are any is known when the device has come so far. Nothing waits for it: physical batches are kept until it has.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dpbench.kernels.leaf import Factor
+from dpbench.methods.engines.batches import Losses, select, versions_of
+from dpbench.methods.engines.functional import gradients_of_one
+from dpbench.methods.engines.probes import RandomStreams
+
+if TYPE_CHECKING:
+    from dpbench.methods.engines.base import Handle
+
+_VANISHING = 1e-18
+"""Norms below have squares that lose digits in float32."""
+
+_AHEAD = 2  # physical batches whose norms may still be on their way when the next one begins
+
+
+@dataclass
+class Norms:
+    """Norms [B, K] of the examples of one physical batch in some groups (None: all), with the groups' bounds."""
+
+    norms: Tensor
+    bounds: Tensor | float
+    groups: Sequence[int] | None
+
+
+class Doubts:
+    """The norms of the last physical batches, of which some may say nothing.
+
+    small: whether that holds for small norms too (`scales_all`).
+    """
+
+    def __init__(self, handle: Handle) -> None:
+        self.small = False
+        self._handle = handle
+        self._waiting: deque[_Doubt] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def clear(self) -> None:
+        self._waiting.clear()
+
+    def add(self, losses: Losses, batch: Any, noted: list[Norms]) -> None:
+        """Note the norms of one physical batch."""
+        self._waiting.append(_Doubt(self._handle, losses, batch, noted, self.small))
+
+    def settled(self, wait: bool = False) -> Iterator[Norms]:
+        """The norms of physical batches that the device is done with, once what was missing in their sums has been added.
+
+        Args:
+            wait: for all of them.
+        """
+        while self._waiting and (wait or not self._waiting[-1].on_its_way or len(self._waiting) > _AHEAD):
+            yield from self._waiting.popleft().settled()
+
+
+class _Doubt:
+    """One physical batch. on_its_way: whether what its norms say is known later, when the device has come so far."""
+
+    def __init__(self, handle: Handle, losses: Losses, batch: Any, noted: list[Norms], small: bool) -> None:
+        self._handle, self._losses, self._batch, self._noted = handle, losses, batch, noted
+        self._versions = versions_of(batch)
+        self._doubtful = [~torch.isfinite(one.norms) | (one.norms < (_VANISHING if small else 0.0)) for one in noted]
+        flag = torch.stack([doubtful.any() for doubtful in self._doubtful]).any()
+        self._any, self.on_its_way = _Flag(flag), flag.is_cuda
+
+    def settled(self) -> list[Norms]:
+        """Add what the examples whose norms say nothing should have added; the norms, with theirs in place.
+
+        Where the batch was changed in place since, they stay left out.
+
+        Guarantee: an example that is added here has added nothing to the same group before, and adds at most the group's bound.
+        """
+        if not self._any.value() or versions_of(self._batch) != self._versions:
+            return self._noted
+        with self._handle.guard.state:
+            return [self._rescued(one, doubtful) for one, doubtful in zip(self._noted, self._doubtful, strict=True)]
+
+    def _rescued(self, noted: Norms, doubtful: Tensor) -> Norms:
+        handle = self._handle
+        norms = noted.norms.double()
+        groups = range(norms.shape[1]) if noted.groups is None else noted.groups
+        members, streams = group_members(handle), RandomStreams(handle.model)
+        for index in doubtful.any(1).nonzero()[:, 0].tolist():
+            example = select(self._batch, slice(index, index + 1))
+            _, total = gradients_of_one(handle.model, self._losses, example, handle.trainable.values())
+            for column, group in enumerate(groups):
+                if not doubtful[index, column]:
+                    continue
+                parts = [(parameter, total[id(parameter)]) for parameter in members[group] if id(parameter) in total]
+                if not parts:
+                    continue
+                norm = torch.stack([g.double().square().sum() for _, g in parts]).sum().sqrt()
+                if not torch.isfinite(norm) or (norm == 0 and noted.norms[index, column] == 0):
+                    continue
+                factor = handle.factor(group)(norm.reshape(1))[0]
+                for parameter, gradient in parts:
+                    handle.sum_of(parameter).add_(gradient.double() * factor)
+                norms[index, column] = norm
+        streams.rewind()  # as if no example had been looked at twice
+        return Norms(norms, noted.bounds, noted.groups)
+
+
+class _Flag:
+    """A boolean that is on its way from a device: only who reads it waits, and for nothing that was begun later."""
+
+    def __init__(self, flag: Tensor) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        if flag.is_cuda:
+            on_device, flag = flag, torch.empty((), dtype=torch.bool, pin_memory=True)
+            flag.copy_(on_device, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(on_device.device))
+        self._flag = flag
+
+    def value(self) -> bool:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return bool(self._flag)
+
+
+def scales_all(factor: Factor) -> bool:
+    """Whether the clipping function brings even the smallest gradient to the bound."""
+    smallest = torch.tensor([_VANISHING / 100], dtype=torch.float64)
+    return bool((factor(smallest) * smallest > 1e-6 * factor.bound).all())
+
+
+def group_members(handle: Handle) -> dict[int, list[Tensor]]:
+    """Group -> its parameters, each once."""
+    if handle.layout is None:
+        return {0: list(handle.trainable.values())}
+    members: dict[int, dict[int, Tensor]] = {}
+    for cluster in handle.layout.clusters:
+        for layer in cluster.layers:
+            members.setdefault(cluster.group, {}).update({id(p): p for p in layer.parameters.values()})
+    return {group: list(parameters.values()) for group, parameters in members.items()}

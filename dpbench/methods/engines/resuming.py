@@ -1,0 +1,133 @@
+"""What lets a method stop and go on: the state of an attached engine or a zeroth-order method, and the end of its mechanism."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpbench.arguments import whole_number
+from dpbench.errors import DpbenchError
+from dpbench.files import canonical_json
+from dpbench.methods.engines.thresholds import Thresholds
+from dpbench.privacy.mechanism import Mechanism
+from dpbench.privacy.noise import Noise
+
+FORMAT = 1
+"""Of a state; raised when what it holds changes."""
+
+
+class Resumable:
+    """A method whose training can be saved and gone on with. The model's and the optimizer's own states are kept beside it.
+
+    Subclasses set name, mechanism, trainable, steps and noise.
+    """
+
+    name: str
+    mechanism: Mechanism
+    trainable: dict[str, Any]
+    steps: int
+    noise: Noise
+    thresholds: Thresholds | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps, the places of the noise's streams and adaptive thresholds, for `torch.save`; loads with `weights_only`.
+
+        Training k steps, saving, and going on elsewhere with `load_state_dict` and `sampling.batches(mechanism, start=k)` is the
+        same to the bit as not stopping. Under `randomness: secret` it goes on with fresh keys and coins instead.
+
+        Guarantee: made of releases and of the mechanism alone: nothing of a batch, and under `randomness: secret` nothing by
+        which noise could be made again. Counts of examples that are for display (`non_finite_examples`) are left out.
+
+        Raises:
+            DpbenchError: in the middle of a step, whose sums have no noise yet.
+        """
+        if self._in_a_step():
+            raise DpbenchError(
+                "the state in the middle of a step: its sums have no noise yet, so they are not kept",
+                "save after optimizer.step()",
+            )
+        return {
+            "format": FORMAT,
+            "method": self.name,
+            "mechanism": self.mechanism.describe(),
+            "tensors": [[name, list(tensor.shape)] for name, tensor in self.trainable.items()],
+            "steps": self.steps,
+            "noise": self.noise.state_dict(),
+            "thresholds": None if self.thresholds is None else self.thresholds.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the state was saved; before the first step.
+
+        Raises:
+            DpbenchError: this method has made steps already; the state is damaged, or of another mechanism, method or model:
+                names the first thing that differs.
+        """
+        if self.steps or self._in_a_step():
+            raise DpbenchError(f"a state is loaded after {self.steps} steps", "load it into a method that was just attached")
+        try:
+            self._check_same(state)
+            steps = whole_number(state["steps"], "the state's steps", least=0, most=self.mechanism.steps)
+            if self.thresholds is not None:
+                self.thresholds.check_state(state["thresholds"], steps)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise DpbenchError(f"the state is damaged ({type(error).__name__}: {error})", "load what state_dict gave") from error
+        self.noise.load_state_dict(state["noise"])
+        self.steps = steps
+        if self.thresholds is not None:
+            self._go_on_from(self.thresholds.load_state_dict(state["thresholds"]))
+
+    def beyond_the_end(self) -> DpbenchError | None:
+        """Why the next step may not be made; None where the mechanism has it."""
+        if self.steps < self.mechanism.steps:
+            return None
+        return DpbenchError(
+            f"step {self.steps + 1} of a mechanism of {self.mechanism.steps} steps: its epsilon counts no more than those",
+            "give the mechanism more steps, and calibrate its noise for them",
+        )
+
+    def _check_same(self, state: Any) -> None:
+        parts = {"format", "method", "mechanism", "tensors", "steps", "noise", "thresholds"}
+        if not isinstance(state, dict) or not parts <= set(state) or not isinstance(state["noise"], dict):
+            raise DpbenchError("this is no state of a method", "load what its state_dict gave")
+        if state["format"] != FORMAT:
+            raise DpbenchError(f"the state has format {state['format']!r}, not {FORMAT}", "go on with the version that saved it")
+        if state["method"] != self.name:
+            raise DpbenchError(f"the state is of {state['method']!r}, not {self.name!r}", "attach the method that was saved")
+        different = first_difference(state["mechanism"], self.mechanism.describe())
+        if different is not None:
+            field, saved, here = different
+            raise DpbenchError(f"the state's mechanism has {field} {saved!r}, not {here!r}", "go on with the one that was saved")
+        saved_tensors = {str(name): list(shape) for name, shape in state["tensors"]}
+        for name in dict.fromkeys([*saved_tensors, *self.trainable]):
+            shape = list(self.trainable[name].shape) if name in self.trainable else None
+            if saved_tensors.get(name) != shape:
+                raise DpbenchError(
+                    f"the state trains {name} of shape {saved_tensors.get(name)}, not {shape}", "build the model as it was"
+                )
+
+    def _in_a_step(self) -> bool:
+        """Whether anything has been added to a sum that is not released yet."""
+        return False
+
+    def _go_on_from(self, bounds: list[float]) -> None:
+        """Take the bounds of adaptive thresholds for the next step."""
+        raise NotImplementedError
+
+
+def first_difference(saved: Any, here: Any, field: str = "") -> tuple[str, Any, Any] | None:
+    """(dotted name, saved value, value here) of the first field in which two descriptions differ; None where none does."""
+    if isinstance(saved, dict) and isinstance(here, dict):
+        for name in dict.fromkeys([*here, *saved]):
+            different = first_difference(saved.get(name), here.get(name), f"{field}.{name}" if field else str(name))
+            if different is not None:
+                return different
+        return None
+    return None if _text(saved) == _text(here) else (field or "mechanism", saved, here)
+
+
+def _text(value: Any) -> str:
+    """One text for one value, tuples and lists alike."""
+    try:
+        return canonical_json(value)
+    except (TypeError, ValueError):  # nothing that a mechanism has
+        return repr(value)

@@ -1,0 +1,41 @@
+"""Inference alone, which is the least that any method costs: it can be timed and trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from dpbench.methods.engines.batches import Losses
+from dpbench.methods.protocol import StepReport
+
+
+class InferenceOnly:
+    """A forward pass a batch, and nothing else."""
+
+    in_training_mode = True
+    thresholds = None
+    unprotected: list[str] = []  # noqa: RUF012 (nothing is released)
+    sensitivity, groups = 0.0, 0
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.trainable: dict[str, nn.Parameter] = {}
+
+    def backward(self, losses: Losses, batch: Any) -> None:
+        with torch.inference_mode():
+            losses(self.model, batch)
+
+    def step(self) -> StepReport:
+        return StepReport(0, None)
+
+    def before_release(self, check: Callable[[int], None]) -> None:
+        """Nothing is released."""
+
+    def warnings(self) -> list[str]:
+        return []
+
+    def detach(self) -> None:
+        """Nothing hangs on the model."""

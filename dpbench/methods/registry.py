@@ -1,0 +1,95 @@
+"""Methods by name: what kind each is, and how it is attached to a model. Imports no torch before a method is attached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from dpbench import plugins
+from dpbench.errors import unknown
+from dpbench.privacy.mechanism import Mechanism
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from dpbench.methods.engines.layers import Layout
+    from dpbench.methods.protocol import Method
+    from dpbench.methods.zeroth.directions import Kind
+
+INFERENCE = "inference"
+"""Not a way to train: one forward pass of the batch."""
+KINDS = ("engine", "zeroth", "published_engine", "published_zeroth")
+"""Kinds of plug-ins that are methods. The published ones reproduce a paper's code with its faults."""
+
+
+def kind_of(name: str) -> Literal["engine", "zeroth", "inference"]:
+    """Return the kind of a method that is not a paper's published code.
+
+    Raises:
+        DpbenchError: there is no such method; names the nearest.
+    """
+    if name == INFERENCE:
+        return "inference"
+    if name in plugins.discover("engine"):
+        return "engine"
+    if name in plugins.discover("zeroth"):
+        return "zeroth"
+    raise unknown("engine", name, [INFERENCE, *plugins.discover("engine"), *plugins.discover("zeroth")])
+
+
+def find(name: str, kinds: Sequence[str] = KINDS) -> plugins.Plugin:
+    """Return the plug-in of a method.
+
+    Args:
+        kinds: where to look for it, see `KINDS`.
+
+    Raises:
+        DpbenchError: none of these kinds has it; names the nearest.
+    """
+    known = {found: plugin for kind in reversed(kinds) for found, plugin in plugins.discover(kind).items()}
+    if name not in known:
+        raise unknown("engine", name, known)
+    return known[name]
+
+
+def attach(
+    name: str,
+    model: nn.Module,
+    optimizer: Optimizer,
+    mechanism: Mechanism,
+    *,
+    kernels: str = "auto",
+    perturbation: float = 1e-3,
+    directions: Kind = "gaussian",
+    globalize_layout: Callable[[Layout], Layout] | None = None,
+) -> Method:
+    """Attach a method to model and optimizer, in place.
+
+    Args:
+        kernels: which kernels an engine of ours uses, see `engines.attach`; other methods leave it unread.
+        perturbation, directions: lambda of a zeroth-order method, and the law of its directions. Its learning rate is the
+            optimizer's, which must be plain SGD.
+        globalize_layout: see `engines.attach`.
+
+    Guarantee: that of the mechanism, as the method keeps it; none for published code.
+
+    Raises:
+        DpbenchError: as `engines.attach` and `ZerothOrder` do; an optimizer that is not a zeroth-order method's.
+    """
+    if name == INFERENCE:
+        from dpbench.methods.inference import InferenceOnly
+
+        return InferenceOnly(model)
+    plugin = find(name)
+    if plugin.kind in ("zeroth", "published_zeroth"):
+        from dpbench.methods.zeroth.method import ZerothMethod
+
+        return ZerothMethod(plugin, model, optimizer, mechanism, perturbation, directions)
+    from dpbench.methods import engines
+    from dpbench.methods.engines.method import EngineMethod
+
+    if plugin.kind == "published_engine":
+        return EngineMethod(engines.attach_published(name, model, optimizer, mechanism), optimizer)
+    chosen = kernels if engines.takes_kernels(name) else "auto"
+    return EngineMethod(engines.attach(name, model, optimizer, mechanism, chosen, globalize_layout), optimizer)

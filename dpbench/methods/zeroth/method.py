@@ -1,0 +1,94 @@
+"""A zeroth-order method behind the protocol of all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+from dpbench.errors import DpbenchError
+from dpbench.methods.engines.batches import Losses
+from dpbench.methods.protocol import StepReport
+from dpbench.methods.zeroth.directions import Kind
+from dpbench.methods.zeroth.trainer import SILENT, ZerothOrder
+from dpbench.plugins import Plugin
+from dpbench.privacy.mechanism import Mechanism
+
+
+class ZerothMethod:
+    """Physical batches are kept until the step: both forward passes of all of them follow one another there.
+
+    The learning rate is the optimizer's, whose `step` moves nothing, as there are no gradients: schedules and hooks see it as
+    they see any other.
+    """
+
+    in_training_mode = False
+    thresholds = None
+    unprotected: list[str] = []  # noqa: RUF012 (never any: what is released of a step is one number, or noised in each weight)
+
+    def __init__(
+        self, plugin: Plugin, model: nn.Module, optimizer: Optimizer, mechanism: Mechanism, perturbation: float, directions: Kind
+    ) -> None:
+        """Attach `plugin` to the model.
+
+        Raises:
+            DpbenchError: as `ZerothOrder`; or the optimizer is not plain SGD with one learning rate.
+        """
+        self.optimizer = optimizer
+        rate = self._learning_rate(plugin.name)
+        published = plugin.kind == "published_zeroth"
+        self.order = ZerothOrder(plugin.name, model, mechanism, rate, perturbation, directions, published=published)
+        self.trainable = self.order.trainable
+        self.sensitivity, self.groups = mechanism.sensitivity, 1 if mechanism.private else 0
+        self._batches: list[Any] = []
+        self._losses: Losses | None = None
+        self._checks: list[Callable[[int], None]] = []
+
+    def _learning_rate(self, name: str) -> float:
+        groups = self.optimizer.param_groups
+        plain = type(self.optimizer) is SGD and not any(g["momentum"] or g["weight_decay"] or g["maximize"] for g in groups)
+        if not plain or len({float(group["lr"]) for group in groups}) != 1:
+            raise DpbenchError(
+                f"{name} moves all weights along one direction, which {type(self.optimizer).__name__} as it is set up does not",
+                "give torch.optim.SGD with one learning rate, without momentum and weight decay",
+            )
+        return float(groups[0]["lr"])
+
+    def backward(self, losses: Losses, batch: Any) -> None:
+        if self._losses is not None and self._losses != losses:
+            raise DpbenchError("the physical batches of a step have different losses", "give all of a step the same function")
+        self._losses = losses
+        self._batches.append(batch)
+
+    def step(self) -> StepReport:
+        batches, losses = self._batches, self._losses
+        self._batches, self._losses = [], None
+        self.order.rate = float(self.optimizer.param_groups[0]["lr"])
+        step = self.order.step(losses or _no_losses, batches)
+        for check in self._checks:
+            check(step.count)
+        self.optimizer.step()
+        return StepReport(step.count, step.loss, step.clipped, {"slope": step.slope})
+
+    def before_release(self, check: Callable[[int], None]) -> None:
+        """Called once the step is over, which moves the weights as it goes."""
+        self._checks.append(check)
+
+    def warnings(self) -> list[str]:
+        ignored, silent = self.order.non_finite_examples, self.order.longest_silence
+        found = [f"{ignored} examples had losses that are not finite and contributed 0"] if ignored else []
+        if silent >= SILENT:  # mezo has stopped; whether a private run does must not depend on losses
+            found.append(
+                f"no example's loss moved in {silent} steps one after another: the perturbation is lost in weights or losses"
+            )
+        return found
+
+    def detach(self) -> None:
+        """Nothing hangs on the model."""
+        self._batches, self._checks = [], []
+
+
+def _no_losses(model: nn.Module, batch: Any) -> Any:
+    raise AssertionError("a step without batches asks for no losses")

@@ -1,0 +1,230 @@
+"""Discovery of plug-ins: one file each, found by a literal `PLUGIN = {...}`, read without importing it.
+
+A declaration is read from the syntax tree, so that naming runs (which needs each plug-in's version) never imports
+torch. `kind`, `name`, `version` and `summary` are required; a plug-in may declare more.
+
+Plug-ins lie in the package, or in folders that the variable DPBENCH_PLUGINS names, as PATH names folders: every `*.py` there that
+declares a PLUGIN. Such a file is a module of its own: it imports what is installed, and nothing that lies beside it.
+What of a plug-in is part of a run's name: `dpbench.plugins.identity`.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from dpbench.errors import DpbenchError, unknown
+from dpbench.paths import PACKAGE
+
+VARIABLE = "DPBENCH_PLUGINS"
+FOLDERS = {
+    "job": ("jobs",),
+    "engine": ("methods/engines", "methods/engines/adapters"),
+    # What a paper's published code does, faults included. A kind of its own: nothing that offers or trusts engines sees them.
+    "published_engine": ("methods/published",),
+    "function": ("privacy/clipping",),
+    "scope": ("privacy/clipping",),
+    "threshold": ("privacy/clipping",),
+    "zeroth": ("methods/zeroth",),
+    "published_zeroth": ("methods/published",),
+    "dataset": ("data",),
+    "model": ("models",),
+}
+_REQUIRED = {"kind": str, "name": str, "version": int, "summary": str}
+_DECLARES = {"engine": ("private", "scopes"), "published_engine": ("scopes",), "zeroth": ("private",)}
+"""What plug-ins of a kind declare beyond that."""
+_DEFINES = {
+    "job": ("Settings", "uses", "check", "run"),
+    "engine": ("Engine",),
+    "published_engine": ("Engine",),
+    "function": ("factor", "clipped"),
+    "scope": ("groups",),
+}
+"""What a module of a kind holds."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """What a plug-in says of itself.
+
+    name: how tables and configs call it; version: raised by a fix that changes numbers; module: what it is imported as;
+    path: where it lies.
+    """
+
+    kind: str
+    name: str
+    version: int
+    summary: str
+    module: str
+    path: Path
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """`kind:name`, as in the `versions` of a run's config."""
+        return f"{self.kind}:{self.name}"
+
+    @property
+    def outside(self) -> bool:
+        """Whether it lies in a folder of DPBENCH_PLUGINS, not in the package."""
+        return not self.module.startswith("dpbench.")
+
+    @property
+    def missing(self) -> str | None:
+        """Why a peer's adapter cannot run here: its `package` is not installed, and how to `get` it. None where it can."""
+        package = self.extra.get("package")
+        if not isinstance(package, str) or importlib.util.find_spec(package) is not None:
+            return None
+        return f"{package} is not installed ({self.extra['get']})"
+
+    def load(self) -> ModuleType:
+        """Import the module (this is where torch comes in).
+
+        Raises:
+            DpbenchError: a file outside the package cannot be imported, or lacks what its kind must define; names it.
+        """
+        if not self.outside:
+            return importlib.import_module(self.module)
+        module = _load_outside(self.path, self.module)
+        for name in _DEFINES.get(self.kind, ()):
+            if not hasattr(module, name):
+                raise DpbenchError(f"{self.path}: defines no {name}", f"a {self.kind} has {', '.join(_DEFINES[self.kind])}")
+        return module
+
+
+def folders() -> list[Path]:
+    """The folders that DPBENCH_PLUGINS names, in its order.
+
+    Raises:
+        DpbenchError: one is not a folder.
+    """
+    if not (value := os.environ.get(VARIABLE)):
+        return []
+    paths = [Path(name).expanduser().resolve() for name in value.split(os.pathsep) if name]
+    for path in paths:
+        if not path.is_dir():
+            raise DpbenchError(f"{VARIABLE}: {path} is not a folder", f"make it, or take it out of {VARIABLE}")
+    return list(dict.fromkeys(paths))
+
+
+def discover(kind: str) -> dict[str, Plugin]:
+    """All plug-ins of a kind, by name; those of the package first.
+
+    Raises:
+        DpbenchError: a folder of DPBENCH_PLUGINS or a declaration that is wrong, or two plug-ins of one name.
+    """
+    return _discovered(kind, tuple(folders()))
+
+
+def get(kind: str, name: str, where: str = "") -> Plugin:
+    """The plug-in called `name`.
+
+    Raises:
+        DpbenchError: no such plug-in; names the nearest.
+    """
+    plugins = discover(kind)
+    if name not in plugins:
+        raise unknown(kind, name, plugins, where)
+    return plugins[name]
+
+
+@cache
+def _discovered(kind: str, outside: tuple[Path, ...]) -> dict[str, Plugin]:
+    by_name: dict[str, Plugin] = {}
+    for folder in (*(PACKAGE / name for name in FOLDERS[kind]), *outside):
+        for plugin in _folder(folder):
+            if plugin.kind != kind:
+                continue
+            if plugin.name in by_name:
+                raise DpbenchError(
+                    f"two {kind}s are called {plugin.name!r}: {by_name[plugin.name].path}, {plugin.path}", "rename one of them"
+                )
+            by_name[plugin.name] = plugin
+    return by_name
+
+
+@cache
+def _folder(folder: Path) -> tuple[Plugin, ...]:
+    read = (_read(path) for path in sorted(folder.glob("*.py")))
+    return tuple(plugin for plugin in read if plugin is not None)
+
+
+def _read(path: Path) -> Plugin | None:
+    declared = _declaration(path)
+    if declared is None:
+        return None
+    for key, kind in _REQUIRED.items():
+        if key not in declared:
+            raise DpbenchError(f"{path}: PLUGIN lacks {key}", "it needs kind, name, version and summary")
+        if not isinstance(declared[key], kind) or isinstance(declared[key], bool) or not declared[key]:
+            raise DpbenchError(
+                f"{path}: {key} of PLUGIN is {declared[key]!r}", f"give {'a text' if kind is str else 'a number above 0'}"
+            )
+    if declared["kind"] not in FOLDERS:
+        raise unknown("kind of plug-in", declared["kind"], FOLDERS, str(path))
+    if declared["version"] < 1:
+        raise DpbenchError(f"{path}: version of PLUGIN is {declared['version']}", "begin with 1")
+    for key in _DECLARES.get(declared["kind"], ()):
+        if key not in declared:
+            raise DpbenchError(f"{path}: PLUGIN lacks {key}", f"look at another {declared['kind']} of dpbench")
+    return Plugin(
+        **{key: declared[key] for key in _REQUIRED},
+        module=_module_name(path),
+        path=path,
+        extra={key: value for key, value in declared.items() if key not in _REQUIRED},
+    )
+
+
+def _declaration(path: Path) -> dict[str, Any] | None:
+    for node in syntax_tree(path).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "PLUGIN" for t in node.targets):
+            try:
+                return dict(ast.literal_eval(node.value))
+            except (ValueError, TypeError) as error:
+                raise DpbenchError(f"{path}: PLUGIN is not a literal", "write it with plain values only") from error
+    return None
+
+
+def syntax_tree(path: Path) -> ast.Module:
+    """The parsed file.
+
+    Raises:
+        DpbenchError: it cannot be read, or is not Python; names file and line.
+    """
+    try:
+        return ast.parse(path.read_bytes(), filename=str(path))
+    except SyntaxError as error:
+        raise DpbenchError(f"{path}, line {error.lineno}: {error.msg}", "put it right, or move the file elsewhere") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DpbenchError(f"{path}: cannot be read ({error})", "put it right, or move the file elsewhere") from error
+
+
+def _module_name(path: Path) -> str:
+    if path.is_relative_to(PACKAGE):
+        return ".".join(("dpbench", *path.relative_to(PACKAGE).with_suffix("").parts))
+    return f"_dpbench_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
+
+
+def _load_outside(path: Path, name: str) -> ModuleType:
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up while it is made
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise DpbenchError(f"{path}: cannot be imported ({type(error).__name__}: {error})", "put the plug-in right") from error
+    return module

@@ -1,0 +1,31 @@
+"""Abadi clipping: min(1, C / norm). Abadi et al., "Deep Learning with Differential Privacy", 2016."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dpbench.privacy.clipping.numbers import representable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PLUGIN = {
+    "kind": "function",
+    "name": "abadi",
+    "version": 1,
+    "summary": "scale down what is longer than the bound",
+    "threshold": True,
+}
+
+
+def factor(norms: Tensor, bound: float, gamma: float) -> Tensor:
+    """[B] norms -> [B] factors; `gamma` has no effect.
+
+    Guarantee: factor x norm <= bound for every finite norm; a zero gradient keeps factor 1.
+    """
+    return representable((bound / norms).clamp(max=1.0))
+
+
+def clipped(norms: Tensor, bound: float) -> Tensor:
+    """[B] bool: which examples were shortened."""
+    return norms > bound

@@ -1,0 +1,24 @@
+"""AUTO-S: C / (norm + gamma). Bu et al., "Automatic Clipping", NeurIPS 2023, equation 4.1."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import dpbench.privacy.clipping.abadi as abadi
+from dpbench.privacy.clipping.numbers import representable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PLUGIN = {"kind": "function", "name": "auto_s", "version": 1, "summary": "normalise, with a stability constant gamma"}
+
+
+def factor(norms: Tensor, bound: float, gamma: float) -> Tensor:
+    """[B] norms -> [B] factors; gamma > 0 lets a small gradient stay small.
+
+    Guarantee: factor x norm <= bound for every finite norm (0 where it is no normal number).
+    """
+    return representable((bound / (norms + gamma)).masked_fill(norms + gamma == 0, 0.0))
+
+
+clipped = abadi.clipped

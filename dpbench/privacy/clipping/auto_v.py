@@ -1,0 +1,24 @@
+"""AUTO-V: C / norm. Bu et al., "Automatic Clipping", NeurIPS 2023, section 3."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import dpbench.privacy.clipping.abadi as abadi
+from dpbench.privacy.clipping.numbers import representable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PLUGIN = {"kind": "function", "name": "auto_v", "version": 1, "summary": "normalise every gradient to the bound"}
+
+
+def factor(norms: Tensor, bound: float, gamma: float) -> Tensor:
+    """[B] norms -> [B] factors; `gamma` has no effect. A zero gradient gets factor 0: it has no direction.
+
+    Guarantee: factor x norm <= bound for every finite norm (0 where bound / norm is no normal number).
+    """
+    return representable((bound / norms).masked_fill(norms == 0, 0.0))
+
+
+clipped = abadi.clipped

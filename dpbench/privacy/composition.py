@@ -1,0 +1,176 @@
+"""Several mechanisms on the same examples, accounted for as one; and one mechanism in phases."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dpbench.arguments import finite_number, whole_number
+from dpbench.errors import DpbenchError
+from dpbench.privacy import accounting
+from dpbench.privacy.accounting import Accountant, Relation, Release
+from dpbench.privacy.clipping.adaptive import Adaptive
+from dpbench.privacy.mechanism import Clipping, Mechanism, Randomness, Sampling
+
+_SEED_BITS = 52  # a record's reader may hold numbers as doubles
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """The seed of a stage's draws and noise: another one for each stage, the same for all methods of a seed."""
+    digest = hashlib.sha256(f"dpbench stage {stage!r} of seed {seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)
+
+
+def release_of(plan: Mechanism) -> Release:
+    """What the accountant needs of one private mechanism.
+
+    Raises:
+        DpbenchError: no noise, or none that is Gaussian.
+    """
+    if not plan.private or plan.noise_multiplier == 0 or plan.noise != "gaussian":
+        raise DpbenchError("a stage without Gaussian noise has no epsilon to compose", "make every stage of a run private")
+    return Release(plan.noise_multiplier, plan.sampling.sample_rate, plan.steps)
+
+
+def release_in(record: dict[str, Any] | None, relation: Relation | None = None) -> Release:
+    """The same, of the mechanism that a record holds.
+
+    Args:
+        relation: of the stage that follows.
+
+    Raises:
+        DpbenchError: the record's run was not private, has noise that is not Gaussian, or another relation.
+    """
+    if record is None or record.get("clipping") is None or not record["noise_multiplier"]:
+        raise DpbenchError("the run before this one was not private", "make every stage of a run private")
+    if (noise := record.get("noise", "gaussian")) != "gaussian":
+        raise DpbenchError(
+            f"the run before this one has {noise} noise, which is not composed", "use Gaussian noise in every stage"
+        )
+    if relation is not None and record["relation"] != relation:
+        raise DpbenchError(
+            f"the run before this one has the relation {record['relation']}, this one {relation}", "use one for all stages"
+        )
+    return Release(record["noise_multiplier"], record["sampling"]["sample_rate"], record["steps"])
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A run's mechanism after stages that touched the same examples.
+
+    spent: those stages; own: this run's. One delta and relation for all.
+
+    Guarantee: epsilon is that of all releases together, and never above the target.
+
+    Raises:
+        DpbenchError: it would be above the target, or a stage has no Gaussian noise.
+    """
+
+    own: Mechanism
+    spent: tuple[Release, ...]
+    target_epsilon: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.own, Mechanism):
+            raise DpbenchError(f"a composition's own mechanism is a {type(self.own).__name__}", "give a Mechanism")
+        if not isinstance(self.spent, tuple) or not all(isinstance(one, Release) for one in self.spent):
+            raise DpbenchError("a composition's stages before are no tuple of releases", "give what release_of says of each")
+        release_of(self.own)
+        if self.target_epsilon is not None:
+            finite_number(self.target_epsilon, "target_epsilon", above=0, hint="give one above 0, or none")
+        total = self.epsilon()
+        if self.target_epsilon is not None and total > self.target_epsilon * (1 + 1e-9):
+            raise DpbenchError(
+                f"epsilon {total:.4g} of all stages together is above the target {self.target_epsilon:g}",
+                "each stage spends a share: calibrate the last with dpbench.privacy.composition.calibrated_beside",
+            )
+
+    @property
+    def private(self) -> bool:
+        return True
+
+    @property
+    def delta(self) -> float:
+        return self.own.delta
+
+    @property
+    def relation(self) -> Relation:
+        return self.own.relation
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Of the last stage."""
+        return self.own.noise_multiplier
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why epsilon is only nominal; empty where it is valid."""
+        return self.own.reasons
+
+    def epsilon(self, accountant: Accountant = "pld") -> float:
+        """Of all stages together.
+
+        Raises:
+            accounting.Unsupported: the accountant refuses this relation.
+        """
+        parts = (*self.spent, release_of(self.own))
+        return accounting.composed(parts, delta=self.delta, relation=self.relation, accountant=accountant)
+
+    def describe(self) -> dict[str, Any]:
+        """For the record: the last stage's mechanism, and before it what was spent."""
+        stages = [{"noise_multiplier": r.noise_multiplier, "sample_rate": r.sample_rate, "steps": r.steps} for r in self.spent]
+        return {**self.own.describe(), "target_epsilon": self.target_epsilon, "stages_before": stages}
+
+
+def calibrated_beside(
+    spent: Sequence[Release],
+    sampling: Sampling,
+    steps: int,
+    clipping: Clipping,
+    epsilon: float,
+    delta: float,
+    *,
+    relation: Relation = "add_or_remove",
+    randomness: Randomness = "seeded",
+    seed: int = 0,
+    caveats: Sequence[str] = (),
+) -> Composition:
+    """A stage whose PLD epsilon together with those before it is at most `epsilon` and within 1 % of it.
+
+    Raises:
+        DpbenchError: an argument out of range, or an epsilon out of reach.
+    """
+    free = Mechanism(
+        sampling,
+        steps,
+        clipping,
+        delta=delta,
+        relation=relation,
+        randomness=randomness,
+        seed=seed,
+        caveats=tuple(caveats),
+    )
+    noise_multiplier = accounting.calibrate_beside(
+        epsilon, tuple(spent), sample_rate=sampling.sample_rate, steps=free.steps, delta=free.delta, relation=relation
+    )
+    return Composition(replace(free, noise_multiplier=noise_multiplier), tuple(spent), epsilon)
+
+
+def phases(plan: Mechanism, steps: Sequence[int]) -> list[Mechanism]:
+    """One mechanism cut into phases that follow one another, for a model whose tensors change between them.
+
+    Guarantee: together they release what `plan` does, each with draws and noise of its own; nothing is spent twice.
+
+    Raises:
+        DpbenchError: the phases' steps are not those of the plan, or thresholds would have to go over from one to the next.
+    """
+    if not steps or any(whole_number(count, "phase", least=0) < 1 for count in steps) or sum(steps) != plan.steps:
+        raise DpbenchError(f"phases of {list(steps)} steps for a mechanism of {plan.steps}", "they must sum to it")
+    if plan.clipping is not None and isinstance(plan.clipping.adaptive, Adaptive):
+        raise DpbenchError("adaptive thresholds do not go over from one phase to the next", "use fixed ones")
+    return [
+        replace(plan, steps=count, seed=plan.seed if k == 0 else stage_seed(plan.seed, f"phase {k}"), target_epsilon=None)
+        for k, count in enumerate(steps)
+    ]

@@ -1,0 +1,384 @@
+"""The mechanism: one frozen object from which sampler, noise and accountant are all made, and which the record stores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, assert_never, get_args
+
+from dpbench import plugins
+from dpbench.arguments import between, finite_number, known_name, whole_number
+from dpbench.errors import DpbenchError, unknown
+from dpbench.privacy import accounting
+from dpbench.privacy.accounting import Accountant, NoiseLaw, Relation
+from dpbench.privacy.clipping.adaptive import Adaptive
+from dpbench.privacy.streams import LARGEST_NUMBER, LARGEST_SEED
+
+Allocation = Literal["global", "equal", "weighted"]
+Tied = Literal["sum", "per_use"]
+Sampler = Literal["poisson", "fixed"]
+Randomness = Literal["seeded", "secret"]
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """How one example's contribution is bounded.
+
+    bound: L2 bound of the whole contribution; with K groups and uniform thresholds each gets bound / sqrt(K).
+    gamma: AUTO-S' stability constant. allocation: how noise is shared between groups. tied: see DESIGN, section 5.
+    devices: how many the scope per_device cuts a model on one process into.
+    given: thresholds instead of uniform ones, one a group in the model's order or by the group's label; `bound` is then their
+    hypotenuse, whatever was passed.
+    adaptive: how the thresholds move from step to step; those of the first step are uniform or given.
+
+    Raises:
+        DpbenchError: an unknown name (says the nearest), a number out of range, or parts that do not go together.
+    """
+
+    function: str = "abadi"
+    scope: str = "flat"
+    bound: float = 1.0
+    gamma: float = 0.01
+    allocation: Allocation = "global"
+    tied: Tied = "sum"
+    devices: int | None = None
+    given: Sequence[float] | Mapping[str, float] | None = None
+    adaptive: Adaptive | None = None
+
+    def __post_init__(self) -> None:
+        known_name(self.function, "function", plugins.discover("function"))
+        known_name(self.scope, "scope", plugins.discover("scope"))
+        known_name(self.allocation, "noise allocation", get_args(Allocation))
+        known_name(self.tied, "way to count tied weights", get_args(Tied))
+        function, scope = plugins.get("function", self.function), plugins.get("scope", self.scope)
+        if self.given is not None:
+            object.__setattr__(self, "given", _checked_thresholds(self.given))
+            object.__setattr__(self, "bound", _hypotenuse(self.given))
+        object.__setattr__(self, "bound", finite_number(self.bound, "clipping bound", above=0, hint="give a bound above 0"))
+        object.__setattr__(self, "gamma", finite_number(self.gamma, "clipping gamma", least=0, hint="AUTO-S uses 0.01"))
+        if self.devices is not None:
+            object.__setattr__(self, "devices", whole_number(self.devices, "clipping devices"))
+        if self.adaptive is not None and not isinstance(self.adaptive, Adaptive):
+            raise DpbenchError(f"clipping adaptive is a {type(self.adaptive).__name__}", "give an Adaptive, or leave it out")
+        if self.tied == "per_use" and self.scope == "flat":
+            raise DpbenchError("tied: per_use needs a scope with more than one group", "use tied: sum with flat clipping")
+        if self.devices is not None and "devices" not in scope.extra.get("needs", ()):
+            raise DpbenchError(f"scope {self.scope} has no use for devices {self.devices}", "leave it out, or use per_device")
+        if self.adaptive is not None and not function.extra.get("threshold"):
+            raise DpbenchError(
+                f"adaptive thresholds with {self.function}: it brings every example to the bound, whatever its norm, so no "
+                "quantile of norms says what the bound should be",
+                "use function abadi, or leave adaptive out",
+            )
+
+    def bounds(self, groups: int, labels: Sequence[str] = ()) -> list[float]:
+        """C_1..C_K of the first step: the given ones, or uniform, C_k = bound / sqrt(K), so that hypot(C_1..C_K) = bound.
+
+        Args:
+            labels: of the groups, for thresholds given by label.
+
+        Raises:
+            DpbenchError: thresholds for other groups than there are.
+        """
+        if self.given is None:
+            return [self.bound / math.sqrt(groups)] * groups
+        if isinstance(self.given, Mapping):
+            for name in self.given:
+                if name not in labels:
+                    raise unknown("group", name, labels, "clipping given")
+            if missing := [label for label in labels if label not in self.given]:
+                raise DpbenchError(f"clipping given: no threshold for group {missing[0]}", f"{len(missing)} of {groups} lack one")
+            return [float(self.given[label]) for label in labels]
+        if len(self.given) != groups:
+            listed = f": {', '.join(labels)}" if labels else ""
+            raise DpbenchError(f"clipping given: {len(self.given)} thresholds for {groups} groups{listed}", "give one a group")
+        return [float(value) for value in self.given]
+
+
+def _checked_thresholds(given: Any) -> tuple[float, ...] | dict[str, float]:
+    """A copy of given thresholds, which nobody can change any more.
+
+    Raises:
+        DpbenchError: there is none, or one is not a positive number; says which.
+    """
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence | Mapping):
+        raise DpbenchError(f"clipping given {given!r} is no list of thresholds", "give one a group, in order or by label")
+    named = given if isinstance(given, Mapping) else {f"number {number}": value for number, value in enumerate(given)}
+    if not named:
+        raise DpbenchError("clipping given holds no threshold", "give one a group")
+    checked = {}
+    for name, value in named.items():
+        try:
+            checked[name] = finite_number(value, "threshold", above=0)
+        except DpbenchError as error:
+            problem = f"clipping given: threshold {value!r} of {name} is not a positive number"
+            raise DpbenchError(problem, "give it one above 0") from error
+    return checked if isinstance(given, Mapping) else tuple(checked.values())
+
+
+def _hypotenuse(given: Sequence[float] | Mapping[str, float]) -> float:
+    """The L2 bound of all groups together."""
+    return math.hypot(*(given.values() if isinstance(given, Mapping) else given))
+
+
+def sensitivity(bounds: Sequence[float]) -> float:
+    """L2 sensitivity, adding or removing one example, of sums over disjoint tensors bounded by C_1..C_K: hypot(C_1..C_K)."""
+    return math.hypot(*bounds)
+
+
+def noise_stds(
+    bounds: Sequence[float], noise_multiplier: float, allocation: Allocation = "global", sizes: Sequence[int] | None = None
+) -> list[float]:
+    """Noise std of each group's sum: noise_multiplier x g_k x sqrt(sum_j (C_j / g_j)^2).
+
+    Weights g: `global` 1; `equal` C_k; `weighted` C_k / sqrt(d_k) with `sizes` d_k (He et al., ICLR 2023, section 3).
+    Guarantee: any weights cost the same privacy as `noise_multiplier` on a sum of sensitivity hypot(C_1..C_K).
+
+    Raises:
+        DpbenchError: an unknown allocation, or `weighted` without sizes.
+    """
+    known_name(allocation, "noise allocation", get_args(Allocation))
+    match allocation:
+        case "global":
+            weights = [1.0] * len(bounds)
+        case "equal":
+            weights = list(bounds)
+        case "weighted":
+            if sizes is None:
+                raise DpbenchError("allocation 'weighted' needs the groups' sizes", "pass sizes, or use global or equal")
+            weights = [c / math.sqrt(d) for c, d in zip(bounds, sizes, strict=True)]
+        case _:
+            assert_never(allocation)
+    scale = math.hypot(*(c / g for c, g in zip(bounds, weights, strict=True)))
+    return [noise_multiplier * g * scale for g in weights]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How batches are drawn. kind `poisson`: each example on its own with `sample_rate`; `fixed`: shuffled, of equal size.
+
+    Raises:
+        DpbenchError: an unknown kind (says the nearest), an empty dataset, a batch size that is not above 0 or above the
+            dataset's, or fixed batches of a fraction of an example.
+    """
+
+    kind: Sampler
+    dataset_size: int
+    expected_batch_size: float
+
+    def __post_init__(self) -> None:
+        known_name(self.kind, "kind of sampling", get_args(Sampler))
+        if self.dataset_size == 0:
+            raise DpbenchError("the dataset is empty", "give a dataset with at least one example")
+        object.__setattr__(self, "dataset_size", whole_number(self.dataset_size, "dataset_size"))
+        size = finite_number(
+            self.expected_batch_size, "expected_batch_size", above=0, hint="it must lie above 0 and not above the dataset's size"
+        )
+        object.__setattr__(self, "expected_batch_size", size)
+        if size > self.dataset_size:
+            raise DpbenchError(
+                f"expected_batch_size {size:g} for {self.dataset_size} examples",
+                "it must lie above 0 and not above the dataset's size",
+            )
+        if self.kind == "fixed" and size != int(size):
+            raise DpbenchError(
+                f"expected_batch_size {size:g} with fixed batches, which hold a whole number of examples",
+                "give a whole number, or sample by poisson",
+            )
+
+    @property
+    def sample_rate(self) -> float:
+        return self.expected_batch_size / self.dataset_size
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """What is released.
+
+    clipping None means a non-private run: no noise, no epsilon. noise_multiplier: noise std / add-or-remove sensitivity,
+    whatever the relation; of all that a step releases, so with adaptive thresholds of sums and counts together.
+    caveats: reasons beyond the sampler for which epsilon is only nominal. seed: of noise and
+    sampling under `randomness: seeded`; `secret` draws from the operating system instead. noise: `laplace` is for the release of
+    one number a step; its multiplier is the scale b over the sensitivity.
+
+    Guarantee: what is here has been checked; no name or number stands for another than the one that was written. With
+    target_epsilon, epsilon of all steps is at most that.
+
+    Raises:
+        DpbenchError: an unknown name (says the nearest), a number that is not finite or out of range, noise without clipping, or
+            an epsilon above the target.
+    """
+
+    sampling: Sampling
+    steps: int
+    clipping: Clipping | None = None
+    noise_multiplier: float = 0.0
+    delta: float = 1e-5
+    relation: Relation = "add_or_remove"
+    randomness: Randomness = "seeded"
+    seed: int = 0
+    target_epsilon: float | None = None
+    caveats: tuple[str, ...] = ()
+    noise: NoiseLaw = "gaussian"
+
+    def __post_init__(self) -> None:
+        self._check_kinds()
+        if self.clipping is None and self.noise_multiplier > 0:
+            raise DpbenchError("noise without clipping protects nothing", "give a clipping, or noise_multiplier 0")
+        if self.target_epsilon is None:
+            return
+        positive = finite_number(self.target_epsilon, "target_epsilon", above=0, hint="give one above 0, or none")
+        object.__setattr__(self, "target_epsilon", positive)
+        spent = self.epsilon()
+        if spent is None:
+            raise DpbenchError(
+                f"target_epsilon {positive:g} without noise: no finite epsilon is spent, so none is within it",
+                "give clipping and a noise_multiplier above 0, or leave target_epsilon out",
+            )
+        if spent > positive * (1 + 1e-9):
+            raise DpbenchError(
+                f"epsilon {spent:.4g} is above the target {positive:g}",
+                "raise noise_multiplier, or calibrate it with dpbench.privacy.accounting.calibrate",
+            )
+
+    def _check_kinds(self) -> None:
+        """Every field by itself."""
+        if not isinstance(self.sampling, Sampling):
+            raise DpbenchError(f"sampling is a {type(self.sampling).__name__}", "give a dpbench.privacy.mechanism.Sampling")
+        if self.clipping is not None and not isinstance(self.clipping, Clipping):
+            raise DpbenchError(
+                f"clipping is a {type(self.clipping).__name__}", "give a dpbench.privacy.mechanism.Clipping, or None"
+            )
+        known_name(self.relation, "neighbouring relation", get_args(Relation))
+        known_name(self.randomness, "randomness", get_args(Randomness))
+        known_name(self.noise, "noise", get_args(NoiseLaw))
+        steps = whole_number(self.steps, "steps", most=LARGEST_NUMBER, hint="train for a whole number of steps, at least one")
+        seed = whole_number(self.seed, "seed", least=0, most=LARGEST_SEED, hint=f"give an int from 0 to {LARGEST_SEED}")
+        multiplier = finite_number(self.noise_multiplier, "noise_multiplier", least=0, hint="give a finite number >= 0")
+        delta = between(self.delta, "delta", 0, 1, "use about 1 / (2 x dataset size)")
+        caveats = self.caveats
+        if not isinstance(caveats, tuple | list) or not all(isinstance(reason, str) and reason.strip() for reason in caveats):
+            raise DpbenchError(f"caveats {caveats!r} are not sentences", "give a tuple of reasons, each a text")
+        checked = {"steps": steps, "seed": seed, "noise_multiplier": multiplier, "delta": delta, "caveats": tuple(caveats)}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def private(self) -> bool:
+        return self.clipping is not None
+
+    @property
+    def sensitivity(self) -> float:
+        """Of the sum over a batch, adding or removing one example, for groups on disjoint tensors; with adaptive thresholds that
+        of the first step (and of all, if they are rescaled)."""
+        return self.clipping.bound if self.clipping else math.inf
+
+    @property
+    def gradient_noise_multiplier(self) -> float:
+        """Of the bounded sums: more than `noise_multiplier` where a part of the budget pays for adaptive thresholds."""
+        if self.clipping is None or self.clipping.adaptive is None:
+            return self.noise_multiplier
+        return self.clipping.adaptive.gradient_noise_multiplier(self.noise_multiplier)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why epsilon is only nominal; empty where it is valid.
+
+        A delta of 1/n or more is a reason: whoever publishes one random example in full has (0, 1/n) differential privacy.
+        """
+        reasons = []
+        if self.sampling.kind == "fixed":
+            reasons.append("fixed batches accounted as Poisson")
+        size = self.sampling.dataset_size
+        if self.private and self.delta >= 1 / size:
+            reasons.append(f"delta {self.delta:g} is not below 1/n (n = {size}): it allows an example to be published as it is")
+        return [*reasons, *self.caveats]
+
+    def epsilon(self, steps: int | None = None, accountant: Accountant = "pld") -> float | None:
+        """Spent after `steps` (default: all); None without clipping or noise, where no finite epsilon exists.
+
+        Raises:
+            accounting.Unsupported: the accountant refuses this relation.
+            DpbenchError: an unknown accountant, or a delta or noise multiplier beyond what it can carry.
+        """
+        known_name(accountant, "accountant", accounting.ACCOUNTANTS)
+        if self.clipping is None or self.noise_multiplier == 0:
+            return None
+        return accounting.epsilon(
+            noise_multiplier=self.noise_multiplier,
+            sample_rate=self.sampling.sample_rate,
+            steps=self.steps if steps is None else steps,
+            delta=self.delta,
+            relation=self.relation,
+            accountant=accountant,
+            noise=self.noise,
+        )
+
+    def epsilon_of_epochs(self) -> float | None:
+        """Of fixed batches, which Poisson sampling does not describe: an example is in one batch of an epoch at most, so each
+        epoch is one release of the whole dataset. An upper bound, without amplification by shuffling.
+
+        Raises:
+            DpbenchError: Poisson batches.
+        """
+        if self.sampling.kind != "fixed":
+            raise DpbenchError("Poisson batches have no epochs", "ask for epsilon()")
+        if self.clipping is None or self.noise_multiplier == 0:
+            return None
+        epochs = -(-self.steps // max(1, self.sampling.dataset_size // int(self.sampling.expected_batch_size)))
+        return accounting.epsilon(
+            noise_multiplier=self.noise_multiplier,
+            sample_rate=1.0,
+            steps=epochs,
+            delta=self.delta,
+            relation=self.relation,
+            noise=self.noise,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """For the record."""
+        values = asdict(self)
+        if self.noise == "gaussian":
+            del values["noise"]  # as in records from before there was another
+        values["caveats"] = list(self.caveats)
+        values["sampling"]["sample_rate"] = self.sampling.sample_rate
+        values["sensitivity"] = self.sensitivity if self.private else None
+        values["noise_std"] = self.gradient_noise_multiplier * self.sensitivity if self.private else None
+        values["gradient_noise_multiplier"] = self.gradient_noise_multiplier if self.private else None
+        return values
+
+
+def calibrated(
+    sampling: Sampling,
+    steps: int,
+    clipping: Clipping,
+    epsilon: float,
+    delta: float,
+    *,
+    relation: Relation = "add_or_remove",
+    randomness: Randomness = "seeded",
+    seed: int = 0,
+    caveats: Sequence[str] = (),
+    noise: NoiseLaw = "gaussian",
+) -> Mechanism:
+    """A mechanism whose PLD epsilon is at most `epsilon` and within 1 % of it.
+
+    Raises:
+        DpbenchError: an argument out of range, or an epsilon out of reach.
+    """
+    free = Mechanism(  # before any search: what is wrong with the other arguments
+        sampling,
+        steps,
+        clipping,
+        delta=delta,
+        relation=relation,
+        randomness=randomness,
+        seed=seed,
+        caveats=tuple(caveats),
+        noise=noise,
+    )
+    noise_multiplier = accounting.calibrate(
+        epsilon, sample_rate=sampling.sample_rate, steps=free.steps, delta=free.delta, relation=relation, noise=noise
+    )
+    return replace(free, noise_multiplier=noise_multiplier, target_epsilon=epsilon)

@@ -1,0 +1,1 @@
+"""Tasks: what is learned. Each has a `config` without torch, and a `task` with model, data, losses and evaluation."""

@@ -1,0 +1,1 @@
+"""Classification of images, from scratch or on a frozen model's features."""

@@ -1,0 +1,125 @@
+"""Settings of a language model that goes on from prompts. No torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from dpbench.data import asked
+from dpbench.data.public import PUBLIC
+from dpbench.models.language import language_model_family
+from dpbench.spec.expand import Uses
+from dpbench.tasks import holdout
+from dpbench.tasks.language_modeling import start
+from dpbench.tasks.language_modeling.start import Parents, StartSettings
+from dpbench.training.config import TrainingSettings, ZerothSettings
+
+
+class PromptStart(StartSettings):
+    """As in other tasks; how it is pre-trained is apart from how the run trains, so that runs of other tasks share it."""
+
+    token_budget: int = Field(8192, ge=16, description="Tokens of a physical batch.")
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+class Settings(TrainingSettings):
+    """One cell: a task, a model, a method, an epsilon. An example is one row: its prompt, and how it goes on."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("engine", "zeroth")
+
+    steps: int = Field(ge=0, description="0: the model is evaluated as it starts (zero-shot).")
+    task: str = Field(description="A dataset with prompts, see dpbench.data.asked.")
+    size: str | None = Field(None, description="Size of the GPT-2, Llama or OPT family.")
+    weights: str | None = Field(None, description="A model with published weights, in place of a size.")
+    vocabulary: int = Field(0, ge=0, description="Of a size: tokens of its BPE, which is made of public text.")
+    start: PromptStart | None = None
+    tied: bool = Field(False, description="Whether the head is the token embedding.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of the weights.")
+    label_words: dict[str, str] | None = Field(
+        None, description="Class -> how a prompt goes on, its space first; none: the dataset's own."
+    )
+    loss: Literal["candidates", "tokens"] = Field(
+        "candidates",
+        description="Of a classification. candidates: cross entropy over the classes' mean log-likelihoods; tokens: that of the "
+        "right words' own tokens, which is what answers always have.",
+    )
+    max_length: int = Field(ge=16, description="Tokens of a prompt and what follows; of a longer prompt the end is kept.")
+    answer_length: int = Field(50, ge=2, description="Tokens of an answer, its end among them; longer ones are cut.")
+    delta: float | Literal["1/(2n)", "n^-1.1"] = 1e-5
+    zeroth: ZerothSettings | None = Field(None, description="Of a zeroth-order method, and only there.")
+    train_limit: int | None = Field(None, ge=1, description="So many rows of the train split, which the seed chooses.")
+    evaluate_on: Literal["validation", "train_rest"] = Field(
+        "validation", description="train_rest: rows of the train split that the seed has not chosen; for choosing settings."
+    )
+    evaluate_limit: int | None = Field(None, ge=1)
+    token_budget: int = Field(8192, ge=16, description="Padded tokens of a physical batch.")
+    decoding_rows: int = Field(64, ge=1, description="Answers that are written at once.")
+    chosen_by: holdout.ChosenBy = holdout.CHOSEN_BY
+
+    @property
+    def writes_answers(self) -> bool:
+        """Whether the model writes answers of its own, rather than one of the label words."""
+        return asked.require(self.task)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the loss is over all candidates."""
+        return not self.writes_answers and self.loss == "candidates"
+
+    @property
+    def needs_no_gradient(self) -> bool:
+        """Whether no gradient is ever made."""
+        return self.zeroth is not None or self.steps == 0
+
+    @property
+    def model_name(self) -> str:
+        """The model plug-in."""
+        return self.weights or language_model_family(str(self.size))
+
+    @model_validator(mode="after")
+    def _model_fits(self) -> Settings:
+        if (self.size is None) == (self.weights is None):
+            raise ValueError("exactly one of size and weights")
+        if self.weights is not None and (self.start is not None or self.vocabulary):
+            raise ValueError("start and vocabulary belong to a size: weights have been trained, with a tokenizer of their own")
+        if self.size is not None and not self.vocabulary:
+            raise ValueError("vocabulary: a model of a size needs one")
+        if self.start is not None and self.start.tokens < self.max_length:
+            raise ValueError(f"start.tokens {self.start.tokens} is below max_length {self.max_length}")
+        if self.start is not None and self.tied:
+            raise ValueError("tied: the model that start pre-trains has a head of its own")
+        for name, is_set in (("dtype", self.dtype != "float32"), ("tied", self.tied)):
+            if is_set and not self.needs_no_gradient:
+                raise ValueError(f"{name} {getattr(self, name)}: for zeroth-order methods and steps: 0 alone")
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_fit(self) -> Settings:
+        if self.writes_answers:
+            for name, is_set in (("label_words", self.label_words is not None), ("loss", self.loss != "candidates")):
+                if is_set:
+                    raise ValueError(f"{name}: {self.task} is answered in words of its own")
+            if self.answer_length >= self.max_length:
+                raise ValueError(
+                    f"answer_length {self.answer_length} leaves no room for a prompt in max_length {self.max_length}"
+                )
+        else:
+            asked.label_words(self.task, self.label_words)
+        if self.evaluate_on == "train_rest" and self.train_limit is None:
+            raise ValueError("evaluate_on: train_rest needs a train_limit, or nothing is left")
+        by_content = self.train_limit is not None and (self.steps > 0 or self.evaluate_on == "train_rest")
+        return holdout.state_choice(self, by_content)
+
+
+def uses(settings: Settings) -> Uses:
+    """Return versions and sources that decide the numbers."""
+    return Uses(tuple(settings.deciding_plugins), datasets=(settings.task, PUBLIC), models=(settings.model_name,))
+
+
+def parents(settings: Settings, seed: int) -> Parents:
+    """Return the run of the public model that training starts from, which does not depend on the seed."""
+    public = settings.start
+    if public is None:
+        return {}
+    return start.parents(public, settings.size, settings.vocabulary, public.token_budget, public.precision, settings.device)

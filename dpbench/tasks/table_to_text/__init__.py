@@ -1,0 +1,1 @@
+"""Table to text: a language model learns to put a table's fields into words."""

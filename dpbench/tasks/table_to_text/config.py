@@ -1,0 +1,118 @@
+"""Settings of a language model that puts tables into words. No torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dpbench.data.public import PUBLIC
+from dpbench.models.language import language_model_family
+from dpbench.spec.expand import Uses
+from dpbench.tasks.language_modeling import start
+from dpbench.tasks.language_modeling.start import Parents, StartSettings
+from dpbench.training.config import OptimizerSettings, TrainingSettings
+from dpbench.validation import Strict
+
+
+class AdamWSettings(OptimizerSettings):
+    """AdamW on the released gradient."""
+
+    name: Literal["adamw"] = Field("adamw", exclude=True)
+
+
+class TuningSettings(Strict):
+    """What is trained.
+
+    layers: last blocks (`last_layers`); rank, alpha: of the adapters (`lora`); length, width: positions of the prefix, and the
+    hidden layer that makes it, none where it is trained itself (`prefix`).
+    """
+
+    mode: Literal["full", "last_layers", "lora", "prefix"] = "full"
+    layers: int = Field(2, ge=1)
+    rank: int = Field(4, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    length: int = Field(10, ge=1)
+    width: int | None = Field(None, ge=1)
+
+
+class DecodingSettings(Strict):
+    """How texts are generated. beams: 1 is greedy; rows: hypotheses at once."""
+
+    beams: int = Field(1, ge=1)
+    length_penalty: float = Field(1.0, ge=0)
+    rows: int = Field(64, ge=1)
+
+
+class Settings(TrainingSettings):
+    """One cell: a dataset, a model, what is trained of it, a method, an epsilon. An example is one input with one text."""
+
+    dataset: str
+    size: str | None = Field(None, description="Size of the GPT-2 or Llama family.")
+    weights: str | None = Field(None, description="A model with published weights, in place of a size.")
+    from_scratch: bool = Field(False, description="Random weights although there are published ones.")
+    coding: Literal["words", "pieces", "own"] = Field(
+        "pieces", description="How text becomes tokens, see dpbench.data.coding; own: as the model with published weights does."
+    )
+    vocabulary: int = Field(0, ge=0, description="pieces: tokens of the BPE; words: how many of the public text's words.")
+    max_length: int = Field(100, ge=16, description="Tokens of input and text together; longer ones are cut.")
+    tuning: TuningSettings = TuningSettings()
+    start: StartSettings | None = None
+    delta: float | Literal["1/(2n)", "n^-1.1"] = 8e-6
+    optimizer: AdamWSettings
+    train_limit: int | None = Field(None, ge=1, description="Only the first so many examples.")
+    evaluate_on: Literal["test", "validation", "train_rest"] = Field(
+        "test", description="train_rest: inputs of the train split that are then not trained on; for choosing settings."
+    )
+    held_out: float = Field(0.05, gt=0, lt=1, description="Share of the train split's inputs that is held out.")
+    evaluate_limit: int | None = Field(None, ge=1, description="Only the first so many inputs.")
+    decoding: DecodingSettings = DecodingSettings()
+    samples: int = Field(5, ge=0, description="Best and worst outputs kept in the local record, so many of each.")
+    token_budget: int = Field(8192, ge=16, description="Padded tokens of a physical batch.")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: float32 weights, products by autocast.")
+
+    @property
+    def positions(self) -> int:
+        """Positions that training and decoding reach: the prefix comes first."""
+        return self.max_length + (self.tuning.length if self.tuning.mode == "prefix" else 0)
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether training starts from a model that has learnt something."""
+        return self.start is not None or (self.weights is not None and not self.from_scratch)
+
+    @property
+    def model_name(self) -> str:
+        """The model plug-in."""
+        return self.weights or language_model_family(str(self.size))
+
+    @model_validator(mode="after")
+    def _model_fits(self) -> Settings:
+        if (self.size is None) == (self.weights is None):
+            raise ValueError("exactly one of size and weights")
+        if (self.weights is None) != (self.coding != "own"):
+            raise ValueError("coding: own belongs to weights, and words and pieces to a size")
+        if self.weights is None and self.from_scratch:
+            raise ValueError("from_scratch says what to do with weights: a model of a size is from scratch already")
+        if self.weights is not None and self.start is not None:
+            raise ValueError("start pre-trains a model of a size; weights have been trained")
+        if self.tuning.mode != "full" and not self.is_pretrained:
+            says = f"tuning.mode {self.tuning.mode} trains a part of a model that has learnt something"
+            raise ValueError(f"{says}: give start or weights")
+        if self.start is not None and self.coding != "pieces":
+            raise ValueError("start: its model was trained on pieces, so coding must be pieces")
+        if self.start is not None and self.start.tokens < self.positions:
+            raise ValueError(f"start.tokens {self.start.tokens} is below the {self.positions} positions that are needed")
+        return self
+
+
+def uses(settings: Settings) -> Uses:
+    """Return versions and sources that decide the numbers."""
+    return Uses(tuple(settings.deciding_plugins), datasets=(settings.dataset, PUBLIC), models=(settings.model_name,))
+
+
+def parents(settings: Settings, seed: int) -> Parents:
+    """Return the run of the public model that training starts from, which does not depend on the seed."""
+    return start.parents(
+        settings.start, settings.size, settings.vocabulary, settings.token_budget, settings.precision, settings.device
+    )

@@ -1,0 +1,1 @@
+"""Training: the one loop, its settings and its callbacks, for every task and every method."""

@@ -1,0 +1,347 @@
+"""Settings that every training run has: method, clipping, privacy budget, optimizer. No torch before an optimizer is built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from dpbench import methods, plugins
+from dpbench.errors import DpbenchError
+from dpbench.execution.contract import metric
+from dpbench.privacy.accounting import TOLERANCE
+from dpbench.privacy.clipping.adaptive import Adaptive
+from dpbench.privacy.composition import Composition
+from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling, calibrated
+from dpbench.records.privacy import privacy_of
+from dpbench.records.schema import Metric, Privacy
+from dpbench.validation import Strict
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+NOISELESS = 0.05
+"""Noise multiplier below which calibration stops: epsilon is then in the thousands, and less than was asked for."""
+
+P = TypeVar("P", Mechanism, Composition)
+
+
+class AdaptiveSettings(Strict):
+    """Thresholds that follow a quantile of the norms, see dpbench.privacy.clipping.adaptive.Adaptive."""
+
+    quantile: float = Field(gt=0, lt=1)
+    rate: float = Field(0.3, gt=0, allow_inf_nan=False)
+    budget: float = Field(0.01, gt=0, lt=1)
+    rescale: bool = False
+
+    def build(self) -> Adaptive:
+        return Adaptive(**self.model_dump())
+
+
+class ClippingSettings(Strict):
+    """How gradients are bounded, see dpbench.privacy.mechanism.Clipping. What is left out is not part of a run's name."""
+
+    function: str
+    scope: str = "flat"
+    bound: float = 1.0
+    gamma: float = 0.01
+    allocation: Literal["global", "equal", "weighted"] = Field("global", exclude_if=lambda v: v == "global")
+    devices: int | None = Field(None, ge=1, exclude_if=lambda v: v is None, description="Virtual devices of scope per_device.")
+    given: list[float] | dict[str, float] | None = Field(
+        None, exclude_if=lambda v: v is None, description="Thresholds, one a group in order or by its label, instead of a bound."
+    )
+    adaptive: AdaptiveSettings | None = Field(None, exclude_if=lambda v: v is None)
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> ClippingSettings:
+        if self.given is not None and self.bound != 1.0:
+            raise ValueError(f"bound {self.bound:g} beside given thresholds: their hypotenuse is the bound")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> ClippingSettings:
+        if self.devices is not None or self.given is not None or self.adaptive is not None:
+            try:
+                self.build(bound=1.0)
+            except DpbenchError as error:
+                raise ValueError(f"{error.what} ({error.way_out})") from error
+        return self
+
+    def build(self, bound: float | None = None, groups: int = 1) -> Clipping:
+        """Return the mechanism's clipping.
+
+        Args:
+            bound: instead of the settings' own; groups: K, that the scope makes of the model, where the bound depends on it.
+        """
+        return Clipping(
+            function=self.function,
+            scope=self.scope,
+            bound=self.total_bound(groups) if bound is None else bound,
+            gamma=self.gamma,
+            allocation=self.allocation,
+            devices=self.devices,
+            given=self.given,
+            adaptive=self.adaptive.build() if self.adaptive is not None else None,
+        )
+
+    def total_bound(self, groups: int) -> float:
+        """Return the L2 bound of an example's whole gradient, in K groups."""
+        return self.bound
+
+    @property
+    def plugins(self) -> list[tuple[str, str]]:
+        """Kind and name of the plug-ins that decide how gradients are bounded."""
+        adaptive = [("threshold", "adaptive")] if self.adaptive is not None else []
+        return [("function", self.function), ("scope", self.scope), *adaptive]
+
+
+class ZerothSettings(Strict):
+    """What a zeroth-order method needs beside a mechanism: lambda, and the law of its directions."""
+
+    perturbation: float = Field(1e-3, gt=0, le=1)
+    directions: Literal["gaussian", "sphere"] = "gaussian"
+
+
+class OptimizerSettings(Strict):
+    """How the released gradient is used.
+
+    head_learning_rate: of the head alone; None: the same. by_bound: keep the learning rate times the whole bound, whatever
+    adaptive thresholds do: it falls as they grow. cosine: after `warmup_steps` of linear growth, down to `min_learning_rate` at
+    the last step. gradient_clip: the released gradient is brought to at most this L2 norm; it follows the noise and costs no
+    privacy.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(gt=0)
+    head_learning_rate: float | None = Field(None, gt=0, exclude_if=lambda v: v is None)
+    momentum: float = Field(0.0, ge=0, lt=1, exclude_if=lambda v: v == 0)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    min_learning_rate: float = Field(0.0, ge=0, exclude_if=lambda v: v == 0)
+    warmup_steps: int = Field(0, ge=0, exclude_if=lambda v: v == 0)
+    by_bound: bool = Field(False, exclude_if=lambda v: v is False)
+    gradient_clip: float | None = Field(None, gt=0, exclude_if=lambda v: v is None)
+
+    @model_validator(mode="after")
+    def _fits_its_name(self) -> OptimizerSettings:
+        if self.name != "sgd" and (self.momentum or self.by_bound):
+            raise ValueError(f"{'momentum' if self.momentum else 'by_bound'} is a setting of sgd")
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(f"min_learning_rate {self.min_learning_rate:g} is above learning_rate {self.learning_rate:g}")
+        return self
+
+    def build(self, groups: Sequence[dict[str, Any]]) -> Optimizer:
+        """Return the optimizer of some parameter groups, which may have learning rates and weight decays of their own."""
+        import torch
+
+        groups = [group for group in groups if group["params"]]
+        if self.name == "adamw":
+            return torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
+        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
+
+    def rate(self, base: float, step: int, steps: int, scale: float = 1.0) -> float:
+        """Return the learning rate of step 0, 1, ... of `steps`.
+
+        Args:
+            base: the largest one, of a parameter group; scale: what it is multiplied by beside the schedule.
+        """
+        if self.schedule == "constant":
+            return base * scale
+        if self.schedule == "linear":
+            return base * ((1 - step / steps) * scale)
+        if step < self.warmup_steps:
+            return base * (step + 1) / self.warmup_steps
+        share = (step - self.warmup_steps) / max(1, steps - 1 - self.warmup_steps)
+        lowest = self.min_learning_rate
+        return lowest + (base - lowest) * (1 + math.cos(math.pi * share)) / 2
+
+
+def check_spent(plan: P, epsilon: float) -> P:
+    """Return `plan`, once it is known to spend the epsilon that was asked for.
+
+    A mechanism calibrated for other rows, steps or batches than it is run on spends more, or wastes noise.
+
+    Raises:
+        DpbenchError: it spends more than `epsilon`, or more than 1 % less.
+    """
+    spent = plan.epsilon()
+    too_little = spent is not None and spent < epsilon * (1 - TOLERANCE) and plan.noise_multiplier >= NOISELESS
+    if spent is None or spent > epsilon * (1 + 1e-9) or too_little:
+        what = f"the mechanism spends epsilon {'none' if spent is None else f'{spent:.4g}'}, where {epsilon:g} was asked for"
+        raise DpbenchError(what, "report this: it was calibrated for something else than it is run on")
+    return plan
+
+
+class PrivacySettings(Strict):
+    """What makes a run's mechanism. `delta` may depend on n, the dataset's training rows."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("engine",)
+    """Kinds of methods that the run takes, see dpbench.methods.KINDS."""
+
+    engine: str
+    clipping: ClippingSettings | None = None
+    epsilon: float | None = Field(None, gt=0)
+    delta: float | Literal["1/(2n)", "n^-1.1"] = 1e-5
+    relation: Literal["add_or_remove", "replace_one"] = "add_or_remove"
+    sampler: Literal["poisson", "fixed"] = "poisson"
+    steps: int = Field(ge=1)
+    expected_batch_size: float = Field(gt=0)
+    accounted_rows: int | None = Field(
+        None, ge=1, exclude_if=lambda v: v is None, description="n that the noise is calibrated for, if not the n there is."
+    )
+    caveats: list[str] = Field(default_factory=list, description="Reasons for which epsilon is only nominal.")
+
+    @model_validator(mode="after")
+    def _budget_belongs_to_the_method(self) -> PrivacySettings:
+        if self.clips and (self.clipping is None or self.epsilon is None):
+            raise ValueError(f"engine {self.engine} needs clipping and epsilon")
+        if not self.clips and (self.clipping is not None or self.epsilon is not None):
+            raise ValueError(f"engine {self.engine} takes neither clipping nor epsilon")
+        return self
+
+    @property
+    def plugin(self) -> plugins.Plugin:
+        """The plug-in that `engine` names.
+
+        Raises:
+            DpbenchError: none of the kinds that the run takes.
+        """
+        return methods.find(self.engine, self.kinds)
+
+    @property
+    def clips(self) -> bool:
+        """Whether the method bounds what an example adds; published code does so in its way, though nothing is private."""
+        extra = self.plugin.extra
+        return bool(extra["scopes"]) if self.plugin.kind == "published_engine" else bool(extra["private"])
+
+    @property
+    def by_zeroth(self) -> bool:
+        """Whether the method is a zeroth-order one."""
+        return self.plugin.kind in ("zeroth", "published_zeroth")
+
+    @property
+    def functional(self) -> bool:
+        """Whether torch.func traces the losses, so that they may not depend on a tensor's values."""
+        return bool(self.plugin.extra.get("functional"))
+
+    @property
+    def deciding_plugins(self) -> list[tuple[str, str]]:
+        """Kind and name of the plug-ins whose version is part of a run's name."""
+        return [(self.plugin.kind, self.engine), *(self.clipping.plugins if self.clipping is not None else [])]
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Warnings of settings that nobody reads."""
+        clipping, warnings = self.clipping, []
+        usual = ClippingSettings.model_fields["gamma"].default  # a run's settings are written out whole: all of them are set
+        if clipping is not None and clipping.function != "auto_s" and clipping.gamma != usual:
+            warnings.append(f"gamma has no effect under {clipping.function}")
+        if clipping is not None and clipping.function != "abadi" and clipping.bound != 1 and clipping.adaptive is None:
+            what = f"bound {clipping.bound:g} has no effect under {clipping.function}"
+            warnings.append(f"{what} but to multiply SGD's learning rate")
+        return warnings
+
+    def delta_of(self, rows: int) -> float:
+        """Return delta for a dataset of n rows."""
+        return {"1/(2n)": 1 / (2 * rows), "n^-1.1": rows**-1.1}.get(str(self.delta)) or float(self.delta)
+
+    def mechanism(self, rows: int, kept: int, seed: int, groups: int = 1) -> Mechanism:
+        """Return the one object that sampler, noise and accountant are made from.
+
+        Args:
+            rows: of the dataset, for delta; kept: rows that can be drawn.
+            groups: K, that the clipping's scope makes of the model.
+
+        Raises:
+            DpbenchError: no noise multiplier reaches epsilon, or the one that was found spends another.
+        """
+        delta = self.delta_of(rows)
+        sampling = Sampling(self.sampler, kept, min(self.expected_batch_size, kept))
+        if self.clipping is None or self.epsilon is None:
+            return Mechanism(sampling, self.steps, delta=delta, seed=seed)
+        accounted = sampling if self.accounted_rows is None else replace(sampling, dataset_size=self.accounted_rows)
+        plan = calibrated(
+            accounted,
+            self.steps,
+            self.clipping.build(groups=groups),
+            self.epsilon,
+            delta,
+            relation=self.relation,
+            seed=seed,
+            caveats=tuple(self.caveats),
+            noise=self.plugin.extra.get("noise") or "gaussian",
+        )
+        if self.accounted_rows is None:
+            return check_spent(plan, self.epsilon)
+        return replace(plan, sampling=sampling, target_epsilon=None)
+
+    def mechanism_of(self, count: int | None) -> Mechanism:
+        """Return the mechanism for a dry run, without noise where the number of rows is not known yet."""
+        if count:
+            return self.mechanism(count, count, 0)
+        sampling = Sampling(self.sampler, int(self.expected_batch_size), self.expected_batch_size)
+        return Mechanism(sampling, self.steps, self.clipping.build() if self.clipping else None)
+
+    def privacy(self, plan: Mechanism, unprotected: Sequence[str] = ()) -> Privacy | None:
+        """Return both accountants' epsilon, no finite one for published code; None for a non-private run.
+
+        Args:
+            unprotected: names of tensors that published code releases as they are.
+        """
+        stated = privacy_of(plan)
+        why = self._why_not_finite(unprotected)
+        if stated is None or why is None:
+            return stated
+        none = {"epsilon": None, "epsilon_rdp": None, "validity": "nominal", "reasons": [why, *plan.reasons]}
+        return stated.model_copy(update=none)
+
+    def _why_not_finite(self, unprotected: Sequence[str]) -> str | None:
+        """Return why no finite epsilon holds, whatever the noise; None where one does."""
+        if self.plugin.kind == "published_engine":
+            names = ", ".join(self.plugin.extra["deviations"])
+            return f"{names}: no finite epsilon, for {len(unprotected)} tensors are released without clipping and noise"
+        return self.plugin.extra.get("why")
+
+    def epsilon_metrics(self, plan: Mechanism, privacy: Privacy | None) -> list[Metric]:
+        """Return the real epsilon, `none` with the reason where there is no finite one, and the one that was asked for."""
+
+        def none(why: str) -> Metric:
+            return Metric(name="epsilon", value=None, text="none", unit="", note=why)
+
+        if privacy is None:
+            return [none("no clipping and no noise")]
+        stated = metric("stated_epsilon", self.epsilon or 0.0, "")
+        if privacy.epsilon is None:
+            return [none(privacy.reasons[0] if plan.noise_multiplier > 0 else "no noise"), stated]
+        spent = plan.epsilon_of_epochs() if plan.sampling.kind == "fixed" else privacy.epsilon
+        return [Metric(name="epsilon", value=spent, unit=""), stated]
+
+
+class TrainingSettings(PrivacySettings):
+    """The settings of a training run beside its task's: method, budget, optimizer, device."""
+
+    optimizer: OptimizerSettings
+    zeroth: ZerothSettings | None = Field(
+        None, exclude_if=lambda v: v is None, description="Of a zeroth-order method, and only there."
+    )
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> TrainingSettings:
+        if self.by_zeroth != (self.zeroth is not None):
+            raise ValueError(
+                f"zeroth: {self.engine} " + ("is no zeroth-order method" if self.zeroth else "needs it, if only as {}")
+            )
+        optimizer = self.optimizer
+        if self.zeroth is not None and (optimizer.name != "sgd" or optimizer.weight_decay or optimizer.momentum):
+            raise ValueError(f"{self.engine} is SGD along a direction: optimizer name sgd, without weight decay")
+        if self.zeroth is not None and optimizer.head_learning_rate is not None:
+            raise ValueError(f"{self.engine} moves all weights along one direction: it has one learning rate")
+        if optimizer.by_bound and self.clipping is None:
+            raise ValueError("by_bound needs clipping: without it there is no bound")
+        if self.steps == 0 and self.engine != "nonprivate":
+            raise ValueError(f"steps: 0 trains nothing, so {self.engine} has nothing to do: engine nonprivate")
+        return self
