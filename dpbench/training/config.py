@@ -278,8 +278,10 @@ class PrivacySettings(Strict):
             return check_spent(plan, self.epsilon)
         return replace(plan, sampling=sampling, target_epsilon=None)
 
-    def mechanism_of(self, count: int | None) -> Mechanism:
-        """Return the mechanism for a dry run, without noise where the number of rows is not known yet."""
+    def mechanism_of(self, count: int | None) -> Mechanism | None:
+        """Return the mechanism for a dry run, without noise where the number of rows is not known yet; None without steps."""
+        if self.steps == 0:
+            return None
         if count:
             return self.mechanism(count, count, 0)
         sampling = Sampling(self.sampler, int(self.expected_batch_size), self.expected_batch_size)

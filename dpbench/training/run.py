@@ -153,10 +153,13 @@ def dry_run(
     settings: TrainingSettings,
     model: nn.Module,
     parameter_groups: list[dict[str, Any]],
-    plan: Mechanism,
+    plan: Mechanism | None,
     globalize_layout: Callable[[Layout], Layout] | None = None,
 ) -> list[str]:
     """Attach the method to a model on the meta device; return what would be trained and at which noise.
+
+    Args:
+        plan: None for a run without steps.
 
     Raises:
         DpbenchError: the method cannot serve the model, or leaves a parameter unprotected.
@@ -164,7 +167,7 @@ def dry_run(
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in model.parameters())
     of = "" if every == trained else f" of {every / 1e6:.2f} M"
-    if settings.steps == 0:
+    if plan is None:
         return [f"{every / 1e6:.2f} M parameters, evaluated as they start"]
     remarks = [f"{trained / 1e6:.2f} M trainable parameters{of}"]
     method = attach_with(settings, globalize_layout)(model, settings.optimizer.build(parameter_groups), plan)

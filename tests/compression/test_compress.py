@@ -9,14 +9,17 @@ import pytest
 import torch
 from compress_runs import BASE, DROP, PLAIN, PRUNE, SOURCES, STUDENT, run, settings, value
 
-from dpbench.compression import saved
+from dpbench.compression import config, saved
+from dpbench.compression import train as training
 from dpbench.compression.cutting import blocks_of
+from dpbench.compression.distillation import distillation_losses
 from dpbench.compression.pruning import Masks, prunable
+from dpbench.compression.task import CompressedTask, load_classifier
 from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import compress, compressing, public_student, training
+from dpbench.jobs import compress, public_student
 from dpbench.measure import inference
 from dpbench.privacy import accounting
 from dpbench.privacy.composition import Composition, release_in, stage_seed
@@ -43,14 +46,14 @@ def digests(folder):
 
 def test_both_stages_spend_the_target_and_the_teacher_stays_as_it_was(tmp_path, teacher, monkeypatch):
     before, seen = digests(teacher), []
-    real = compressing.CompressedTask.teacher_logits
+    real = CompressedTask.teacher_logits
 
     def spied(task, rows, batch):
         found = real(task, rows, batch)
         seen.append((task.teacher.training, any(p.requires_grad for p in task.teacher.parameters())))
         return found
 
-    monkeypatch.setattr(compressing.CompressedTask, "teacher_logits", spied)
+    monkeypatch.setattr(CompressedTask, "teacher_logits", spied)
     found = run(tmp_path, settings(**STUDENT), parents={"teacher": teacher})
     assert digests(teacher) == before
     assert set(seen) == {(False, False)}, "frozen, and in eval mode"
@@ -62,7 +65,7 @@ def test_both_stages_spend_the_target_and_the_teacher_stays_as_it_was(tmp_path, 
     assert accounting.composed((release_in(record.mechanism), own), delta=1e-5) == found.privacy.epsilon
     assert value(found, "epsilon") == found.privacy.epsilon
     assert found.mechanism["stages_before"][0]["noise_multiplier"] == record.mechanism["noise_multiplier"]
-    assert found.mechanism["seed"] == stage_seed(0, compress.STUDENT) != record.mechanism["seed"]
+    assert found.mechanism["seed"] == stage_seed(0, config.STUDENT) != record.mechanism["seed"]
     assert found.facts["teacher_run"] == record.run
     assert found.facts["teacher_curve"] == record.facts["curve"]
 
@@ -73,14 +76,14 @@ def test_a_budget_spent_twice_stops_the_run(tmp_path, teacher, monkeypatch):
     def forgetful(spent, sampling, steps, clipping, epsilon, delta, **rest):
         return Composition(calibrated(sampling, steps, clipping, epsilon, delta, **rest), tuple(spent), epsilon)
 
-    monkeypatch.setattr(compress, "calibrated_beside", forgetful)
+    monkeypatch.setattr(config, "calibrated_beside", forgetful)
     with pytest.raises(DpbenchError, match="all stages together is above the target 8"):
         run(tmp_path, settings(**STUDENT), parents={"teacher": teacher})
 
 
 def test_a_student_with_its_teachers_noise_is_stopped(tmp_path, teacher, monkeypatch):
     """A planted fault: both stages draw from one seed."""
-    monkeypatch.setattr(compress, "stage_seed", lambda seed, stage: seed)
+    monkeypatch.setattr(config, "stage_seed", lambda seed, stage: seed)
     with pytest.raises(DpbenchError, match="the same noise twice"):
         run(tmp_path, settings(**STUDENT), parents={"teacher": teacher})
 
@@ -126,9 +129,19 @@ def test_the_published_noise_means_an_epsilon_of_hundreds(tmp_path):
 
 
 def task_of(folder, taught_by=None, **over):
-    own = settings(**over)
     parents = {"teacher": taught_by} if taught_by else {}
-    return own, compressing.CompressedTask(own, context(folder, **parents))
+    return CompressedTask(settings(**over), context(folder, **parents))
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Train a task that is at hand, in place of the one that a run makes for itself; returns the outcome."""
+
+    def train(task):
+        monkeypatch.setattr(training, "CompressedTask", lambda *_: task)
+        return training.train(task.settings, context(tmp_path))
+
+    return train
 
 
 def same(block, other):
@@ -136,34 +149,34 @@ def same(block, other):
 
 
 def test_where_students_start(tmp_path, teacher):
-    public = task_of(tmp_path)[1].model
+    public = task_of(tmp_path).model
     trained = saved.load_encoder(teacher / saved.ENCODER)
     over = {"layers": 1, "layer_map": [1]}
-    pretrained = task_of(tmp_path, student=over)[1].model
+    pretrained = task_of(tmp_path, student=over).model
     assert same(blocks_of(pretrained.encoder)[0], blocks_of(public.encoder)[1])
-    copied = task_of(tmp_path, teacher, **STUDENT | {"student": over | {"start": "teacher"}})[1].model
+    copied = task_of(tmp_path, teacher, **STUDENT | {"student": over | {"start": "teacher"}}).model
     assert same(blocks_of(copied.encoder)[0], blocks_of(trained)[1])
     assert not same(blocks_of(copied.encoder)[0], blocks_of(public.encoder)[1])
     assert torch.equal(copied.head.out.weight, saved.load_rest(teacher)["head.out.weight"])
-    random = task_of(tmp_path, student=over | {"start": "random"})[1].model
+    random = task_of(tmp_path, student=over | {"start": "random"}).model
     assert not any(same(blocks_of(random.encoder)[0], b) for b in blocks_of(public.encoder))
     assert torch.equal(
         random.encoder.model.embeddings.word_embeddings.weight, public.encoder.model.embeddings.word_embeddings.weight
     )
-    other = task_of(tmp_path, student=over | {"start": "public", "model": "tiny_bert"})[1].model
+    other = task_of(tmp_path, student=over | {"start": "public", "model": "tiny_bert"}).model
     assert len(blocks_of(other.encoder)) == 1
 
 
 def test_the_loss_of_a_student_is_the_distillations(tmp_path, teacher):
-    own, task = task_of(tmp_path, teacher, **STUDENT)
+    task = task_of(tmp_path, teacher, **STUDENT)
     rows = task.index[:7]
     batch = task.batch(rows)
     with torch.no_grad():
         logits = task.model({k: v for k, v in batch.items() if k != "teacher"})
-        wanted = compressing.load_classifier(own, teacher)(batch)
+        wanted = load_classifier(task.settings, teacher)(batch)
     torch.testing.assert_close(batch["teacher"], wanted)
     found = task.losses(task.model, batch).detach()
-    torch.testing.assert_close(found, compressing.distillation_losses(logits, wanted, batch["label"], 0.5, 2.0))
+    torch.testing.assert_close(found, distillation_losses(logits, wanted, batch["label"], 0.5, 2.0))
     plain = torch.nn.functional.cross_entropy(logits, batch["label"], reduction="none")
     assert not torch.allclose(found, plain)
     task.teacher.forward = lambda batch: pytest.fail("a row's logits are made once")
@@ -175,37 +188,43 @@ def zeros_of(masks):
 
 
 @pytest.mark.parametrize("rewind", ["encoder", "all", "none"])
-def test_sparsity_is_exact_after_every_step_under_noise(tmp_path, monkeypatch, rewind):
-    own, task = task_of(tmp_path, steps=8, prune={"sparsity": 0.5, "steps": 4, "every": 2, "rewind": rewind})
-    seen, made, real = [], [], Masks.check
+def test_sparsity_is_exact_after_every_step_under_noise(tmp_path, trained, monkeypatch, rewind):
+    task = task_of(tmp_path, steps=8, prune={"sparsity": 0.5, "steps": 4, "every": 2, "rewind": rewind})
+    seen, rates, optimizers, checked = [], [], [], []
+    check, zero_gradients, build = Masks.check, Masks.zero_gradients_, type(task.settings.optimizer).build
     start = {n: w.detach().clone() for n, w in prunable(task.encoder).items()}
 
-    def check(masks, wanted):
-        rate = [group["lr"] for group in made[0].param_groups]
-        seen.append((zeros_of(masks), {n: w.detach().clone() for n, w in masks.weights.items()}, rate))
-        return real(masks, wanted)
+    def spied_check(masks, sparsity):
+        checked.append(masks)
+        seen.append((zeros_of(masks), {n: w.detach().clone() for n, w in masks.weights.items()}))
+        return check(masks, sparsity)
 
-    def optimizer(*given):
-        made.append(real_optimizer(*given))
-        return made[0]
+    def spied_release(masks):
+        rates.append([group["lr"] for group in optimizers[0].param_groups])
+        zero_gradients(masks)
 
-    real_optimizer = training.optimizer
-    monkeypatch.setattr(Masks, "check", check)
-    monkeypatch.setattr(training, "optimizer", optimizer)
-    plan = own.plan(task.rows, len(task), 0)
-    assert plan.noise_multiplier > 0.3
-    done = compressing.train(own, task, plan, context(tmp_path))
-    size = done.masks.size
-    assert [zeros for zeros, _, _ in seen] == [round(size * s) for s in (0, 0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5)]
-    assert done.facts["sparsities"] == [z / size for z, _, _ in seen]
-    for name, weight in done.masks.weights.items():
-        assert weight[~done.masks.masks[name]].abs().max() == 0
+    def spied_build(options, groups):
+        optimizers.append(build(options, groups))
+        return optimizers[0]
+
+    monkeypatch.setattr(Masks, "check", spied_check)
+    monkeypatch.setattr(Masks, "zero_gradients_", spied_release)
+    monkeypatch.setattr(type(task.settings.optimizer), "build", spied_build)
+    done = trained(task)
+    assert done.mechanism["noise_multiplier"] > 0.3
+    masks = checked[0]
+    assert all(other is masks for other in checked)
+    assert done.facts["prunable_weights"] == masks.size
+    assert [zeros for zeros, _ in seen] == [round(masks.size * s) for s in (0, 0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5)]
+    assert done.facts["sparsities"] == [zeros / masks.size for zeros, _ in seen]
+    for name, weight in masks.weights.items():
+        assert weight[~masks.masks[name]].abs().max() == 0
         for key in ("exp_avg", "exp_avg_sq"):
-            assert made[0].state[weight][key][~done.masks.masks[name]].abs().max() == 0
-            assert made[0].state[weight][key][done.masks.masks[name]].abs().min() > 0, "the survivors are trained"
-    back = [torch.equal(w, start[n] * done.masks.masks[n]) for n, w in seen[3][1].items()]
+            assert optimizers[0].state[weight][key][~masks.masks[name]].abs().max() == 0
+            assert optimizers[0].state[weight][key][masks.masks[name]].abs().min() > 0, "the survivors are trained"
+    back = [torch.equal(w, start[n] * masks.masks[n]) for n, w in seen[3][1].items()]
     assert not any(back) if rewind == "none" else all(back)
-    assert [round(rate[0] / 0.01, 3) for _, _, rate in seen] == [1, 0.75, 0.5, 0.25] * 2, "the sparse model's rate starts anew"
+    assert [round(rate[0] / 0.01, 3) for rate in rates] == [1, 0.75, 0.5, 0.25] * 2, "the sparse model's rate starts anew"
 
 
 def test_noise_on_a_masked_weight_is_found(tmp_path, monkeypatch):
@@ -215,27 +234,24 @@ def test_noise_on_a_masked_weight_is_found(tmp_path, monkeypatch):
         run(tmp_path, settings(**PRUNE))
 
 
-def test_layers_go_one_after_another_in_one_budget(tmp_path):
-    own, task = task_of(tmp_path, **DROP)
+def test_layers_go_one_after_another_in_one_budget(tmp_path, trained):
+    task = task_of(tmp_path, **DROP)
     first = blocks_of(task.encoder)[0]
-    plan = own.plan(task.rows, len(task), 0)
-    done = compressing.train(own, task, plan, context(tmp_path))
-    assert done.facts == {"dropped": [[1]], "kept": [0], "phases": [1, 3]}
+    done = trained(task)
+    assert {name: done.facts[name] for name in ("dropped", "kept", "phases")} == {"dropped": [[1]], "kept": [0], "phases": [1, 3]}
     assert list(blocks_of(task.encoder)) == [first]
-    assert len(done.fitted.counts) == 4
-    assert [point[0] for point in done.curve.points] == [0, 2, 4]
-    assert 0.99 * 8 <= plan.epsilon() <= 8
+    assert [point[0] for point in done.facts["curve"]] == [0, 2, 4]
+    assert 0.99 * 8 <= done.privacy.epsilon <= 8
     steps = [line for line in (tmp_path / "steps.jsonl").read_text().splitlines() if line]
     assert [json.loads(line)["step"] for line in steps] == [0, 1, 2, 3]
 
 
-def test_layers_can_be_chosen_by_their_private_weights(tmp_path):
-    own, task = task_of(tmp_path, drop={"layers": 1, "block_steps": 1, "choose": "weights"})
+def test_layers_can_be_chosen_by_their_private_weights(tmp_path, trained):
+    task = task_of(tmp_path, drop={"layers": 1, "block_steps": 1, "choose": "weights"})
     with torch.no_grad():
         for parameter in blocks_of(task.encoder)[0].parameters():
             parameter.mul_(0.01)
-    done = compressing.train(own, task, own.plan(task.rows, len(task), 0), context(tmp_path))
-    assert done.facts["kept"] == [1]
+    assert trained(task).facts["kept"] == [1]
 
 
 @pytest.mark.parametrize("over", [DROP, PRUNE, {"student": {"layers": 1}}], ids=["drop", "prune", "student"])

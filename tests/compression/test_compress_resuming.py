@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from dpbench.compression.task import CompressedTask
 from dpbench.data import registry as datasets
 from dpbench.execution.runner import execute
-from dpbench.jobs import compressing
 from dpbench.models import registry as models
 from dpbench.records.store import NAME, read_record
 from dpbench.spec.expand import expand
@@ -24,7 +24,7 @@ def test_a_killed_student_starts_again_behind_the_same_teacher(tmp_path, monkeyp
     execute(teacher.config, tmp_path / teacher.id, quiet=True)
     record = tmp_path / teacher.id / NAME
     before = record.stat().st_mtime_ns, record.read_bytes()
-    real = compressing.CompressedTask.losses
+    real = CompressedTask.losses
     steps = []
 
     def killed(task, model, batch):
@@ -33,11 +33,11 @@ def test_a_killed_student_starts_again_behind_the_same_teacher(tmp_path, monkeyp
             raise KeyboardInterrupt
         return real(task, model, batch)
 
-    monkeypatch.setattr(compressing.CompressedTask, "losses", killed)
+    monkeypatch.setattr(CompressedTask, "losses", killed)
     with pytest.raises(KeyboardInterrupt):
         execute(student.config, tmp_path / student.id, quiet=True)
     assert not (tmp_path / student.id / NAME).exists()
-    monkeypatch.setattr(compressing.CompressedTask, "losses", real)
+    monkeypatch.setattr(CompressedTask, "losses", real)
     found = execute(student.config, tmp_path / student.id, quiet=True)
     assert (record.stat().st_mtime_ns, record.read_bytes()) == before
     assert found.config["parents"]["teacher"] == found.facts["teacher_run"] == teacher.id

@@ -7,8 +7,9 @@ import torch
 from compress_runs import PRUNE, run, settings
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from dpbench.compression import callbacks
 from dpbench.compression.pruning import Masks, prunable
-from dpbench.jobs import compressing
+from dpbench.compression.task import CompressedTask
 from dpbench.methods.engines.base import Handle
 
 LOUD = {"epsilon": 0.5, "optimizer": {"name": "sgd", "learning_rate": 0.5, "schedule": "constant"}}
@@ -21,8 +22,8 @@ class Watch:
     def __init__(self, monkeypatch):
         self.released: dict[str, torch.Tensor] = {}
         self.masked: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
-        self.tasks: list[compressing.CompressedTask] = []
-        init, prune = compressing.CompressedTask.__init__, Masks.prune_
+        self.tasks: list[CompressedTask] = []
+        init, prune = CompressedTask.__init__, Masks.prune_
 
         def remembered(task, *args):
             init(task, *args)
@@ -33,7 +34,7 @@ class Watch:
             prune(masks, sparsity)
             self.masked.append((self.expected(gone, sparsity), {name: mask.clone() for name, mask in masks.masks.items()}))
 
-        monkeypatch.setattr(compressing.CompressedTask, "__init__", remembered)
+        monkeypatch.setattr(CompressedTask, "__init__", remembered)
         monkeypatch.setattr(Masks, "prune_", pruned)
 
     def stepped(self, *_):
@@ -95,7 +96,7 @@ def test_planted_masks_of_weights_before_the_noise_are_seen(tmp_path, monkeypatc
 def test_layers_chosen_by_weights_are_the_smallest_released(tmp_path, monkeypatch):
     """The norms that are compared are those of the weights that the last step of the block left."""
     seen = []
-    smallest = compressing.smallest_layers
+    smallest = callbacks.smallest_layers
     left: dict[str, torch.Tensor] = {}
     tasks = Watch(monkeypatch).tasks
 
@@ -107,7 +108,7 @@ def test_layers_chosen_by_weights_are_the_smallest_released(tmp_path, monkeypatc
         seen.append(all(torch.equal(p, left[name]) for name, p in encoder.named_parameters()))
         return smallest(encoder, count)
 
-    monkeypatch.setattr(compressing, "smallest_layers", spied)
+    monkeypatch.setattr(callbacks, "smallest_layers", spied)
     hook = register_optimizer_step_post_hook(stepped)
     try:
         run(tmp_path, settings(drop={"layers": 1, "block_steps": 1, "choose": "weights"}, **LOUD))
@@ -120,14 +121,14 @@ def test_layers_chosen_by_weights_are_the_smallest_released(tmp_path, monkeypatc
 def test_a_rewind_goes_back_to_public_weights(tmp_path, monkeypatch, rewind):
     """To those that training started from, which no private row has a part in."""
     starts = []
-    kept = compressing.start_of
+    kept = callbacks.start_of
 
     def spied(module):
         found = kept(module)
         starts.append({name: value.clone() for name, value in found.items()})
         return found
 
-    monkeypatch.setattr(compressing, "start_of", spied)
+    monkeypatch.setattr(callbacks, "start_of", spied)
     steps = []
     hook = register_optimizer_step_post_hook(lambda *_: steps.append(len(starts)))
     try:

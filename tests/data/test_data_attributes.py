@@ -18,8 +18,8 @@ from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
 from dpbench.jobs import image as job
-from dpbench.jobs.imaging import ImageTask, cross_entropies
 from dpbench.spec.sources import Source
+from dpbench.tasks.image_classification.task import ImageTask, cross_entropies
 from dpbench.validation import parse
 
 NAMES = registry.attributes("celeba_multilabel")

@@ -216,9 +216,9 @@ def test_the_lists_of_words_cover_what_the_stand_in_says(public):
 def test_pieces_are_those_of_the_public_start(public):
     """The sha256 that language_model puts into its record for this text, vocabulary and split."""
     from dpbench.data.tokenizer import bpe
-    from dpbench.jobs import pretraining
+    from dpbench.tasks.language_modeling import task
 
-    assert coding.PUBLIC_SPLIT == pretraining._TOKENIZER_SPLIT
+    assert coding.PUBLIC_SPLIT == task._TOKENIZER_SPLIT
     made = coding.coding("pieces", "e2e_nlg", 400, public)
     assert made.sha256 == bpe("wikitext2", 400, public, "test")[1]
     fields = (("name", "The Mill"), ("near", "Mill Lane"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-SHARED = [str(HERE), str(HERE.parent / "methods" / "engines")]  # `scenario`, and the engines' `models`
+SHARED = [str(HERE), str(HERE.parent / "support")]  # `scenario` and `small_models`, for the processes too
 sys.path[:0] = SHARED
 
 RANKS = 2

@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 import torch
-from models import Language, data, losses, mechanism, plain
 from scenario import refused
+from small_models import Language, data, losses, mechanism, plain
 from torch import nn
 
 from dpbench import distributed as parallel

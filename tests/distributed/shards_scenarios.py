@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import torch
 import torch.distributed as dist
-from models import Language, data, losses, mechanism, plain
 from replicas_scenarios import STEPS, alone, flat, pick
 from scenario import refused
+from small_models import Language, data, losses, mechanism, plain
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 
 import torch
-from models import relative
 from scenario import refused
+from small_models import relative
 from torch import distributed as dist
 from torch import nn
 

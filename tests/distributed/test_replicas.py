@@ -174,7 +174,7 @@ def test_shares_cover_every_element_once(elements, size):
 
 
 def test_without_a_process_group_it_says_so():
-    from models import Language, mechanism
+    from small_models import Language, mechanism
 
     model = Language()
     with pytest.raises(DpbenchError, match="no process group"):

@@ -13,10 +13,10 @@ from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
 from dpbench.jobs import image, image_features
-from dpbench.jobs.imaging import ImageTask
 from dpbench.models import registry as models
 from dpbench.models.scattering import Scattering, build, morlet, shape
 from dpbench.spec.sources import Source
+from dpbench.tasks.image_classification.task import ImageTask
 from dpbench.validation import parse
 
 

@@ -42,3 +42,18 @@ def test_a_storage_that_comes_and_goes_counts_while_it_is_there():
         del gathered
         other.add_(1)
         assert tensors.peak == 40
+
+
+def test_peak_bytes_count_live_storage():
+    with PeakBytes() as peak:
+        a = torch.zeros(1000)
+        b = a + 1
+        view = b.view(10, 100)
+        del a
+        c = torch.zeros(500)
+        del b, view, c
+        torch.zeros(10)
+    assert peak.peak == 8000
+    with PeakBytes(quantum=512) as rounded:
+        torch.zeros(1)
+    assert rounded.peak == 512

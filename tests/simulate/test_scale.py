@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_step import setting
+from step_settings import setting
 
 from dpbench.errors import DpbenchError
 from dpbench.simulate.devices import DEVICES, device

@@ -5,20 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from step_settings import setting
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError
 from dpbench.measure import memory, throughput
 from dpbench.simulate.cost import Work
-from dpbench.simulate.step import Setting, step
+from dpbench.simulate.step import step
 
 ENGINES = ["nonprivate", "fused", "bookkeeping", "ghost", "vmap", "opacus", "opacus_ghost", "opake", "fastdp"]
-
-
-def setting(engine, **changes):
-    given = {"size": "tiny", "tokens": 64, "batch_size": 4, "device": "cpu"} | changes
-    timing = throughput.Settings(size=given["size"], tokens=given["tokens"], batch_size=given["batch_size"], engines=[engine])
-    return Setting(engine=engine, mechanism=timing.mechanism(engine), **given)
 
 
 def measured(own):

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-for _folder in (Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[2] / "methods" / "engines"):
+for _folder in (Path(__file__).parent, Path(__file__).parents[1]):
     sys.path.insert(0, str(_folder))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import Language, Twice, data, gradients, losses, mechanism, relative
+from small_models import Language, Twice, data, gradients, losses, mechanism, relative
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

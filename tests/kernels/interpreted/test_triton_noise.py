@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from guarded import SENTINEL
-from models import mechanism
 from scipy import stats
+from small_models import mechanism
 
 from dpbench.kernels.noise.triton import noise_add_
 from dpbench.privacy.noise import Noise

@@ -15,7 +15,7 @@ import copy
 
 import pytest
 import torch
-from models import MODELS, TOKENS, VOCABULARY, Language, data, gradients, losses, mechanism, relative
+from small_models import MODELS, TOKENS, VOCABULARY, Language, data, gradients, losses, mechanism, relative
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError

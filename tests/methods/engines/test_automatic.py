@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import Language, data, losses, mechanism, relative
+from small_models import Language, data, losses, mechanism, relative
 
 from dpbench.methods import engines
 

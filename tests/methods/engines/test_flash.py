@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
-from models import Language, Twice, data, gradients, losses, mechanism, relative
+from small_models import Language, Twice, data, gradients, losses, mechanism, relative
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 

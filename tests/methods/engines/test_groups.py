@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from checks import pairs
-from models import Language, Twice, data, gradients, losses, mechanism, relative
+from small_models import Language, Twice, data, gradients, losses, mechanism, relative
 from torch import nn
 
 from dpbench import plugins

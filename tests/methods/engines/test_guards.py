@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import Language, data, gradients, losses, mechanism, plain, relative
+from small_models import Language, data, gradients, losses, mechanism, plain, relative
 from torch import nn
 
 from dpbench.errors import DpbenchError

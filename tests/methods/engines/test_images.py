@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import gradients, mechanism, relative
+from small_models import gradients, mechanism, relative
 from torch import nn
 from torch.nn.functional import cross_entropy
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from models import mechanism
 from scipy import stats
+from small_models import mechanism
 
 from dpbench.privacy import gaussian
 from dpbench.privacy.gaussian import Gaussian, Scratch

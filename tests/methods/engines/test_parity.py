@@ -6,7 +6,7 @@ import checks
 import pytest
 import torch
 from checks import limits, pairs
-from models import MODELS, Language, data, gradients, losses, mechanism, plain, relative
+from small_models import MODELS, Language, data, gradients, losses, mechanism, plain, relative
 
 from dpbench import plugins
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from models import gradients, mechanism, relative
+from small_models import gradients, mechanism, relative
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError

@@ -4,7 +4,7 @@
 
     python tests/methods/engines/test_random_models.py --models 2000 --workers 4
     DPBENCH_RANDOM_MODELS=2000 python -m pytest tests/methods/engines/test_random_models.py -n 4
-    python tests/methods/engines/test_random_models.py --models 1 --seed 17 --verbose     # one again, with what refused it and why
+    python tests/methods/engines/test_random_models.py --models 1 --seed 17 --verbose  # one again, with what refused it and why
 """
 
 from __future__ import annotations

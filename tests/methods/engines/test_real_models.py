@@ -5,7 +5,7 @@ from __future__ import annotations
 import peft
 import pytest
 import torch
-from models import gradients, mechanism, relative
+from small_models import gradients, mechanism, relative
 from torch import nn
 
 from dpbench.models import registry as models

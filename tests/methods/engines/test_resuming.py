@@ -14,7 +14,7 @@ import torch
 from checks import pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import Language, data, losses, mechanism, plain
+from small_models import Language, data, losses, mechanism, plain
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError

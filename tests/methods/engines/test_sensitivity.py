@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import Language, data, gradients, mechanism
+from small_models import Language, data, gradients, mechanism
 
 
 @pytest.mark.parametrize("allocation", ["global", "equal", "weighted"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checks import pairs
-from models import Language, data, losses, mechanism, relative
+from small_models import Language, data, losses, mechanism, relative
 from torch import nn
 
 from dpbench import plugins

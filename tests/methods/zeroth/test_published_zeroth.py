@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_classify import BASE, SOURCES
-from test_trainer import data, losses, net
+import zeroth_runs
+from zeroth_checks import data, losses, net
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError
-from dpbench.execution.contract import Context
-from dpbench.execution.tracking import StepLog
-from dpbench.jobs import classify
 from dpbench.methods.zeroth.directions import Directions
 from dpbench.methods.zeroth.trainer import ZerothOrder
 from dpbench.privacy import accounting
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
-from dpbench.validation import parse
 
 DELTA = 1e-5
 
 
 def run(folder, **over):
-    settings = parse(classify.Settings, BASE | {"relation": "replace_one", "epsilon": 2.0} | over, "test")
-    return classify.run(settings, Context(folder, 0, SOURCES, StepLog(folder / "steps.jsonl")))
+    return zeroth_runs.run(folder, **{"relation": "replace_one", "epsilon": 2.0} | over)
 
 
 def value(outcome, name):

@@ -13,8 +13,11 @@ from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import classify, continuing, features, prompted, training
+from dpbench.jobs import classify, features, prompted
 from dpbench.spec.sources import Source
+from dpbench.tasks.prompt_completion.task import PromptTask
+from dpbench.tasks.text_classification.rows import RowSplit
+from dpbench.tasks.text_classification.task import FeatureTask, TextTask
 from dpbench.validation import parse
 
 SCRATCH = Source(kind="scratch", synthetic=True)
@@ -77,9 +80,9 @@ def test_features_and_full_training_choose_the_same_rows(choice, frozen, tmp_pat
     task, folder = frozen
     if "class_keep" in choice:
         choice = choice | {"class_keep": class_of(task, choice["class_keep"])}
-    on_features = training.FeatureTask(settings(task=task, **choice), context(tmp_path, features=folder))
-    full = training.TextTask(settings(task=task, training="full", **choice), context(tmp_path))
-    everything = training.FeatureTask(settings(task=task), context(tmp_path, features=folder))
+    on_features = FeatureTask(settings(task=task, **choice), context(tmp_path, features=folder))
+    full = TextTask(settings(task=task, training="full", **choice), context(tmp_path))
+    everything = FeatureTask(settings(task=task), context(tmp_path, features=folder))
     assert on_features.rows == full.rows
     assert on_features.y.tolist() == full.train.labels[full.index].tolist()
     assert on_features.x.equal(everything.x[full.index])
@@ -93,7 +96,7 @@ def rows_of_a_dataset(count=300):
 
 
 def chosen(own, texts, labels):
-    split = training.Split(own, labels, lambda: texts, 1)
+    split = RowSplit(own, labels, lambda: texts, 1)
     return Counter((texts[i], int(labels[i])) for i in split.drawn)
 
 
@@ -138,10 +141,10 @@ def test_features_of_other_rows_than_the_dataset_has_are_refused(frozen, tmp_pat
     task, folder = frozen
     own = settings(task=task, per_class=20, train_limit=199)
     with pytest.raises(DpbenchError, match=f"{task} has 199 training rows, and its features 200"):
-        training.FeatureTask(own, context(tmp_path, features=folder))
+        FeatureTask(own, context(tmp_path, features=folder))
 
 
-class _NoModel(continuing.Task):
+class _NoModel(PromptTask):
     """The choice of rows alone."""
 
     def __init__(self, own):

@@ -9,11 +9,13 @@ import pytest
 import torch
 from job_runs import CASES, COMPRESS, context_of, run
 
-from dpbench.jobs import compress, imaging, public_student
+from dpbench import methods
+from dpbench.jobs import compress, public_student
 from dpbench.methods import engines
 from dpbench.privacy.composition import phases, stage_seed
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 from dpbench.privacy.sampling import batches
+from dpbench.tasks.image_classification import task as image_classification
 from dpbench.validation import parse
 
 POOL = 4
@@ -59,20 +61,20 @@ def test_directions_are_made_again_and_are_no_other_stream(name, tmp_path, entro
 
 
 def test_a_planted_augmentation_on_the_noises_stream_is_seen(tmp_path, entropies, monkeypatch):
-    monkeypatch.setattr(imaging, "_AUGMENTING", 3)
+    monkeypatch.setattr(image_classification, "_AUGMENTING", 3)
     run(CASES["image"], tmp_path)
     assert len(set(entropies)) < len(entropies)
 
 
 def attached(monkeypatch):
-    """Mechanisms of all handles that a run makes, in order."""
-    seen, attach = [], engines.attach
+    """Mechanisms of all methods that a run attaches, in order."""
+    seen, attach = [], methods.attach
 
     def spied(engine, model, optimizer, plan, *args, **rest):
         seen.append(plan)
         return attach(engine, model, optimizer, plan, *args, **rest)
 
-    monkeypatch.setattr(engines, "attach", spied)
+    monkeypatch.setattr(methods, "attach", spied)
     return seen
 
 

@@ -12,8 +12,7 @@ from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import classify, features, training
-from dpbench.jobs.text import TextData, compared, pooled
+from dpbench.jobs import classify, features
 from dpbench.methods import engines
 from dpbench.models import registry as models
 from dpbench.models.text import cut_longer_first
@@ -22,6 +21,10 @@ from dpbench.records.store import recorded_records
 from dpbench.spec.expand import expand, run_id
 from dpbench.spec.sources import Source
 from dpbench.spec.tables import load_table
+from dpbench.tasks.text_classification.encoding import TextData, compared, pooled
+from dpbench.tasks.text_classification.features import FILE
+from dpbench.tasks.text_classification.model import Classifier, freeze, make_head
+from dpbench.tasks.text_classification.task import meta_model
 from dpbench.validation import parse
 
 SCRATCH = Source(kind="scratch", synthetic=True)
@@ -90,14 +93,14 @@ def test_real_tokenizers_mark_pairs_as_their_models_were_trained(tmp_path):
 
 def test_features_of_pairs_are_product_and_distance_of_their_texts(tmp_path):
     outcome = features.run(parse(features.Settings, FEATURES, "test"), context(tmp_path))
-    stored = load_file(tmp_path / features.FILE)
+    stored = load_file(tmp_path / FILE)
     assert stored["train_x"].shape == (60, 64)
     assert stored["public_mean"].shape == (64,)
     assert outcome.facts["width"] == 64
     assert "label_phrases" not in stored
     data = TextData("qnli", "tiny_bert", SOURCES, 24)
     encoder = models.encoder("tiny_bert", SCRATCH).eval()
-    both = data.apart("train", 3)
+    both = data.split_one_by_one("train", 3)
     with torch.no_grad():
         one, two = (torch.cat([pooled(encoder, part.batch([i])) for i in range(3)]) for part in both)
     # stored in fp16: 11 significant bits
@@ -107,7 +110,7 @@ def test_features_of_pairs_are_product_and_distance_of_their_texts(tmp_path):
 def test_pairs_train_on_features_and_whole(tmp_path, as_parent):
     (tmp_path / "features").mkdir()
     features.run(parse(features.Settings, FEATURES, "test"), context(tmp_path / "features"))
-    as_parent(tmp_path / "features", "features", [features.FILE])
+    as_parent(tmp_path / "features", "features", [FILE])
     on_features = CLASSIFY | {"task": "qnli", "training": "features", "hidden": [8], "expected_batch_size": 20}
     done = classify.run(parse(classify.Settings, on_features, "test"), context(tmp_path, features=tmp_path / "features"))
     assert done.facts["train_rows"] == 60
@@ -121,7 +124,7 @@ def test_pairs_train_on_features_and_whole(tmp_path, as_parent):
 @pytest.mark.parametrize(("training_kind", "width"), [("features", 64), ("full", 32)])
 def test_the_checked_model_has_the_width_of_the_trained_one(training_kind, width):
     own = parse(classify.Settings, CLASSIFY | {"training": training_kind}, "test")
-    model = training.meta_model(own, SOURCES)
+    model = meta_model(own, SOURCES)
     head = model if training_kind == "features" else model.head
     assert head.out.weight.shape == (3, width)
     assert "M trainable parameters" in classify.check(own, SOURCES)[0]
@@ -132,9 +135,9 @@ def test_a_pairs_gradient_depends_on_both_of_its_texts():
     data = TextData("mnli", "tiny_bert", SOURCES, 32)
     encoded = data.encode(["the mayor sold a boat"] * 2, np.zeros(2, dtype=np.int64), ["in the park", "at noon"])
     own = parse(classify.Settings, CLASSIFY, "test")
-    head = training.make_head(own, 32, 3, 0, None)
+    head = make_head(own, 32, 3, 0, None)
     torch.nn.init.normal_(head.out.weight)
-    model = training.freeze(training.Classifier(models.encoder("tiny_bert", SCRATCH), head, own), own)
+    model = freeze(Classifier(models.encoder("tiny_bert", SCRATCH), head, own), own)
     sums = []
     for row in (0, 1):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

@@ -11,9 +11,12 @@ from job_runs import CASES, context_of, stirred, task_of
 from parents import as_parent
 from torch import Tensor
 
-from dpbench.jobs import compressing, generation, imaging, stage
+from dpbench.compression.task import CompressedTask
 from dpbench.methods.engines.base import without_padding
 from dpbench.models.stages import stage_of
+from dpbench.tasks.image_classification.task import ImageTask
+from dpbench.tasks.table_to_text.stage import StageTask
+from dpbench.tasks.table_to_text.task import Rows, TableToText
 
 ROWS = np.asarray([0, 3, 8, 11, 20, 33, 41, 57])
 TASKS = {name: case for name, case in CASES.items() if name not in ("drop", "prune", "virtual_stages")}
@@ -45,7 +48,7 @@ def check_rows_apart(task, batch_of):
 
 def batches_of(task):
     """As the loops make them: an image's batch is of places in the logical batch that was drawn."""
-    if not isinstance(task, imaging.ImageTask):
+    if not isinstance(task, ImageTask):
         return task.batch
     list(task.physical(ROWS))
     places = {int(row): place for place, row in enumerate(ROWS)}
@@ -60,7 +63,7 @@ def test_losses_of_a_batch_are_those_of_its_rows(name, tmp_path):
 
 def test_losses_over_candidates_are_those_of_its_rows(tmp_path):
     task = task_of(TASKS["prompted_zeroth"], tmp_path, label_words={"negative": " bad and dull", "positive": " good"})
-    assert task.rows.forms == 2
+    assert task.examples.forms == 2
     check_rows_apart(task, task.batch)
 
 
@@ -68,20 +71,20 @@ def test_a_students_losses_are_those_of_its_rows(tmp_path):
     """Under distillation, with the teacher's logits beside the rows."""
     case = TASKS["compress"]
     context = context_of(case, tmp_path)
-    task = compressing.CompressedTask(case.parsed(), context)
+    task = CompressedTask(case.parsed(), context)
     context.parents["teacher"] = as_parent(tmp_path, "compress", task.save(tmp_path))
     over = {"student": {"layers": 1, "start": "teacher"}, "teacher": {}, "distil": {"weight": 0.5, "temperature": 2.0}}
-    own = case.parsed(**over, split={"teacher": 0.5, "student": 0.5})
-    check_rows_apart(student := compressing.CompressedTask(own, context), student.batch)
+    settings = case.parsed(**over, split={"teacher": 0.5, "student": 0.5})
+    check_rows_apart(student := CompressedTask(settings, context), student.batch)
 
 
 def test_losses_of_a_stage_are_those_of_its_rows_and_padding_has_none(tmp_path):
     """A stage pads each batch with copies of row 0, which must not count."""
     case = CASES["virtual_stages"]
-    own = case.parsed(virtual=False)
-    rows = generation.Rows(own, context_of(case, tmp_path))
-    model = stirred(generation.Task(own, context_of(case, tmp_path)).model)
-    task = stage.StageTask(rows, stage_of(model, 0, 1), own)
+    settings = case.parsed(virtual=False)
+    rows = Rows(settings, context_of(case, tmp_path))
+    model = stirred(TableToText(settings, context_of(case, tmp_path)).model)
+    task = StageTask(rows, stage_of(model, 0, 1), settings)
     (first, *_), drawn = task.physical(np.asarray([5])), 5
     batch, real = task.batch(first)
     assert real == 1

@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from parents import as_parent
 
+from dpbench.compression.task import CompressedTask
 from dpbench.data import registry
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import (
-    classify,
-    compress,
-    compressing,
-    continuing,
-    features,
-    generate,
-    generation,
-    image,
-    image_features,
-    imaging,
-    language_model,
-    pipeline,
-    pretraining,
-    prompted,
-    training,
-)
+from dpbench.jobs import classify, compress, features, generate, image, image_features, language_model, pipeline, prompted
 from dpbench.models import sources
 from dpbench.spec.expand import merge
+from dpbench.tasks.image_classification.task import ImageTask
+from dpbench.tasks.language_modeling.task import LanguageModelingTask
+from dpbench.tasks.prompt_completion.task import PromptTask
+from dpbench.tasks.table_to_text.task import TableToText
+from dpbench.tasks.text_classification.task import FeatureTask, TextTask
 from dpbench.validation import parse
 
 DATASETS = ("sst2", "qnli", "mnist", "e2e_nlg", "squad", "wikitext2")
@@ -110,23 +98,15 @@ PIPELINE = GENERATE | {"coding": "words", "devices": 2, "virtual": True, "clippi
 
 @dataclass(frozen=True)
 class Case:
-    """A job with small settings. task: (settings, context) -> its task; trained: where its `physical` is, None of blocks of text;
-    parent: name of the run whose artefacts it reads."""
+    """A job with small settings. task: what its run trains; parent: name of the run whose artefacts it reads."""
 
     job: ModuleType
     settings: dict[str, Any]
-    task: Callable[[Any, Context], Any]
-    trained: type | None
+    task: type[Any]
     parent: str | None = None
 
     def parsed(self, **over: Any) -> Any:
         return parse(self.job.Settings, merge(self.settings, over), "test")
-
-
-def _generation(own: Any, context: Context) -> Any:
-    made = generation.Task(own, context)
-    made.quicken()
-    return made
 
 
 PARENTS = {
@@ -134,43 +114,35 @@ PARENTS = {
     "pictures": (image_features, {"task": "mnist", "model": "scattering", "train_limit": 80}),
 }
 FROZEN = {"model": "linear", "features": "scattering"}
+ANSWERS = PROMPTED | {"task": "squad", "loss": "candidates", "max_length": 96, "answer_length": 8}
 CASES = {
-    "features": Case(classify, TEXT | {"training": "features"}, training.FeatureTask, training.FeatureTask, "texts"),
-    "text": Case(classify, TEXT, training.TextTask, training.TextTask),
-    "pairs": Case(classify, TEXT | {"task": "qnli", "max_length": 48}, training.TextTask, training.TextTask),
-    "zeroth": Case(classify, TEXT | ZEROTH, training.TextTask, training.TextTask),
-    "compress": Case(compress, COMPRESS, compressing.CompressedTask, training.TextTask),
-    "drop": Case(compress, COMPRESS | {"drop": {"layers": 1, "block_steps": 1}}, compressing.CompressedTask, training.TextTask),
-    "prune": Case(
-        compress, COMPRESS | {"prune": {"sparsity": 0.5, "steps": 2, "every": 1}}, compressing.CompressedTask, training.TextTask
-    ),
-    "image": Case(image, PICTURES | {"augmentation": {"multiplicity": 2, "shift": 1}}, imaging.ImageTask, imaging.ImageTask),
-    "image_features": Case(image, PICTURES | FROZEN, imaging.ImageTask, imaging.ImageTask, "pictures"),
-    "generate": Case(generate, GENERATE, _generation, generation.Examples),
-    "prompted": Case(prompted, PROMPTED, continuing.Task, continuing.Task),
-    "answers": Case(
-        prompted,
-        PROMPTED | {"task": "squad", "loss": "candidates", "max_length": 96, "answer_length": 8},
-        continuing.Task,
-        continuing.Task,
-    ),
-    "prompted_zeroth": Case(
-        prompted, PROMPTED | ZEROTH | {"size": "opt_tiny", "loss": "candidates"}, continuing.Task, continuing.Task
-    ),
-    "language_model": Case(language_model, LANGUAGE, pretraining.Task, None),
-    "virtual_stages": Case(pipeline, PIPELINE, generation.Task, generation.Examples),
+    "features": Case(classify, TEXT | {"training": "features"}, FeatureTask, "texts"),
+    "text": Case(classify, TEXT, TextTask),
+    "pairs": Case(classify, TEXT | {"task": "qnli", "max_length": 48}, TextTask),
+    "zeroth": Case(classify, TEXT | ZEROTH, TextTask),
+    "compress": Case(compress, COMPRESS, CompressedTask),
+    "drop": Case(compress, COMPRESS | {"drop": {"layers": 1, "block_steps": 1}}, CompressedTask),
+    "prune": Case(compress, COMPRESS | {"prune": {"sparsity": 0.5, "steps": 2, "every": 1}}, CompressedTask),
+    "image": Case(image, PICTURES | {"augmentation": {"multiplicity": 2, "shift": 1}}, ImageTask),
+    "image_features": Case(image, PICTURES | FROZEN, ImageTask, "pictures"),
+    "generate": Case(generate, GENERATE, TableToText),
+    "prompted": Case(prompted, PROMPTED, PromptTask),
+    "answers": Case(prompted, ANSWERS, PromptTask),
+    "prompted_zeroth": Case(prompted, PROMPTED | ZEROTH | {"size": "opt_tiny", "loss": "candidates"}, PromptTask),
+    "language_model": Case(language_model, LANGUAGE, LanguageModelingTask),
+    "virtual_stages": Case(pipeline, PIPELINE, TableToText),
 }
 
 
 @cache
 def parent_of(name: str) -> tempfile.TemporaryDirectory[str]:
     """The folder of features that several cases share, made once a process."""
-    job, given = PARENTS[name]
-    folder = tempfile.TemporaryDirectory(prefix="dpbench-test-")
-    made = Path(folder.name)
-    outcome = job.run(parse(job.Settings, given, "parent"), Context(made, 0, SOURCES, StepLog(made / "steps.jsonl")))
-    as_parent(made, job.PLUGIN["name"], outcome.artefacts)
-    return folder
+    job, settings = PARENTS[name]
+    temporary = tempfile.TemporaryDirectory(prefix="dpbench-test-")
+    folder = Path(temporary.name)
+    outcome = job.run(parse(job.Settings, settings, "parent"), Context(folder, 0, SOURCES, StepLog(folder / "steps.jsonl")))
+    as_parent(folder, job.PLUGIN["name"], outcome.artefacts)
+    return temporary
 
 
 def context_of(case: Case, folder: Path, seed: int = 1) -> Context:
@@ -181,19 +153,16 @@ def context_of(case: Case, folder: Path, seed: int = 1) -> Context:
 
 
 def task_of(case: Case, folder: Path, **over: Any) -> Any:
-    return case.task(case.parsed(**over), context_of(case, folder))
+    """The task as the job trains it."""
+    task = case.task(case.parsed(**over), context_of(case, folder))
+    if case.job is generate:
+        task.quicken()
+    return task
 
 
 def run(case: Case, folder: Path, **over: Any) -> Any:
     """The job's outcome."""
     return case.job.run(case.parsed(**over), context_of(case, folder))
-
-
-def rows_of(case: Case, task: Any, drawn: np.ndarray) -> list[Any]:
-    """Physical batches of a logical one, as rows of the dataset; the task's own for `batch`."""
-    if case.trained is None:
-        return list(pretraining.physical_batches(drawn, task.physical))
-    return list(task.physical(drawn))
 
 
 def stirred(model: torch.nn.Module) -> torch.nn.Module:

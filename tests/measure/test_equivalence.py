@@ -24,7 +24,7 @@ BASE = {
 ABADI = {"function": "auto_v", "against": "abadi", "bound": 0.01, "all_clipped": True}
 
 
-def found(tmp_path, **over):
+def metrics_of(tmp_path, **over):
     settings = parse(job.Settings, BASE | over, "test")
     metrics = job.run(settings, Context(tmp_path, 0, {}, StepLog(tmp_path / "steps.jsonl"))).metrics
     return {(m.name, m.labels["optimizer"], m.labels["rule"]): m for m in metrics}
@@ -33,7 +33,7 @@ def found(tmp_path, **over):
 @pytest.mark.parametrize("over", [{}, {"function": "auto_v", "against": "auto_v"}, ABADI])
 def test_the_papers_rule_agrees_to_rounding_and_the_other_does_not(over, tmp_path):
     """fp64 keeps 16 digits; 30 steps of a small model lose few of them."""
-    metrics = found(tmp_path, **over)
+    metrics = metrics_of(tmp_path, **over)
     for optimizer in BASE["optimizers"]:
         assert metrics["agreement", optimizer, "paper"].value > 12
         assert metrics["agreement", optimizer, "other"].value < 1
@@ -42,14 +42,14 @@ def test_the_papers_rule_agrees_to_rounding_and_the_other_does_not(over, tmp_pat
 
 
 def test_adamws_own_epsilon_is_all_that_is_left(tmp_path):
-    metrics = found(tmp_path, optimizers=["adamw"])
+    metrics = metrics_of(tmp_path, optimizers=["adamw"])
     assert 2 < metrics["agreement", "adamw", "paper"].value < 8
-    small = found(tmp_path, optimizers=["adamw"], epsilon=1e-14)
+    small = metrics_of(tmp_path, optimizers=["adamw"], epsilon=1e-14)
     assert small["agreement", "adamw", "paper"].value > metrics["agreement", "adamw", "paper"].value + 4
 
 
 def test_an_identity_of_clipped_examples_is_not_judged_on_others(tmp_path):
-    metrics = found(tmp_path, **ABADI | {"bound": 3.0}, optimizers=["momentum"])
+    metrics = metrics_of(tmp_path, **ABADI | {"bound": 3.0}, optimizers=["momentum"])
     own = metrics["agreement", "momentum", "paper"]
     assert own.value is None
     assert "not all" in own.note

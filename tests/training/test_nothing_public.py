@@ -9,12 +9,15 @@ import pytest
 import torch
 from job_runs import CASES, SOURCES, context_of, stirred, task_of
 from parents import as_parent
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dpbench.data import registry
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
 from dpbench.jobs import features, image_features
+from dpbench.tasks.language_modeling import task as language_modeling
+from dpbench.tasks.text_classification.encoding import TextData
+from dpbench.tasks.text_classification.features import FILE
 from dpbench.validation import parse
 
 ROW = 7
@@ -39,7 +42,7 @@ def other(value):
 
 def replaced(columns, label_columns=("label", "labels")):
     """The columns of a split with one row replaced."""
-    found = {}
+    changed = {}
     for name, values in columns.items():
         if isinstance(values, np.ndarray):
             values = values.copy()
@@ -48,8 +51,8 @@ def replaced(columns, label_columns=("label", "labels")):
             values = [*values]
             is_label = name in label_columns
             values[ROW] = 1 - int(values[ROW]) % 2 if is_label else other(values[ROW])
-        found[name] = values
-    return found
+        changed[name] = values
+    return changed
 
 
 @pytest.fixture
@@ -116,10 +119,10 @@ def losses_by_row(task):
 
 @pytest.mark.parametrize("dataset", ["sst2", "qnli"])
 def test_the_public_mean_of_features_is_of_public_text_alone(dataset, tmp_path, neighbour):
-    own = parse(features.Settings, {"task": dataset, "model": "tiny_bert", "train_limit": 40, "max_length": 32}, "test")
-    one, two = made(features, own, tmp_path / "one"), None
+    settings = parse(features.Settings, {"task": dataset, "model": "tiny_bert", "train_limit": 40, "max_length": 32}, "test")
+    one = features_of(features, settings, tmp_path / "one")
     neighbour()
-    two = made(features, own, tmp_path / "two")
+    two = features_of(features, settings, tmp_path / "two")
     for name in ("public_mean", "label_phrases", "validation_x", "validation_y"):
         if name in one or name in two:
             assert torch.equal(one[name], two[name]), name
@@ -127,18 +130,18 @@ def test_the_public_mean_of_features_is_of_public_text_alone(dataset, tmp_path, 
 
 
 def test_features_of_images_are_each_images_own(tmp_path, neighbour):
-    own = parse(image_features.Settings, {"task": "mnist", "model": "scattering", "train_limit": 20}, "test")
-    one = made(image_features, own, tmp_path / "one")
+    settings = parse(image_features.Settings, {"task": "mnist", "model": "scattering", "train_limit": 20}, "test")
+    one = features_of(image_features, settings, tmp_path / "one")
     neighbour()
-    two = made(image_features, own, tmp_path / "two")
+    two = features_of(image_features, settings, tmp_path / "two")
     assert torch.equal(one["test_x"], two["test_x"])
     only_the_row_is_another(one, two)
 
 
-def made(job, own, folder):
+def features_of(job, settings, folder):
     folder.mkdir()
-    job.run(own, Context(folder, 0, SOURCES, StepLog(folder / "steps.jsonl")))
-    return load_file(folder / job.FILE)
+    job.run(settings, Context(folder, 0, SOURCES, StepLog(folder / "steps.jsonl")))
+    return load_file(folder / FILE)
 
 
 def only_the_row_is_another(one, two):
@@ -155,14 +158,12 @@ def test_a_head_on_features_sees_each_row_by_itself(tmp_path):
     context = context_of(case, tmp_path)
     over = {"centre": True, "feature_norm": 2.0, "head": "label_words"}
     before = case.task(case.parsed(**over), context)
-    stored = load_file(context.parents["features"] / features.FILE)
+    stored = load_file(context.parents["features"] / FILE)
     stored["train_x"][ROW] = 40.0
     changed = tmp_path / "changed"
     changed.mkdir()
-    from safetensors.torch import save_file
-
-    save_file(stored, changed / features.FILE)
-    context.parents["features"] = as_parent(changed, "features", [features.FILE])
+    save_file(stored, changed / FILE)
+    context.parents["features"] = as_parent(changed, "features", [FILE])
     after = case.task(case.parsed(**over), context)
     same(state(before), state(after))
     moved = (before.x != after.x).any(1)
@@ -191,25 +192,19 @@ def test_blocks_of_text_are_cut_by_a_tokenizer_of_other_text(tmp_path, monkeypat
 
 
 def test_a_planted_tokenizer_of_private_text_is_seen(tmp_path, monkeypatch):
-    from dpbench.jobs import pretraining
-
-    monkeypatch.setattr(pretraining, "_TOKENIZER_SPLIT", "train")
+    monkeypatch.setattr(language_modeling, "_TOKENIZER_SPLIT", "train")
     with pytest.raises(AssertionError):
         test_blocks_of_text_are_cut_by_a_tokenizer_of_other_text(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["text", "compress"])
 def test_a_planted_centre_of_private_text_is_seen(name, tmp_path, neighbour, monkeypatch):
-    from dpbench.jobs.text import TextData
-
     monkeypatch.setattr(TextData, "public_inputs", lambda data: data.split("train", 80)[0])
     with pytest.raises(AssertionError):
         test_a_tasks_public_parts_do_not_look_at_private_rows(name, tmp_path, neighbour)
 
 
 def test_a_planted_mean_of_private_features_is_seen(tmp_path, neighbour, monkeypatch):
-    from dpbench.jobs.text import TextData
-
     monkeypatch.setattr(TextData, "public_lines", lambda data: data.split("train", 40)[0])
     with pytest.raises(AssertionError):
         test_the_public_mean_of_features_is_of_public_text_alone("sst2", tmp_path, neighbour)

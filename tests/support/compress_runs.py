@@ -64,32 +64,32 @@ def resolve(kind, name):
     return SOURCES.get(f"{kind}:{name}", TINY)
 
 
-def run(folder: Path, own: compress.Settings, seed: int = 0, parents: dict[str, Path] | None = None):
+def run(folder: Path, settings: compress.Settings, seed: int = 0, parents: dict[str, Path] | None = None):
     """The job in a folder of its own, after its teacher where it has one; leaves a record as the runner does."""
     folder.mkdir(parents=True, exist_ok=True)
     parents = dict(parents or {})
-    if own.teacher is not None and "teacher" not in parents:
+    if settings.teacher is not None and "teacher" not in parents:
         parents["teacher"] = folder / "teacher"
-        run(parents["teacher"], parse(compress.Settings, own.of_teacher(), "teacher"), seed)
+        run(parents["teacher"], parse(compress.Settings, settings.of_teacher(), "teacher"), seed)
     context = Context(folder, seed, SOURCES, StepLog(folder / "steps.jsonl"), parents=parents)
-    found = compress.run(own, context)
-    config = config_of("compress", own.model_dump(mode="json"), seed, resolve)
+    outcome = compress.run(settings, context)
+    config = config_of("compress", settings.model_dump(mode="json"), seed, resolve)
     record = Record(
         run=run_id(config),
         config=config,
         sources={name: SOURCES[name] for name in config["sources"]},
-        metrics=found.metrics,
-        mechanism=found.mechanism,
-        privacy=found.privacy,
+        metrics=outcome.metrics,
+        mechanism=outcome.mechanism,
+        privacy=outcome.privacy,
         environment=WHERE,
-        facts=found.facts,
-        artefacts={name: sha256_file(folder / name) for name in found.artefacts},
+        facts=outcome.facts,
+        artefacts={name: sha256_file(folder / name) for name in outcome.artefacts},
         seconds=1,
         created="2026-01-01T00:00:00+00:00",
     )
     write_record(record, folder)
-    return found
+    return outcome
 
 
-def value(found, name):
-    return next(m.value for m in found.metrics if m.name == name)
+def value(outcome, name):
+    return next(m.value for m in outcome.metrics if m.name == name)

@@ -7,12 +7,14 @@ import dataclasses
 import pytest
 from job_runs import CASES, COMPRESS, EPSILON, context_of, run
 
+from dpbench.compression import config as compression
 from dpbench.errors import DpbenchError
-from dpbench.jobs import classify, compress, language_model, private
+from dpbench.jobs import classify, compress, language_model
 from dpbench.privacy import accounting
 from dpbench.privacy.accounting import Release
 from dpbench.privacy.composition import calibrated_beside, release_in, release_of
 from dpbench.privacy.mechanism import Clipping, Sampling, calibrated
+from dpbench.training import config
 from dpbench.validation import parse
 
 LEAST = 0.99
@@ -74,10 +76,10 @@ def test_noise_calibrated_for_other_rows_than_are_drawn_from_stops_the_run(rows,
     """Planted: drawn from 100 rows, calibrated for fewer, which wastes noise, or for more, which spends too much."""
 
     def misled(sampling, *args, **rest):
-        made = calibrated(dataclasses.replace(sampling, dataset_size=rows), *args, **rest)
-        return dataclasses.replace(made, sampling=sampling, target_epsilon=None)
+        plan = calibrated(dataclasses.replace(sampling, dataset_size=rows), *args, **rest)
+        return dataclasses.replace(plan, sampling=sampling, target_epsilon=None)
 
-    monkeypatch.setattr(private, "calibrated", misled)
+    monkeypatch.setattr(config, "calibrated", misled)
     with pytest.raises(DpbenchError, match=r"spends epsilon [\d.]+, where 2 was asked for"):
         settings().mechanism(200, 100, 0)
 
@@ -97,7 +99,7 @@ def test_other_budgets_are_held_to_what_was_asked_for_too(tmp_path, monkeypatch)
     def generous(sampling, steps, clipping, epsilon, delta, **rest):
         return dataclasses.replace(calibrated(sampling, steps, clipping, epsilon / 2, delta, **rest), target_epsilon=epsilon)
 
-    monkeypatch.setattr(language_model, "calibrated", generous)
+    monkeypatch.setattr(config, "calibrated", generous)
     case = CASES["language_model"]
     with pytest.raises(DpbenchError, match="where 2 was asked for"):
         language_model.run(case.parsed(), context_of(case, tmp_path))
@@ -105,7 +107,7 @@ def test_other_budgets_are_held_to_what_was_asked_for_too(tmp_path, monkeypatch)
     def late(spent_before, sampling, steps, clipping, epsilon, delta, **rest):
         return calibrated_beside(spent_before, sampling, steps, clipping, 0.7 * epsilon, delta, **rest)
 
-    monkeypatch.setattr(compress, "calibrated_beside", late)
+    monkeypatch.setattr(compression, "calibrated_beside", late)
     over = {
         "student": {"layers": 1, "start": "teacher"},
         "teacher": {},

@@ -13,12 +13,13 @@ from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import classify, training
-from dpbench.jobs.prompting import Prompt
-from dpbench.jobs.text import TextData
+from dpbench.jobs import classify
 from dpbench.models import registry as models
 from dpbench.models.text import TextTokenizer
 from dpbench.spec.sources import Source
+from dpbench.tasks.text_classification.encoding import TextData
+from dpbench.tasks.text_classification.prompting import Prompt
+from dpbench.tasks.text_classification.task import TextTask
 from dpbench.validation import parse
 
 WORDS = ["terrible", "great", "It", "was", ".", "?", ",", "Yes", "No", "Maybe", "a", "film", "very", "fine", "unhappily"]
@@ -99,7 +100,7 @@ def own_tokenizer(words=WORDS):
 
 def test_logits_are_transformers_own_of_the_label_words(roberta, tmp_path):
     settings = parse(classify.Settings, SETTINGS, "test")
-    task = training.TextTask(settings, Context(tmp_path, 0, sources(), StepLog(tmp_path / "steps.jsonl")))
+    task = TextTask(settings, Context(tmp_path, 0, sources(), StepLog(tmp_path / "steps.jsonl")))
     batch = task.train.batch(np.arange(5))
     found = task.model.eval()(batch)
     whole = roberta(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -122,7 +123,7 @@ def test_zero_shot_is_the_accuracy_of_the_start_and_reads_no_training_row(robert
     settings = parse(classify.Settings, SETTINGS, "test")
     context = Context(tmp_path, 0, sources(), StepLog(tmp_path / "steps.jsonl"))
     found = classify.run(settings, context)
-    task = training.TextTask(settings, context)
+    task = TextTask(settings, context)
     assert found.metrics[0].value == 100 * task.accuracy()[0]
     assert [m.name for m in found.metrics] == ["accuracy"]
     assert (found.mechanism, found.privacy, found.facts["evaluated_rows"]) == (None, None, 20)
@@ -207,5 +208,5 @@ def test_a_checkpoint_without_the_head_says_so(roberta, tmp_path, monkeypatch):
     save_file({k: v for k, v in load_file(path).items() if not k.startswith("lm_head.dense")}, path)
     settings = parse(classify.Settings, SETTINGS, "test")
     with pytest.raises(DpbenchError, match=r"lacks lm_head\.dense\.bias"):
-        training.TextTask(settings, Context(tmp_path, 0, sources(), StepLog(tmp_path / "steps.jsonl")))
+        TextTask(settings, Context(tmp_path, 0, sources(), StepLog(tmp_path / "steps.jsonl")))
     assert json.loads((path.parent / "config.json").read_text())["hidden_size"] == 32

@@ -1,49 +1,20 @@
-"""The classify job with a zeroth-order method: what it trains, on which rows, to which epsilon, and what it refuses."""
+"""Text classification with a zeroth-order method: what it trains, on which rows, to which epsilon, and what it refuses."""
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
+from zeroth_runs import BASE, SOURCES, run, settings
 
-from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import classify, training
-from dpbench.jobs.rest import share_of
-from dpbench.spec.sources import Source
+from dpbench.jobs import classify
+from dpbench.tasks.holdout import share_of
+from dpbench.tasks.text_classification.prompting import filled
+from dpbench.tasks.text_classification.rows import RowSplit
+from dpbench.tasks.text_classification.task import TextTask
 from dpbench.validation import parse
-
-SOURCES = {f"dataset:{name}": datasets.resolve(name, "embedded") for name in ("sst2", "wikitext2")} | {
-    "model:tiny_bert": Source(kind="scratch", synthetic=True)
-}
-BASE = {
-    "task": "sst2",
-    "training": "full",
-    "model": "tiny_bert",
-    "engine": "dpzero",
-    "zeroth": {},
-    "clipping": {"function": "abadi"},
-    "epsilon": 8.0,
-    "steps": 4,
-    "expected_batch_size": 20,
-    "max_length": 24,
-    "train_limit": 200,
-    "per_class": 40,
-    "evaluate_limit": 30,
-    "optimizer": {"name": "sgd", "learning_rate": 0.01},
-}
-CLASSES = ["negative", "positive"]
-
-
-def settings(**over):
-    return parse(classify.Settings, BASE | over, "test")
-
-
-def run(folder, **over):
-    return classify.run(settings(**over), Context(folder, 0, SOURCES, StepLog(folder / "steps.jsonl")))
 
 
 @pytest.mark.parametrize("engine", ["dpzero", "dpgd_0th", "dp_zo_laplace"])
@@ -56,7 +27,15 @@ def test_a_private_run_counts_the_rows_there_are(tmp_path, engine):
     assert found.facts["curve"][0][0] == 0
     assert found.facts["curve"][-1][0] == 4
     names = {m.name for m in found.metrics}
-    assert names == {"accuracy", "epsilon", "stated_epsilon", "training_seconds", "processor_seconds"}
+    assert names == {
+        "accuracy",
+        "epsilon",
+        "stated_epsilon",
+        "training_seconds",
+        "processor_seconds",
+        "clipped_fraction",
+        "noise_ratio",
+    }
 
 
 def test_mezo_spends_nothing_and_moves_all_weights_but_the_frozen(tmp_path):
@@ -74,7 +53,7 @@ def test_a_class_too_small_gives_what_it_has_and_says_so(tmp_path):
 
 def chosen(seed, count=30, rows=400):
     labels = np.arange(rows) % 4 // 3  # one class three times as large
-    split = training.Split(settings(per_class=count), labels, lambda: [str(k) for k in range(rows)], seed)
+    split = RowSplit(settings(per_class=count), labels, lambda: [str(k) for k in range(rows)], seed)
     return split, labels
 
 
@@ -128,28 +107,14 @@ def test_a_check_says_what_would_be_trained():
 
 def test_a_head_of_prompt_words_starts_at_the_filled_prompts(tmp_path):
     """Rows of unit length, their mean over classes taken away; of a single text's features."""
-    from dpbench.jobs.prompting import filled
-
     assert filled("sst2") == ["It was terrible.", "It was great."]
     own = settings(head="prompt_words", centre=False)
-    task = training.TextTask(own, Context(tmp_path, 0, SOURCES, StepLog(tmp_path / "steps.jsonl")))
+    task = TextTask(own, Context(tmp_path, 0, SOURCES, StepLog(tmp_path / "steps.jsonl")))
     weight = task.model.head.out.weight.detach()
     assert weight.norm(dim=1).tolist() == pytest.approx([1.0, 1.0])
     assert weight[0].tolist() == pytest.approx((-weight[1]).tolist(), abs=1e-6)
 
 
 def test_a_task_without_a_prompt_says_so():
-    from dpbench.jobs.prompting import filled
-
     with pytest.raises(DpbenchError, match="dataset qqp declares no prompt"):
         filled("qqp")
-
-
-def test_a_long_run_leaves_a_short_log(tmp_path, monkeypatch):
-    from dpbench.jobs import stepping
-
-    monkeypatch.setattr(stepping, "LINES", 4)
-    found = run(tmp_path, steps=10)
-    lines = (tmp_path / "steps.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [0, 2, 4, 6, 8, 9]
-    assert len(found.facts["clipped_fraction_not_private"]) == 5

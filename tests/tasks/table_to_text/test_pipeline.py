@@ -10,12 +10,14 @@ from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.study import study_at
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import generation, language_model, piping
+from dpbench.jobs import language_model
 from dpbench.jobs import pipeline as job
-from dpbench.jobs.stage import Counter, StageTask, stage
 from dpbench.models import sources as models
 from dpbench.models.stages import stage_of
 from dpbench.spec.expand import merge
+from dpbench.tasks.table_to_text import pipeline
+from dpbench.tasks.table_to_text.stage import Counter, StageTask, stage
+from dpbench.tasks.table_to_text.task import Examples, TableToText, model_of
 from dpbench.validation import parse
 
 START = {"tokens": 80, "train_blocks": 60, "steps": 3, "expected_batch_size": 10, "learning_rate": 1e-2}
@@ -111,8 +113,8 @@ def test_fewer_gpus_than_stages_is_said_before_work(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(DpbenchError, match="2 stages want a GPU each, this machine has 1"):
-        piping.require(settings(device="cuda"))
-    piping.require(settings(device="cuda", virtual=True))
+        pipeline.require(settings(device="cuda"))
+    pipeline.require(settings(device="cuda", virtual=True))
 
 
 def test_summaries_asked_for_by_name_must_be_there(tmp_path, monkeypatch):
@@ -129,23 +131,24 @@ def test_processes_train_what_one_process_trains(context):
     ends = []
     for virtual in (False, True):
         own = settings(**PLAIN, virtual=virtual)
-        task = generation.Task(own, context)
+        task = TableToText(own, context)
         before = {n: p.detach().clone() for n, p in task.model.named_parameters() if p.requires_grad}
-        done = piping.trained(own, task, own.mechanism(200, 200, 1), context)
-        assert len(done.seconds) == len(done.tokens) == 4
+        done = pipeline.train(own, task, own.mechanism(200, 200, 1), context)
+        assert len(done.training.step_seconds) == len(done.tokens) == 4
         after = dict(task.model.named_parameters())
         assert all(not torch.equal(before[name], after[name]) for name in before)
         ends.append({name: after[name].detach() for name in before})
         if not virtual:
-            assert done.per_example["clipping_bytes"] == 0
-            assert done.facts["trainable_parameters"] == sum(p.numel() for p in before.values())
+            assert done.bytes_per_example["clipping_bytes"] == 0
+            assert done.training.trainable_parameters == sum(p.numel() for p in before.values())
     assert max(float((ends[0][name] - ends[1][name]).abs().max()) for name in ends[0]) < 4e-5
 
 
 def test_a_private_run_of_two_processes(context):
     done = job.run(settings(), context)
     found = {m.name: m for m in done.metrics}
-    assert set(found) == {"throughput", "step_seconds", "text_loss", *job.BYTES, *job.SCORES}
+    trained = {"epsilon", "stated_epsilon", "training_seconds", "processor_seconds", "clipped_fraction", "noise_ratio"}
+    assert set(found) == {"throughput", "step_seconds", "text_loss", *job.BYTES, *job.SCORES, *trained}
     assert found["clipping_bytes"].value == 0
     assert found["activation_bytes"].value == 2 * 4 * 80 * 32  # there and back, of every token the width in float32
     assert 0 < found["guard_bytes"].value < 20
@@ -160,7 +163,7 @@ def test_a_private_run_of_two_processes(context):
 
 
 def test_the_loss_of_the_evaluated_texts_is_the_mean_of_each_ones_own(context):
-    task = generation.Task(settings(evaluate_limit=3, max_length=72), context)
+    task = TableToText(settings(evaluate_limit=3, max_length=72), context)
     rows = [(row, text) for row in task.inputs for text in row.texts]
     assert len(rows) > len(task.inputs)
     wanted = []
@@ -170,7 +173,7 @@ def test_the_loss_of_the_evaluated_texts_is_the_mean_of_each_ones_own(context):
         logits = task.model(torch.tensor([ids])).detach()[0].log_softmax(-1)
         own = [float(logits[at - 1, ids[at]]) for at in range(len(prompt), len(ids))]
         wanted.append(-sum(own) / len(own))
-    assert generation.text_loss(task) == pytest.approx(sum(wanted) / len(wanted), rel=1e-5)  # float32
+    assert task.text_loss() == pytest.approx(sum(wanted) / len(wanted), rel=1e-5)  # float32
 
 
 def test_virtual_devices_have_the_groups_of_the_stages_and_no_bytes(context):
@@ -192,7 +195,7 @@ def test_a_stage_of_random_weights_is_made_without_the_others(sources):
         names |= {n for n, _ in part.named_parameters()}
         x = part(x)
     assert bool(torch.isfinite(x).all())
-    whole = generation.model_of(own, 300, sources["model:gpt2"], meta=True)
+    whole = model_of(own, 300, sources["model:gpt2"], meta=True)
     assert names == {n for k in range(2) for n, _ in stage_of(whole, k, 2).named_parameters()}
 
 
@@ -200,8 +203,8 @@ def test_physical_batches_of_a_stage_have_one_shape():
     import numpy as np
 
     own = settings(micro_batches=4)
-    examples = generation.Examples(own, torch.device("cpu"), [[5] * n for n in (10, 30, 200)], [2, 3, 4], 0)
-    task = StageTask(examples, stage_of(generation.model_of(own, 300, models.resolve("gpt2", "scratch")), 0, 2), own)
+    examples = Examples(own, torch.device("cpu"), [[5] * n for n in (10, 30, 200)], [2, 3, 4], 0)
+    task = StageTask(examples, stage_of(model_of(own, 300, models.resolve("gpt2", "scratch")), 0, 2), own)
     assert task.size == 8  # 1600 tokens of 200 each
     pieces = list(task.physical(np.arange(3).repeat(4)))
     assert [(len(rows), real) for rows, real in pieces] == [(8, 8), (8, 4)]
@@ -213,7 +216,7 @@ def test_physical_batches_of_a_stage_have_one_shape():
 
 def test_nothing_is_counted_where_no_step_has_examples():
     counter = Counter()
-    counter.stepped()
+    counter.step_done(None)
     assert (counter.examples, set(counter.bytes.values())) == (0, {0})
 
 

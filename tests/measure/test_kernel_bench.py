@@ -8,8 +8,8 @@ import torch
 from dpbench import cli
 from dpbench.errors import DpbenchError
 from dpbench.execution.runner import execute
-from dpbench.measure.kernel_bench import SHAPES, Case
 from dpbench.kernels.linear.cpu import LinearLeaf
+from dpbench.measure.kernel_bench import SHAPES, Case
 from dpbench.records.store import read_record
 from dpbench.spec.expand import config_of
 

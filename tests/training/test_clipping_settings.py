@@ -93,12 +93,13 @@ def test_the_version_of_adaptive_thresholds_counts_where_they_are_used():
 def test_settings_become_the_mechanisms_clipping_and_come_back_from_a_record():
     over = {"scope": "per_device", "devices": 2, "allocation": "equal", "adaptive": ADAPTIVE | {"budget": 0.1, "rescale": True}}
     settings = parse(classify.Settings, merge(CLASSIFY, {"clipping": over}), "test")
-    made = settings.clipping.made()
-    assert (made.scope, made.devices, made.allocation, made.bound) == ("per_device", 2, "equal", 0.1)
-    assert (made.adaptive.quantile, made.adaptive.rate, made.adaptive.budget, made.adaptive.rescale) == (0.6, 0.3, 0.1, True)
+    clipping = settings.clipping.build()
+    assert (clipping.scope, clipping.devices, clipping.allocation, clipping.bound) == ("per_device", 2, "equal", 0.1)
+    adaptive = clipping.adaptive
+    assert (adaptive.quantile, adaptive.rate, adaptive.budget, adaptive.rescale) == (0.6, 0.3, 0.1, True)
     assert parse(classify.Settings, settings.model_dump(mode="json"), "test") == settings
     given = parse(language_model.Settings, merge(LANGUAGE, {"clipping": {"bound": None, "given": [3.0, 4.0]}}), "test")
-    assert given.clipping.made(2).bound == 5.0
+    assert given.clipping.build(groups=2).bound == 5.0
     assert parse(language_model.Settings, given.model_dump(mode="json"), "test") == given
 
 

@@ -13,11 +13,14 @@ from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
 from dpbench.jobs import language_model as job
-from dpbench.jobs import pretraining
 from dpbench.methods import engines
 from dpbench.privacy import accounting
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 from dpbench.spec.expand import merge
+from dpbench.tasks.language_modeling.config import CosineAdamW
+from dpbench.tasks.language_modeling.task import LanguageModelingTask, model_of, parameter_groups
+from dpbench.training.callbacks import LearningCurve
+from dpbench.training.run import fit
 from dpbench.validation import parse
 
 BASE = {
@@ -50,15 +53,14 @@ def context(tmp_path):
 
 
 def trained(own, context, plan=None, seed=1):
-    """What training gives, under the settings' own mechanism or another."""
+    """Return the validation losses along training and what training did, under the settings' own mechanism or another."""
     context.seed = seed
-    task = pretraining.Task(own, context)
-    plan = plan or job.mechanism(own, task.groups, len(task.train), seed)
-    return pretraining.train(own, task, plan, context)
-
-
-def losses_of(done):
-    return torch.tensor([loss for _, loss in done.curve], dtype=torch.float64)
+    task = LanguageModelingTask(own, context)
+    plan = plan or own.mechanism(task.rows, len(task), seed, task.groups)
+    curve = LearningCurve(task.model, task.evaluate, plan.steps, own.evaluate_every)
+    curve.evaluate(0)
+    training = fit(own, task, own.optimizer.build(task.parameter_groups()), [plan], context, [curve])
+    return torch.tensor([loss for _, loss in curve.points], dtype=torch.float64), training
 
 
 @pytest.mark.parametrize(
@@ -79,23 +81,23 @@ def test_settings_that_make_no_sense_are_named(over, says):
 
 
 def test_the_rate_warms_up_and_falls_as_a_cosine():
-    optimizer = job.Optimizer(learning_rate=1.0, min_learning_rate=0.1, warmup_steps=4)
-    rates = [optimizer.rate(step, 15) for step in range(15)]
+    optimizer = CosineAdamW(learning_rate=1.0, min_learning_rate=0.1, warmup_steps=4)
+    rates = [optimizer.rate(1.0, step, 15) for step in range(15)]
     assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
     assert rates[9] == pytest.approx(0.55)  # half way between steps 4 and 14
     assert rates[14] == pytest.approx(0.1)
-    assert job.Optimizer(learning_rate=1.0).rate(0, 1) == 1.0
+    assert CosineAdamW(learning_rate=1.0).rate(1.0, 0, 1) == 1.0
 
 
 def test_the_budget_is_the_mechanisms():
-    plan = job.mechanism(settings(), groups=9, blocks=400, seed=0)
+    plan = settings().mechanism(400, 400, 0, groups=9)
     spent = accounting.epsilon(noise_multiplier=plan.noise_multiplier, sample_rate=0.1, steps=6, delta=1 / 800)
     assert 0.99 * 8 <= spent == plan.epsilon() <= 8
     assert plan.sensitivity == 1.0
 
 
 def test_a_bound_of_each_group_is_the_sensitivity_of_all():
-    plan = job.mechanism(settings(clipping={"bound": None, "group_bound": 2.0}), groups=9, blocks=400, seed=0)
+    plan = settings(clipping={"bound": None, "group_bound": 2.0}).mechanism(400, 400, 0, groups=9)
     assert plan.clipping.bounds(9) == pytest.approx([2.0] * 9)
     assert plan.sensitivity == pytest.approx(6.0)
 
@@ -129,9 +131,9 @@ def published_gradient(task, bounds, sigma, parts, generator):
 def test_the_published_noise_is_our_mechanism_with_another_multiplier(context, each):
     """FLASH-1: the mean of the released gradient and its noise, against the update as it is published, on the same batch."""
     own = settings(noise="flashdp_published", clipping={"bound": None, "group_bound": each})
-    task = pretraining.Task(own, context)
-    stated = job.mechanism(settings(clipping={"bound": None, "group_bound": each}), task.groups, 400, 0)
-    plan = job.mechanism(own, task.groups, 400, 0)
+    task = LanguageModelingTask(own, context)
+    stated = settings(clipping={"bound": None, "group_bound": each}).mechanism(400, 400, 0, task.groups)
+    plan = own.mechanism(400, 400, 0, task.groups)
     bounds, drawn = plan.clipping.bounds(task.groups), torch.arange(40).numpy()
     quiet = Mechanism(plan.sampling, plan.steps, plan.clipping)
 
@@ -164,20 +166,20 @@ def test_the_published_noise_is_our_mechanism_with_another_multiplier(context, e
 def test_without_noise_and_with_a_bound_that_never_bites_it_is_plain_training(context, engine, scope):
     """Same sampling, same weights: only the order of sums differs, 1e-7 a step in float32, which AdamW may enlarge."""
     sampling = Sampling("poisson", 400, 40)
-    wanted = trained(settings(**PLAIN), context, Mechanism(sampling, 6, seed=1))
+    expected, plain = trained(settings(**PLAIN), context, Mechanism(sampling, 6, seed=1))
     own = settings(engine=engine, clipping={"scope": scope})
-    found = trained(own, context, Mechanism(sampling, 6, Clipping(scope=scope, bound=1e6), seed=1))
-    assert found.drawn == wanted.drawn
-    assert set(found.clipped) == {0.0}
-    assert losses_of(found) == pytest.approx(losses_of(wanted), abs=1e-4)
-    assert float(losses_of(wanted)[0] - losses_of(wanted)[-1]) > 0.3  # it learns at all
+    losses, clipped = trained(own, context, Mechanism(sampling, 6, Clipping(scope=scope, bound=1e6), seed=1))
+    assert clipped.batch_sizes == plain.batch_sizes
+    assert set(clipped.clipped_fractions) == {0.0}
+    assert losses == pytest.approx(expected, abs=1e-4)
+    assert float(expected[0] - expected[-1]) > 0.3  # it learns at all
 
 
 def test_fused_draws_the_same_curve_as_the_reference(context):
     """F5 with noise on: one noise stream, so that curves differ by rounding alone; another seed moves them far more."""
-    fused = losses_of(trained(settings(), context))
-    reference = losses_of(trained(settings(engine="vmap"), context))
-    other = losses_of(trained(settings(), context, seed=2))
+    fused, _ = trained(settings(), context)
+    reference, _ = trained(settings(engine="vmap"), context)
+    other, _ = trained(settings(), context, seed=2)
     assert float((fused - reference).abs().max()) < 1e-4
     assert float((fused - other).abs().max()) > 1e-2
 
@@ -248,24 +250,23 @@ def test_a_run_as_published_says_the_real_epsilon_or_none(context):
 
 def test_the_released_gradient_is_shortened_after_the_noise(context):
     own = settings(optimizer={"gradient_clip": 1e-3})
-    seen = []
-    task = pretraining.Task(own, context)
-    plan = job.mechanism(own, task.groups, len(task.train), 1)
+    norms = []
     zero_grad = torch.optim.AdamW.zero_grad
 
-    def watch(stepper, *args, **kwargs):
-        seen.append(torch.cat([p.grad.flatten() for p in task.model.parameters()]).norm())
-        return zero_grad(stepper, *args, **kwargs)
+    def watch(optimizer, *args, **kwargs):
+        released = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
+        norms.append(float(torch.cat(released).norm()))
+        return zero_grad(optimizer, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "zero_grad", watch)
-        pretraining.train(own, task, plan, context)
-    assert float(seen[0]) == pytest.approx(1e-3, rel=1e-3)
+        job.run(own, context)
+    assert norms == pytest.approx([1e-3] * own.steps, rel=1e-3)
 
 
 def test_weight_decay_is_of_matrices_alone():
     own = settings(optimizer={"weight_decay": 0.1})
-    found = pretraining.optimizer(own.optimizer, pretraining.model_of(own))
+    found = own.optimizer.build(parameter_groups(own, model_of(own)))
     assert {(p.dim() >= 2, group["weight_decay"]) for group in found.param_groups for p in group["params"]} == {
         (True, 0.1),
         (False, 0.0),
@@ -273,9 +274,9 @@ def test_weight_decay_is_of_matrices_alone():
 
 
 def test_settings_are_chosen_on_blocks_that_are_not_trained_on(context):
-    task = pretraining.Task(settings(evaluate_on="train_rest"), context)
-    real = pretraining.Task(settings(), context)
-    longer = pretraining.Task(settings(train_blocks=440), context)
+    task = LanguageModelingTask(settings(evaluate_on="train_rest"), context)
+    real = LanguageModelingTask(settings(), context)
+    longer = LanguageModelingTask(settings(train_blocks=440), context)
     assert torch.equal(task.train, real.train)
     assert torch.equal(torch.cat([task.train, task.validation]), longer.train)
     assert not torch.equal(task.validation, real.validation)

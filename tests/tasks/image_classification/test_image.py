@@ -15,11 +15,13 @@ from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
 from dpbench.jobs import image as job
-from dpbench.jobs.imaging import Average, ImageTask, Moves, scaled
 from dpbench.methods import engines
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 from dpbench.spec.expand import merge
 from dpbench.spec.sources import Source
+from dpbench.tasks.image_classification.augmentation import Moves, scaled
+from dpbench.tasks.image_classification.config import AugmentationSettings
+from dpbench.tasks.image_classification.task import ImageTask
 from dpbench.validation import parse
 
 BASE = {
@@ -67,7 +69,7 @@ def test_settings_that_make_no_sense_are_named(over, says):
 
 def test_a_copy_is_its_image_moved_and_mirrored():
     images = torch.arange(2 * 1 * 5 * 6, dtype=torch.float32).view(2, 1, 5, 6)
-    moves = Moves(job.Augmentation(multiplicity=4, flip=True, shift=2), 2, np.random.default_rng(0))
+    moves = Moves(AugmentationSettings(multiplicity=4, flip=True, shift=2), 2, np.random.default_rng(0))
     found = moves.copies(images, np.asarray([1, 0]))
     assert found.shape == (2, 4, 1, 5, 6)
     for place, row in enumerate((1, 0)):  # images[place] stands at position `row` of the batch
@@ -82,7 +84,7 @@ def test_a_copy_is_its_image_moved_and_mirrored():
 
 def test_no_move_gives_the_image_itself():
     images = torch.randn(3, 1, 5, 5)
-    moves = Moves(job.Augmentation(multiplicity=2, flip=False, shift=0), 3, np.random.default_rng(0))
+    moves = Moves(AugmentationSettings(multiplicity=2, flip=False, shift=0), 3, np.random.default_rng(0))
     assert torch.equal(moves.copies(images, np.arange(3)), images[:, None].expand(3, 2, 1, 5, 5))
 
 
@@ -131,20 +133,6 @@ def test_one_example_adds_at_most_the_bound_whatever_its_copies(tmp_path):
     handle.detach()
 
 
-def test_the_average_is_that_of_its_formula():
-    model = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.zeros_(model.weight)
-    average, wanted = Average(model, 0.5), 0.0
-    for step in range(12):
-        with torch.no_grad():
-            model.weight.fill_(step + 1.0)
-        average.update()
-        decay = min(0.5, (1 + step) / (10 + step))
-        wanted = decay * wanted + (1 - decay) * (step + 1.0)
-    average.put_in()
-    assert float(model.weight.detach()) == pytest.approx(wanted, rel=1e-6)
-
-
 def test_pixels_are_scaled_by_constants():
     assert scaled(torch.tensor([[[[0, 255]]]], dtype=torch.uint8)).flatten().tolist() == [-1.0, 1.0]
 
@@ -157,7 +145,8 @@ def test_a_private_run_keeps_its_budget_and_says_what_it_saw(tmp_path):
     assert done.facts["evaluated_rows"] == 1000
     assert done.facts["unprotected"] == []
     learnt = {m.name: m.value for m in done.metrics if not m.name.endswith("_seconds")}
-    assert list(learnt) == ["accuracy", "train_accuracy", "noise_ratio"]
+    private = ["epsilon", "stated_epsilon", "clipped_fraction", "noise_ratio"]
+    assert list(learnt) == ["accuracy", "train_accuracy", *private]
     again = job.run(settings(ema=0.9, **COPIES), context(tmp_path))
     assert {m.name: m.value for m in again.metrics if m.name in learnt} == learnt
 

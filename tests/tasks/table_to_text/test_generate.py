@@ -14,11 +14,14 @@ from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
 from dpbench.jobs import generate as job
-from dpbench.jobs import generation, language_model
-from dpbench.jobs.fitting import fit
+from dpbench.jobs import language_model
 from dpbench.models import sources as models
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 from dpbench.spec.expand import merge
+from dpbench.tasks.language_modeling.start import WEIGHTS
+from dpbench.tasks.table_to_text import task as module
+from dpbench.tasks.table_to_text.task import TableToText, is_held_out, samples
+from dpbench.training.run import fit
 from dpbench.validation import parse
 
 BASE = {
@@ -91,7 +94,7 @@ def test_settings_that_make_no_sense_are_named(over, says):
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_loss_is_of_the_text_alone(quick, context):
     """Against a loss written out a token at a time; inputs and padding must not matter."""
-    task = generation.Task(settings(), context)
+    task = TableToText(settings(), context)
     if quick:
         task.quicken()
         assert task.first == min(task.begins) - 1 > 0
@@ -110,7 +113,7 @@ def test_the_loss_is_of_the_text_alone(quick, context):
 
 
 def test_long_rows_are_cut_but_have_text(context):
-    task = generation.Task(settings(dataset="web_nlg", max_length=24), context)
+    task = TableToText(settings(dataset="web_nlg", max_length=24), context)
     assert task.facts["train_rows_cut"] > 0
     assert max(map(len, task.ids)) == 24
     assert all(begin <= 12 and len(ids) > begin for begin, ids in zip(task.begins, task.ids, strict=True))
@@ -119,7 +122,7 @@ def test_long_rows_are_cut_but_have_text(context):
 
 
 def train(own, task, plan, context):
-    return fit(own.engine, task, generation.optimizer(own.optimizer, task.model), plan, context)
+    return fit(own, task, own.optimizer.build(task.parameter_groups()), [plan], context)
 
 
 def test_without_noise_and_with_a_bound_that_never_bites_it_is_plain_training(context):
@@ -128,9 +131,9 @@ def test_without_noise_and_with_a_bound_that_never_bites_it_is_plain_training(co
     ends = []
     for over, clipping in ((PLAIN, None), ({"clipping": {"function": "abadi"}}, Clipping(bound=1e6))):
         own = settings(**over)
-        task = generation.Task(own, context)
+        task = TableToText(own, context)
         done = train(own, task, Mechanism(sampling, 3, clipping, seed=1), context)
-        assert done.clipped == [0.0] * 3
+        assert done.clipped_fractions == [0.0] * 3
         ends.append(task.losses(task.model, task.batch(np.arange(20))).detach())
     assert float((ends[0] - ends[1]).abs().max()) < 1e-3
 
@@ -139,7 +142,8 @@ def test_without_noise_and_with_a_bound_that_never_bites_it_is_plain_training(co
 def test_a_private_run_measures_and_accounts(dataset, context):
     done = job.run(settings(dataset=dataset), context)
     found = {m.name: m for m in done.metrics}
-    assert list(found) == ["bleu", "rouge_l", "nist", "meteor", "cider"]
+    spent = ["epsilon", "stated_epsilon", "training_seconds", "processor_seconds", "clipped_fraction", "noise_ratio"]
+    assert list(found) == ["bleu", "rouge_l", "nist", *spent, "meteor", "cider"]
     assert all(0 <= found[name].value <= 100 for name in ("bleu", "rouge_l", "nist"))
     assert all(found[name].value is None and found[name].note.startswith("left out") for name in ("meteor", "cider"))
     assert 0.99 * 8 <= done.privacy.epsilon <= 8
@@ -153,6 +157,7 @@ def test_a_seed_gives_one_result(context):
     again = job.run(settings(), context)
     for outcome in (first, again):
         assert outcome.facts.pop("training_seconds") > 0
+        outcome.metrics = [m for m in outcome.metrics if not m.name.endswith("_seconds")]
     assert first.metrics == again.metrics
     assert first.facts == again.facts
     context.seed = 2
@@ -171,10 +176,10 @@ def test_it_learns_to_speak_of_its_input(context):
         evaluate_limit=40,
         token_budget=8192,
     )
-    task = generation.Task(own, context)
-    untrained = generation.evaluate(task, context)
+    task = TableToText(own, context)
+    untrained = task.score()
     train(own, task, own.mechanism(len(task), len(task), 1), context)
-    trained = generation.evaluate(task, context)
+    trained = task.score()
     assert untrained.bleu < 5
     assert trained.bleu > 25
     near = [(dict(row.fields).get("near"), text) for row, text in zip(task.inputs, trained.outputs, strict=True)]
@@ -187,7 +192,7 @@ def test_it_learns_to_speak_of_its_input(context):
 def test_parts_of_a_public_model_are_trained(mode, started):
     context, parent = started
     own = settings(**PUBLIC, tuning=MODES[mode], decoding={"beams": 2})
-    task = generation.Task(own, context)
+    task = TableToText(own, context)
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     assert task.facts["tokenizer_sha256"] == parent.facts["tokenizer_sha256"]
     done = train(own, task, own.mechanism(300, 300, 1), context)
@@ -195,23 +200,23 @@ def test_parts_of_a_public_model_are_trained(mode, started):
     trained = {name for name, p in task.model.named_parameters() if p.requires_grad}
     assert moved == trained
     assert 0 < done.facts["trainable_parameters"] < task.facts["parameters"]
-    assert len(generation.evaluate(task, context).outputs) == 6
+    assert len(task.score().outputs) == 6
 
 
 def test_training_begins_with_the_public_weights(started):
     from safetensors.torch import load_file
 
     context, _ = started
-    kept = load_file(context.out / "start" / language_model.WEIGHTS)
-    model = generation.Task(settings(**PUBLIC), context).model
+    kept = load_file(context.out / "start" / WEIGHTS)
+    model = TableToText(settings(**PUBLIC), context).model
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
-    random = generation.Task(settings(coding="pieces", vocabulary=300, max_length=80), context).model
+    random = TableToText(settings(coding="pieces", vocabulary=300, max_length=80), context).model
     assert not torch.equal(random.state_dict()["model.lm_head.weight"], kept["model.lm_head.weight"])
 
 
 def test_the_rest_of_the_train_split_is_apart_from_what_is_trained_on(context):
-    whole = generation.Task(settings(train_limit=None), context)
-    rest = generation.Task(settings(train_limit=None, evaluate_on="train_rest", held_out=0.2, evaluate_limit=None), context)
+    whole = TableToText(settings(train_limit=None), context)
+    rest = TableToText(settings(train_limit=None, evaluate_on="train_rest", held_out=0.2, evaluate_limit=None), context)
     source = context.sources["dataset:e2e_nlg"]
     rows = described.load("e2e_nlg", "train", source)
     train = described.grouped(rows)
@@ -221,17 +226,17 @@ def test_the_rest_of_the_train_split_is_apart_from_what_is_trained_on(context):
     assert held < {row.fields for row in train}
     assert 0.15 < len(held) / len(train) < 0.25
     assert len(rest) == len(whole) - sum(row.fields in held for row in rows)
-    assert not any(generation.is_rest(row, 0.2) for row in train if row.fields not in held)
+    assert not any(is_held_out(row, 0.2) for row in train if row.fields not in held)
 
 
 def test_samples_are_the_best_and_the_worst():
     inputs = [Described((("name", str(i)),), ("one two three four five",)) for i in range(5)]
     outputs = ["one two three four five", "six", "one two three four", "one two seven", ""]
-    found = generation.samples(inputs, outputs, 2)
+    found = samples(inputs, outputs, 2)
     assert [(s["place"], s["index"]) for s in found] == [("best", 0), ("best", 2), ("worst", 4), ("worst", 1)]
     assert found[0]["bleu"] == 100.0
     assert found[0]["input"] == "name : 0"
-    few = generation.samples(inputs[:3], outputs[:3], 5)
+    few = samples(inputs[:3], outputs[:3], 5)
     assert sorted(s["index"] for s in few) == [0, 1, 2]
 
 
@@ -261,18 +266,18 @@ def test_a_model_with_published_weights_brings_its_tokenizer(context, tmp_path, 
     monkeypatch.setenv("DPBENCH_MODELS", str(tmp_path / "models"))
     context.sources["model:openai_gpt2"] = models.resolve("openai_gpt2", "local")
     own = settings(**OWN, max_length=80, tuning=MODES["last_layers"])
-    task = generation.Task(own, context)
+    task = TableToText(own, context)
     assert all(ids[begin - 1] == 7 for ids, begin in zip(task.ids, task.begins, strict=True))
     assert (task.coding.pad, task.coding.eos) == (7, 7)
     assert 7 not in task.coding.banned
     assert len(job.run(own, context).facts["samples"]) == 4
-    scratch = generation.Task(settings(**OWN, max_length=80, from_scratch=True), context)
+    scratch = TableToText(settings(**OWN, max_length=80, from_scratch=True), context)
     assert scratch.coding.sha256 == task.coding.sha256
     assert not torch.equal(scratch.model.state_dict()["model.lm_head.weight"], task.model.state_dict()["model.lm_head.weight"])
 
 
 def test_nothing_to_evaluate_on_is_said_before_training(context, monkeypatch):
-    monkeypatch.setattr(generation, "model_of", lambda *_args, **_more: pytest.fail("a model was built first"))
+    monkeypatch.setattr(module, "model_of", lambda *_args, **_more: pytest.fail("a model was built first"))
     with pytest.raises(DpbenchError, match=r"no inputs to evaluate on \(evaluate_on: train_rest\)"):
         job.run(settings(evaluate_on="train_rest", held_out=1e-12), context)
 
@@ -283,12 +288,12 @@ def test_automatic_and_tight_clipping_are_one_under_adam(context):
     ends = []
     for clipping in ({"function": "auto_v", "bound": 1.0}, {"function": "abadi", "bound": 2.0**-7}):
         own = settings(clipping=clipping, steps=4)
-        task = generation.Task(own, context)
-        stepper = generation.optimizer(own.optimizer, task.model)
+        task = TableToText(own, context)
+        stepper = own.optimizer.build(task.parameter_groups())
         stepper.param_groups[0]["eps"] = 1e-30
-        plan = Mechanism(Sampling("poisson", 300, 40), 4, own.clipping.made(), 0.5, seed=1)
-        done = fit(own.engine, task, stepper, plan, context)
-        assert done.clipped == [1.0] * 4
+        plan = Mechanism(Sampling("poisson", 300, 40), 4, own.clipping.build(), 0.5, seed=1)
+        done = fit(own, task, stepper, [plan], context)
+        assert done.clipped_fractions == [1.0] * 4
         ends.append(torch.cat([p.detach().flatten() for p in task.model.parameters()]))
     assert float((ends[0] - ends[1]).abs().max()) < 1e-6  # of weights that moved by 4e-2; a rounding in fp32 is 1e-9
 

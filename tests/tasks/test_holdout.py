@@ -1,4 +1,4 @@
-"""The rest of the training rows, what it is made of and who sees it; and what a run says of its thresholds."""
+"""Held-out training rows: which they are, and who sees them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import classify, features, image, imaging, training
-from dpbench.jobs.rest import in_rest, share_of
+from dpbench.jobs import classify, features, image
 from dpbench.spec.expand import config_of, merge, run_id
 from dpbench.spec.sources import Source
+from dpbench.tasks.holdout import is_held_out, share_of
+from dpbench.tasks.image_classification.task import ImageTask
+from dpbench.tasks.text_classification.features import FILE
+from dpbench.tasks.text_classification.task import FeatureTask, TextTask
 from dpbench.validation import parse
 
 SCRATCH = Source(kind="scratch", synthetic=True)
@@ -45,7 +48,7 @@ IMAGE = {
     "train_limit": 400,
     "train_evaluated": 50,
 }
-REST = {"evaluate_on": "train_rest"}
+HELD_OUT = {"evaluate_on": "train_rest"}
 KEYS = [f"text {i}".encode() for i in range(5000)]
 
 
@@ -61,29 +64,29 @@ def pictures(**over):
     return parse(image.Settings, merge(IMAGE, over), "test")
 
 
-def test_a_row_decides_alone_whether_it_belongs_to_the_rest():
+def test_a_row_decides_alone_whether_it_is_held_out():
     """Five standard deviations of a share of 5,000 rows are 0.028."""
-    whole = in_rest(KEYS, 0.2, "test")
-    assert np.array_equal(whole[1:], in_rest(KEYS[1:], 0.2, "test"))
+    whole = is_held_out(KEYS, 0.2, "test")
+    assert np.array_equal(whole[1:], is_held_out(KEYS[1:], 0.2, "test"))
     assert abs(whole.mean() - 0.2) < 0.028
-    assert not (whole & ~in_rest(KEYS, 0.3, "test")).any(), "a larger share has all rows of a smaller one"
+    assert not (whole & ~is_held_out(KEYS, 0.3, "test")).any(), "a larger share has all rows of a smaller one"
 
 
-def test_the_rest_has_nothing_to_do_with_which_rows_class_keep_leaves():
-    """Were both drawn from one hash, class_keep would leave all rows of the rest and too few of those that are trained on."""
-    apart, kept = in_rest(KEYS, 0.2, "test"), np.asarray([share_of(key) < 0.6 for key in KEYS])
+def test_holding_out_has_nothing_to_do_with_which_rows_class_keep_leaves():
+    """Were both drawn from one hash, class_keep would leave all held-out rows and too few of those that are trained on."""
+    apart, kept = is_held_out(KEYS, 0.2, "test"), np.asarray([share_of(key) < 0.6 for key in KEYS])
     assert abs(kept[apart].mean() - 0.6) < 5 * math.sqrt(0.24 / apart.sum())
 
 
 @pytest.mark.parametrize("task", ["sst2", "qnli"])
-def test_features_and_full_training_have_the_same_rest_and_never_draw_it(task, tmp_path, as_parent):
-    wanted = parse(features.Settings, {"task": task, "model": "tiny_bert", "train_limit": 400, "max_length": 128}, "test")
+def test_features_and_full_training_hold_out_the_same_rows_and_never_draw_them(task, tmp_path, as_parent):
+    settings = parse(features.Settings, {"task": task, "model": "tiny_bert", "train_limit": 400, "max_length": 128}, "test")
     (tmp_path / "features").mkdir()
-    features.run(wanted, context(tmp_path / "features"))
-    as_parent(tmp_path / "features", "features", [features.FILE])
-    full = training.TextTask(text(task=task, max_length=128, **REST), context(tmp_path))
-    frozen = training.FeatureTask(text(task=task, training="features", **REST), context(tmp_path, features=tmp_path / "features"))
-    whole = training.TextTask(text(task=task, max_length=128), context(tmp_path))
+    features.run(settings, context(tmp_path / "features"))
+    as_parent(tmp_path / "features", "features", [FILE])
+    full = TextTask(text(task=task, max_length=128, **HELD_OUT), context(tmp_path))
+    frozen = FeatureTask(text(task=task, training="features", **HELD_OUT), context(tmp_path, features=tmp_path / "features"))
+    whole = TextTask(text(task=task, max_length=128), context(tmp_path))
     drawn = {tuple(full.train.ids[i]) for i in full.index}
     evaluated = {tuple(ids) for ids in full.evaluated.ids}
     assert not drawn & evaluated
@@ -95,22 +98,22 @@ def test_features_and_full_training_have_the_same_rest_and_never_draw_it(task, t
     assert len(whole) == whole.rows == 400
 
 
-def test_class_keep_thins_both_parts_and_the_rest_is_not_protected_rows(tmp_path):
-    thinned = training.TextTask(text(class_keep={"positive": 0.5}, **REST), context(tmp_path))
-    plain = training.TextTask(text(**REST), context(tmp_path))
+def test_class_keep_thins_both_parts_and_held_out_rows_are_not_protected(tmp_path):
+    thinned = TextTask(text(class_keep={"positive": 0.5}, **HELD_OUT), context(tmp_path))
+    plain = TextTask(text(**HELD_OUT), context(tmp_path))
     assert thinned.rows == plain.rows == len(plain)
     assert len(thinned) < len(plain)
     assert len(thinned.evaluated.ids) < len(plain.evaluated.ids)
     assert set(thinned.index) < set(plain.index)
 
 
-def test_images_of_the_rest_are_evaluated_and_never_drawn(tmp_path):
-    whole, apart = imaging.ImageTask(pictures(), context(tmp_path)), imaging.ImageTask(pictures(**REST), context(tmp_path))
+def test_held_out_images_are_evaluated_and_never_drawn(tmp_path):
+    whole, apart = ImageTask(pictures(), context(tmp_path)), ImageTask(pictures(**HELD_OUT), context(tmp_path))
     train, held = ({i.numpy().tobytes() for i in apart.splits[split][0]} for split in ("train", "train_rest"))
     assert not train & held
     assert train | held == {i.numpy().tobytes() for i in whole.splits["train"][0]}
     assert len(apart) + len(apart.splits["train_rest"][1]) == len(whole) == 400
-    done = image.run(pictures(**REST), context(tmp_path))
+    done = image.run(pictures(**HELD_OUT), context(tmp_path))
     assert done.facts["evaluated_rows"] == 400 - done.facts["train_rows"]
     assert done.mechanism["sampling"]["dataset_size"] == len(apart)
 
@@ -120,10 +123,10 @@ def test_images_of_the_rest_are_evaluated_and_never_drawn(tmp_path):
     [
         (lambda: text(held_out=0.3), "holds nothing out"),
         (lambda: pictures(held_out=0.3), "holds nothing out"),
-        (lambda: text(held_out=1.0, **REST), "held_out"),
+        (lambda: text(held_out=1.0, **HELD_OUT), "held_out"),
         (lambda: text(evaluate_on="test"), "evaluate_on"),
-        (lambda: in_rest(KEYS[:3], 1e-9, "sst2"), "no rest of the 3 training rows of sst2"),
-        (lambda: in_rest(KEYS[:3], 1 - 1e-9, "sst2"), "a rest of all 3"),
+        (lambda: is_held_out(KEYS[:3], 1e-9, "sst2"), "holds out none of the 3 training rows of sst2"),
+        (lambda: is_held_out(KEYS[:3], 1 - 1e-9, "sst2"), "holds out all of the 3"),
     ],
 )
 def test_nonsense_is_named(make, says):
@@ -136,28 +139,10 @@ def name(job, settings):
     return run_id(config | {"versions": {}, "parents": {}})
 
 
-def test_runs_without_a_rest_keep_their_names():
-    """That of the image run is from before there was a rest; those of classify are in test_clipping_settings.py."""
+def test_runs_that_hold_nothing_out_keep_their_names():
+    """That of the image run is from before rows were held out; those of classify are in test_clipping_settings.py."""
     assert name("image", IMAGE) == "b41e89600f72"
     for job, base, evaluated in (("image", IMAGE, "test"), ("classify", TEXT, "validation")):
         assert name(job, base | {"evaluate_on": evaluated}) == name(job, base)
-        assert name(job, base | REST | {"held_out": 0.2}) == name(job, base | REST)
-        assert len({name(job, base), name(job, base | REST), name(job, base | REST | {"held_out": 0.3})}) == 3
-
-
-def test_a_run_says_what_its_thresholds_cost_and_where_they_went(tmp_path):
-    adaptive = {"quantile": 0.6, "budget": 0.01}
-    done = classify.run(text(clipping={"adaptive": adaptive}), context(tmp_path))
-    found = {m.name: m for m in done.metrics}
-    privacy, cost = ["epsilon", "stated_epsilon"], ["training_seconds", "processor_seconds"]
-    assert list(found) == ["accuracy", *privacy, *cost, "noise_ratio", "clipped_share", "final_bound"]
-    assert found["noise_ratio"].kind == "counted"
-    assert found["noise_ratio"].value == pytest.approx(1 / math.sqrt(0.99), rel=1e-12)
-    last = [bounds[1] for bounds in done.facts["thresholds"].values()]
-    assert found["final_bound"].value == pytest.approx(math.hypot(*last))
-    clipped = done.facts["clipped_fractions_released"]
-    assert list(clipped) == list(done.facts["thresholds"])
-    assert found["clipped_share"].value == pytest.approx(100 * sum(clipped.values()) / len(clipped))
-    fixed = {m.name: m.value for m in classify.run(text(), context(tmp_path)).metrics}
-    assert list(fixed) == ["accuracy", *privacy, *cost, "noise_ratio"]
-    assert fixed["noise_ratio"] == 1.0
+        assert name(job, base | HELD_OUT | {"held_out": 0.2}) == name(job, base | HELD_OUT)
+        assert len({name(job, base), name(job, base | HELD_OUT), name(job, base | HELD_OUT | {"held_out": 0.3})}) == 3

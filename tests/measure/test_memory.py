@@ -1,0 +1,34 @@
+"""Memory of every engine, each in a process of its own; what is not installed is a reason."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+
+from dpbench.execution.contract import Context
+from dpbench.execution.tracking import StepLog
+from dpbench.measure import memory, throughput
+from dpbench.validation import parse
+
+
+def test_missing_peers_are_reasons_not_holes(monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "opacus" else real(name, *a))
+    runnable, metrics = throughput.skip_missing(["nonprivate", "opacus", "fused"])
+    assert runnable == ["nonprivate", "fused"]
+    assert {m.note for m in metrics} == {"skipped: opacus is not installed (pip install opacus)"}
+    assert all(m.value is None for m in metrics)
+
+
+def test_memory_worker_measures_every_engine(tmp_path):
+    own = parse(
+        throughput.Settings, {"size": "tiny", "tokens": 16, "batch_size": 2, "engines": ["nonprivate", "opacus", "fused"]}, "test"
+    )
+    context = Context(tmp_path, 0, {}, StepLog(tmp_path / "steps.jsonl"))
+    found = dict(memory.measure_memory(own, own.engines, np.zeros((2, 16), dtype=np.int64), context))
+    assert list(found) == ["nonprivate", "opacus", "fused"]
+    for peaks in found.values():
+        assert len(set(peaks["tensors"])) == 1, "the count is exact: every step has the same peak"
+    assert found["opacus"]["tensors"][0] > 1.0 * found["nonprivate"]["tensors"][0]
+    assert found["fused"]["tensors"][0] < 1.1 * found["nonprivate"]["tensors"][0]

@@ -1,0 +1,48 @@
+"""A zeroth-order method behind the protocol of all methods: what it warns of, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from zeroth_checks import data, losses, net, plan
+
+from dpbench import methods
+from dpbench.errors import DpbenchError
+from dpbench.methods.zeroth.trainer import SILENT
+
+
+def attached(optimizer=None):
+    model = net()
+    return methods.attach("dpzero", model, optimizer or torch.optim.SGD(model.parameters(), lr=0.1), plan("dpzero"))
+
+
+@pytest.mark.parametrize(
+    ("ignored", "silence", "said"),
+    [
+        (0, SILENT - 1, []),
+        (3, 0, ["3 examples had losses that are not finite and contributed 0"]),
+        (0, SILENT, [f"no example's loss moved in {SILENT} steps one after another"]),
+    ],
+)
+def test_warnings_name_lost_examples_and_losses_that_never_moved(ignored, silence, said):
+    """Where a private run must not stop."""
+    method = attached()
+    method.order.non_finite_examples, method.order.longest_silence = ignored, silence
+    warnings = method.warnings()
+    assert len(warnings) == len(said)
+    assert all(warning.startswith(start) for warning, start in zip(warnings, said, strict=True))
+
+
+@pytest.mark.parametrize("options", [{"momentum": 0.9}, {"weight_decay": 0.1}, {"maximize": True}])
+def test_an_optimizer_that_is_not_plain_sgd_is_refused(options):
+    with pytest.raises(DpbenchError, match="moves all weights along one direction"):
+        attached(torch.optim.SGD(net().parameters(), lr=0.1, **options))
+    with pytest.raises(DpbenchError, match="which AdamW as it is set up does not"):
+        attached(torch.optim.AdamW(net().parameters(), lr=0.1))
+
+
+def test_physical_batches_of_a_step_have_one_loss():
+    method = attached()
+    method.backward(losses, data())
+    with pytest.raises(DpbenchError, match="have different losses"):
+        method.backward(lambda model, batch: 2 * losses(model, batch), data())
