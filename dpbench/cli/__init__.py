@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from dpbench.execution.plan import read_requests
     from dpbench.execution.runner import execute, finished, read_config
+    from dpbench.spec.expand import run_id
 
     if args.owner is not None:
         end_with(args.owner)
@@ -32,10 +34,13 @@ def _run(args: argparse.Namespace) -> int:
         from dpbench.execution import warm
 
         words = ["run", args.config, "--out", args.out, "--threads", str(args.threads), "--tracking", args.tracking]
+        words += ["--plan", args.plan] if args.plan else []
         code = warm.call(words + ["--quiet"] * args.quiet + ["--keep"] * args.keep)
         if code is not None:
             return code
-    execute(read_config(args.config), Path(args.out), args.threads, args.tracking, args.quiet, args.keep)
+    config = read_config(args.config)
+    requests = read_requests(Path(args.plan), run_id(config)) if args.plan else []
+    execute(config, Path(args.out), args.threads, args.tracking, args.quiet, args.keep, requests)
     return 0
 
 
@@ -76,19 +81,21 @@ def _report(args: argparse.Namespace) -> None:
 
 def _record(args: argparse.Namespace) -> int:
     from dpbench.cli import recording
-    from dpbench.records.migrate import migrate
 
     left_out: list[LeftOut] = []
     if args.merge:
         print(*recording.merge(Path(args.merge), left_out), sep="\n")
         return _all_but(left_out, "filed")
-    if args.migrate is not None:
-        print(*migrate([Path(p) for p in args.migrate], left_out), sep="\n")
-        return _all_but(left_out, "migrated")
     if not args.tier:
         raise DpbenchError("record needs --tier or --merge FILE", "say which tier to run, or which archive to file")
     recording.record(args.tier, args.minutes, Path(args.out) if args.out else None, args.tables, args.threads)
     return 0
+
+
+def _show(args: argparse.Namespace) -> None:
+    from dpbench.cli.recording import show
+
+    print(show(args.run), end="")
 
 
 def _all_but(left_out: Sequence[LeftOut], done: str) -> int:
@@ -202,6 +209,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("config", metavar="CONFIG", help="path of a run's config.json, or the JSON itself")
     run.add_argument("--out", required=True, metavar="DIR")
     run.add_argument("--threads", type=_integer("threads"), metavar="N", default=os.cpu_count() or 1)
+    run.add_argument("--plan", metavar="FILE", help="the plan file that says which cells ask for it")
     run.add_argument("--tracking", choices=MODES, default="off", help="mirror to Weights & Biases")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     run.add_argument("--warm", type=int, choices=(0, 1), default=0, help="1: as a fork of a process that has imported torch")
@@ -246,7 +254,8 @@ def parser() -> argparse.ArgumentParser:
     record.add_argument("--threads", type=_integer("threads"), metavar="N", default=os.cpu_count() or 1)
     record.add_argument("--merge", metavar="FILE.tar.gz", help="check an archive and file it under results/recorded")
 
-    record.add_argument("--migrate", nargs="*", metavar="PATH", help="add digests to older records (of this tree, or in PATH)")
+    show = verb("show", _show, "print the record of a run")
+    show.add_argument("run", metavar="RUN", help="its id, or the first digits of it")
 
     check = verb("check", _check, "prove a tier without running it")
     check.add_argument("--tier", required=True, metavar="TIER", help=", ".join(TIERS))

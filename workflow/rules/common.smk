@@ -11,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 from dpbench import __version__
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import canonical_json
+from dpbench.execution.plan import write_plan
 from dpbench.execution.study import config_of, study
 from dpbench.execution.workflow import KEEP, keep_records_unless_forced, take_turn
 
@@ -30,7 +31,8 @@ ENVIRONMENT = (
     / "dpbench.yaml"
 )
 FORMATS = ["csv", "md", "tex", "html", "json"]
-RECORDED = sorted(str(p) for p in Path("results/recorded").glob("*/*/record.json"))
+RECORDED = sorted(str(p) for p in Path("results/recorded").glob("*/*.jsonl"))
+PLAN = Path("results/plans") / f"{STUDY.config.tier}.json"
 PLOTS = {
     name: [plot.name for plot in plan.spec.plots] for name, plan in STUDY.plans.items()
 }
@@ -198,6 +200,7 @@ def before_the_first_job():
     """
     try:
         take_turn()
+        write_plan(STUDY.plans.values(), PLAN)
     except DpbenchError as error:
         raise WorkflowError(str(error)) from None
     keep_records_unless_forced(workflow.dag_settings)
