@@ -81,17 +81,8 @@ def _there(run: Run) -> bool:
 
 def _run(run: Run, plan: Path, threads: int, seconds: float) -> str:
     words = [sys.executable, "-m", "dpbench", "run", canonical_json(run.config), "--out", str(paths.runs() / run.id)]
-    words += [
-        "--plan",
-        str(plan),
-        "--threads",
-        str(threads),
-        "--warm",
-        str(int(run.resources.small)),
-        "--keep",
-        "--owner",
-        str(os.getpid()),
-    ]
+    words += ["--plan", str(plan), "--threads", str(threads), "--warm", str(int(run.resources.small)), "--keep"]
+    words += ["--owner", str(os.getpid())]
     try:
         code = subprocess.run(words, timeout=seconds, check=False).returncode
     except subprocess.TimeoutExpired:

@@ -100,9 +100,9 @@ def file_records(records: Iterable[tuple[Record, str]]) -> None:
 
 
 def _key(line: str) -> str:
-    """Return the run of a line; a line that is damaged stays where it is, under itself."""
+    """Return the run of a line; a damaged one that does not say which is kept, under itself."""
     try:
         values: Any = json.loads(line)
         return str(values["run"])
     except (ValueError, TypeError, KeyError):
-        return line
+        return _run_of(line) or line

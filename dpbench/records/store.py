@@ -87,7 +87,7 @@ def read_record(path: Path, run: str | None = None) -> Record:
     try:
         values = read_json(path, way_out=_AGAIN)
     except DpbenchError as error:
-        if path.parent.exists() and not path.exists():
+        if not path.exists():
             raise DpbenchError(f"{path}: no such record", "run the job that makes it") from error
         raise
     return record_from(values, str(path), run)
