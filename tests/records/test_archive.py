@@ -41,6 +41,10 @@ def other(**over) -> Record:
 OTHER = other()
 
 
+def asked_by(paper: str, table: str) -> Record:
+    return other(requests=[{"paper": paper, "table": table, "tier": "smoke", "key": "0" * 12}])
+
+
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     """A working tree with one table."""
@@ -201,7 +205,7 @@ WRONG = [
     ({"record.json": spoiled(lambda v: v.pop("digest"))}, "no digest"),
     ({"record.json": b'{"schema_version": 2, "facts": ' + b"[" * 10**5 + b"]" * 10**5 + b"}"}, "nested more than"),
     (
-        {"record.json": record_text(other(requests=[{"paper": "no", "table": "no", "tier": "smoke", "key": "0" * 12}])).encode()},
+        {"record.json": record_text(asked_by("no", "no")).encode()},
         "asks for the table no/no",
     ),
     (
