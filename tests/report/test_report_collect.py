@@ -66,6 +66,26 @@ def test_published_values_carry_nothing_of_a_run(published: None) -> None:
 
 def test_a_record_of_other_versions_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = glue()
+    local = made_up(spec, "laptop", by_seed)
+    recorded = made_up(spec, "laptop", by_seed, machine="m1")
+    monkeypatch.setitem(report_fakes.VERSIONS, "fake", 2)
+    table = build_table(spec, "laptop", resolver(REAL), local, recorded)
+    assert table.entries == []
+    assert len(table.stale) == len(local) + len(recorded)
+    assert {s.machine for s in table.stale} == {"", "m1"}
+    assert table.stale[0].reason == "settings or versions changed since"
+    assert {c.state.split(":")[0] for c in table.cells} == {"not run", "skipped"}
+
+
+def test_a_record_of_another_table_is_neither_used_nor_stale() -> None:
+    spec = glue()
+    other = made_up(batch_size(), "laptop", lambda *_: 1.0)
+    table = build_table(spec, "laptop", resolver(REAL), other, [])
+    assert (table.entries, table.stale, table.records) == ([], [], [])
+
+
+def test_a_run_made_for_another_table_counts_here_too() -> None:
+    spec = glue()
     elsewhere = Request(paper="other", table="table", tier="laptop", key="0" * 12, labels={"x": "1"})
     local = made_up(spec, "laptop", by_seed, requests=[elsewhere])
     assert entry(build_table(spec, "laptop", resolver(REAL), local, []), ("here", "laptop", ""), method="auto_s") is not None
