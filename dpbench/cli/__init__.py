@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpbench import __version__, paths
+from dpbench import __version__, paths, plugins
 from dpbench.errors import DpbenchError
 from dpbench.execution.processes import end_with
 from dpbench.execution.tracking import MODES
@@ -113,7 +113,6 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _plugins(args: argparse.Namespace) -> int:
-    from dpbench import plugins
     from dpbench.plugins import identity
 
     if args.lock is not None:
@@ -128,6 +127,19 @@ def _plugins(args: argparse.Namespace) -> int:
     for key in (key for key in findings if key.startswith("core:")):
         print(f"{key:32} {'':16} {findings[key]}")
     return 1 if findings else 0
+
+
+def _new(args: argparse.Namespace) -> None:
+    from dpbench.cli.authoring import write_template
+
+    path = write_template(args.kind, args.name, Path(args.out))
+    print(f"{path}: edit it; `python -m dpbench --plugins {path.parent} plugins` lists it")
+
+
+def _test_plugin(args: argparse.Namespace) -> int:
+    from dpbench.cli.authoring import test_plugin
+
+    return test_plugin(args.name)
 
 
 def _doctor(_args: argparse.Namespace) -> None:
@@ -198,6 +210,7 @@ def parser() -> argparse.ArgumentParser:
     """Every verb and its options."""
     top = argparse.ArgumentParser(prog="dpbench", description="The published tables of DP deep learning, regenerated.")
     top.add_argument("--version", action="version", version=f"dpbench {__version__}")
+    top.add_argument("--plugins", metavar="DIR", action="append", default=[], help="look for plug-ins and tables in DIR, too")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name, call, text):  # type: ignore[no-untyped-def]
@@ -303,6 +316,14 @@ def parser() -> argparse.ArgumentParser:
         "--why", default="", metavar="TEXT", help="why numbers stay, where content changed and the version did not"
     )
 
+    new = verb("new", _new, "write a commented template of a plug-in or a table")
+    new.add_argument("kind", metavar="KIND", help="clipping, dataset, method, table or task")
+    new.add_argument("name", metavar="NAME")
+    new.add_argument("--out", default=".", metavar="DIR")
+
+    tested = verb("test-plugin", _test_plugin, "run the tests that every plug-in is held to on one of them")
+    tested.add_argument("name", metavar="NAME")
+
     verb("doctor", _doctor, "what is installed, found and needed")
     schema = verb("schema", _schema, "write the JSON schemas of config, tables and records")
     schema.add_argument("--out", default=str(paths.root() / "workflow" / "schemas"), metavar="DIR")
@@ -313,6 +334,8 @@ def main(words: list[str] | None = None) -> int:
     """Run one verb; the exit code is 0, 2 for what the user can put right, 130 after an interruption."""
     args = parser().parse_args(words)
     try:
+        for folder in args.plugins:
+            plugins.add_folder(folder)
         return int(args.call(args) or 0)
     except DpbenchError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 from dpbench import __version__
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import canonical_json
+from dpbench.spec.tables import path_of
 from dpbench.execution.plan import write_plan
 from dpbench.execution.study import config_of, study
 from dpbench.execution.workflow import KEEP, keep_records_unless_forced, take_turn
@@ -177,15 +178,12 @@ def records_of_table(wildcards):
 
 def definition_of_table(wildcards):
     """The files in which the table, its published values and its paper's deviations are written down."""
-    plan_of(wildcards)
-    folder = Path("benchmarks") / wildcards.paper
+    path = path_of(plan_of(wildcards).spec)
     optional = [
-        folder / "published" / f"{wildcards.table}.csv",
-        folder / "deviations.yaml",
+        path.parent / "published" / f"{wildcards.table}.csv",
+        path.parent / "deviations.yaml",
     ]
-    return [str(folder / f"{wildcards.table}.yaml")] + [
-        str(p) for p in optional if p.exists()
-    ]
+    return [str(path)] + [str(p) for p in optional if p.exists()]
 
 
 def all_deviations(wildcards):
