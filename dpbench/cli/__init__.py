@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpbench import __version__, paths
+from dpbench import __version__, paths, plugins
 from dpbench.errors import DpbenchError
 from dpbench.execution.processes import end_with
 from dpbench.execution.tracking import MODES
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from dpbench.execution.plan import read_requests
     from dpbench.execution.runner import execute, finished, read_config
+    from dpbench.spec.expand import run_id
 
     if args.owner is not None:
         end_with(args.owner)
@@ -32,10 +34,13 @@ def _run(args: argparse.Namespace) -> int:
         from dpbench.execution import warm
 
         words = ["run", args.config, "--out", args.out, "--threads", str(args.threads), "--tracking", args.tracking]
+        words += ["--plan", args.plan] if args.plan else []
         code = warm.call(words + ["--quiet"] * args.quiet + ["--keep"] * args.keep)
         if code is not None:
             return code
-    execute(read_config(args.config), Path(args.out), args.threads, args.tracking, args.quiet, args.keep)
+    config = read_config(args.config)
+    requests = read_requests(Path(args.plan), run_id(config)) if args.plan else []
+    execute(config, Path(args.out), args.threads, args.tracking, args.quiet, args.keep, requests)
     return 0
 
 
@@ -76,19 +81,21 @@ def _report(args: argparse.Namespace) -> None:
 
 def _record(args: argparse.Namespace) -> int:
     from dpbench.cli import recording
-    from dpbench.records.migrate import migrate
 
     left_out: list[LeftOut] = []
     if args.merge:
         print(*recording.merge(Path(args.merge), left_out), sep="\n")
         return _all_but(left_out, "filed")
-    if args.migrate is not None:
-        print(*migrate([Path(p) for p in args.migrate], left_out), sep="\n")
-        return _all_but(left_out, "migrated")
     if not args.tier:
         raise DpbenchError("record needs --tier or --merge FILE", "say which tier to run, or which archive to file")
     recording.record(args.tier, args.minutes, Path(args.out) if args.out else None, args.tables, args.threads)
     return 0
+
+
+def _show(args: argparse.Namespace) -> None:
+    from dpbench.cli.recording import show
+
+    print(show(args.run), end="")
 
 
 def _all_but(left_out: Sequence[LeftOut], done: str) -> int:
@@ -106,7 +113,6 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _plugins(args: argparse.Namespace) -> int:
-    from dpbench import plugins
     from dpbench.plugins import identity
 
     if args.lock is not None:
@@ -121,6 +127,19 @@ def _plugins(args: argparse.Namespace) -> int:
     for key in (key for key in findings if key.startswith("core:")):
         print(f"{key:32} {'':16} {findings[key]}")
     return 1 if findings else 0
+
+
+def _new(args: argparse.Namespace) -> None:
+    from dpbench.cli.authoring import write_template
+
+    path = write_template(args.kind, args.name, Path(args.out))
+    print(f"{path}: edit it; `python -m dpbench --plugins {path.parent} plugins` lists it")
+
+
+def _test_plugin(args: argparse.Namespace) -> int:
+    from dpbench.cli.authoring import test_plugin
+
+    return test_plugin(args.name)
 
 
 def _doctor(_args: argparse.Namespace) -> None:
@@ -191,6 +210,7 @@ def parser() -> argparse.ArgumentParser:
     """Every verb and its options."""
     top = argparse.ArgumentParser(prog="dpbench", description="The published tables of DP deep learning, regenerated.")
     top.add_argument("--version", action="version", version=f"dpbench {__version__}")
+    top.add_argument("--plugins", metavar="DIR", action="append", default=[], help="look for plug-ins and tables in DIR, too")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name, call, text):  # type: ignore[no-untyped-def]
@@ -202,6 +222,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("config", metavar="CONFIG", help="path of a run's config.json, or the JSON itself")
     run.add_argument("--out", required=True, metavar="DIR")
     run.add_argument("--threads", type=_integer("threads"), metavar="N", default=os.cpu_count() or 1)
+    run.add_argument("--plan", metavar="FILE", help="the plan file that says which cells ask for it")
     run.add_argument("--tracking", choices=MODES, default="off", help="mirror to Weights & Biases")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     run.add_argument("--warm", type=int, choices=(0, 1), default=0, help="1: as a fork of a process that has imported torch")
@@ -246,7 +267,8 @@ def parser() -> argparse.ArgumentParser:
     record.add_argument("--threads", type=_integer("threads"), metavar="N", default=os.cpu_count() or 1)
     record.add_argument("--merge", metavar="FILE.tar.gz", help="check an archive and file it under results/recorded")
 
-    record.add_argument("--migrate", nargs="*", metavar="PATH", help="add digests to older records (of this tree, or in PATH)")
+    show = verb("show", _show, "print the record of a run")
+    show.add_argument("run", metavar="RUN", help="its id, or the first digits of it")
 
     check = verb("check", _check, "prove a tier without running it")
     check.add_argument("--tier", required=True, metavar="TIER", help=", ".join(TIERS))
@@ -294,6 +316,14 @@ def parser() -> argparse.ArgumentParser:
         "--why", default="", metavar="TEXT", help="why numbers stay, where content changed and the version did not"
     )
 
+    new = verb("new", _new, "write a commented template of a plug-in or a table")
+    new.add_argument("kind", metavar="KIND", help="clipping, dataset, method, table or task")
+    new.add_argument("name", metavar="NAME")
+    new.add_argument("--out", default=".", metavar="DIR")
+
+    tested = verb("test-plugin", _test_plugin, "run the tests that every plug-in is held to on one of them")
+    tested.add_argument("name", metavar="NAME")
+
     verb("doctor", _doctor, "what is installed, found and needed")
     schema = verb("schema", _schema, "write the JSON schemas of config, tables and records")
     schema.add_argument("--out", default=str(paths.root() / "workflow" / "schemas"), metavar="DIR")
@@ -304,6 +334,8 @@ def main(words: list[str] | None = None) -> int:
     """Run one verb; the exit code is 0, 2 for what the user can put right, 130 after an interruption."""
     args = parser().parse_args(words)
     try:
+        for folder in args.plugins:
+            plugins.add_folder(folder)
         return int(args.call(args) or 0)
     except DpbenchError as error:
         print(f"error: {error}", file=sys.stderr)

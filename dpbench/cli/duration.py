@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dpbench.records.store import recorded_records
+from dpbench.records.packed import recorded_records
 from dpbench.spec.expand import Run
 
 

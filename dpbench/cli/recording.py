@@ -13,10 +13,12 @@ from pathlib import Path
 from dpbench import paths
 from dpbench.errors import DpbenchError
 from dpbench.execution import environment
+from dpbench.execution.plan import write_plan
 from dpbench.execution.study import Study, study_at
 from dpbench.files import canonical_json, decoded, read_bytes, write_atomic
 from dpbench.parsing import parse_json
 from dpbench.records.archive import LARGEST, STEPS, pack_files, unpack
+from dpbench.records.packed import file_of, file_records, recorded_records
 from dpbench.records.samples import public
 from dpbench.records.schema import Record
 from dpbench.records.store import (
@@ -24,10 +26,8 @@ from dpbench.records.store import (
     LeftOut,
     leave_out,
     local_records,
-    read_record,
     record_from,
     record_text,
-    recorded_records,
     shown,
 )
 from dpbench.spec.expand import Run
@@ -54,6 +54,8 @@ def record(tier: str, minutes: float, out: Path | None, tables: list[str] | None
     done = {s.record.run for s in recorded_records()}
     runs = list(_in_order(found, done))
     print(f"{tier}: {len(runs)} runs to make, {len(found.runs) - len(runs)} there already", flush=True)
+    plan = paths.root() / "results" / "plans" / f"{tier}-record.json"
+    write_plan(found.plans.values(), plan)
     pack(found, out)
     packed = time.monotonic()
     for number, run in enumerate(runs, 1):
@@ -65,7 +67,7 @@ def record(tier: str, minutes: float, out: Path | None, tables: list[str] | None
             break
         own = threads if run.resources.threads == "all" else min(run.resources.threads, threads)
         begun = time.monotonic()
-        code = _run(run, own, left)
+        code = _run(run, plan, own, left)
         print(f"[{number}/{len(runs)}] {run.config['job']} {run.id}: {code}, {time.monotonic() - begun:.0f} s", flush=True)
         if time.monotonic() - packed > _BETWEEN:
             pack(found, out)
@@ -77,9 +79,10 @@ def _there(run: Run) -> bool:
     return (paths.runs() / run.id / NAME).exists()
 
 
-def _run(run: Run, threads: int, seconds: float) -> str:
+def _run(run: Run, plan: Path, threads: int, seconds: float) -> str:
     words = [sys.executable, "-m", "dpbench", "run", canonical_json(run.config), "--out", str(paths.runs() / run.id)]
-    words += ["--threads", str(threads), "--warm", str(int(run.resources.small)), "--keep", "--owner", str(os.getpid())]
+    words += ["--plan", str(plan), "--threads", str(threads), "--warm", str(int(run.resources.small)), "--keep"]
+    words += ["--owner", str(os.getpid())]
     try:
         code = subprocess.run(words, timeout=seconds, check=False).returncode
     except subprocess.TimeoutExpired:
@@ -127,7 +130,7 @@ def pack(found: Study, out: Path) -> int:
 
 
 def merge(archive: Path, left_out: list[LeftOut] | None = None) -> list[str]:
-    """Check every record of an archive and file the sound ones under `results/recorded/<machine>/<run>/`.
+    """Check every record of an archive and file the sound ones under `results/recorded/<machine>/<paper>.jsonl`.
 
     An archive that is itself damaged, or holds what no archive of `dpbench record` does, files nothing.
 
@@ -138,22 +141,32 @@ def merge(archive: Path, left_out: list[LeftOut] | None = None) -> list[str]:
         What was done, a line for each record that is sound.
 
     Raises:
-        DpbenchError: not a whole archive of `dpbench record`.
+        DpbenchError: not a whole archive of `dpbench record`, or a file of recorded results cannot be read or written.
     """
-    lines = []
+    lines: list[str] = []
+    filed: list[tuple[Record, str]] = []
+    recorded = {(s.machine, s.record.run): s.record for s in recorded_records()}
     with tempfile.TemporaryDirectory() as scratch:
         for run, names in sorted(unpack(archive, Path(scratch)).items()):
-            where = f"{archive}: {run}/{NAME}"
             try:
-                record, files = _checked(archive, Path(scratch) / run, names)
-                lines.append(_filed(record, files))
+                record = _checked(archive, Path(scratch) / run, names)
             except DpbenchError as error:
-                leave_out(run, where, error, left_out)
+                leave_out(run, f"{archive}: {run}/{NAME}", error, left_out)
+                continue
+            machine = environment.machine(record.environment)
+            before = recorded.get((machine, run))
+            if before is not None and before.created >= record.created:
+                lines.append(f"{run}: there already, {before.created}")
+                continue
+            filed.append((public(record), machine))
+            dirty = ", made from a changed working tree" if record.environment.dirty else ""
+            lines.append(f"{run}: filed in {shown(file_of(record, machine))}{dirty}")
+    file_records(filed)
     return lines
 
 
-def _checked(archive: Path, folder: Path, names: list[str]) -> tuple[Record, dict[str, bytes]]:
-    """The record in an unpacked folder, and the files to keep.
+def _checked(archive: Path, folder: Path, names: list[str]) -> Record:
+    """Return the record in an unpacked folder.
 
     Raises:
         DpbenchError: it is not there, does not hold, or asks for a table that there is not; or its steps are not JSON.
@@ -169,31 +182,31 @@ def _checked(archive: Path, folder: Path, names: list[str]) -> tuple[Record, dic
             raise DpbenchError(
                 f"{where}: asks for the table {request.paper}/{request.table}, which is not here", "update this tree"
             )
-    files = {NAME: record_text(public(record)).encode()}
     if STEPS in names:
-        files[STEPS] = read_bytes(folder / STEPS)
         steps = f"{archive}: {run}/{STEPS}"
-        for number, line in enumerate(decoded(files[STEPS], steps).splitlines(), 1):
+        for number, line in enumerate(decoded(read_bytes(folder / STEPS), steps).splitlines(), 1):
             try:
                 parse_json(line, steps)
             except DpbenchError as error:
                 raise DpbenchError(f"{steps} line {number} is not JSON", _PACK) from error
-    return record, files
+    return record
 
 
-def _filed(record: Record, files: dict[str, bytes]) -> str:
-    """Put a record where it belongs, unless one at least as new is there; returns what was done."""
-    folder = paths.recorded() / environment.machine(record.environment) / record.run
-    instead = ""
-    if (folder / NAME).exists():
-        try:
-            kept = read_record(folder / NAME, record.run)
-        except DpbenchError as error:
-            instead = f", in place of one that does not hold ({error.what})"
-        else:
-            if kept.created >= record.created:
-                return f"{record.run}: there already, {kept.created}"
-    for name, content in sorted(files.items(), reverse=True):  # the record last: with it the run counts as there
-        write_atomic(folder / name, content)
-    dirty = ", made from a changed working tree" if record.environment.dirty else ""
-    return f"{record.run}: filed under {shown(folder)}{dirty}{instead}"
+def show(run: str) -> str:
+    """Return a run's record as indented JSON: this machine's, else the recorded ones of all machines.
+
+    Args:
+        run: its id, or the first digits of it.
+
+    Raises:
+        DpbenchError: no record is of that run, or of several.
+    """
+    local = [s for s in local_records() if s.record.run.startswith(run)]
+    found = local or [s for s in recorded_records() if s.record.run.startswith(run)]
+    if not found:
+        raise DpbenchError(f"there is no record of run {run}", "the report and results/long.csv name the runs that there are")
+    if len({s.record.run for s in found}) > 1:
+        raise DpbenchError(
+            f"{len(found)} runs begin with {run}", f"give more digits: {', '.join(s.record.run for s in found[:5])}"
+        )
+    return "".join(record_text(stored.record) for stored in found)

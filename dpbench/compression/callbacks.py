@@ -9,8 +9,7 @@ from dpbench.compression.layers import drop_order, layer_map
 from dpbench.compression.parts import Drop, Prune
 from dpbench.compression.pruning import Masks, rewind_, start_of
 from dpbench.models.wrappers import Encoder
-from dpbench.training.callbacks import Callback
-from dpbench.training.trainer import Trainer
+from dpbench.training.trainer import Callback, Trainer
 
 
 class LayerDropping(Callback):

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,9 @@ from dpbench.parsing import parse_json
 from dpbench.plugins.identity import identity
 from dpbench.records.schema import Record, Request
 from dpbench.records.store import NAME, read_record, write_record
-from dpbench.spec.expand import asks_for, check_names, run_id
-from dpbench.spec.models import TIERS
+from dpbench.spec.expand import check_names, run_id
 from dpbench.spec.run_config import RunConfig
 from dpbench.spec.sources import Source
-from dpbench.spec.tables import all_tables
 from dpbench.validation import parse
 
 CONFIG, STEPS, LOCK = "config.json", "steps.jsonl", ".lock"
@@ -67,7 +65,13 @@ def read_config(text_or_path: str) -> dict[str, Any]:
 
 
 def execute(
-    config: dict[str, Any], out: Path, threads: int = 1, tracking: str = "off", quiet: bool = False, keep: bool = False
+    config: dict[str, Any],
+    out: Path,
+    threads: int = 1,
+    tracking: str = "off",
+    quiet: bool = False,
+    keep: bool = False,
+    requests: Sequence[Request] = (),
 ) -> Record:
     """Run `config` into `out`: record.json (last, whole), steps.jsonl, config.json, artefacts.
 
@@ -76,6 +80,7 @@ def execute(
 
     Args:
         keep: take the record of this config that is there, whoever made it, instead of making it again.
+        requests: the cells that ask for the run.
 
     Raises:
         DpbenchError: anything a user can put right; no record is written then.
@@ -100,7 +105,7 @@ def execute(
         try:
             work.mkdir(exist_ok=True)
             write_atomic(work / CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")
-            record = _run(name, module, settings, config, sources, parents, work, threads, tracking, quiet)
+            record = _run(name, module, settings, config, sources, parents, work, threads, tracking, quiet, requests)
         except Exception as error:
             if is_disk_full(error) and not isinstance(error, DpbenchError):
                 raise full_error(out) from error
@@ -156,9 +161,13 @@ def _run(
     threads: int,
     tracking: str,
     quiet: bool,
+    requests: Sequence[Request],
 ) -> Record:
     import torch
 
+    inherited: dict[str, Source] = {}
+    for role, folder in parents.items():
+        inherited |= read_record(folder / NAME, config["parents"][role]).all_sources
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(config["seed"])
@@ -178,8 +187,9 @@ def _run(
     values = {
         "run": name,
         "config": config,
-        "requests": requests(config, sources),
+        "requests": list(requests),
         "sources": sources,
+        "inherited_sources": {name: source for name, source in inherited.items() if name not in sources},
         "metrics": outcome.metrics,
         "mechanism": outcome.mechanism,
         "privacy": outcome.privacy,
@@ -193,22 +203,6 @@ def _run(
     record = parse(Record, values, str(work / NAME), "report this: it is a fault of the job")
     write_record(record, work)
     return record
-
-
-def requests(config: dict[str, Any], sources: dict[str, Source]) -> list[Request]:
-    """The tables and tiers that ask for the run of `config` when data and models come from `sources`."""
-
-    other = Source(kind="scratch", revision="of another run")  # gives such runs another name, which is all that is asked
-
-    def resolve(kind: str, wanted: str) -> Source:
-        return sources.get(f"{kind}:{wanted}", other)
-
-    return [
-        Request(paper=spec.paper, table=spec.table, tier=tier)
-        for spec in all_tables()
-        for tier in TIERS
-        if asks_for(spec, tier, config, resolve)
-    ]
 
 
 def _sources(config: dict[str, Any]) -> dict[str, Source]:

@@ -45,7 +45,11 @@ def config_of(values: dict[str, Any]) -> Config:
             given[key] = [part.strip() for part in value.split(",") if part.strip()]
         elif isinstance(value, int):
             given[key] = [value]
-    return config_from(given, "config")
+    config = config_from(given, "config")
+    folders = [config.plugins] if isinstance(config.plugins, str) else config.plugins or []
+    for folder in folders:
+        plugins.add_folder(paths.root() / Path(folder).expanduser())
+    return config
 
 
 def resolver(config: Config) -> Resolve:

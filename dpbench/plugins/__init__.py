@@ -3,9 +3,10 @@
 A declaration is read from the syntax tree, so that naming runs (which needs each plug-in's version) never imports
 torch. `kind`, `name`, `version` and `summary` are required; a plug-in may declare more.
 
-Plug-ins lie in the package, or in folders that the variable DPBENCH_PLUGINS names, as PATH names folders: every `*.py` there that
-declares a PLUGIN. Such a file is a module of its own: it imports what is installed, and nothing that lies beside it.
-What of a plug-in is part of a run's name: `dpbench.plugins.identity`.
+Plug-ins lie in the package, in folders that `--plugins` or the variable DPBENCH_PLUGINS names, as PATH names folders, or in an
+installed package whose entry point of the group `dpbench.plugins` names a folder of it, such as `mine = "my_package.plugins"`:
+every `*.py` there that declares a PLUGIN. Such a file is a module of its own: it imports what is installed, and nothing that lies
+beside it. What of a plug-in is part of a run's name: `dpbench.plugins.identity`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +28,7 @@ from dpbench.errors import DpbenchError, unknown
 from dpbench.paths import PACKAGE
 
 VARIABLE = "DPBENCH_PLUGINS"
+ENTRY_POINTS = "dpbench.plugins"
 FOLDERS = {
     "job": ("jobs",),
     "engine": ("methods/engines", "methods/engines/adapters"),
@@ -46,7 +49,7 @@ _DEFINES = {
     "job": ("Settings", "uses", "check", "run"),
     "engine": ("Engine",),
     "published_engine": ("Engine",),
-    "function": ("factor", "clipped"),
+    "function": ("factor",),
     "scope": ("groups",),
 }
 """What a module of a kind holds."""
@@ -75,7 +78,7 @@ class Plugin:
 
     @property
     def outside(self) -> bool:
-        """Whether it lies in a folder of DPBENCH_PLUGINS, not in the package."""
+        """Whether it lies in a folder outside the package."""
         return not self.module.startswith("dpbench.")
 
     @property
@@ -102,18 +105,52 @@ class Plugin:
 
 
 def folders() -> list[Path]:
-    """The folders that DPBENCH_PLUGINS names, in its order.
+    """Return the folders outside the package: those that DPBENCH_PLUGINS names, in its order, then those of entry points.
 
     Raises:
         DpbenchError: one is not a folder.
     """
-    if not (value := os.environ.get(VARIABLE)):
-        return []
-    paths = [Path(name).expanduser().resolve() for name in value.split(os.pathsep) if name]
-    for path in paths:
+    value = os.environ.get(VARIABLE) or ""
+    named = [Path(name).expanduser().resolve() for name in value.split(os.pathsep) if name]
+    for path in named:
         if not path.is_dir():
             raise DpbenchError(f"{VARIABLE}: {path} is not a folder", f"make it, or take it out of {VARIABLE}")
-    return list(dict.fromkeys(paths))
+    return list(dict.fromkeys([*named, *_installed_folders()]))
+
+
+def add_folder(folder: str | Path) -> None:
+    """Look for plug-ins in one more folder, in this process and those that it starts.
+
+    Raises:
+        DpbenchError: it is not a folder.
+    """
+    path = Path(folder).expanduser().resolve()
+    if not path.is_dir():
+        raise DpbenchError(f"plugins: {path} is not a folder", "make it, or name another one")
+    names = (os.environ.get(VARIABLE) or "").split(os.pathsep)
+    if str(path) not in names:
+        os.environ[VARIABLE] = os.pathsep.join([*(name for name in names if name), str(path)])
+
+
+@cache
+def _installed_folders() -> tuple[Path, ...]:
+    """Return the folders that installed packages name by an entry point; none of them is imported.
+
+    Raises:
+        DpbenchError: an entry point names what is no folder of its package.
+    """
+    found = []
+    for point in entry_points(group=ENTRY_POINTS):
+        top, *inner = point.module.split(".")
+        spec = importlib.util.find_spec(top)
+        places = spec.submodule_search_locations if spec is not None else None
+        path = Path(next(iter(places), "")).joinpath(*inner) if places else Path(top)
+        if not path.is_dir():
+            raise DpbenchError(
+                f"entry point {point.name} of {ENTRY_POINTS}: {point.value} is no folder of plug-ins", "name a package with them"
+            )
+        found.append(path)
+    return tuple(found)
 
 
 def discover(kind: str) -> dict[str, Plugin]:

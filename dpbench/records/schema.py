@@ -15,7 +15,7 @@ from dpbench.spec.run_config import FileName, Name, RunConfig, RunId, Sha256
 from dpbench.spec.sources import Source
 from dpbench.validation import Strict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Amount = Annotated[float, Field(allow_inf_nan=False, ge=0)]
@@ -113,11 +113,18 @@ class Environment(Strict):
 
 
 class Request(Strict):
-    """A cell that asked for this run."""
+    """A cell that asked for this run; or, without labels, a table whose runs build on this one.
+
+    labels: axis -> value of the cell; select: the labels that pick the cell's metrics among the run's; key: `Run.key` as it was
+    then: a cell that asks for another one now has this record no longer.
+    """
 
     paper: Name
     table: Name
     tier: TierName
+    key: RunId
+    labels: dict[Name, Line] = Field(default_factory=dict)
+    select: dict[Name, Line] = Field(default_factory=dict)
 
 
 class _Sampling(BaseModel):
@@ -170,11 +177,14 @@ class _Facts(BaseModel):
 class Record(Strict):
     """The result of one run. `run` is the hash of `config`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     run: RunId
     config: dict[str, Any]
     requests: list[Request] = Field(default_factory=list)
     sources: dict[str, Source] = Field(default_factory=dict)
+    inherited_sources: dict[str, Source] = Field(
+        default_factory=dict, description="Of the runs that it builds on, where these are not its own."
+    )
     metrics: list[Metric]
     mechanism: dict[str, Any] | None = None
     privacy: Privacy | None = None
@@ -187,9 +197,14 @@ class Record(Strict):
     digest: str = Field("", description="Sha256 of all the rest, as canonical JSON. Finds damage and edits; it is no signature.")
 
     @property
+    def all_sources(self) -> dict[str, Source]:
+        """Data and models that it was made from, those of the runs that it builds on among them."""
+        return self.inherited_sources | self.sources
+
+    @property
     def synthetic(self) -> bool:
         """Whether any of its data or weights were generated."""
-        return any(source.synthetic for source in self.sources.values())
+        return any(source.synthetic for source in self.all_sources.values())
 
     @field_validator("config")
     @classmethod

@@ -25,7 +25,7 @@ _SAID = 400  # characters of one warning
 
 @dataclass(frozen=True)
 class Stored:
-    """A record and where it was found. machine: folder under `results/recorded/`, None for this machine's own runs."""
+    """A record and the file it was found in. machine: of a recorded result, None for this machine's own runs."""
 
     record: Record
     path: Path
@@ -87,7 +87,7 @@ def read_record(path: Path, run: str | None = None) -> Record:
     try:
         values = read_json(path, way_out=_AGAIN)
     except DpbenchError as error:
-        if path.parent.exists() and not path.exists():
+        if not path.exists():
             raise DpbenchError(f"{path}: no such record", "run the job that makes it") from error
         raise
     return record_from(values, str(path), run)
@@ -111,10 +111,7 @@ def record_from(values: Any, where: str, run: str | None = None) -> Record:
             "delete it and run again, or use the dpbench that wrote it",
         )
     if "digest" not in values:
-        raise DpbenchError(
-            f"{where}: no digest: made by a dpbench from before records had one",
-            f"add it with `dpbench record --migrate {where.partition(': ')[0]}`, or delete it and run again",
-        )
+        raise DpbenchError(f"{where}: no digest", _AGAIN)
     _check_texts(values, where)
     try:
         record = parse(Record, values, where, strict=True)
@@ -162,23 +159,17 @@ def local_records(runs: Iterable[str] | None = None, left_out: list[LeftOut] | N
     for name in names:
         path = folder / name / NAME
         if path.is_symlink() or path.exists():
-            yield from _sound(path, None, left_out)
+            yield from _sound(path, left_out)
 
 
-def recorded_records(left_out: list[LeftOut] | None = None) -> Iterator[Stored]:
-    """The committed records of all machines. left_out: as in `local_records`."""
-    for path in sorted(paths.recorded().glob(f"*/*/{NAME}")):
-        yield from _sound(path, path.parent.parent.name, left_out)
-
-
-def _sound(path: Path, machine: str | None, left_out: list[LeftOut] | None) -> Iterator[Stored]:
+def _sound(path: Path, left_out: list[LeftOut] | None) -> Iterator[Stored]:
     """The record at `path`, or nothing and a warning."""
     try:
         record = read_record(path, path.parent.name)
     except DpbenchError as error:
         leave_out(path.parent.name, shown(path), error, left_out)
     else:
-        yield Stored(record, path, machine)
+        yield Stored(record, path)
 
 
 def leave_out(run: str, where: str, error: DpbenchError, left_out: list[LeftOut] | None) -> None:

@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dpbench.files import canonical_json
 from dpbench.records.schema import Metric
 from dpbench.records.store import LeftOut, Stored
+from dpbench.report.current import Current, Place
 from dpbench.report.data import CellState, Entry, RecordInfo, StaleRecord, TableData, TierInfo
 from dpbench.report.deviations import deviations
-from dpbench.report.lookup import Lookup, Place
 from dpbench.report.values import entry_of
 from dpbench.report.words import environment_line, source_line
 from dpbench.spec.expand import Plan, Resolve, axis_values, cells_at, expand, merge, own_of, skip_of, tier_axes
@@ -30,36 +31,43 @@ class _Found:
     select: dict[str, str]
     by_sources: dict[str, dict[int, Stored]]
 
-    def best(self, lookup: Lookup) -> dict[int, Stored]:
+    def best(self) -> dict[int, Stored]:
         """Records that share data and models: never synthetic where there are real ones, then the most seeds, then the newest."""
 
         def rank(by_seed: dict[int, Stored]) -> tuple[bool, int, str]:
             records = [s.record for s in by_seed.values()]
-            return not any(lookup.synthetic(s) for s in by_seed.values()), len(records), max(r.created for r in records)
+            return not any(record.synthetic for record in records), len(records), max(r.created for r in records)
 
         return max(self.by_sources.values(), key=rank)
 
 
-def _gather(spec: TableSpec, plan: Plan, local: list[Stored], lookup: Lookup) -> dict[tuple[Place, Key], _Found]:
+def _gather(
+    spec: TableSpec, plan: Plan, local: list[Stored], recorded: list[Stored], current: Current
+) -> dict[tuple[Place, Key], _Found]:
     """Every record that fills a cell, under the place and cell it fills."""
     gathered: dict[tuple[Place, Key], _Found] = {}
 
     def add(place: Place, labels: dict[str, str], select: dict[str, str], seed: int, stored: Stored) -> None:
         key = (place, tuple(labels[a] for a in spec.axes))
         found = gathered.setdefault(key, _Found(labels, select, defaultdict(dict)))
-        found.by_sources[lookup.fingerprint(stored)].setdefault(seed, stored)
+        found.by_sources[_fingerprint(stored)].setdefault(seed, stored)
 
     own = {s.record.run: s for s in local}
     for cell in plan.cells:
         if cell.run in own:
             add(("here", plan.tier, ""), cell.labels, cell.select, cell.seed, own[cell.run])
-    for stored, tier, cell in lookup.placed():
-        if stored.machine is not None:
-            add(("recorded", tier, stored.machine), cell.labels, cell.select, cell.seed, stored)
-        elif tier != plan.tier:
-            add(("here", tier, ""), cell.labels, cell.select, cell.seed, stored)
+    for stored in (*local, *recorded):
+        for request in current.cells_of(stored.record):
+            place: Place = ("recorded", request.tier, stored.machine) if stored.machine else ("here", request.tier, "")
+            if place != ("here", plan.tier, ""):  # what this machine was asked for is in the plan, by name
+                add(place, request.labels, request.select, stored.record.config["seed"], stored)
     part = _parts(gathered, ("here", plan.tier, ""))
     return {key: found for key, found in gathered.items() if key[0] not in part}
+
+
+def _fingerprint(stored: Stored) -> str:
+    """Return one text per set of data and models: records that differ in it are never averaged."""
+    return canonical_json({name: source.identity for name, source in stored.record.all_sources.items()})
 
 
 def _parts(gathered: dict[tuple[Place, Key], _Found], asked: Place) -> set[Place]:
@@ -76,7 +84,7 @@ def _parts(gathered: dict[tuple[Place, Key], _Found], asked: Place) -> set[Place
     return {place for place in runs if place != asked and any(within(place, other) for other in runs)}
 
 
-def _entries(spec: TableSpec, gathered: dict[tuple[Place, Key], _Found], lookup: Lookup) -> list[Entry]:
+def _entries(spec: TableSpec, gathered: dict[tuple[Place, Key], _Found]) -> list[Entry]:
     found: list[Entry] = []
     for item in published(spec):
         found.append(
@@ -92,7 +100,7 @@ def _entries(spec: TableSpec, gathered: dict[tuple[Place, Key], _Found], lookup:
             )
         )
     for (place, _), cell in gathered.items():
-        by_seed = cell.best(lookup)
+        by_seed = cell.best()
         for name, metric in spec.metrics.items():
             picked: dict[int, tuple[Metric, Stored]] = {}
             for seed, stored in sorted(by_seed.items()):
@@ -100,7 +108,7 @@ def _entries(spec: TableSpec, gathered: dict[tuple[Place, Key], _Found], lookup:
                     if candidate.name == name and candidate.labels == cell.select:
                         picked[seed] = (candidate, stored)
             if picked:
-                found.append(entry_of(place, cell.labels, name, metric.unit, picked, lookup))
+                found.append(entry_of(place, cell.labels, name, metric.unit, picked))
     return found
 
 
@@ -193,9 +201,9 @@ def build_table(
         DpbenchError: the table cannot be expanded at `tier`, or its published or related values or deviations are malformed.
     """
     plan = expand(spec, tier, resolve, seeds)
-    lookup = Lookup(spec, resolve, [*local, *recorded], seeds)
-    gathered = _gather(spec, plan, local, lookup)
-    entries = _entries(spec, gathered, lookup)
+    current = Current(spec)
+    gathered = _gather(spec, plan, local, recorded, current)
+    entries = _entries(spec, gathered)
 
     axes = _axis_order(spec, tier, (e.labels for e in entries))
     rank = {axis: {value: i for i, value in enumerate(values)} for axis, values in axes.items()}
@@ -219,7 +227,7 @@ def build_table(
     skipped = {tuple(labels.values()): why for labels, why in plan.skipped}
     known: dict[Key, dict[str, str]] = {tuple(c.labels.values()): c.labels for c in plan.cells}
     known |= {tuple(labels.values()): labels for labels, _ in plan.skipped}
-    for labels, why in lookup.paper_cells():
+    for labels, why in current.paper_cells():
         known.setdefault(tuple(labels.values()), labels)
         if why is not None and tuple(labels.values()) not in in_tier:
             skipped.setdefault(tuple(labels.values()), why)
@@ -240,7 +248,7 @@ def build_table(
     ]
 
     used = {run for e in entries for run in e.runs}
-    shown = [s for s in (*local, *recorded) if s.record.run in used or lookup.is_part(s)]
+    shown = [s for s in (*local, *recorded) if s.record.run in used or current.is_part(s.record)]
     tiers_with_values = {e.tier for e in entries if e.tier}
     return TableData(
         paper=spec.paper,
@@ -267,7 +275,8 @@ def build_table(
                 tiers=sorted({r.tier for r in s.record.requests if (r.paper, r.table) == (spec.paper, spec.table)}),
                 created=s.record.created,
             )
-            for s in lookup.stale()
+            for s in (*local, *recorded)
+            if current.is_stale(s.record)
         ],
         records=[_record_info(s) for s in shown],
         left_out=left_out or [],

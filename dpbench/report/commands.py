@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from dpbench.errors import DpbenchError
 from dpbench.files import read_text, write_atomic
-from dpbench.records.store import LeftOut, Stored, local_records, recorded_records
+from dpbench.records.packed import recorded_records
+from dpbench.records.store import LeftOut, Stored, local_records
 from dpbench.report import claims, page, tables
 from dpbench.report.collect import build_table
 from dpbench.report.data import TableData

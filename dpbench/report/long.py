@@ -66,7 +66,7 @@ def long_rows(stored: Iterable[Stored]) -> list[Row]:
         shared: Row = {
             "run": record.run,
             "machine": item.machine,
-            "requests": canonical_json([f"{r.paper}/{r.table}/{r.tier}" for r in record.requests]),
+            "requests": canonical_json(list(dict.fromkeys(f"{r.paper}/{r.table}/{r.tier}" for r in record.requests))),
             "job": record.config.get("job"),
             "seed": record.config.get("seed"),
             "sampler": _sampler(record.mechanism),

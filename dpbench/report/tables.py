@@ -78,7 +78,8 @@ def to_csv(table: TableData) -> str:
 
 def _source_text(table: TableData) -> str:
     venue = f", {table.source.venue}" if table.source.venue else ""
-    return f"{table.source.said} arXiv {table.source.arxiv}{venue}"
+    where = f" arXiv {table.source.arxiv}" if table.source.arxiv else ""
+    return f"{table.source.said}{where}{venue}"
 
 
 def _md(text: str) -> str:

@@ -6,8 +6,8 @@ import statistics
 
 from dpbench.records.schema import Metric
 from dpbench.records.store import Stored
+from dpbench.report.current import Place
 from dpbench.report.data import Entry
-from dpbench.report.lookup import Lookup, Place
 from dpbench.report.words import source_line
 
 
@@ -15,17 +15,13 @@ def _unique(texts: list[str]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def entry_of(
-    place: Place, labels: dict[str, str], name: str, unit: str, picked: dict[int, tuple[Metric, Stored]], lookup: Lookup
-) -> Entry:
+def entry_of(place: Place, labels: dict[str, str], name: str, unit: str, picked: dict[int, tuple[Metric, Stored]]) -> Entry:
     """One metric of one cell: the mean over seeds, or one run's own median over rounds.
 
     Args:
         picked: seed -> the metric and the record it is in; all made from the same data and models.
-        lookup: knows what a record builds on, so that a synthetic parent marks its children.
     """
-    stored = [s for _, s in picked.values()]
-    records = [s.record for s in stored]
+    records = [stored.record for _, stored in picked.values()]
     by_seed = {seed: metric.value for seed, (metric, _) in picked.items() if metric.value is not None}
     missing = [f"seed {seed}: {m.note}" for seed, (m, _) in picked.items() if m.value is None]
     metrics = [metric for metric, _ in picked.values() if metric.value is not None]
@@ -65,11 +61,11 @@ def entry_of(
         by_seed={str(seed): value for seed, value in by_seed.items()},
         rounds=rounds,
         runs=_unique([record.run for record in records]),
-        synthetic=any(lookup.synthetic(s) for s in stored),
+        synthetic=any(record.synthetic for record in records),
         simulated=any(metric.kind == "simulated" for metric in metrics),
         counted=bool(metrics) and all(metric.kind == "counted" for metric in metrics),
         privacy=first.privacy,
-        sources=_unique([source_line(k, s) for item in stored for k, s in sorted(lookup.sources(item).items())]),
+        sources=_unique([source_line(k, s) for record in records for k, s in sorted(record.all_sources.items())]),
         warnings=_unique([w for record in records for w in record.warnings]),
         note="; ".join(notes),
     )

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dpbench import paths
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import read_json, read_yaml
 from dpbench.spec.models import TIERS, TableSpec
@@ -25,6 +24,9 @@ class Config(Strict):
     seeds: list[Seed] | None = Field(None, description="Seeds of every training run; null keeps each table's own.")
     data_folder: str | None = Field(None, description="Local datasets; DPBENCH_DATA says the same and wins.")
     model_folder: str | None = Field(None, description="Local models; DPBENCH_MODELS says the same and wins.")
+    plugins: str | list[str] | None = Field(
+        None, description="Folders of plug-ins and tables, beside those of DPBENCH_PLUGINS and installed packages."
+    )
     sources: dict[str, Literal["auto", "local", "hub", "package", "embedded", "scratch"]] = Field(
         default_factory=dict, description="Dataset or model -> where it must come from; only `auto` falls back."
     )
@@ -74,12 +76,3 @@ def check_files(*files: str | Path) -> None:
             raise DpbenchError(f"{path}: {kind}, not a mapping of keys", "write at least a line such as `tier: laptop`")
         if stray := next((key for key in values if not isinstance(key, str)), None):
             raise DpbenchError(f"{path}: the key {short(repr(stray))} is not a text", f"known: {', '.join(Config.model_fields)}")
-
-
-def load_config(path: Path | None = None) -> Config:
-    """Read `config/config.yaml` (or `path`)."""
-    path = path or paths.root() / "config" / "config.yaml"
-    if not path.exists():
-        return Config()
-    values = read_yaml(path)
-    return config_from({} if values is None else values, str(path))

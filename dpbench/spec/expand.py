@@ -32,9 +32,13 @@ class Uses:
 
 @dataclass(frozen=True)
 class Run:
-    """One job. id: hash of `config`; parents: role -> run whose artefacts it reads."""
+    """One job. id: hash of `config`; parents: role -> run whose artefacts it reads.
+
+    key: hash of all that decides its numbers but the seed, and where data and models come from, its parents' keys among it.
+    """
 
     id: str
+    key: str
     config: dict[str, Any]
     sources: dict[str, Source]
     resources: Resources
@@ -150,7 +154,9 @@ class _Builder:
         }
         name = run_id(config)
         if name not in self.made:
-            self.made[name] = Run(name, config, sources, resources, parents)
+            decisive = {name: config[name] for name in ("job", "settings", "versions")}
+            key = run_id(decisive | {"parents": {role: parent.key for role, parent in sorted(parents.items())}})
+            self.made[name] = Run(name, key, config, sources, resources, parents)
         return self.made[name]
 
     def _parents(self, plugin: plugins.Plugin, module: ModuleType, parsed: Any, seed: int, where: str) -> dict[str, Run]:
@@ -249,28 +255,6 @@ def expand_with(spec: TableSpec, tier: str, resolve: Resolve, chosen: Callable[[
                 cell_labels = {name: (labels | select)[name] for name in spec.axes}
                 plan.cells.append(Cell(cell_labels, select, seed, run.id))
     return plan
-
-
-def jobs_above(job: str) -> set[str]:
-    """Jobs that a run of `job` may have among its parents, and theirs."""
-    found: set[str] = set()
-    left = [job]
-    while left:
-        for parent in plugins.get("job", left.pop()).extra.get("parents", ()):
-            if parent not in found:
-                found.add(parent)
-                left.append(parent)
-    return found
-
-
-def asks_for(spec: TableSpec, tier: str, config: dict[str, Any], resolve: Resolve) -> bool:
-    """Whether the run of `config` is one of a table's at a tier; where it cannot be, the table is not expanded."""
-    job, seed = config["job"], config["seed"]
-    if job in jobs_above(spec.job):
-        return run_id(config) in expand_with(spec, tier, resolve, lambda own, _: own).runs
-    return (
-        job == spec.job and run_id(config) in expand_with(spec, tier, resolve, lambda own, _: [seed] if seed in own else []).runs
-    )
 
 
 def check_names(config: dict[str, Any], where: str) -> None:

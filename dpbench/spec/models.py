@@ -29,13 +29,15 @@ Label = Annotated[str, BeforeValidator(label)]
 class Source(Strict):
     """Where the table was published."""
 
-    arxiv: str
+    arxiv: str = Field("", description="Empty: the table is of no paper.")
     number: str | None = Field(description="Table or figure number as printed; null: the paper has no such table, it is ours.")
     venue: str = ""
 
     @property
     def said(self) -> str:
         """What stands before the paper's address."""
+        if not self.arxiv:
+            return "Of no paper"
         return f"{self.number} of" if self.number else "Ours, beside"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from dpbench import paths
+from dpbench import paths, plugins
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import read_yaml
 from dpbench.spec.models import TableSpec
@@ -28,22 +28,40 @@ class Published(Strict):
     source: str
 
 
-def _path(paper: str, table: str) -> Path:
-    return paths.benchmarks() / paper / f"{table}.yaml"
-
-
 @cache
-def _index(folder: Path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for path in sorted(folder.glob("*/*.yaml")):
-        if path.stem != "deviations":
-            found.setdefault(path.parent.name, []).append(path.stem)
-    return found
+def _index(benchmarks: Path, outside: tuple[Path, ...]) -> dict[str, dict[str, Path]]:
+    """Return paper -> table -> its file: those of `benchmarks/<paper>/`, then those that lie in folders of plug-ins.
+
+    Raises:
+        DpbenchError: two files are one table, or a file in a folder of plug-ins does not say which it is.
+    """
+    index: dict[str, dict[str, Path]] = {}
+    for path in sorted(benchmarks.glob("*/*.yaml")):
+        if path.stem != "deviations" and not path.parent.name.startswith("_"):
+            index.setdefault(path.parent.name, {})[path.stem] = path
+    for path in (path for folder in outside for path in sorted(folder.glob("*.yaml"))):
+        values = read_yaml(path)
+        if not isinstance(values, dict) or "paper" not in values or "table" not in values:
+            continue  # a YAML file of something else
+        paper, table = str(values["paper"]), str(values["table"])
+        if (other := index.setdefault(paper, {}).get(table)) is not None:
+            raise DpbenchError(f"two tables are called {paper}/{table}: {other}, {path}", "rename one of them")
+        index[paper][table] = path
+    return index
+
+
+def _tables() -> dict[str, dict[str, Path]]:
+    return _index(paths.benchmarks(), tuple(plugins.folders()))
+
+
+def path_of(spec: TableSpec) -> Path:
+    """Return the file that a table was read from."""
+    return _tables()[spec.paper][spec.table]
 
 
 def papers() -> list[str]:
     """Papers that have at least one table."""
-    return list(_index(paths.benchmarks()))
+    return list(_tables())
 
 
 def tables_of(paper: str) -> list[str]:
@@ -52,18 +70,19 @@ def tables_of(paper: str) -> list[str]:
     Raises:
         DpbenchError: unknown paper.
     """
-    index = _index(paths.benchmarks())
+    index = _tables()
     if not index:
         raise DpbenchError(f"{paths.benchmarks()}: holds no table", "work in a clone of dpbench, or set DPBENCH_ROOT to one")
     if paper not in index:
         raise unknown("paper", paper, index)
-    return index[paper]
+    return list(index[paper])
 
 
 @cache
 def _load(path: Path) -> TableSpec:
     spec = parse(TableSpec, read_yaml(path), str(path))
-    if (spec.paper, spec.table) != (path.parent.name, path.stem):
+    inside = path.is_relative_to(paths.benchmarks())
+    if spec.table != path.stem or (inside and spec.paper != path.parent.name):
         raise DpbenchError(
             f"{path}: says paper {spec.paper!r}, table {spec.table!r}", "name folder and file after the paper and the table"
         )
@@ -78,7 +97,7 @@ def load_table(paper: str, table: str) -> TableSpec:
     """
     if table not in tables_of(paper):
         raise unknown("table", f"{paper}/{table}", (f"{paper}/{t}" for t in tables_of(paper)))
-    return _load(_path(paper, table))
+    return _load(_tables()[paper][table])
 
 
 def load_named(name: str) -> TableSpec:
@@ -102,7 +121,7 @@ def published(spec: TableSpec) -> list[Published]:
     Raises:
         DpbenchError: a missing column, a value that is not a number, a value without a source.
     """
-    path = paths.benchmarks() / spec.paper / "published" / f"{spec.table}.csv"
+    path = path_of(spec).parent / "published" / f"{spec.table}.csv"
     if not path.exists():
         return []
     _, lines = read_values(path, [*spec.axes, "metric", "value", "unit", "source"])

@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-if TYPE_CHECKING:
-    from dpbench.training.trainer import Trainer
-
-
-class Callback:
-    """Called by the trainer; every method may be left out.
-
-    Guarantee: a callback that looks at released gradients and weights alone costs no privacy; none may look at a batch.
-    """
-
-    def gradients_released(self, trainer: Trainer) -> None:
-        """The released gradients are in place, with their noise, and the optimizer is about to use them."""
-
-    def step_done(self, trainer: Trainer) -> None:
-        """The weights have moved. The time that this takes is training's."""
-
-    def observe(self, trainer: Trainer) -> None:
-        """As `step_done`, but its time is not training's, and it leaves the model as it was."""
-
-    def phase_done(self, trainer: Trainer, number: int) -> None:
-        """Phase `number` of the run's mechanism is over, and the method is detached: the model may change its form."""
-
-    def training_done(self, trainer: Trainer) -> None:
-        """All steps are done, and the model is about to be evaluated."""
+from dpbench.training.trainer import Callback, Trainer
 
 
 class LearningCurve(Callback):

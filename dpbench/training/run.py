@@ -14,9 +14,9 @@ from dpbench.execution.contract import Context, Outcome
 from dpbench.methods.protocol import Method
 from dpbench.privacy.mechanism import Mechanism
 from dpbench.records.schema import Metric
-from dpbench.training.callbacks import Callback, LearningCurve
+from dpbench.training.callbacks import LearningCurve
 from dpbench.training.config import TrainingSettings
-from dpbench.training.trainer import Attach, Batches, Trainer, Training
+from dpbench.training.trainer import Attach, Batches, Callback, Trainer, Training
 
 if TYPE_CHECKING:
     from dpbench.methods.engines.layers import Layout

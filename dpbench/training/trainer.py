@@ -17,7 +17,6 @@ from dpbench.execution.contract import Context, metric
 from dpbench.methods.protocol import Method, StepReport
 from dpbench.privacy.mechanism import Mechanism
 from dpbench.records.schema import Metric
-from dpbench.training.callbacks import Callback
 from dpbench.training.draws import Draws
 from dpbench.training.schedule import Rate, Schedule
 
@@ -103,6 +102,28 @@ class Training:
             ratio = plan.gradient_noise_multiplier / plan.noise_multiplier
             metrics.append(Metric(name="noise_ratio", value=ratio, unit="x", kind="counted"))
         return [*metrics, *self.threshold_metrics]
+
+
+class Callback:
+    """Called by the trainer; every method may be left out.
+
+    Guarantee: a callback that looks at released gradients and weights alone costs no privacy; none may look at a batch.
+    """
+
+    def gradients_released(self, trainer: Trainer) -> None:
+        """The released gradients are in place, with their noise, and the optimizer is about to use them."""
+
+    def step_done(self, trainer: Trainer) -> None:
+        """The weights have moved. The time that this takes is training's."""
+
+    def observe(self, trainer: Trainer) -> None:
+        """As `step_done`, but its time is not training's, and it leaves the model as it was."""
+
+    def phase_done(self, trainer: Trainer, number: int) -> None:
+        """Phase `number` of the run's mechanism is over, and the method is detached: the model may change its form."""
+
+    def training_done(self, trainer: Trainer) -> None:
+        """All steps are done, and the model is about to be evaluated."""
 
 
 class Trainer:

@@ -15,7 +15,8 @@ from dpbench.cli import recording
 from dpbench.errors import DpbenchError
 from dpbench.execution import runner
 from dpbench.execution.study import study
-from dpbench.records.store import read_record, recorded_records, write_record
+from dpbench.records.packed import recorded_records
+from dpbench.records.store import read_record, write_record
 from dpbench.spec import tables
 from dpbench.spec.config import Config
 
@@ -59,7 +60,7 @@ def test_packing_and_merging_files_the_record_under_its_machine(tree, finished):
     (stored,) = recorded_records()
     assert stored.record == read_record(finished[1] / "record.json")
     assert stored.machine in said
-    assert (stored.path.parent / "steps.jsonl").exists()
+    assert stored.path.name == "other.jsonl"  # it was made for no cell
     assert "there already" in recording.merge(path)[0]
 
 
@@ -67,7 +68,7 @@ def test_only_what_is_missing_is_run_and_the_archive_is_there_after_each(tree, f
     place(finished, tree)
     ran = []
 
-    def fake(run, threads, seconds):
+    def fake(run, plan, threads, seconds):
         ran.append(run.id)
         return "done"
 
@@ -83,7 +84,7 @@ def test_only_what_is_missing_is_run_and_the_archive_is_there_after_each(tree, f
 def test_what_another_recorder_has_made_meanwhile_is_not_made_again(tree, finished, monkeypatch):
     ran = []
 
-    def fake(run, threads, seconds):
+    def fake(run, plan, threads, seconds):
         if not ran:
             place(finished, tree)
         ran.append(run.id)

@@ -19,6 +19,7 @@ from dpbench import plugins
 from dpbench.errors import DpbenchError
 from dpbench.execution import runner, tracking
 from dpbench.execution.contract import Outcome
+from dpbench.execution.plan import requests_of
 from dpbench.execution.study import study
 from dpbench.files import sha256_file
 from dpbench.records.store import read_record, write_record
@@ -43,7 +44,9 @@ def config():
 @pytest.fixture(scope="module")
 def made(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "x"
-    return runner.execute(config, folder, quiet=True), folder
+    plans = study(Config(tier="smoke", tables=["automatic/glue_base"])).plans.values()
+    asked = requests_of(plans)[runner.run_id(config)]
+    return runner.execute(config, folder, quiet=True, requests=asked), folder
 
 
 def test_the_record_says_everything(made, config):
@@ -57,7 +60,7 @@ def test_the_record_says_everything(made, config):
     assert record.privacy.validity == "nominal"
     assert record.mechanism["sampling"]["kind"] == "poisson"
     assert record.mechanism["noise_multiplier"] == record.privacy.noise_multiplier
-    assert [(r.table, r.tier) for r in record.requests] == [("glue_base", "smoke"), ("glue_large", "smoke")]
+    assert [(r.table, r.labels["epsilon"]) for r in record.requests] == [("glue_base", "8")]
     assert record.facts["unprotected"] == []
     assert 0 <= record.metrics[0].value <= 100
     assert record.environment.packages["torch"]
@@ -146,7 +149,7 @@ def test_what_is_odd_about_the_data_stands_in_the_record(config, tmp_path):
         return Outcome([], warnings=["of the job"])
 
     bare = config | {"sources": {}, "parents": {}}
-    record = runner._run(runner.run_id(bare), SimpleNamespace(run=run), None, bare, {}, {}, tmp_path, 1, "off", True)
+    record = runner._run(runner.run_id(bare), SimpleNamespace(run=run), None, bare, {}, {}, tmp_path, 1, "off", True, ())
     assert record.warnings == ["of the job", "dataset sst2, split 'train': something odd"]
 
 
@@ -174,7 +177,7 @@ def test_a_missing_parent_artefact_is_named(tmp_path):
         )
     )
     child = next(r for r in found.runs.values() if r.config["parents"])
-    with pytest.raises(DpbenchError, match=r"has not left features\.safetensors"):
+    with pytest.raises(DpbenchError, match="no such record"):
         runner.execute(child.config, tmp_path / child.id, quiet=True)
 
 

@@ -20,8 +20,9 @@ from dpbench.cli import main, recording
 from dpbench.errors import DpbenchError
 from dpbench.records import archive as archives
 from dpbench.records.archive import pack_files, unpack
+from dpbench.records.packed import recorded_records
 from dpbench.records.schema import Record
-from dpbench.records.store import LeftOut, read_record, record_text, recorded_records
+from dpbench.records.store import LeftOut, record_text
 from dpbench.spec import tables
 from dpbench.spec.expand import run_id
 
@@ -38,6 +39,10 @@ def other(**over) -> Record:
 
 
 OTHER = other()
+
+
+def asked_by(paper: str, table: str) -> Record:
+    return other(requests=[{"paper": paper, "table": table, "tier": "smoke", "key": "0" * 12}])
 
 
 @pytest.fixture
@@ -179,7 +184,7 @@ def test_archives_that_tarfile_and_tar_write_are_taken(tree):
         info.size, info.mtime = len(TEXT), 1700000000.25
         made.addfile(info, io.BytesIO(TEXT))
     assert b"mtime=" in gzip.decompress(path.read_bytes())
-    assert recording.merge(path)[0].startswith(f"{GOOD.run}: filed under results/recorded/cpu-2-cores/{GOOD.run}")
+    assert recording.merge(path)[0].startswith(f"{GOOD.run}: filed in results/recorded/cpu-2-cores/other.jsonl")
     (stored,) = recorded_records()
     assert stored.record == GOOD
 
@@ -197,14 +202,18 @@ WRONG = [
     ({"record.json": TEXT}, f"is the record of run {GOOD.run}, in the folder of run"),
     ({"record.json": spoiled(lambda v: v["metrics"][0].update(value=99.0))}, "not what its digest was made of"),
     ({"record.json": spoiled(lambda v: v["config"].update(seed=3))}, "its config hashes to"),
-    ({"record.json": spoiled(lambda v: v.pop("digest"))}, "no digest: made by a dpbench from before"),
-    ({"record.json": b'{"schema_version": 1, "facts": ' + b"[" * 10**5 + b"]" * 10**5 + b"}"}, "nested more than"),
+    ({"record.json": spoiled(lambda v: v.pop("digest"))}, "no digest"),
+    ({"record.json": b'{"schema_version": 2, "facts": ' + b"[" * 10**5 + b"]" * 10**5 + b"}"}, "nested more than"),
     (
-        {"record.json": record_text(other(requests=[{"paper": "no", "table": "no", "tier": "smoke"}])).encode()},
+        {"record.json": record_text(asked_by("no", "no")).encode()},
         "asks for the table no/no",
     ),
     (
-        {"record.json": record_text(other(requests=[{"paper": "automatic", "table": "no", "tier": "smoke"}])).encode()},
+        {
+            "record.json": record_text(
+                other(requests=[{"paper": "automatic", "table": "no", "tier": "smoke", "key": "0" * 12}])
+            ).encode()
+        },
         "asks for the table automatic/no",
     ),
     ({"record.json": record_text(OTHER).encode(), "steps.jsonl": b'{"step": 1}\n{'}, "steps.jsonl line 2 is not JSON"),
@@ -223,7 +232,7 @@ def test_a_bad_record_is_named_and_the_others_are_filed(tree, capsys, files, say
     path.write_bytes(pack_files(members))
     left_out: list[LeftOut] = []
     (line,) = recording.merge(path, left_out)
-    assert line.startswith(f"{GOOD.run}: filed under")
+    assert line.startswith(f"{GOOD.run}: filed in")
     assert [stored.record for stored in recorded_records()] == [GOOD]
     (item,) = left_out
     assert (item.run, says in item.why) == (bad, True), item.why
@@ -238,7 +247,7 @@ def test_the_command_says_what_it_left_out_by_its_exit_code(tree, capsys):
     path.write_bytes(pack_files([(NAME, TEXT, 0.0), (f"{OTHER.run}/record.json", b"{", 0.0)]))
     assert main(["record", "--merge", str(path)]) == 2
     said = capsys.readouterr()
-    assert f"{GOOD.run}: filed under" in said.out
+    assert f"{GOOD.run}: filed in" in said.out
     assert OTHER.run in said.err
     assert "1 record was not filed" in said.err
     path.write_bytes(pack_files([(NAME, TEXT, 0.0)]))
@@ -251,9 +260,10 @@ def test_a_filed_record_that_does_not_hold_makes_room_for_one_that_does(tree):
     path.write_bytes(pack_files([(NAME, TEXT, 0.0)]))
     recording.merge(path)
     (stored,) = recorded_records()
-    stored.path.write_text("{")
-    assert "in place of one that does not hold" in recording.merge(path)[0]
-    assert read_record(stored.path, GOOD.run) == GOOD
+    stored.path.write_text(stored.path.read_text().replace("1.5", "99.5"))
+    assert list(recorded_records()) == []
+    assert "filed in" in recording.merge(path)[0]
+    assert [stored.record for stored in recorded_records()] == [GOOD]
 
 
 _MERGE = "import sys; from dpbench.cli import main; sys.exit(main(['record', '--merge', sys.argv[1]]))"

@@ -12,8 +12,9 @@ from test_store import record
 
 from dpbench.cli import main
 from dpbench.execution.study import config_of, resolver, study_at
+from dpbench.records.packed import line_of, recorded_records
 from dpbench.records.schema import Record
-from dpbench.records.store import LeftOut, Stored, local_records, recorded_records, write_record
+from dpbench.records.store import LeftOut, Stored, local_records, write_record
 from dpbench.report.collect import build_table
 from dpbench.report.commands import read_table
 from dpbench.spec import tables
@@ -35,31 +36,35 @@ def tree(tmp_path, monkeypatch):
 
 
 def test_readers_of_many_go_on_without_the_bad_ones(tree, capsys):
-    """Every fault of test_meaning at once, among sound records, here and committed."""
-    bad = 0
+    """Every fault of test_meaning at once, among sound records, here and recorded."""
+    bad, lines_of_file = 0, []
     for key, value, _ in FAULTS:
         values = sound()
         put(key, value)(values)
         text = text_of(values, renamed=key != "run")
         if key == "digest":
             text = json.dumps(values | {"digest": value})
-        for folder in (tree / "results/runs", tree / "results/recorded/m"):
-            path = folder / f"{bad:012x}" / "record.json"
-            path.parent.mkdir(parents=True)
-            path.write_text(text)
+        path = tree / "results/runs" / f"{bad:012x}" / "record.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        if key != "run":  # a line is of the run that it says
+            lines_of_file.append(" ".join(text.splitlines()))
         bad += 1
-    for folder in (tree / "results/runs", tree / "results/recorded/m"):
-        write_record(record(), folder / record().run)
+    write_record(record(), tree / "results/runs" / record().run)
+    packed = tree / "results/recorded/m/dpzero.jsonl"
+    packed.parent.mkdir(parents=True)
+    packed.write_text("\n".join([*lines_of_file, line_of(record())]) + "\n")
     (tree / "results/runs" / ("f" * 12) / "record.json").mkdir(parents=True)
     left_out: list[LeftOut] = []
-    for read, count in ((local_records, bad + 1), (recorded_records, bad)):
+    for read, count in ((local_records, bad + 1), (recorded_records, len(lines_of_file))):
         left_out.clear()
         assert [stored.record for stored in read(left_out=left_out)] == [record()]
         assert len(left_out) == count
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == count
         for line, item in zip(lines, left_out, strict=True):
-            assert line.startswith(f"warning: left out results/r{'uns' if count > bad else 'ecorded/m'}/{item.run}/record.json: ")
+            folder = f"runs/{item.run}/record.json" if count > bad else "recorded/m/dpzero.jsonl, line "
+            assert line.startswith(f"warning: left out results/{folder}")
             assert len(line) < 600
             assert str(tree) not in line
 
@@ -91,12 +96,23 @@ def test_a_bad_record_of_another_table_is_a_warning_alone(tree, capsys):
 
 
 def test_the_report_of_committed_records_names_what_it_leaves_out(tree, capsys):
-    path = write_record(record(), tree / "results/recorded/m" / record().run)
-    path.write_text(path.read_text().replace("1.5", "99.5"))
+    path = tree / "results/recorded/m/dpzero.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(line_of(record()).replace("1.5", "99.5") + "\n")
     assert main(["report", "--recorded", "--out", str(tree / "page.html")]) == 0
     said = capsys.readouterr().err
-    assert f"left out results/recorded/m/{record().run}/record.json" in said
-    assert f"results/recorded/m/{record().run}/record.json" in (tree / "page.html").read_text()
+    assert "left out results/recorded/m/dpzero.jsonl, line 1: its content is not what its digest was made of" in said
+    assert "results/recorded/m/dpzero.jsonl, line 1" in (tree / "page.html").read_text()
+
+
+def test_a_file_of_recorded_results_that_is_cut_keeps_its_whole_lines(tree, capsys):
+    path = tree / "results/recorded/m/dpzero.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(line_of(record()) + "\n" + line_of(record())[:400])
+    left_out: list[LeftOut] = []
+    assert [stored.record for stored in recorded_records(left_out)] == [record()]
+    assert [item.where for item in left_out] == ["results/recorded/m/dpzero.jsonl, line 2"]
+    assert "restore the line from git" in capsys.readouterr().err
 
 
 def test_a_chain_of_a_thousand_parents_ends_no_report(tree):

@@ -48,7 +48,8 @@ def sound() -> dict:
     values["config"]["sources"] = {"dataset:sst2": {"files": {"train.parquet": "a" * 64}}}
     values["config"]["parents"] = {"features": "0123456789ab"}
     values |= {"sources": SOURCES, "mechanism": MECHANISM, "privacy": PRIVACY}
-    values["requests"] = [{"paper": "automatic", "table": "glue_base", "tier": "laptop"}]
+    values["requests"] = [{"paper": "automatic", "table": "glue_base", "tier": "laptop", "key": "0" * 12}]
+    values["requests"][0] |= {"labels": {"epsilon": "3"}, "select": {}}
     values["artefacts"] = {"encoder/model.safetensors": "b" * 64}
     values["facts"] = {"curve": [[0, 50.0], [10, 61.5]], "samples": [SAMPLE], "train_rows": 10, "evaluated_rows": 5, "own": [{}]}
     return copy.deepcopy(values)
@@ -96,8 +97,8 @@ def test_the_sound_record_is_taken(tmp_path):
 
 FAULTS = [
     ("schema_version", True, "schema version True"),
-    ("schema_version", 1.0, "schema version 1.0"),
-    ("schema_version", "1", "schema version '1'"),
+    ("schema_version", 2.0, "schema version 2.0"),
+    ("schema_version", "2", "schema version '2'"),
     ("schema_version", [1], "schema version"),
     ("run", "x", "run"),
     ("metrics", [METRIC, METRIC], "accuracy with the labels .* stands 2 times"),
@@ -147,6 +148,11 @@ FAULTS = [
     ("requests.0.paper", "../x", "requests.0.paper"),
     ("requests.0.table", "<b>", "requests.0.table"),
     ("requests", [{"paper": "automatic"}], "requests.0.table"),
+    ("requests.0.key", "x", "requests.0.key"),
+    ("requests.0.labels", {"epsilon": "3\n"}, "requests.0.labels"),
+    ("requests.0.labels", {"e/x": "3"}, "requests.0.labels"),
+    ("requests.0.select", [], "requests.0.select"),
+    ("inherited_sources", {"dataset:x": {"kind": "moon"}}, "inherited_sources"),
     ("config.seed", "abc", "config: .*seed"),
     ("config.seed", -1, "config: .*seed"),
     ("config.seed", 2**70, "config: .*seed"),
@@ -289,14 +295,14 @@ def test_a_record_of_another_run_is_refused_in_this_folder(tmp_path):
         read_record(path, path.parent.name)
 
 
-def test_a_record_from_before_there_were_digests_says_how_it_gets_one(tmp_path):
+def test_a_record_without_a_digest_is_refused(tmp_path):
     values = record().model_dump(mode="json")
     del values["digest"]
     path = tmp_path / "record.json"
     path.write_text(json.dumps(values))
     with pytest.raises(DpbenchError, match="no digest") as caught:
         read_record(path)
-    assert f"dpbench record --migrate {path}" in caught.value.way_out
+    assert "run again" in caught.value.way_out
 
 
 def test_what_is_made_here_is_held_to_the_same():

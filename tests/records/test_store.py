@@ -79,7 +79,7 @@ def spoiled(tmp_path, change):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda v: v.update(schema_version=99), "schema version 99, this dpbench reads 1"),
+        (lambda v: v.update(schema_version=99), "schema version 99, this dpbench reads 2"),
         (lambda v: v.pop("schema_version"), "schema version None"),
         (lambda v: v.update(colour="red"), "colour"),
         (lambda v: v.pop("metrics"), "metrics"),

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from dpbench.errors import DpbenchError
+from dpbench.execution.plan import requests_of
 from dpbench.records.schema import Environment, Metric, Privacy, Record, Request
 from dpbench.records.store import Stored
 from dpbench.spec.expand import Uses, expand
@@ -188,11 +189,11 @@ def privacy(validity: str = "valid") -> Privacy:
     )
 
 
-def record_of(run: Any, spec: TableSpec, tier: str, metrics: list[Metric], **over: Any) -> Record:
+def record_of(run: Any, asked: list[Request], metrics: list[Metric], **over: Any) -> Record:
     return Record(
         run=run.id,
         config=run.config,
-        requests=over.pop("requests", [Request(paper=spec.paper, table=spec.table, tier=tier)]),
+        requests=over.pop("requests", asked),
         sources=run.sources,
         metrics=metrics,
         environment=ENVIRONMENT,
@@ -213,6 +214,7 @@ def made_up(
 ) -> list[Stored]:
     """Records of every run of a table. value: (labels, seed, metric name) -> Metric, float or None to leave it out."""
     plan = expand(spec, tier, resolver(sources), seeds)
+    asked = requests_of([plan])
     by_run: dict[str, list[Metric]] = {}
     for cell in plan.cells:
         for name, metric in spec.metrics.items():
@@ -222,6 +224,6 @@ def made_up(
             if made is not None:
                 by_run.setdefault(cell.run, []).append(made.model_copy(update={"labels": cell.select}))
     return [
-        Stored(record_of(plan.runs[run], spec, tier, metrics, **over), Path("record.json"), machine)
+        Stored(record_of(plan.runs[run], asked[run], metrics, **over), Path("record.json"), machine)
         for run, metrics in by_run.items()
     ]

@@ -86,7 +86,8 @@ def test_a_record_of_another_table_is_neither_used_nor_stale() -> None:
 
 def test_a_run_made_for_another_table_counts_here_too() -> None:
     spec = glue()
-    local = made_up(spec, "laptop", by_seed, requests=[Request(paper="other", table="table", tier="laptop")])
+    elsewhere = Request(paper="other", table="table", tier="laptop", key="0" * 12, labels={"x": "1"})
+    local = made_up(spec, "laptop", by_seed, requests=[elsewhere])
     assert entry(build_table(spec, "laptop", resolver(REAL), local, []), ("here", "laptop", ""), method="auto_s") is not None
 
 
@@ -178,7 +179,7 @@ def _overnight(spec: Any) -> list[Stored]:
     made = made_up(spec, "overnight", by_seed, machine="m1")
     for stored in made:
         if stored.record.config["seed"] == 0:
-            stored.record.requests.append(Request(paper=spec.paper, table=spec.table, tier="laptop"))
+            stored.record.requests.extend(r.model_copy(update={"tier": "laptop"}) for r in list(stored.record.requests))
     return made
 
 

@@ -112,7 +112,7 @@ def test_the_exact_price_of_quantiles_decides_alone(spent, verdict):
         record = Record(
             run=run.id,
             config=run.config,
-            requests=[Request(paper="groupwise", table=spec.table, tier="laptop")],
+            requests=[Request(paper="groupwise", table=spec.table, tier="laptop", key=run.key, labels=cell.labels)],
             sources=run.sources,
             metrics=[Metric(name="noise_ratio", value=ratio, unit="x", kind="counted")],
             environment=ENVIRONMENT,

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from dpbench.errors import DpbenchError
-from dpbench.spec.expand import asks_for, expand, skip_of
+from dpbench.execution.plan import read_requests, requests_of, write_plan
+from dpbench.spec.expand import expand, skip_of
 from dpbench.spec.models import TIERS
 from dpbench.spec.sources import Source
 from dpbench.spec.tables import all_tables, load_table, published
@@ -115,9 +116,34 @@ def test_a_run_is_asked_for_by_every_table_that_has_it():
         for run in plan.runs.values():
             sample[run.config["job"], run.id in cells, run.config["seed"]] = run
     assert {"features", "inference", "language_model"} <= {job for job, own, _ in sample if not own}
+    requests = requests_of(plans.values())
     for run in sample.values():
-        asking = {key for key in plans if asks_for(load_table(*key[:2]), key[2], run.config, source)}
+        asking = {(request.paper, request.table, request.tier) for request in requests[run.id]}
         assert asking == {key for key, plan in plans.items() if run.id in plan.runs}
+        assert {request.key for request in requests[run.id]} == {run.key}
+
+
+def test_a_run_is_asked_for_by_each_of_its_cells(tmp_path):
+    """By their labels, and the labels of its metrics; a run that others build on, without any."""
+    plan = expand(load_table("flashdp", "batch_size"), "smoke", source)
+    write_plan([plan], tmp_path / "plan.json")
+    for run in plan.runs:
+        cells = [(cell.labels, cell.select) for cell in plan.cells if cell.run == run]
+        assert [(r.labels, r.select) for r in read_requests(tmp_path / "plan.json", run)] == cells
+    assert read_requests(tmp_path / "plan.json", "0" * 12) == []
+    features = expand(load_table("automatic", "glue_base"), "laptop", source)
+    parents = [run.id for run in features.runs.values() if run.config["job"] == "features"]
+    assert [(r.labels, r.select) for run in parents for r in requests_of([features])[run]] == [({}, {})] * len(parents)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"requests": []}', '{"requests": {"000000000000": [{"paper": "x"}]}}'])
+def test_a_plan_that_is_none_is_one_error_that_names_the_file(tmp_path, text):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(DpbenchError) as caught:
+        read_requests(path, "0" * 12)
+    assert str(path) in caught.value.what
+    assert "snakemake" in caught.value.way_out
 
 
 def test_cells_may_have_seeds_of_their_own():
@@ -126,9 +152,6 @@ def test_cells_may_have_seeds_of_their_own():
     plan = expand(spec, "overnight", source)
     found = {(cell.labels["model"], cell.seed) for cell in plan.cells}
     assert found == {("minilm_head", seed) for seed in range(5)} | {("minilm_l3", seed) for seed in range(3)}
-    run = next(plan.runs[cell.run] for cell in plan.cells if cell.labels["model"] == "minilm_l3")
-    assert asks_for(spec, "overnight", run.config, source)
-    assert not asks_for(spec, "overnight", run.config | {"seed": 3}, source)
     assert {cell.seed for cell in expand(spec, "overnight", source, [3]).cells} == {3}, "a person's seeds come before all others"
 
 

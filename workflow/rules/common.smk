@@ -11,6 +11,8 @@ from snakemake.exceptions import WorkflowError
 from dpbench import __version__
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import canonical_json
+from dpbench.spec.tables import path_of
+from dpbench.execution.plan import write_plan
 from dpbench.execution.study import config_of, study
 from dpbench.execution.workflow import KEEP, keep_records_unless_forced, take_turn
 
@@ -30,7 +32,8 @@ ENVIRONMENT = (
     / "dpbench.yaml"
 )
 FORMATS = ["csv", "md", "tex", "html", "json"]
-RECORDED = sorted(str(p) for p in Path("results/recorded").glob("*/*/record.json"))
+RECORDED = sorted(str(p) for p in Path("results/recorded").glob("*/*.jsonl"))
+PLAN = Path("results/plans") / f"{STUDY.config.tier}.json"
 PLOTS = {
     name: [plot.name for plot in plan.spec.plots] for name, plan in STUDY.plans.items()
 }
@@ -175,15 +178,12 @@ def records_of_table(wildcards):
 
 def definition_of_table(wildcards):
     """The files in which the table, its published values and its paper's deviations are written down."""
-    plan_of(wildcards)
-    folder = Path("benchmarks") / wildcards.paper
+    path = path_of(plan_of(wildcards).spec)
     optional = [
-        folder / "published" / f"{wildcards.table}.csv",
-        folder / "deviations.yaml",
+        path.parent / "published" / f"{wildcards.table}.csv",
+        path.parent / "deviations.yaml",
     ]
-    return [str(folder / f"{wildcards.table}.yaml")] + [
-        str(p) for p in optional if p.exists()
-    ]
+    return [str(path)] + [str(p) for p in optional if p.exists()]
 
 
 def all_deviations(wildcards):
@@ -198,6 +198,7 @@ def before_the_first_job():
     """
     try:
         take_turn()
+        write_plan(STUDY.plans.values(), PLAN)
     except DpbenchError as error:
         raise WorkflowError(str(error)) from None
     keep_records_unless_forced(workflow.dag_settings)

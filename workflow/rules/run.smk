@@ -20,5 +20,5 @@ rule run:
         folder=subpath(output[0], parent=True),
     shell:
         # tracking is no param: switching the mirror on must not repeat a finished run
-        f"{DPBENCH} run {{params.config:q}} --out {{params.folder:q}} --threads {{threads}} --warm {{resources.warm}}"
+        f"{DPBENCH} run {{params.config:q}} --out {{params.folder:q}} --threads {{threads}} --warm {{resources.warm}} --plan {PLAN}"
         f" --tracking {STUDY.config.tracking} ${{{{{KEEP}:-}}}} --owner $PPID > {{log:q}} 2>&1"

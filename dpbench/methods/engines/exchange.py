@@ -13,7 +13,7 @@ from dpbench.kernels.leaf import accumulation_dtype
 
 if TYPE_CHECKING:
     from dpbench.errors import DpbenchError
-    from dpbench.methods.engines.base import Handle
+    from dpbench.methods.engines.attached import Attached
     from dpbench.methods.engines.layers import Layer
 
 
@@ -44,7 +44,7 @@ class Exchange:
     def noted(self, over: Tensor, finite: Tensor) -> None:
         """[B] examples of a physical batch: beyond a bound in a finite group; finite in all groups."""
 
-    def finished(self, handle: Handle, layers: Sequence[Layer]) -> None:
+    def finished(self, handle: Attached, layers: Sequence[Layer]) -> None:
         """The physical batch adds nothing more to these layers' sums."""
 
     def whole_norms(self, squared: list[dict[int, Tensor]]) -> list[dict[int, Tensor]]:
@@ -61,15 +61,15 @@ class Exchange:
             raise fault
         return tally
 
-    def summed(self, handle: Handle, parameter: Tensor) -> Tensor:
+    def summed(self, handle: Attached, parameter: Tensor) -> Tensor:
         """What this process has of a parameter's sum, zeros if nothing was added."""
         return handle.sum_of(parameter)
 
-    def release_(self, handle: Handle, sums: list[tuple[Tensor, float]], divisor: float) -> None:
+    def release_(self, handle: Attached, sums: list[tuple[Tensor, float]], divisor: float) -> None:
         """Each (sum, std) becomes (sum + N(0, std^2)) / divisor, in place."""
         handle.noise.release_(sums, divisor)
 
-    def release_counts(self, handle: Handle, counts: list[float], std: float) -> list[float]:
+    def release_counts(self, handle: Attached, counts: list[float], std: float) -> list[float]:
         """(counts of all processes) + N(0, std^2), of adaptive thresholds."""
         return handle.noise.on_counts(counts, std)
 

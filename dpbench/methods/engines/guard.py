@@ -12,9 +12,9 @@ from dpbench.errors import DpbenchError
 from dpbench.methods.engines.writes import StateWatch
 
 if TYPE_CHECKING:
-    from dpbench.methods.engines.base import Handle
+    from dpbench.methods.engines.attached import Attached
 
-_ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[Handle]] = weakref.WeakKeyDictionary()
+_ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[Attached]] = weakref.WeakKeyDictionary()
 
 _WITNESS = 64  # elements of each tensor kept to see that it moved
 _TAKES_SCALES = "_step_supports_amp_scaling"
@@ -132,7 +132,7 @@ def trainable_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
     return named
 
 
-def claim(optimizer: torch.optim.Optimizer, handle: Handle) -> None:
+def claim(optimizer: torch.optim.Optimizer, handle: Attached) -> None:
     """Note that a handle releases the gradients of an optimizer.
 
     Raises:
@@ -150,7 +150,7 @@ def claim(optimizer: torch.optim.Optimizer, handle: Handle) -> None:
         setattr(optimizer, _TAKES_SCALES, True)
 
 
-def let_go(optimizer: torch.optim.Optimizer, handle: Handle) -> None:
+def let_go(optimizer: torch.optim.Optimizer, handle: Attached) -> None:
     """Forget what `claim` noted, if it was this handle."""
     noted = _ATTACHED.get(optimizer)
     if noted is not None and noted() is handle:

@@ -23,7 +23,7 @@ from dpbench.methods.engines.functional import gradients_of_one
 from dpbench.methods.engines.probes import RandomStreams
 
 if TYPE_CHECKING:
-    from dpbench.methods.engines.base import Handle
+    from dpbench.methods.engines.attached import Attached
 
 _VANISHING = 1e-18
 """Norms below have squares that lose digits in float32."""
@@ -46,7 +46,7 @@ class Doubts:
     small: whether that holds for small norms too (`scales_all`).
     """
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: Attached) -> None:
         self.small = False
         self._handle = handle
         self._waiting: deque[_Doubt] = deque()
@@ -74,7 +74,7 @@ class Doubts:
 class _Doubt:
     """One physical batch. on_its_way: whether what its norms say is known later, when the device has come so far."""
 
-    def __init__(self, handle: Handle, losses: Losses, batch: Any, noted: list[Norms], small: bool) -> None:
+    def __init__(self, handle: Attached, losses: Losses, batch: Any, noted: list[Norms], small: bool) -> None:
         self._handle, self._losses, self._batch, self._noted = handle, losses, batch, noted
         self._versions = versions_of(batch)
         self._doubtful = [~torch.isfinite(one.norms) | (one.norms < (_VANISHING if small else 0.0)) for one in noted]
@@ -142,7 +142,7 @@ def scales_all(factor: Factor) -> bool:
     return bool((factor(smallest) * smallest > 1e-6 * factor.bound).all())
 
 
-def group_members(handle: Handle) -> dict[int, list[Tensor]]:
+def group_members(handle: Attached) -> dict[int, list[Tensor]]:
     """Group -> its parameters, each once."""
     if handle.layout is None:
         return {0: list(handle.trainable.values())}

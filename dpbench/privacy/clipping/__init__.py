@@ -5,6 +5,6 @@ A scope gives `groups(layers) -> groups`, lists of names in the order of the mod
 of devices. `unit: "tensor"`: names are those of tensors, not of layers. `stages: True`: in a pipeline every stage can group its
 own layers.
 
-A function gives `factor` and `clipped`. `threshold: True`: it leaves alone what is within the bound, so that there is a threshold
+A function gives `factor`. `threshold: True`: it leaves alone what is within the bound, so that there is a threshold
 that can adapt.
 """

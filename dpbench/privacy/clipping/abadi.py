@@ -24,8 +24,3 @@ def factor(norms: Tensor, bound: float, gamma: float) -> Tensor:
     Guarantee: factor x norm <= bound for every finite norm; a zero gradient keeps factor 1.
     """
     return representable((bound / norms).clamp(max=1.0))
-
-
-def clipped(norms: Tensor, bound: float) -> Tensor:
-    """[B] bool: which examples were shortened."""
-    return norms > bound

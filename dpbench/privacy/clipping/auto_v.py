@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import dpbench.privacy.clipping.abadi as abadi
 from dpbench.privacy.clipping.numbers import representable
 
 if TYPE_CHECKING:
@@ -19,6 +18,3 @@ def factor(norms: Tensor, bound: float, gamma: float) -> Tensor:
     Guarantee: factor x norm <= bound for every finite norm (0 where bound / norm is no normal number).
     """
     return representable((bound / norms).masked_fill(norms == 0, 0.0))
-
-
-clipped = abadi.clipped

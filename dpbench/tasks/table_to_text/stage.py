@@ -27,9 +27,8 @@ from dpbench.spec.sources import Source
 from dpbench.tasks.table_to_text import pipeline
 from dpbench.tasks.table_to_text.pipeline_config import COUNTED, Settings
 from dpbench.tasks.table_to_text.task import Examples, model_of
-from dpbench.training.callbacks import Callback
 from dpbench.training.run import fit, trained_parameters
-from dpbench.training.trainer import Trainer
+from dpbench.training.trainer import Callback, Trainer
 
 Piece = tuple[np.ndarray[Any, Any], int]
 """Rows of a physical batch, and how many of them are real."""

@@ -238,7 +238,9 @@ def sensitivity(name, scope, function, tied):
     without, _ = released(name, Language(tied), plan, only(batch, slice(3)))
     moved = float((with_it - without).norm())
     assert moved <= handle.sensitivity * (1 + 1e-5)
-    assert moved >= handle.sensitivity * 0.98  # the worst case is reached (AUTO-S stays below it by gamma)
+    factor = plugins.get("function", function).load().factor
+    reach = 5 * float(factor(torch.tensor([5 * 0.7]), 0.7, 0.01))  # of a norm five times the bound: all are longer here
+    assert moved >= handle.sensitivity * 0.98 * reach  # the worst case that the function allows is reached
 
 
 def moved(name, scope, case):

@@ -28,8 +28,8 @@ def test_a_factor_passes_the_probe_of_engines(name):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_clipped_says_which_norms_are_over_the_bound(name):
-    checks.clipped_is_what_is_over(name)
+def test_a_threshold_leaves_alone_what_is_within_the_bound(name):
+    checks.threshold_leaves_alone_what_is_within(name)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -51,10 +51,6 @@ PLUGIN = {{"kind": "function", "name": "planted", "version": 1, "summary": "of a
 
 def factor(norms, bound, gamma):
     return {factor}
-
-
-def clipped(norms, bound):
-    return {clipped}
 '''
 SCOPE = '''
 """Of a stranger."""
@@ -64,7 +60,6 @@ PLUGIN = {{"kind": "scope", "name": "planted", "version": 1, "summary": "of a st
 def groups(layers):
     return {groups}
 '''
-RIGHT = "(bound / norms).clamp(max=1.0)"
 WRONG_FACTORS = {
     "0.1 % too large": "(1.001 * bound / norms).clamp(max=1.0)",
     "not clipped below a norm of 1e-30": "torch.where(norms < 1e-30, 1e35, (bound / norms).clamp(max=1.0))",
@@ -87,7 +82,7 @@ def plant(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fault", WRONG_FACTORS)
 def test_a_wrong_function_fails_and_no_engine_takes_it(fault, plant):
-    plant(FUNCTION.format(factor=WRONG_FACTORS[fault], clipped="norms > bound"))
+    plant(FUNCTION.format(factor=WRONG_FACTORS[fault]))
     with pytest.raises(AssertionError):
         checks.factor_keeps_the_bound("planted", torch.float32)
     with pytest.raises(DpbenchError, match="clipping function 'planted' breaks its bound"):
@@ -105,16 +100,16 @@ def test_one_factor_for_all_examples_is_refused():
 
 
 def test_a_function_that_looks_at_other_examples_fails(plant):
-    plant(FUNCTION.format(factor="(bound / norms.max()).expand(len(norms)).clamp(max=1.0)", clipped="norms > bound"))
+    plant(FUNCTION.format(factor="(bound / norms.max()).expand(len(norms)).clamp(max=1.0)"))
     with pytest.raises(AssertionError):
         checks.each_example_is_scaled_by_itself("planted")
 
 
-def test_a_function_that_calls_the_wrong_examples_clipped_fails(plant):
-    plant(FUNCTION.format(factor=RIGHT, clipped="norms < bound"))
+def test_a_function_without_the_threshold_that_it_declares_fails(plant):
+    plant(FUNCTION.format(factor="0.5 * (bound / norms).clamp(max=1.0)"))
     checks.factor_passes_the_probe("planted")
     with pytest.raises(AssertionError):
-        checks.clipped_is_what_is_over("planted")
+        checks.threshold_leaves_alone_what_is_within("planted")
 
 
 @pytest.mark.parametrize(
@@ -127,8 +122,8 @@ def test_a_scope_that_drops_or_doubles_a_layer_fails(groups, plant):
 
 
 def test_right_ones_outside_the_package_pass(plant, tmp_path):
-    plant(FUNCTION.format(factor="0.5 * (bound / (norms + bound))", clipped="norms > bound").replace(', "threshold": True', ""))
+    plant(FUNCTION.format(factor="0.5 * (bound / (norms + bound))").replace(', "threshold": True', ""))
     for dtype in (torch.float32, torch.bfloat16):
         checks.factor_keeps_the_bound("planted", dtype)
-    checks.clipped_is_what_is_over("planted")
+    checks.threshold_leaves_alone_what_is_within("planted")
     checks.each_example_is_scaled_by_itself("planted")

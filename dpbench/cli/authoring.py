@@ -1,0 +1,75 @@
+"""For authors of plug-ins: a commented template to start from, and the contract tests on what they wrote."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from dpbench import plugins
+from dpbench.errors import DpbenchError, unknown
+from dpbench.files import read_text, write_atomic
+from dpbench.paths import PACKAGE
+
+TEMPLATES = PACKAGE / "plugins" / "templates"
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_LARGEST = 1 << 20
+_TESTS = (
+    "contract",
+    "methods/engines/test_parity.py",
+    "methods/engines/test_sensitivity.py",
+    "privacy/clipping/test_discovered.py",
+    "methods/zeroth/test_discovered_zeroth.py",
+)
+"""Tests that find plug-ins by discovery."""
+_TESTED = {"method": "engine", "clipping": "function", "dataset": "dataset", "task": "job"}
+
+
+def kinds() -> list[str]:
+    """Return what there are templates for."""
+    return sorted(path.stem for path in TEMPLATES.iterdir() if path.suffix in {".py", ".yaml"})
+
+
+def write_template(kind: str, name: str, folder: Path) -> Path:
+    """Write a commented template to start from; return its file.
+
+    Raises:
+        DpbenchError: an unknown kind, a name that is none, a plug-in or file of that name.
+    """
+    if kind not in kinds():
+        raise unknown("template", kind, kinds())
+    if _NAME.fullmatch(name) is None:
+        raise DpbenchError(f"{name!r} is no name of a plug-in", "use lower-case letters, digits and underscores")
+    template = next(path for path in TEMPLATES.iterdir() if path.stem == kind)
+    path = folder / f"{name}{template.suffix}"
+    if path.exists():
+        raise DpbenchError(f"{path}: is there already", "choose another name, or delete it")
+    if kind in _TESTED and name in plugins.discover(_TESTED[kind]):
+        raise DpbenchError(f"a {kind} is called {name} already: {plugins.get(_TESTED[kind], name).path}", "choose another name")
+    write_atomic(path, read_text(template, _LARGEST, "install dpbench again").replace("NAME", name))
+    return path
+
+
+def test_plugin(name: str) -> int:
+    """Run the tests that every plug-in is held to on one of them, wherever it lies; return pytest's exit code.
+
+    Raises:
+        DpbenchError: no plug-in has that name; there are no tests or no pytest here.
+    """
+    found = {plugin.key: plugin for kind in plugins.FOLDERS for plugin in plugins.discover(kind).values()}
+    keys = [key for key, plugin in found.items() if plugin.name == name]
+    if not keys:
+        raise unknown("plug-in", name, {plugin.name for plugin in found.values()})
+    tests = PACKAGE.parent / "tests"
+    if not tests.is_dir():
+        raise DpbenchError("the tests are not installed", "run this from a clone of dpbench (`make install`)")
+    if subprocess.run([sys.executable, "-c", "import pytest"], check=False, stderr=subprocess.DEVNULL).returncode:
+        raise DpbenchError("pytest is not installed", "pip install pytest hypothesis")
+    for key in keys:
+        print(f"{key}: {found[key].path}", flush=True)
+    words = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-k", name]
+    return subprocess.run(
+        [*words, *(str(tests / test) for test in _TESTS)], cwd=tests.parent, env=dict(os.environ), check=False
+    ).returncode

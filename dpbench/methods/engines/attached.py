@@ -1,0 +1,34 @@
+"""What an engine's helpers need of the attached engine that they work for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor, nn
+
+from dpbench.kernels.leaf import Factor
+from dpbench.privacy.noise import Noise
+
+if TYPE_CHECKING:
+    from dpbench.methods.engines.layers import Layout
+    from dpbench.methods.engines.probes import StateWatch
+
+
+class Watching(Protocol):
+    """A guard. state: what sees whether a forward pass writes into the model."""
+
+    state: StateWatch
+
+
+class Attached(Protocol):
+    """An attached engine, see `dpbench.methods.engines.base.Handle`."""
+
+    model: nn.Module
+    trainable: dict[str, nn.Parameter]
+    layout: Layout | None
+    noise: Noise
+
+    @property
+    def guard(self) -> Watching: ...
+    def factor(self, group: int) -> Factor: ...
+    def sum_of(self, parameter: Tensor) -> Tensor: ...

@@ -1,0 +1,34 @@
+"""NAME: say here how the step is made, and where it was published."""
+
+from __future__ import annotations
+
+from dpbench.methods.engines import loop
+
+# `scopes` are the clipping scopes that the engine does, `adaptive` whether it does adaptive thresholds.
+PLUGIN = {
+    "kind": "engine",
+    "name": "NAME",
+    "version": 1,
+    "summary": "how per-example gradients are bounded, in one line",
+    "private": True,
+    "scopes": ["flat", "per_layer", "per_tensor"],
+    "adaptive": False,
+}
+
+
+class Engine(loop.Engine):
+    """One example at a time through plain autograd: slow, obvious, and a place to start from.
+
+    An engine of your own subclasses `dpbench.methods.engines.base.Handle` and implements `_accumulate(losses, batch)`: it adds
+    the bounded gradients of a physical batch to the step's sums and returns the losses [B], detached. Sums, noise and guards are
+    the base class's.
+
+    Guarantee: each example adds at most C_k in L2 to group k. The parity tests hold every step to an oracle in float64.
+    """
+
+    name = "NAME"
+    scopes = ("flat", "per_layer", "per_tensor")
+    adapts = False
+
+    def _accumulate(self, losses, batch):
+        return super()._accumulate(losses, batch)

@@ -1,0 +1,108 @@
+"""Recorded results: one file of JSON lines a machine and paper, a record a line, in the order of runs.
+
+`results/recorded/<machine>/<paper>.jsonl`; a record that cells of several papers ask for is filed under the first of them. Lines
+are compact JSON with sorted keys, so that filing a record changes one line, and two branches that file different ones merge.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dpbench import paths
+from dpbench.errors import DpbenchError
+from dpbench.files import read_text, write_atomic
+from dpbench.parsing import parse_json
+from dpbench.records.schema import Record, digest_of
+from dpbench.records.store import LeftOut, Stored, leave_out, record_from, shown
+
+LARGEST = 64 << 20
+"""Bytes of one file."""
+_RESTORE = "restore the line from git, or delete it and file the record again"
+
+
+def recorded_records(left_out: list[LeftOut] | None = None) -> Iterator[Stored]:
+    """Yield the recorded results of all machines.
+
+    Args:
+        left_out: gets the lines that cannot be used, each of which is also one warning on stderr.
+    """
+    for path in sorted(paths.recorded().glob("*/*.jsonl")):
+        yield from read_packed(path, left_out)
+
+
+def read_packed(path: Path, left_out: list[LeftOut] | None = None) -> Iterator[Stored]:
+    """Yield the records of one file; left_out: as in `recorded_records`."""
+    try:
+        text = read_text(path, LARGEST, _RESTORE)
+    except DpbenchError as error:
+        leave_out("", shown(path), error, left_out)
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        where = f"{shown(path)}, line {number}"
+        try:
+            record = _record(line, where)
+        except DpbenchError as error:
+            leave_out(_run_of(line), where, error, left_out)
+        else:
+            yield Stored(record, path, path.parent.name)
+
+
+def _record(line: str, where: str) -> Record:
+    """Return the record of a line.
+
+    Raises:
+        DpbenchError: it is cut, no JSON, or not a record that holds.
+    """
+    try:
+        return record_from(parse_json(line, where, _RESTORE), where)
+    except DpbenchError as error:
+        raise DpbenchError(error.what, _RESTORE) from error
+
+
+def _run_of(line: str) -> str:
+    """Return the run that a damaged line says it is of, if it still says so."""
+    _, found, rest = line.rpartition('"run":"')
+    return rest[:12] if found and rest[:12].isalnum() else ""
+
+
+def line_of(record: Record) -> str:
+    """Return a record's line, its digest computed anew.
+
+    Raises:
+        DpbenchError: a number in it is not finite.
+    """
+    values = record.model_dump(mode="json")
+    return json.dumps(values | {"digest": digest_of(values)}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def file_of(record: Record, machine: str) -> Path:
+    """Return the file that a record of a machine belongs into."""
+    paper = min(request.paper for request in record.requests) if record.requests else "other"
+    return paths.recorded() / machine / f"{paper}.jsonl"
+
+
+def file_records(records: Iterable[tuple[Record, str]]) -> None:
+    """File records, each with its machine, in place of earlier ones of the same runs; other lines stay as they are.
+
+    Raises:
+        DpbenchError: a file cannot be read or written.
+    """
+    by_file: dict[Path, dict[str, str]] = {}
+    for record, machine in records:
+        by_file.setdefault(file_of(record, machine), {})[record.run] = line_of(record)
+    for path, lines in by_file.items():
+        old = read_text(path, LARGEST, _RESTORE).splitlines() if path.exists() else []
+        kept = {_key(line): line for line in old} | lines
+        write_atomic(path, "".join(f"{line}\n" for _, line in sorted(kept.items())))
+
+
+def _key(line: str) -> str:
+    """Return the run of a line; a damaged one that does not say which is kept, under itself."""
+    try:
+        values: Any = json.loads(line)
+        return str(values["run"])
+    except (ValueError, TypeError, KeyError):
+        return _run_of(line) or line
