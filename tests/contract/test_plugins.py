@@ -1,8 +1,8 @@
 """Every plug-in, by discovery: whoever adds one gets these tests without writing any.
 
-What engines, functions, scopes and zeroth-order methods compute is held to the oracle in `tests/methods/engines/test_parity.py`,
-`tests/privacy/clipping/test_discovered.py` and `tests/methods/zeroth/test_discovered_zeroth.py`, by discovery too. A plug-in outside the package:
-DPBENCH_PLUGINS=FOLDER python -m pytest with these four files.
+What engines, functions, scopes and zeroth-order methods compute is held to the oracle in `methods/engines/test_parity.py`,
+`privacy/clipping/test_discovered.py` and `methods/zeroth/test_discovered_zeroth.py`, by discovery too. Of a plug-in outside the
+package `python -m dpbench --plugins FOLDER test-plugin NAME` runs them all.
 """
 
 from __future__ import annotations

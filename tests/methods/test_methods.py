@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dpbench import paths
+from dpbench import methods, paths
 from dpbench.errors import DpbenchError
 from dpbench.measure import memory, simulation, throughput
 from dpbench.measure.bench import Bench
-from dpbench import methods
 from dpbench.simulate.devices import device
 from dpbench.simulate.scale import estimate
 from dpbench.spec.tables import load_table

@@ -17,7 +17,7 @@ from dpbench.methods import engines
 from dpbench.models import registry as models
 from dpbench.models.text import cut_longer_first
 from dpbench.plugins.identity import identity
-from dpbench.records.store import recorded_records
+from dpbench.records.packed import recorded_records
 from dpbench.spec.expand import expand, run_id
 from dpbench.spec.sources import Source
 from dpbench.spec.tables import load_table
