@@ -13,7 +13,7 @@ from dpbench.errors import DpbenchError, unknown
 from dpbench.files import read_text, write_atomic
 from dpbench.paths import PACKAGE
 
-TEMPLATES = PACKAGE / "plugins" / "templates"
+TEMPLATES = PACKAGE / "cli" / "templates"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _LARGEST = 1 << 20
 _TESTS = (

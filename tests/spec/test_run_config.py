@@ -9,7 +9,8 @@ import pytest
 from dpbench.errors import DpbenchError
 from dpbench.execution.runner import read_config
 from dpbench.execution.study import study_at
-from dpbench.spec.config import check_files, load_config
+from dpbench.files import read_yaml
+from dpbench.spec.config import check_files, config_from
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_a_value_that_cannot_be_names_the_key_in_a_short_message(tmp_path, conte
     path = tmp_path / "config.yaml"
     path.write_text(content)
     with pytest.raises(DpbenchError, match=says) as caught:
-        load_config(path)
+        config_from(read_yaml(path), str(path))
     assert len(caught.value.what) < 400
 
 
