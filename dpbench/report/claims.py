@@ -12,7 +12,7 @@ from pydantic import Field
 from dpbench.errors import DpbenchError
 from dpbench.files import read_json, write_atomic
 from dpbench.report.data import Entry, TableData, place_text
-from dpbench.report.pairing import Pairing, Verdict, judge_pairing, pairs_of, unprovided
+from dpbench.report.pairing import Pairing, Verdict, judge_pairing, pairs_of, unmet
 from dpbench.report.words import short, spell
 from dpbench.spec.expand import matches
 from dpbench.spec.models import TIERS, Claim, ClaimTest
@@ -82,16 +82,16 @@ def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Ev
             missing.append(f"{spell(of)} against {spell(against)}" + (f" ({'; '.join(notes)})" if notes else ""))
             continue
         used += [e for pair in valued for e in pair]
-        if (provided := claim.test.provided) is not None:
-            why = [unprovided(provided, a.labels, there) for a, _ in valued]
+        if (provided := claim.test.precondition) is not None:
+            why = [unmet(provided, a.labels, there) for a, _ in valued]
             left_out += [w for w in why if w]
             if all(why):
                 empty.append(judge_pairing(claim.test, of, against, valued))
                 continue
             valued = [pair for pair, w in zip(valued, why, strict=True) if not w]
-        groups = [valued] if claim.test.across == "mean" else [[pair] for pair in valued]
+        groups = [valued] if claim.test.quantifier == "mean" else [[pair] for pair in valued]
         judged = [judge_pairing(claim.test, *_named(of, against, group, claim.test), group) for group in groups]
-        if isinstance(wanted := claim.test.across, int):
+        if isinstance(wanted := claim.test.quantifier, int):
             missing += [f"{wanted - len(judged)} more of {wanted} settings"] if len(judged) < wanted else []
             judged = sorted(judged, key=_best)[:wanted]
         pairings += judged
@@ -138,7 +138,7 @@ def _named(
     of: dict[str, str], against: dict[str, str], group: list[tuple[Entry, Entry]], test: ClaimTest
 ) -> tuple[dict[str, str], dict[str, str]]:
     """What is compared, and in which setting where settings are judged apart."""
-    if test.across == "mean":
+    if test.quantifier == "mean":
         return of, against
     setting = {axis: value for axis, value in group[0][0].labels.items() if axis not in of}
     return of | setting, against
@@ -164,7 +164,7 @@ def _sentence(claim: Claim, unit: str, evidence: Evidence | None, never: str) ->
     points = "percentage points" if unit == "%" else unit
     unit_text = f" {points}" if compares == "difference" and unit else ""
     asked = f"{side.replace('_', ' ')} {short(threshold)}{unit_text}"
-    folds = ", then ".join(f"{fold} over {axis.replace('_', ' ')}" for axis, fold in claim.test.over.items())
+    folds = ", then ".join(f"{fold} over {axis.replace('_', ' ')}" for axis, fold in claim.test.reduce.items())
     text = f"{spell(worst.of)} against {spell(worst.against)}{f' ({folds})' if folds else ''}: "
     text += f"{compares} {short(worst.estimate)}{unit_text}"
     repetitions = f"{worst.n} {worst.over.rstrip('s') if worst.n == 1 else worst.over}"

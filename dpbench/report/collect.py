@@ -14,7 +14,7 @@ from dpbench.report.data import CellState, Entry, RecordInfo, StaleRecord, Table
 from dpbench.report.deviations import deviations
 from dpbench.report.values import entry_of
 from dpbench.report.words import environment_line, source_line
-from dpbench.spec.expand import Plan, Resolve, axis_values, cells_at, expand, merge, own_of, skip_of, tier_axes
+from dpbench.spec.expand import Plan, Resolve, axis_values, cells_at, expand, merge, overrides_of, tier_axes
 from dpbench.spec.models import TIERS, TableSpec
 from dpbench.spec.related import related
 from dpbench.spec.tables import published
@@ -157,7 +157,7 @@ def _tier_info(spec: TableSpec, tier: str, seeds: list[int] | None) -> TierInfo:
         origin=spec.origin | over.origin,
         seeds=seeds or over.seeds or spec.seeds,
         note=over.note,
-        own=own_of(spec, tier),
+        overrides=overrides_of(spec, tier),
         cells=list(cells_at(spec, tier)),
     )
 
@@ -227,16 +227,18 @@ def build_table(
     skipped = {tuple(labels.values()): why for labels, why in plan.skipped}
     known: dict[Key, dict[str, str]] = {tuple(c.labels.values()): c.labels for c in plan.cells}
     known |= {tuple(labels.values()): labels for labels, _ in plan.skipped}
+    kept = set()
     for labels, why in current.paper_cells():
         known.setdefault(tuple(labels.values()), labels)
         if why is not None and tuple(labels.values()) not in in_tier:
             skipped.setdefault(tuple(labels.values()), why)
+        if why is not None:
+            kept.add(tuple(labels.values()))
     by_cell: dict[Key, list[Entry]] = defaultdict(list)
     for entry in entries:
         key = tuple(entry.labels[a] for a in spec.axes)
         known.setdefault(key, {a: entry.labels[a] for a in spec.axes})
         by_cell[key].append(entry)
-    kept = {key for key in skipped if (skip := skip_of(spec, "paper", known[key])) is not None and skip.kept}
     cells = [
         CellState(
             labels=labels,

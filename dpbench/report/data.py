@@ -9,7 +9,7 @@ from pydantic import Field
 from dpbench.records.schema import Privacy, Request
 from dpbench.records.store import LeftOut
 from dpbench.report.deviations import Deviation
-from dpbench.spec.models import Claim, MetricSpec, Own, Plot, Source
+from dpbench.spec.models import Claim, MetricSpec, Override, Plot, Source
 from dpbench.spec.related import Related
 from dpbench.validation import Strict
 
@@ -98,7 +98,7 @@ class TierInfo(Strict):
     origin: dict[str, str]
     seeds: list[int]
     note: str = ""
-    own: list[Own] = Field(default_factory=list)
+    overrides: list[Override] = Field(default_factory=list)
     cells: list[dict[str, str]] = Field(default_factory=list)
 
 

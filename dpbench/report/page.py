@@ -104,9 +104,9 @@ def _tier_rows(info: TierInfo) -> _Tier:
         for label, over in values.items():
             for key, value in flatten(over):
                 rows.append((f"{axis} {label}: {key}", _spell(value), whose(key, info.origin)))
-    for own in info.own:
-        cells = ", ".join(f"{axis} {' or '.join(v) if isinstance(v, list) else v}" for axis, v in own.where.items())
-        rows += [(f"{cells}: {key}", _spell(value), whose(key, info.origin)) for key, value in flatten(own.settings)]
+    for override in info.overrides:
+        cells = ", ".join(f"{axis} {' or '.join(v) if isinstance(v, list) else v}" for axis, v in override.where.items())
+        rows += [(f"{cells}: {key}", _spell(value), whose(key, info.origin)) for key, value in flatten(override.settings)]
     rows.append(("seeds", ", ".join(map(str, info.seeds)), whose("seeds", info.origin)))
     return _Tier(info.tier, rows)
 

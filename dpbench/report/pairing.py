@@ -10,7 +10,7 @@ from typing import Literal
 from dpbench.report.data import Entry
 from dpbench.report.folding import folded
 from dpbench.spec.expand import matches
-from dpbench.spec.models import ClaimTest, Provided
+from dpbench.spec.models import ClaimTest, Precondition
 from dpbench.validation import Strict
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
@@ -57,15 +57,15 @@ def pairs_of(
     Args:
         cells: labels of all cells of the entries' tier, so that no part of a grid is folded as if it were the whole.
     """
-    left = [a for a in axes if a not in test.over]
+    left = [a for a in axes if a not in test.reduce]
     named = [a for a in left if a in test.of or a in test.against]
     rest = [a for a in left if a not in named]
     inside = [e for e in entries if matches(e.labels, test.where)]
     sides = []
     for wanted in (test.of, test.against):
         own = [e for e in inside if matches(e.labels, wanted)]
-        if test.over:
-            own = folded(own, test.over, [c for c in cells if matches(c, test.where) and matches(c, wanted)])
+        if test.reduce:
+            own = folded(own, test.reduce, [c for c in cells if matches(c, test.where) and matches(c, wanted)])
         found: dict[tuple[str, ...], dict[tuple[str, ...], Entry]] = {}
         for entry in own:
             value = tuple(entry.labels[a] for a in named)
@@ -127,7 +127,7 @@ def decide(low: float, high: float, side: str, threshold: float) -> Verdict:
     return "not reproduced" if high < threshold - slack else "inconclusive"
 
 
-def unprovided(wanted: Provided, labels: dict[str, str], entries: list[Entry]) -> str:
+def unmet(wanted: Precondition, labels: dict[str, str], entries: list[Entry]) -> str:
     """Why a setting says nothing, empty where it does. labels: of one cell of the setting."""
     other = {axis: value for axis, value in labels.items() if axis not in wanted.of}
     looked: dict[str, str | list[str]] = {**wanted.of, **other}

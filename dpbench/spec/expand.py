@@ -13,7 +13,8 @@ from dpbench import plugins
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import canonical_json
 from dpbench.plugins.identity import identity
-from dpbench.spec.models import TIERS, AxisSpec, Own, Resources, Skip, TableSpec, label
+from dpbench.spec.includes import merge
+from dpbench.spec.models import TIERS, WHY, AxisSpec, Block, Override, Resources, TableSpec, label
 from dpbench.spec.sources import Source
 from dpbench.validation import parse
 
@@ -74,17 +75,6 @@ def run_id(config: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:12]
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `over` on top, mapping by mapping; an explicit null in `over` wins."""
-    out = dict(base)
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(out.get(key), dict):
-            out[key] = merge(out[key], value)
-        else:
-            out[key] = value
-    return out
-
-
 def axis_values(name: str, axis: AxisSpec) -> dict[str, dict[str, Any]]:
     """Label -> settings it changes."""
     if isinstance(axis, dict):
@@ -105,24 +95,36 @@ def matches(labels: dict[str, str], where: dict[str, str | list[str]]) -> bool:
     return all(labels.get(axis) in (value if isinstance(value, list) else [value]) for axis, value in where.items())
 
 
-def skip_of(spec: TableSpec, tier: str, labels: dict[str, str]) -> Skip | None:
-    """The first of a tier's skips that leaves a cell out, None where it exists."""
-    own = spec.tiers[tier].skip  # type: ignore[index]
-    return next((skip for skip in (spec.skip if own is None else own) if matches(labels, skip.where)), None)
+def block_of(spec: TableSpec, tier: str, labels: dict[str, str]) -> Block | None:
+    """Return the block that a cell is in at a tier, None where the tier does not have it.
+
+    Raises:
+        DpbenchError: two blocks have it; names both.
+    """
+    own = spec.tiers[tier].cells  # type: ignore[index]
+    blocks = spec.cells if own is None else own
+    having = [block for block in blocks if matches(labels, {axis: value for axis, value in block.items() if axis != WHY})]
+    if len(having) > 1:
+        numbers = " and ".join(str(blocks.index(block) + 1) for block in having[:2])
+        raise DpbenchError(
+            f"{_where(spec, tier)}: blocks {numbers} of `cells` both have {_spell(labels)}", "let each cell be in one block"
+        )
+    return having[0] if having else None
 
 
-def own_of(spec: TableSpec, tier: str) -> list[Own]:
-    """Settings of some cells alone, as they stand at `tier`."""
-    given = spec.tiers[tier].own  # type: ignore[index]
-    return spec.own if given is None else given
+def overrides_of(spec: TableSpec, tier: str) -> list[Override]:
+    """Return the settings of some cells alone, as they stand at `tier`."""
+    own = spec.tiers[tier].overrides  # type: ignore[index]
+    return spec.overrides if own is None else own
 
 
 def cells_at(spec: TableSpec, tier: str) -> Iterator[dict[str, str]]:
-    """Labels of the cells that a table has at a tier."""
+    """Yield the labels of the cells that a table has at a tier."""
     axes = tier_axes(spec, tier)
     for values in itertools.product(*(axes[name] for name in spec.axes)):
         labels = dict(zip(spec.axes, values, strict=True))
-        if skip_of(spec, tier, labels) is None:
+        block = block_of(spec, tier, labels)
+        if block is not None and WHY not in block:
             yield labels
 
 
@@ -208,7 +210,7 @@ def expand(spec: TableSpec, tier: str, resolve: Resolve, seeds: list[int] | None
     """
     plan = expand_with(spec, tier, resolve, lambda own, _: seeds or own)
     if not plan.cells:
-        raise DpbenchError(f"{_where(spec, tier)}: no cell is left", "look at its axes and at `skip`")
+        raise DpbenchError(f"{_where(spec, tier)}: no cell is left", "look at its axes and at `cells`")
     return plan
 
 
@@ -226,27 +228,30 @@ def expand_with(spec: TableSpec, tier: str, resolve: Resolve, chosen: Callable[[
     resources = over.resources or spec.resources
     where = _where(spec, tier)
     plan, builder = Plan(spec, tier), _Builder(resolve)
-    apart = [name for name in axes if name not in spec.together]
-    joint = [name for name in axes if name in spec.together]
+    apart = [name for name in axes if name not in spec.measured_together]
+    joint = [name for name in axes if name in spec.measured_together]
     for outer in itertools.product(*(axes[name] for name in apart)):
         labels = dict(zip(apart, outer, strict=True))
         inner = []
         for values in itertools.product(*(axes[name] for name in joint)):
             cell = labels | dict(zip(joint, values, strict=True))
-            if (skip := skip_of(spec, tier, cell)) is None:
-                inner.append({name: cell[name] for name in joint})
+            block = block_of(spec, tier, cell)
+            if block is None:
+                continue
+            if WHY in block:
+                plan.skipped.append(({name: cell[name] for name in spec.axes}, str(block[WHY])))
             else:
-                plan.skipped.append(({name: cell[name] for name in spec.axes}, skip.why))
+                inner.append({name: cell[name] for name in joint})
         if not inner:
             continue
         settings, seeds = base, over.seeds or spec.seeds
         for name, value in labels.items():
             settings = merge(settings, axes[name][value])
-        for own in own_of(spec, tier):
-            if matches(labels, own.where):
-                settings, seeds = merge(settings, own.settings), own.seeds or seeds
+        for override in overrides_of(spec, tier):
+            if matches(labels, override.where):
+                settings, seeds = merge(settings, override.settings), override.seeds or seeds
         for name in joint:
-            settings = merge(settings, {spec.together[name]: list(dict.fromkeys(i[name] for i in inner))})
+            settings = merge(settings, {spec.measured_together[name]: list(dict.fromkeys(i[name] for i in inner))})
         for seed in chosen(seeds, settings):
             run = builder.run(spec.job, settings, seed, resources, f"{where}: {_spell(labels)}")
             for part in _with_parents(run):

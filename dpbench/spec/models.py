@@ -55,15 +55,13 @@ AxisSpec = list[Any] | dict[Label, dict[str, Any] | None]
 """Values in order. A mapping gives the settings each value changes; a list `[a, b]` sets the axis' own name to the value."""
 
 
-class Skip(Strict):
-    """Cells that do not exist, with the reason. Each axis names one value or several."""
-
-    where: dict[str, Label | list[Label]]
-    why: str
-    kept: bool = Field(False, description="The published table has these cells: they stay in it and say why they are empty.")
+Block = dict[str, Label | list[Label]]
+"""Cells of a table: each axis names one value or several, and one that is not named has all its values. With `why` the published
+table has these cells, or another tier has, and they stay empty for that reason."""
+WHY = "why"
 
 
-class Own(Strict):
+class Override(Strict):
     """Settings of some cells alone, on top of those of the tier and of the axes, and seeds in place of the tier's."""
 
     where: dict[str, Label | list[Label]]
@@ -88,7 +86,7 @@ class Resources(Strict):
 Fold = Literal["sum", "max", "min", "spread"]
 
 
-class Provided(Strict):
+class Precondition(Strict):
     """What must hold in a setting for it to say anything: that two models agree means little where neither learnt."""
 
     metric: str
@@ -103,7 +101,7 @@ class ClaimTest(Strict):
     of: dict[str, Label | list[Label]]
     against: dict[str, Label | list[Label]]
     where: dict[str, Label | list[Label]] = Field(default_factory=dict)
-    over: dict[str, Fold] = Field(
+    reduce: dict[str, Fold] = Field(
         default_factory=dict,
         description="Axis -> how each side's cells along it become one before the two are compared, seed by seed, in this order; "
         "`spread` is the largest less the smallest.",
@@ -112,11 +110,11 @@ class ClaimTest(Strict):
     difference_at_most: float | None = None
     ratio_at_least: float | None = None
     ratio_at_most: float | None = None
-    across: Literal["mean", "every"] | Annotated[int, Field(ge=1)] = Field(
+    quantifier: Literal["mean", "every"] | Annotated[int, Field(ge=1)] = Field(
         "mean",
         description="Whether the mean over settings must hold, every setting by itself, or this many of them by themselves.",
     )
-    provided: Provided | None = Field(
+    precondition: Precondition | None = Field(
         None, description="Settings where it does not hold are left out; without any, nothing is judged."
     )
 
@@ -179,6 +177,10 @@ class Plot(Strict):
         return self
 
 
+def _listed(value: Label | list[Label]) -> list[Label]:
+    return value if isinstance(value, list) else [value]
+
+
 class RelatedSpec(Strict):
     """Values of another paper beside the table."""
 
@@ -194,8 +196,8 @@ class TierSpec(Strict):
     rows: dict[str, AxisSpec] = Field(default_factory=dict)
     columns: dict[str, AxisSpec] = Field(default_factory=dict)
     seeds: list[Seed] | None = None
-    skip: list[Skip] | None = None
-    own: list[Own] | None = Field(None, description="Instead of the table's.")
+    cells: list[Block] | None = Field(None, description="Instead of the table's.")
+    overrides: list[Override] | None = Field(None, description="Instead of the table's.")
     resources: Resources | None = None
     origin: dict[str, str] = Field(default_factory=dict)
     note: str = Field("", description="Shown under the table for this tier.")
@@ -212,15 +214,19 @@ class TableSpec(Strict):
     metrics: dict[str, MetricSpec] = Field(min_length=1)
     rows: dict[str, AxisSpec] = Field(min_length=1)
     columns: dict[str, AxisSpec] = Field(min_length=1)
-    together: dict[str, str] = Field(
+    measured_together: dict[str, str] = Field(
         default_factory=dict,
         description="Axis -> list setting: all values of that axis are measured in turn inside one run.",
     )
     settings: dict[str, Any] = Field(default_factory=dict)
     origin: dict[str, str] = Field(default_factory=dict, description="Setting -> whose it is: the paper's, its code's, ours.")
     seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
-    skip: list[Skip] = Field(default_factory=list)
-    own: list[Own] = Field(default_factory=list, description="Settings of some cells alone, which no single axis gives.")
+    cells: list[Block] = Field(
+        default_factory=lambda: [{}], min_length=1, description="Blocks of cells; without any, every combination of the axes."
+    )
+    overrides: list[Override] = Field(
+        default_factory=list, description="Settings of some cells alone, which no single axis gives."
+    )
     resources: Resources = Resources()
     tiers: dict[TierName, TierSpec]
     claims: list[Claim] = Field(default_factory=list)
@@ -240,20 +246,41 @@ class TableSpec(Strict):
             for kind, given in (("rows", tier.rows), ("columns", tier.columns)):
                 if stray := set(given) - set(getattr(self, kind)):
                     raise ValueError(f"tiers.{name}.{kind}: {sorted(stray)[0]!r} is not one of the table's {kind}")
-        self._known("together", self.together, axes)
-        for where in (o.where for given in (self.own, *(t.own or [] for t in self.tiers.values())) for o in given):
-            self._known("own", where, axes - set(self.together))
+        self._known("measured_together", self.measured_together, axes)
+        self._check_blocks()
+        for overrides in (self.overrides, *(t.overrides or [] for t in self.tiers.values())):
+            for override in overrides:
+                self._known("overrides", override.where, axes - set(self.measured_together))
         for claim in self.claims:
-            provided = [] if claim.test.provided is None else [claim.test.provided]
-            for part in (claim.test.of, claim.test.against, claim.test.where, claim.test.over, *(p.of for p in provided)):
+            test, conditions = claim.test, [] if claim.test.precondition is None else [claim.test.precondition]
+            for part in (test.of, test.against, test.where, test.reduce, *(p.of for p in conditions)):
                 self._known(f"claims.{claim.id}", part, axes)
-            self._known(f"claims.{claim.id}.metric", [claim.test.metric, *(p.metric for p in provided)], set(self.metrics))
+            self._known(f"claims.{claim.id}.metric", [test.metric, *(p.metric for p in conditions)], set(self.metrics))
         for plot in self.plots:
             self._known(f"plots.{plot.name}", [plot.series, *plot.panels], axes)
             self._known(f"plots.{plot.name}.x", [plot.x], set(self.metrics) if plot.kind == "scatter" else axes)
             self._known(f"plots.{plot.name}.area", [plot.area] if plot.area else [], set(self.metrics))
             self._known(f"plots.{plot.name}.metric", [plot.metric], set(self.metrics))
         return self
+
+    def _check_blocks(self) -> None:
+        """Hold every block to the axes: a value must be one that the axis has, at the block's tier or at any."""
+        at_tier = {name: self.values_at(name) for name in self.tiers}
+        at_any = {axis: set().union(*(values[axis] for values in at_tier.values())) for axis in self.axes}
+        places = [("cells", self.cells, at_any)]
+        places += [(f"tiers.{name}.cells", tier.cells or [], at_tier[name]) for name, tier in self.tiers.items()]
+        for where, blocks, known in places:
+            for number, block in enumerate(blocks, 1):
+                self._known(f"{where}, block {number}", set(block) - {WHY}, set(self.axes))
+                for axis, value in block.items():
+                    if axis != WHY:
+                        self._known(f"{where}, block {number}: {axis}", _listed(value), known[axis])
+
+    def values_at(self, tier: TierName) -> dict[str, list[str]]:
+        """Return axis -> its values at a tier, as they are printed."""
+        own = self.tiers[tier]
+        axes = {**self.rows, **self.columns} | own.rows | own.columns
+        return {name: [str(label(value)) for value in axes[name]] for name in self.axes}
 
     @staticmethod
     def _known(where: str, given: Any, known: set[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from dpbench import paths, plugins
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import read_yaml
+from dpbench.spec.includes import with_includes
 from dpbench.spec.models import TableSpec
 from dpbench.spec.values import read_values
 from dpbench.validation import Strict, parse
@@ -55,8 +56,8 @@ def _tables() -> dict[str, dict[str, Path]]:
 
 
 def path_of(spec: TableSpec) -> Path:
-    """Return the file that a table was read from."""
-    return _tables()[spec.paper][spec.table]
+    """Return the file that a table lies in, or would."""
+    return _tables().get(spec.paper, {}).get(spec.table, paths.benchmarks() / spec.paper / f"{spec.table}.yaml")
 
 
 def papers() -> list[str]:
@@ -80,7 +81,7 @@ def tables_of(paper: str) -> list[str]:
 
 @cache
 def _load(path: Path) -> TableSpec:
-    spec = parse(TableSpec, read_yaml(path), str(path))
+    spec = parse(TableSpec, with_includes(read_yaml(path), path), str(path))
     inside = path.is_relative_to(paths.benchmarks())
     if spec.table != path.stem or (inside and spec.paper != path.parent.name):
         raise DpbenchError(

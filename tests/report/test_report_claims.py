@@ -233,28 +233,28 @@ def test_the_t_interval_is_the_textbook_one() -> None:
     assert mean - low == pytest.approx(high - mean)
 
 
-def one_claim(across: str | int, threshold: float) -> TableSpec:
-    test = {"metric": "accuracy", "of": {"method": "auto_s"}, "against": {"method": "abadi"}, "across": across}
+def one_claim(quantifier: str | int, threshold: float) -> TableSpec:
+    test = {"metric": "accuracy", "of": {"method": "auto_s"}, "against": {"method": "abadi"}, "quantifier": quantifier}
     return glue(claims=[{"id": "A1", "says": "it is better", "test": test | {"difference_at_least": threshold}}])
 
 
 @pytest.mark.parametrize(
-    ("across", "expected"), [("mean", "reproduced"), ("every", "not reproduced"), (1, "reproduced"), (2, "not reproduced")]
+    ("quantifier", "expected"), [("mean", "reproduced"), ("every", "not reproduced"), (1, "reproduced"), (2, "not reproduced")]
 )
-def test_settings_are_judged_together_or_each_by_itself(across: str | int, expected: str) -> None:
+def test_settings_are_judged_together_or_each_by_itself(quantifier: str | int, expected: str) -> None:
     """auto_s gains 4 at epsilon 3 and loses 2 at epsilon 8: their mean is a gain."""
 
     def value(labels: dict[str, str], seed: int, metric: str) -> float:
         gain = {"3": 4.0, "8": -2.0}.get(labels["epsilon"], 0.0) + 0.01 * seed
         return 80 + seed + (gain if labels["method"] == "auto_s" else 0)
 
-    spec = one_claim(across, 0.5)
+    spec = one_claim(quantifier, 0.5)
     judged = verdict(spec, made_up(spec, "laptop", value))
     assert judged.verdict == expected
     decisive = judged.evidence.decisive
-    assert decisive.of.get("epsilon") == {"mean": None, "every": "8", 1: "3", 2: "8"}[across]
-    assert len(judged.evidence.pairings) == (2 if across in ("every", 2) else 1)
-    assert ("ε = 8" in judged.sentence) == (across in ("every", 2))
+    assert decisive.of.get("epsilon") == {"mean": None, "every": "8", 1: "3", 2: "8"}[quantifier]
+    assert len(judged.evidence.pairings) == (2 if quantifier in ("every", 2) else 1)
+    assert ("ε = 8" in judged.sentence) == (quantifier in ("every", 2))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_settings_are_judged_together_or_each_by_itself(across: str | int, expec
 def test_a_setting_where_nothing_was_learnt_says_nothing(bad: str, above: float, expected: str, said: str) -> None:
     """At epsilon 8, or at both, every model is as good as chance: that they are equally good is no evidence."""
     test = {"metric": "accuracy", "of": {"method": "auto_s"}, "against": {"method": "abadi"}, "difference_at_least": 0.5}
-    test["provided"] = {"metric": "accuracy", "of": {"method": "abadi"}, "above": above}
+    test["precondition"] = {"metric": "accuracy", "of": {"method": "abadi"}, "above": above}
     spec = glue(claims=[{"id": "X", "says": "x", "source": "x", "scale": "x", "test": test}])
 
     def value(labels: dict[str, str], seed: int, metric: str) -> float:

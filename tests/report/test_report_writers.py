@@ -266,7 +266,7 @@ def test_samples_of_generated_text_are_shown_with_what_the_record_has(tables: li
 def test_every_setting_is_shown_with_whose_it_is() -> None:
     """Settings of the tier, of an axis value and of single cells; what nobody has stated the origin of says so."""
     spec = glue(
-        own=[{"where": {"method": ["abadi", "auto_s"], "epsilon": "3"}, "settings": {"optimizer": {"learning_rate": 0.25}}}]
+        overrides=[{"where": {"method": ["abadi", "auto_s"], "epsilon": "3"}, "settings": {"optimizer": {"learning_rate": 0.25}}}]
     )
     text = render([build_table(spec, "laptop", resolver(REAL), made_up(spec, "laptop", accuracy), [])], [], {}, "here")
     shown = re.findall(r'<th scope="row"><code>([^<]*)</code></th><td>([^<]*)</td><td>([^<]*)</td>', text)

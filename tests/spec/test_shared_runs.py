@@ -8,7 +8,7 @@ import pytest
 
 from dpbench.errors import DpbenchError
 from dpbench.execution.plan import read_requests, requests_of, write_plan
-from dpbench.spec.expand import expand, skip_of
+from dpbench.spec.expand import block_of, expand
 from dpbench.spec.models import TIERS
 from dpbench.spec.sources import Source
 from dpbench.spec.tables import all_tables, load_table, published
@@ -102,9 +102,9 @@ def test_published_values_of_the_image_table_have_their_intervals():
 def test_the_mismatched_column_is_kept_and_impossible_rows_are_not():
     spec = load_table("automatic", "glue_base")
     labels = {"method": "auto_s", "epsilon": "3", "task": "mnli_mm", "model": "roberta_base"}
-    assert skip_of(spec, "paper", labels).kept
-    assert not skip_of(spec, "paper", labels | {"method": "nonprivate"}).kept
-    assert skip_of(spec, "paper", labels | {"task": "mnli_m"}) is None
+    assert "mismatched" in block_of(spec, "paper", labels)["why"]
+    assert block_of(spec, "paper", labels | {"method": "nonprivate"}) is None
+    assert "why" not in block_of(spec, "paper", labels | {"task": "mnli_m"})
 
 
 def test_a_run_is_asked_for_by_every_table_that_has_it():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,8 @@ from dpbench.errors import DpbenchError
 from dpbench.files import read_yaml
 from dpbench.spec import tables
 from dpbench.spec.expand import expand, merge, run_id
-from dpbench.spec.models import TIERS, Skip, TableSpec
+from dpbench.spec.models import TIERS, TableSpec
 from dpbench.spec.sources import Source
-from dpbench.validation import parse
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -79,8 +79,16 @@ def test_smoke_has_at_most_three_runs_a_table():
         (lambda v: v["metrics"]["throughput"].update(better="more"), "metrics.throughput.better", ""),
         (lambda v: v["claims"][0]["test"].update(metric="speed"), "speed", ""),
         (lambda v: v["claims"][0]["test"].update(of={"machine": "x"}), "machine", ""),
-        (lambda v: v["claims"][0]["test"].update(provided={"metric": "speed", "of": {}, "above": 0}), "speed", ""),
-        (lambda v: v["claims"][0]["test"].update(provided={"metric": "throughput", "of": {"gpu": "x"}, "above": 0}), "gpu", ""),
+        (lambda v: v["claims"][0]["test"].update(precondition={"metric": "speed", "of": {}, "above": 0}), "speed", ""),
+        (
+            lambda v: v["claims"][0]["test"].update(precondition={"metric": "throughput", "of": {"gpu": "x"}, "above": 0}),
+            "gpu",
+            "",
+        ),
+        (lambda v: v.update(cells=[{"engin": "fused"}]), "cells, block 1: 'engin' is not one of", ""),
+        (lambda v: v.update(cells=[{}, {"engine": "fusd"}]), "cells, block 2: engine: 'fusd' is not one of", ""),
+        (lambda v: v["tiers"]["gpu"].update(cells=[{"engine": ["x"]}]), r"tiers\.gpu\.cells, block 1: engine", ""),
+        (lambda v: v.update(cells=[]), "cells", ""),
         (lambda v: v["plots"][0].update(x="batch"), "batch", ""),
         (lambda v: v["tiers"]["laptop"].update(rows={"modell": [1]}), "modell", ""),
         (lambda v: v.update(paper="other"), "name folder and file", ""),
@@ -205,9 +213,67 @@ def test_methods_of_a_seed_share_it():
     assert set(map(frozenset, seeds.values())) == {frozenset({0, 1, 2})}
 
 
-def test_several_values_in_a_skip_are_several_values():
-    skip = parse(Skip, {"where": {"epsilon": [3, "8"], "method": "abadi"}, "why": "because"}, "here")
-    assert skip.where == {"epsilon": ["3", "8"], "method": "abadi"}
+def test_a_table_has_the_cells_of_its_blocks(tree):
+    """An axis that a block does not name has all its values; a block with a reason has cells that stay empty."""
+    path = tree / "automatic" / "glue_base.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["tiers"]["laptop"]["cells"] = [
+        {"method": "nonprivate", "epsilon": "inf", "task": "sst2"},
+        {"method": ["abadi", "auto_s"], "epsilon": [3, "8"], "task": "sst2"},
+        {"method": "auto_v", "why": "left out"},
+    ]
+    path.write_text(yaml.safe_dump(values))
+    plan = expand(tables.load_table("automatic", "glue_base"), "laptop", local)
+    there = {(cell.labels["method"], cell.labels["epsilon"]) for cell in plan.cells}
+    assert there == {("nonprivate", "inf"), *itertools.product(["abadi", "auto_s"], ["3", "8"])}
+    assert {(labels["method"], why) for labels, why in plan.skipped} == {("auto_v", "left out")}
+    assert len(plan.skipped) == 3 * 5
+
+
+def test_two_blocks_that_have_one_cell_are_an_error(tree):
+    path = tree / "automatic" / "glue_base.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["tiers"]["laptop"]["cells"] = [{"method": "nonprivate"}, {"epsilon": "inf", "why": "x"}]
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(DpbenchError, match=r"glue_base\.yaml \(tier laptop\): blocks 1 and 2 of `cells` both have"):
+        expand(tables.load_table("automatic", "glue_base"), "laptop", local)
+
+
+def test_a_fragment_lies_under_what_a_table_says_itself(tree):
+    shared = tree / "_shared"
+    shared.mkdir()
+    (shared / "tiers.yaml").write_text("include: sizes\nlaptop: {settings: {rounds: 9}, seeds: [7]}\n")
+    (shared / "sizes.yaml").write_text("laptop: {settings: {rounds: 3, steps: 4}}\n")
+    path = tree / "flashdp" / "batch_size.yaml"
+    values = yaml.safe_load(path.read_text())
+    own = dict(values["tiers"]["laptop"].get("settings", {}))
+    values["tiers"]["include"] = "tiers"
+    path.write_text(yaml.safe_dump(values))
+    tier = tables.load_table("flashdp", "batch_size").tiers["laptop"]
+    assert tier.settings == {"rounds": 9, "steps": 4} | own
+    assert tables.papers() == sorted({folder.name for folder in tree.iterdir() if not folder.name.startswith("_")})
+
+
+@pytest.mark.parametrize(
+    ("fragments", "says"),
+    [
+        ({}, "include a: there is no such fragment"),
+        ({"a": "include: b", "b": "include: a"}, "fragments include each other: a -> b -> a"),
+        ({"a": "include: a"}, "fragments include each other: a -> a"),
+        ({"a": "- x"}, r"a\.yaml: not a mapping"),
+        ({"a": "x: ["}, r"a\.yaml: malformed YAML"),
+        ({"a": "include: ../a"}, "is no name of a fragment"),
+        ({"a": "include: [1]"}, "is no name of a fragment"),
+    ],
+)
+def test_a_wrong_fragment_is_one_error_that_names_the_file(tree, fragments, says):
+    (tree / "_shared").mkdir()
+    for name, text in fragments.items():
+        (tree / "_shared" / f"{name}.yaml").write_text(text)
+    path = tree / "flashdp" / "batch_size.yaml"
+    path.write_text("include: a\n" + path.read_text())
+    with pytest.raises(DpbenchError, match=says):
+        tables.load_table("flashdp", "batch_size")
 
 
 def test_merge_is_deep_and_null_wins():
@@ -250,15 +316,15 @@ def test_every_plan_comes_from_this_tree():
     assert all(isinstance(spec, TableSpec) for spec in tables.all_tables())
 
 
-OWN = [{"where": {"layer": "projection_768x768", "tokens": ["128"]}, "settings": {"batch_size": 3, "rounds": 9}}]
+OVERRIDES = [{"where": {"layer": "projection_768x768", "tokens": ["128"]}, "settings": {"batch_size": 3, "rounds": 9}}]
 
 
 def test_settings_of_single_cells_reach_no_others(tree):
     """A tier's replace the table's; an axis measured inside one run cannot tell cells apart."""
     path = tree / "flashdp" / "kernel_traffic.yaml"
     values = yaml.safe_load(path.read_text())
-    values["own"] = OWN
-    values["tiers"]["overnight"] = {"own": []}
+    values["overrides"] = OVERRIDES
+    values["tiers"]["overnight"] = {"overrides": []}
     path.write_text(yaml.safe_dump(values))
     spec = tables.load_table("flashdp", "kernel_traffic")
     found = [run.config["settings"] for run in expand(spec, "laptop", local).runs.values()]
@@ -266,8 +332,8 @@ def test_settings_of_single_cells_reach_no_others(tree):
     assert [(s["batch_size"], s["rounds"]) for s in own] == [(3, 9)]
     assert {s["batch_size"] for s in found if s not in own} == {values["settings"]["batch_size"]}
     assert all(run.config["settings"]["batch_size"] != 3 for run in expand(spec, "overnight", local).runs.values())
-    values["own"] = [{"where": {"engine": "fused"}, "settings": {"batch_size": 3}}]
+    values["overrides"] = [{"where": {"engine": "fused"}, "settings": {"batch_size": 3}}]
     path.write_text(yaml.safe_dump(values))
     tables._load.cache_clear()
-    with pytest.raises(DpbenchError, match="own: 'engine' is not one of layer, tokens"):
+    with pytest.raises(DpbenchError, match="overrides: 'engine' is not one of layer, tokens"):
         tables.load_table("flashdp", "kernel_traffic")
