@@ -1,4 +1,4 @@
-"""The one error a user meets: what is wrong, and the way out."""
+"""The one error a user meets: what is wrong, and a hint."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class DpbenchError(Exception):
 
     Args:
         what: names the thing that is wrong (file and key, tensor, module, dataset).
-        way_out: what to do about it, in one sentence.
+        hint: what to do about it, in one sentence.
     """
 
-    def __init__(self, what: str, way_out: str = "") -> None:
-        super().__init__(what if not way_out else f"{what}\n  way out: {way_out}")
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what if not hint else f"{what}\n  hint: {hint}")
         self.what = what
-        self.way_out = way_out
+        self.hint = hint
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

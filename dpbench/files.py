@@ -171,12 +171,12 @@ def open_regular(path: Path) -> IO[bytes]:
     return os.fdopen(descriptor, "rb")
 
 
-def read_bytes(path: Path, limit: int = LARGEST, way_out: str = "") -> bytes:
+def read_bytes(path: Path, limit: int = LARGEST, hint: str = "") -> bytes:
     """The bytes of a regular file.
 
     Args:
         limit: bytes; a larger file is refused before it is read.
-        way_out: what to do about a file that is not there or cannot be used, where the caller knows better.
+        hint: what to do about a file that is not there or cannot be used, where the caller knows better.
 
     Raises:
         DpbenchError: missing, no permission, a folder, FIFO or device, too large, or a disk that fails.
@@ -185,19 +185,19 @@ def read_bytes(path: Path, limit: int = LARGEST, way_out: str = "") -> bytes:
         with open_regular(path) as handle:
             data = handle.read(limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        raise read_error(path, error, way_out) from error
+        raise read_error(path, error, hint) from error
     if len(data) > limit:
-        raise DpbenchError(f"{path}: larger than the {_size(limit)} that such a file may have", way_out or "give a smaller file")
+        raise DpbenchError(f"{path}: larger than the {_size(limit)} that such a file may have", hint or "give a smaller file")
     return data
 
 
-def read_text(path: Path, limit: int = LARGEST, way_out: str = "") -> str:
+def read_text(path: Path, limit: int = LARGEST, hint: str = "") -> str:
     """The text of a UTF-8 file, with its line ends as they are.
 
     Raises:
         DpbenchError: as `read_bytes`; a byte-order mark, or bytes that are not UTF-8: names the line.
     """
-    return decoded(read_bytes(path, limit, way_out), str(path))
+    return decoded(read_bytes(path, limit, hint), str(path))
 
 
 def decoded(data: bytes, where: str) -> str:
@@ -217,39 +217,39 @@ def decoded(data: bytes, where: str) -> str:
         ) from error
 
 
-def read_json(path: Path, limit: int = LARGEST, way_out: str = "") -> Any:
+def read_json(path: Path, limit: int = LARGEST, hint: str = "") -> Any:
     """The value of a JSON file, held to `parse_json`.
 
     Raises:
         DpbenchError: as `read_text` and `parse_json`.
     """
-    return parse_json(read_text(path, limit, way_out), str(path), way_out)
+    return parse_json(read_text(path, limit, hint), str(path), hint)
 
 
-def read_yaml(path: Path, way_out: str = "") -> Any:
+def read_yaml(path: Path, hint: str = "") -> Any:
     """The value of a YAML file, held to `parse_yaml`.
 
     Raises:
         DpbenchError: as `read_text` and `parse_yaml`.
     """
-    return parse_yaml(read_text(path, _LARGEST_YAML, way_out), str(path), way_out)
+    return parse_yaml(read_text(path, _LARGEST_YAML, hint), str(path), hint)
 
 
-def read_error(path: Path, error: OSError | ValueError, way_out: str = "") -> DpbenchError:
+def read_error(path: Path, error: OSError | ValueError, hint: str = "") -> DpbenchError:
     """The user's words for a failed read."""
     number = getattr(error, "errno", None)
     if number == errno.ENOENT:
-        return DpbenchError(f"{path}: no such file", way_out or "see the folder's listing for the names there are")
+        return DpbenchError(f"{path}: no such file", hint or "see the folder's listing for the names there are")
     if number in (errno.EACCES, errno.EPERM):
         return DpbenchError(f"{path}: no permission to read", "make the file readable")
     if number == errno.ENOTDIR:
-        return DpbenchError(f"{path}: a part of this path is a file, not a folder", way_out or "correct the path")
+        return DpbenchError(f"{path}: a part of this path is a file, not a folder", hint or "correct the path")
     if number == errno.ELOOP:
-        return DpbenchError(f"{path}: a link that leads to itself", way_out or "correct the path")
+        return DpbenchError(f"{path}: a link that leads to itself", hint or "correct the path")
     if number == errno.ENXIO:
-        return DpbenchError(f"{path}: a socket or device, not a file", way_out or "give the path of a file")
+        return DpbenchError(f"{path}: a socket or device, not a file", hint or "give the path of a file")
     reason = error.strerror if isinstance(error, OSError) else error
-    return DpbenchError(f"{str(path)[:300]!r}: cannot be read ({reason})", way_out or "see that the path is a usable file")
+    return DpbenchError(f"{str(path)[:300]!r}: cannot be read ({reason})", hint or "see that the path is a usable file")
 
 
 def _kind(mode: int) -> str:

@@ -27,7 +27,7 @@ _HALVES = re.compile(r"\\[^u]|(\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|(\\u[dD][89a-
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|NaN|-?Infinity')
 
 
-def parse_json(text: str, where: str, way_out: str = "") -> Any:
+def parse_json(text: str, where: str, hint: str = "") -> Any:
     """The value of a JSON text: finite numbers, each key once, Unicode strings, at most `DEPTH` levels and `PARTS` parts.
 
     Args:
@@ -63,7 +63,7 @@ def parse_json(text: str, where: str, way_out: str = "") -> Any:
             raise _Refused(f"the key {twice[:80]!r} stands twice", json.dumps(twice))
         return made
 
-    mend = way_out or "mend that line"
+    mend = hint or "mend that line"
     try:
         value = json.loads(
             text, parse_int=integer, parse_float=fraction, parse_constant=constant, object_pairs_hook=mapping, strict=True
@@ -88,7 +88,7 @@ def parse_json(text: str, where: str, way_out: str = "") -> Any:
     return value
 
 
-def parse_yaml(text: str, where: str, way_out: str = "") -> Any:
+def parse_yaml(text: str, where: str, hint: str = "") -> Any:
     """The value of a YAML text of one document: plain types, finite numbers, each key once, limited in depth and aliases.
 
     Args:
@@ -97,7 +97,7 @@ def parse_yaml(text: str, where: str, way_out: str = "") -> Any:
     Raises:
         DpbenchError: not YAML, or one of these does not hold; names the line.
     """
-    mend = way_out or "mend that line"
+    mend = hint or "mend that line"
     if (control := _NOT_IN_YAML.search(text)) is not None:
         line = text.count("\n", 0, control.start()) + 1
         raise DpbenchError(f"{where}: malformed YAML at line {line}: the character U+{ord(control[0]):04X} is not allowed", mend)

@@ -38,11 +38,11 @@ def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     return sorted(getattr(current, "model_fields", {}))
 
 
-def parse(model: type[M], value: Any, where: str, way_out: str = "correct the keys named above", strict: bool | None = None) -> M:
+def parse(model: type[M], value: Any, where: str, hint: str = "correct the keys named above", strict: bool | None = None) -> M:
     """Validate `value`.
 
     Args:
-        way_out: where no key is unknown; strict: take no value of another type, such as a number written as a text.
+        hint: where no key is unknown; strict: take no value of another type, such as a number written as a text.
 
     Raises:
         DpbenchError: one line per fault, each with `where`, the key and, for an unknown key, the nearest valid one.
@@ -63,7 +63,7 @@ def parse(model: type[M], value: Any, where: str, way_out: str = "correct the ke
                 lines.append(f"{where}: {key}: {fault['msg']}{seen}")
         if len(faults) > _SHOWN:
             lines.append(f"{where}: and {len(faults) - _SHOWN} more")
-        raise DpbenchError("\n".join(lines), "; ".join(ways) or way_out) from error
+        raise DpbenchError("\n".join(lines), "; ".join(ways) or hint) from error
 
 
 def short(text: str) -> str:

@@ -100,7 +100,7 @@ def test_json_that_is_not_taken_names_file_and_line(tmp_path, content, says):
     assert caught.value.what.startswith(f"{path}: ")
     assert "\n" not in caught.value.what
     assert len(caught.value.what) < 400
-    assert caught.value.way_out
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(("content", "says"), YAML)
@@ -110,7 +110,7 @@ def test_yaml_that_is_not_taken_names_file_and_line(tmp_path, content, says):
         read_yaml(path)
     assert caught.value.what.startswith(f"{path}: ")
     assert len(caught.value.what) < 400
-    assert caught.value.way_out
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,10 @@ def fetch(spec: dict[str, Any], filename: str, repo_type: str, sha256: str | Non
     fault = _fault(path, f"{repo_type}/{spec['repo']}@{spec['revision']}/{filename}", expected)
     if fault:
         _remove(path)
-        way_out = "it is not kept: start again to fetch it anew; where the same comes again, use a local folder"
+        hint = "it is not kept: start again to fetch it anew; where the same comes again, use a local folder"
         if "first fetched" in fault:
-            way_out += f"; if the first was the wrong one, take its line out of {paths.cache() / _NOTED}"
-        raise DpbenchError(f"{what}: {fault}", way_out)
+            hint += f"; if the first was the wrong one, take its line out of {paths.cache() / _NOTED}"
+        raise DpbenchError(f"{what}: {fault}", hint)
     return path
 
 

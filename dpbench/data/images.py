@@ -52,8 +52,8 @@ def decode(
     for number, value in enumerate(values):
         named = f"{where}: {row(number if rows is None else rows[number])}"
         if value is None:
-            way_out = "write the images themselves into the file, as `to_parquet` of the `datasets` library does"
-            raise DpbenchError(f"{named} holds no bytes (only a path, or nothing)", way_out)
+            hint = "write the images themselves into the file, as `to_parquet` of the `datasets` library does"
+            raise DpbenchError(f"{named} holds no bytes (only a path, or nothing)", hint)
         if len(value) == raw and not _encoded(value, image, mostly_raw):
             pixels = np.frombuffer(value, dtype=np.uint8).reshape(height, width, channels)
         elif value.startswith((_PNG, b"RIFF", _JPEG)):
@@ -96,12 +96,12 @@ def _unknown(value: bytes, image: Mapping[str, Any], where: str) -> DpbenchError
     shape, raw = f"{height} x {width} x {channels}", channels * height * width
     other = next((name for magic, name in _OTHERS.items() if value.startswith(magic)), None)
     wider = {2: "of 16 bits", 4: "of 32 bits", 8: "of 64 bits"}
-    way_out = _AGAIN
+    hint = _AGAIN
     if other is not None:
-        way_out = f"it begins as a {other} does: store images as PNG, WebP or JPEG"
+        hint = f"it begins as a {other} does: store images as PNG, WebP or JPEG"
     elif raw and len(value) % raw == 0 and len(value) // raw in wider:
-        way_out = f"if these are values {wider[len(value) // raw]}, scale them to 0 to 255 and store bytes (uint8)"
-    return DpbenchError(f"{where} holds {len(value)} bytes, neither a PNG, WebP or JPEG nor {shape}", way_out)
+        hint = f"if these are values {wider[len(value) // raw]}, scale them to 0 to 255 and store bytes (uint8)"
+    return DpbenchError(f"{where} holds {len(value)} bytes, neither a PNG, WebP or JPEG nor {shape}", hint)
 
 
 def _opened(value: bytes, image: Mapping[str, Any], where: str) -> tuple[Pixels, bool]:

@@ -35,7 +35,7 @@ FROM_JSON = "write it as Parquet: `pyarrow.parquet.write_table(pyarrow.Table.fro
 
 
 def described(path: Path) -> tuple[str, str]:
-    """(what the file is, the way out), by its first and last bytes; ("", "fetch the file again") where they do not tell.
+    """(what the file is, a hint), by its first and last bytes; ("", "fetch the file again") where they do not tell.
 
     Never raises: a file that cannot be read is told by the error that led here.
     """
@@ -103,12 +103,12 @@ def _json_object(first: str) -> tuple[str, str]:
 
 
 def instead_of(path: Path) -> str:
-    """The way out where a file is missing: what lies beside it under another ending, or in parts; else empty."""
+    """The hint where a file is missing: what lies beside it under another ending, or in parts; else empty."""
     ways = {".csv": FROM_CSV, ".tsv": FROM_TSV, ".jsonl": FROM_JSON_LINES, ".json": FROM_JSON}
-    for ending, way_out in ways.items():
+    for ending, hint in ways.items():
         other = path.with_suffix(ending)
         if other.is_file():
-            return f"{other.name} is there; {way_out}"
+            return f"{other.name} is there; {hint}"
     parts = sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"))
     if parts:
         join = "`pyarrow.parquet.write_table(pyarrow.parquet.read_table(PARTS), NEW)`"

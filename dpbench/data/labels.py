@@ -62,8 +62,8 @@ def check_attribute(where: str, values: Sequence[int]) -> None:
     """
     for row, value in enumerate(values):
         if value not in (0, 1):
-            way_out = "attributes are 0 (no) or 1 (yes)" + ("; write 0 where CelebA's own list has -1" if value == -1 else "")
-            raise DpbenchError(f"{where}: {value} in {parquet.row(row)} is neither yes nor no", way_out)
+            hint = "attributes are 0 (no) or 1 (yes)" + ("; write 0 where CelebA's own list has -1" if value == -1 else "")
+            raise DpbenchError(f"{where}: {value} in {parquet.row(row)} is neither yes nor no", hint)
 
 
 def check_names(path: Path, column: str, classes: Sequence[str]) -> None:

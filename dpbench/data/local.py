@@ -114,12 +114,12 @@ def files(plugin: Plugin) -> dict[str, str]:
 def _no_file(path: Path, what: str) -> DpbenchError:
     """A split's file is not there, or is none."""
     if _is(Path.is_dir, path):
-        found, way_out = kinds.described(path)
-        return DpbenchError(f"{path}: is {found} ({what})", way_out)
+        found, hint = kinds.described(path)
+        return DpbenchError(f"{path}: is {found} ({what})", hint)
     if path.is_symlink():
         return DpbenchError(f"{path}: a link to a file that is not there ({what})", "put the file there, or take the link away")
-    way_out = kinds.instead_of(path) or "complete the folder, or remove it to use another source"
-    return DpbenchError(f"{path}: missing ({what}), though its folder is there", way_out)
+    hint = kinds.instead_of(path) or "complete the folder, or remove it to use another source"
+    return DpbenchError(f"{path}: missing ({what}), though its folder is there", hint)
 
 
 def path_of(plugin: Plugin, name: str, expected: str | None) -> Path:

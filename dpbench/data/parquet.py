@@ -42,9 +42,9 @@ def _open(path: Path) -> Any:
     except Exception as error:  # the reader's errors have no common base: a name that is not UTF-8, memory, a bad footer
         if file is not None:
             file.close()
-        found, way_out = kinds.described(path)
+        found, hint = kinds.described(path)
         reason = f"it is {found}" if found else _reason(error)
-        raise DpbenchError(f"{path}: not a readable Parquet file ({reason})", way_out) from error
+        raise DpbenchError(f"{path}: not a readable Parquet file ({reason})", hint) from error
     return file
 
 
@@ -218,11 +218,11 @@ def _bad_value(values: Any, where: str, start: int, error: Exception) -> Dpbench
         return True
 
     at = next((at for at in range(len(values)) if not readable(at)), 0)
-    what, way_out = f"cannot be read ({_reason(error)})", _DROP
+    what, hint = f"cannot be read ({_reason(error)})", _DROP
     if isinstance(error, UnicodeDecodeError):
         what = f"is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
-        way_out = "write the texts as UTF-8: `value.decode(its encoding).encode('utf-8')`"
-    return DpbenchError(f"{where}: {row(start + at)} {what}", way_out)
+        hint = "write the texts as UTF-8: `value.decode(its encoding).encode('utf-8')`"
+    return DpbenchError(f"{where}: {row(start + at)} {what}", hint)
 
 
 def read_metadata(path: Path, key: str) -> bytes | None:

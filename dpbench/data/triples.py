@@ -130,7 +130,7 @@ def by_row(where: str, columns: Mapping[str, Sequence[Any]], convert: Callable[[
             try:
                 convert({key: values[number : number + 1] for key, values in columns.items()})
             except DpbenchError as inner:
-                raise DpbenchError(f"{where}: {parquet.row(number)}: {inner.what}", inner.way_out) from error
+                raise DpbenchError(f"{where}: {parquet.row(number)}: {inner.what}", inner.hint) from error
             except Exception as inner:
                 reason = f"{type(inner).__name__}: {inner}"
                 raise DpbenchError(f"{where}: {parquet.row(number)} cannot be read ({reason})", LEAVE_OUT) from error

@@ -2,7 +2,7 @@
 
 A worker is `python -m MODULE`. It finds RANK, WORLD_SIZE and LOCAL_RANK in its environment, reads one line of JSON from its
 standard input (`receive`), and says what it has to say in lines of JSON (`say`). It ends itself when its input closes, so that
-none outlives us. A last line {"failure": {what, way_out, out_of_memory, lost}} says why it is about to fail; lost: the
+none outlives us. A last line {"failure": {what, hint, out_of_memory, lost}} says why it is about to fail; lost: the
 connection to another rank.
 """
 
@@ -34,8 +34,8 @@ _BREATH = 1.0  # seconds: a rank that dies takes others with it, who then compla
 class RankError(DpbenchError):
     """A worker ended badly. out_of_memory: for want of memory."""
 
-    def __init__(self, what: str, way_out: str = "", out_of_memory: bool = False) -> None:
-        super().__init__(what, way_out)
+    def __init__(self, what: str, hint: str = "", out_of_memory: bool = False) -> None:
+        super().__init__(what, hint)
         self.out_of_memory = out_of_memory
 
 
@@ -123,7 +123,7 @@ class _Worker:
         code = self.process.wait()
         if self.failure:
             return RankError(
-                f"rank {self.rank}: {self.failure['what']}", self.failure["way_out"], out_of_memory=self.failure["out_of_memory"]
+                f"rank {self.rank}: {self.failure['what']}", self.failure["hint"], out_of_memory=self.failure["out_of_memory"]
             )
         if code in _KILLED:
             return RankError(f"rank {self.rank} was killed, as for want of memory", "use a smaller batch or model", True)

@@ -30,17 +30,17 @@ def serve(work: Callable[[dict[str, Any], int], None]) -> None:
     except BaseException as error:
         traceback.print_exc()
         say({"failure": _why(error)})
-        os._exit(1)  # not the usual way out, which waits for the other ranks
+        os._exit(1)  # not the usual hint, which waits for the other ranks
 
 
 def _why(error: BaseException) -> dict[str, Any]:
     text = str(error) or type(error).__name__
     if isinstance(error, DpbenchError):
-        what, way_out, lost = error.what, error.way_out, False
+        what, hint, lost = error.what, error.hint, False
     else:
-        what, way_out = f"{type(error).__name__}: {text.splitlines()[0]}", ""
+        what, hint = f"{type(error).__name__}: {text.splitlines()[0]}", ""
         lost = any(word in text.lower() for word in ("connection", "timed out", "timeout", "peer"))
-    return {"what": what, "way_out": way_out, "out_of_memory": is_out_of_memory(error), "lost": lost}
+    return {"what": what, "hint": hint, "out_of_memory": is_out_of_memory(error), "lost": lost}
 
 
 def _join(kind: str, rank: int, size: int, patience: float) -> None:

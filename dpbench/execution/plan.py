@@ -58,7 +58,7 @@ def read_requests(path: Path, run: str) -> list[Request]:
     Raises:
         DpbenchError: the file is not there, or no plan.
     """
-    values = read_json(path, way_out=_AGAIN)
+    values = read_json(path, hint=_AGAIN)
     known = values.get("requests", {}) if isinstance(values, dict) else None
     if not isinstance(known, dict):
         raise DpbenchError(f"{path}: no plan of runs", _AGAIN)

@@ -42,12 +42,12 @@ def read_config(text_or_path: str) -> dict[str, Any]:
         DpbenchError: no such file, not JSON, keys or values of another kind, unknown plug-ins or settings, a version that is no
             longer the present one, or sources and parents that are not those the settings ask for.
     """
-    way_out = "give a run's config.json"
+    hint = "give a run's config.json"
     if text_or_path.lstrip().startswith("{"):
-        where, config = "config", parse_json(text_or_path, "config", way_out)
+        where, config = "config", parse_json(text_or_path, "config", hint)
     else:
-        where, config = text_or_path, read_json(Path(text_or_path), way_out=way_out)
-    parse(RunConfig, config, where, way_out, strict=True)
+        where, config = text_or_path, read_json(Path(text_or_path), hint=hint)
+    parse(RunConfig, config, where, hint, strict=True)
     for name, version in config["versions"].items():
         kind, _, plugin = name.partition(":")
         if kind not in plugins.FOLDERS:
@@ -59,7 +59,7 @@ def read_config(text_or_path: str) -> dict[str, Any]:
             )
     plugins.get("job", config["job"], where)
     if (own := f"job:{config['job']}") not in config["versions"]:
-        raise DpbenchError(f"{where}: versions: {own} is missing", way_out)
+        raise DpbenchError(f"{where}: versions: {own} is missing", hint)
     check_names(config, where)
     return config
 

@@ -22,7 +22,7 @@ OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of LayerNorm, in checkpoints 
 
 def check_config(path: Path, architecture: dict[str, Any], name: str) -> None:
     """Refuse another architecture. Some settings, such as the number of heads, leave no trace in the weights' shapes."""
-    found = read_json(path, way_out="fetch the model again")
+    found = read_json(path, hint="fetch the model again")
     if not isinstance(found, dict):
         raise DpbenchError(f"{path}: holds no object of settings, but {type(found).__name__}", "fetch the model again")
     for key, value in architecture.items():

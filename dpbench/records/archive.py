@@ -179,5 +179,5 @@ class _Reader:
         if self._gzip.unused_data or self._raw.read(1):
             self._refuse("something follows its end", _WHOLE)
 
-    def _refuse(self, what: str, way_out: str) -> NoReturn:
-        raise DpbenchError(f"{self._archive}: {what}", way_out)
+    def _refuse(self, what: str, hint: str) -> NoReturn:
+        raise DpbenchError(f"{self._archive}: {what}", hint)

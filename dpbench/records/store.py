@@ -85,7 +85,7 @@ def read_record(path: Path, run: str | None = None) -> Record:
         DpbenchError: as `record_from`; or the file is missing, truncated or no JSON.
     """
     try:
-        values = read_json(path, way_out=_AGAIN)
+        values = read_json(path, hint=_AGAIN)
     except DpbenchError as error:
         if not path.exists():
             raise DpbenchError(f"{path}: no such record", "run the job that makes it") from error
@@ -175,7 +175,7 @@ def _sound(path: Path, left_out: list[LeftOut] | None) -> Iterator[Stored]:
 def leave_out(run: str, where: str, error: DpbenchError, left_out: list[LeftOut] | None) -> None:
     """Say in one line on stderr that a record is not used, and note it in `left_out`."""
     what = error.what.replace(f"{where}: ", "").replace(f"{paths.root() / where}: ", "").replace(f"{paths.root()}/", "")
-    line = f"{' '.join(what.split())} (way out: {' '.join(error.way_out.split())})"
+    line = f"{' '.join(what.split())} (hint: {' '.join(error.hint.split())})"
     item = LeftOut(run=run, where=where, why=line if len(line) <= _SAID else f"{line[: _SAID - 3]}...")
     print(f"warning: {item}", file=sys.stderr, flush=True)
     if left_out is not None:

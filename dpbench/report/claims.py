@@ -243,7 +243,7 @@ def read_claims(path: Path) -> list[Judgement]:
     Raises:
         DpbenchError: missing, or not that.
     """
-    values = read_json(path, way_out="judge the claims first (dpbench claims)")
+    values = read_json(path, hint="judge the claims first (dpbench claims)")
     if not isinstance(values, list):
         raise DpbenchError(f"{path}: not a list of judgements", "delete it and judge the claims again")
     return [parse(Judgement, value, f"{path}: judgement {number}") for number, value in enumerate(values, 1)]

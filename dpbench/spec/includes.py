@@ -1,4 +1,4 @@
-"""Fragments that several tables share: a mapping that says `include: NAME` has the keys of `benchmarks/_shared/NAME.yaml`, too."""
+"""Fragments that several tables share: `include: NAME` in a mapping adds the keys of `benchmarks/_shared/NAME.yaml`."""
 
 from __future__ import annotations
 

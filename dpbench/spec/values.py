@@ -37,7 +37,7 @@ def read_values(path: Path, needed: Sequence[str], more: str = "") -> tuple[list
         DpbenchError: not a CSV in UTF-8, a column that is missing or stands twice, a line of another length, a value that is no
             finite number, a line without a source or with neither value nor note, or a cell that stands twice; names the line.
     """
-    text = read_text(path, way_out=f"write a CSV with the columns {', '.join(needed)}")
+    text = read_text(path, hint=f"write a CSV with the columns {', '.join(needed)}")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     found: list[Line] = []
     first_of: dict[tuple[str, ...], int] = {}

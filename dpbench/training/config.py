@@ -67,7 +67,7 @@ class ClippingSettings(Strict):
             try:
                 self.build(bound=1.0)
             except DpbenchError as error:
-                raise ValueError(f"{error.what} ({error.way_out})") from error
+                raise ValueError(f"{error.what} ({error.hint})") from error
         return self
 
     def build(self, bound: float | None = None, groups: int = 1) -> Clipping:

@@ -196,4 +196,4 @@ def test_label_words_come_in_the_order_of_the_classes():
 def test_a_dataset_without_prompts_is_refused():
     with pytest.raises(DpbenchError, match="dataset wikitext2 has no prompts") as caught:
         asked.require("wikitext2")
-    assert all(name in caught.value.way_out for name in ROWS)
+    assert all(name in caught.value.hint for name in ROWS)

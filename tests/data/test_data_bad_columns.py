@@ -23,11 +23,11 @@ def loaded(name="sst2", split="train", limit=None):
 
 
 def refused(name="sst2", split="train"):
-    """The one error of loading a split, which says a way out."""
+    """The one error of loading a split, which says a hint."""
     source = registry.resolve(name, "local")
     with pytest.raises(DpbenchError) as caught:
         registry.load(name, split, source)
-    assert caught.value.way_out
+    assert caught.value.hint
     return caught.value
 
 
@@ -93,13 +93,13 @@ BAD_LABELS = {
 
 @pytest.mark.parametrize("case", BAD_LABELS)
 def test_bad_labels_are_named(case, put):
-    values, what, way_out = BAD_LABELS[case]
+    values, what, hint = BAD_LABELS[case]
     file = put("sst2", rest=GOOD, train={"sentence": TEXT, "label": values})
     error = refused()
     assert str(file) in error.what
     assert "label" in error.what
     assert_matches(what, error.what)
-    assert_matches(way_out, error.way_out)
+    assert_matches(hint, error.hint)
 
 
 @pytest.mark.parametrize("case", ["too large", "one missing", "words", "beyond int64", "-1 and 1", "none"])
@@ -193,7 +193,7 @@ def test_names_of_classes_that_contradict_ours_are_refused(name, columns, names,
     error = refused(name)
     assert_matches(message, error.what)
     assert str(file) in error.what
-    assert "labels must be 0 to" in error.way_out
+    assert "labels must be 0 to" in error.hint
 
 
 @pytest.mark.parametrize(
@@ -260,12 +260,12 @@ BAD_TEXTS = {
 
 @pytest.mark.parametrize("case", BAD_TEXTS)
 def test_bad_texts_are_named(case, put):
-    values, what, way_out = BAD_TEXTS[case]
+    values, what, hint = BAD_TEXTS[case]
     file = put("sst2", rest=GOOD, train={"sentence": values, "label": LABEL})
     error = refused()
     assert str(file) in error.what
     assert_matches(what, error.what)
-    assert_matches(way_out, error.way_out)
+    assert_matches(hint, error.hint)
 
 
 def test_a_bad_text_far_down_is_named_by_its_row_in_the_file(put):
@@ -292,12 +292,12 @@ BAD_NAMES = {
 
 @pytest.mark.parametrize("case", BAD_NAMES)
 def test_a_column_of_another_name_is_told_with_the_nearest(case, put):
-    columns, what, way_out = BAD_NAMES[case]
+    columns, what, hint = BAD_NAMES[case]
     file = put("sst2", rest=GOOD, train=columns)
     error = refused()
     assert str(file) in error.what
     assert_matches(what, error.what)
-    assert_matches(way_out, error.way_out)
+    assert_matches(hint, error.hint)
     assert len(str(error)) < 2_000
 
 
@@ -328,4 +328,4 @@ def test_attributes_are_yes_or_no(value, says, split, put):
     file = put("celeba_multilabel", rest=good, **{split: good | {"Bald": [0, 1, value]}})
     error = refused("celeba_multilabel")
     assert f"{file}), Bald: {value} in row 3 (row 2 counted from 0) is neither yes nor no" in error.what
-    assert_matches(says, error.way_out)
+    assert_matches(says, error.hint)

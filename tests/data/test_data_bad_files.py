@@ -86,14 +86,14 @@ NO_PARQUET = {
 @pytest.mark.parametrize("case", NO_PARQUET)
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_file_that_is_no_parquet_is_said_to_be_what_it_is(case, split, put):
-    content, what, way_out = NO_PARQUET[case]
+    content, what, hint = NO_PARQUET[case]
     file = put("sst2", rest=GOOD, **{split: content})
     source = registry.resolve("sst2", "local")
     for act in (lambda: registry.load("sst2", "train", source), lambda: registry.check("sst2", source)):
         with pytest.raises(DpbenchError, match=f"not a readable Parquet file .*{what}|{what}") as caught:
             act()
         assert str(file) in caught.value.what
-        assert re.search(way_out, caught.value.way_out)
+        assert re.search(hint, caught.value.hint)
 
 
 NO_ROWS = {
@@ -152,7 +152,7 @@ def test_a_shape_of_more_rows_than_fit_is_refused_by_the_footer_alone(put, monke
 def test_a_file_that_is_there_in_another_form_is_named_with_how_to_convert_it(put):
     file = put("sst2", train=GOOD)
     file.unlink()
-    for other, way_out in [
+    for other, hint in [
         ("train.csv", "read_csv"),
         ("train.tsv", "delimiter"),
         ("train.jsonl", "read_json"),
@@ -163,8 +163,8 @@ def test_a_file_that_is_there_in_another_form_is_named_with_how_to_convert_it(pu
         beside.write_bytes(b"x")
         with pytest.raises(DpbenchError, match=r"train\.parquet: missing \(sst2, split 'train'\)") as caught:
             registry.resolve("sst2", "local")
-        assert other in caught.value.way_out
-        assert way_out in caught.value.way_out
+        assert other in caught.value.hint
+        assert hint in caught.value.hint
         beside.unlink()
 
 
@@ -177,7 +177,7 @@ def test_a_folder_in_place_of_a_file_is_told(put):
     (file / "part-0.parquet").write_bytes(WHOLE)
     with pytest.raises(DpbenchError, match=r"train\.parquet: is a folder of Parquet files") as caught:
         registry.resolve("sst2")
-    assert "join them" in caught.value.way_out
+    assert "join them" in caught.value.hint
 
 
 def test_links_that_lead_nowhere_or_in_a_circle(put):
@@ -207,7 +207,7 @@ def test_a_data_folder_that_is_none(value, monkeypatch):
         monkeypatch.setenv("DPBENCH_DATA", value)
     with pytest.raises(DpbenchError, match=r"^DPBENCH_DATA=") as caught:
         registry.resolve("sst2")
-    assert "data_folder" in caught.value.way_out
+    assert "data_folder" in caught.value.hint
 
 
 @pytest.mark.parametrize("value", ["~nobody-of-this-name/models", "x" * 5000, "/dev/null"])
@@ -217,7 +217,7 @@ def test_a_model_folder_that_is_none(value, monkeypatch):
     monkeypatch.setenv("DPBENCH_MODELS", value)
     with pytest.raises(DpbenchError, match=r"^DPBENCH_MODELS=") as caught:
         sources.resolve("minilm", "local")
-    assert "model_folder" in caught.value.way_out
+    assert "model_folder" in caught.value.hint
 
 
 def forbidden(*_, **__):

@@ -50,7 +50,7 @@ def refused(value, image=COLOUR, others=(RAW,)):
         images.decode([*others, value], image, "here")
     number = len(others)
     assert caught.value.what.startswith(f"here: row {number + 1} (row {number} counted from 0) ")
-    assert caught.value.way_out
+    assert caught.value.hint
     return caught.value
 
 
@@ -202,12 +202,12 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.parametrize("image", [COLOUR, FIT], ids=["as it is", "fit"])
 def test_bad_images_are_named_by_their_row(case, image):
-    value, what, way_out = BAD[case]
+    value, what, hint = BAD[case]
     if image is FIT and case in ("a row less", "lying"):
         pytest.skip("another size is cut and resized there")
     error = refused(value, image)
     assert re.search(what, error.what)
-    assert re.search(way_out, error.way_out)
+    assert re.search(hint, error.hint)
     assert "BytesIO" not in str(error)
 
 
@@ -256,7 +256,7 @@ def test_columns_that_hold_no_images_are_refused(values, kind, what, put):
     with collected(), pytest.raises(DpbenchError, match=what) as caught:
         registry.load("cifar10", "train", registry.resolve("cifar10"))
     assert str(file) in caught.value.what
-    assert caught.value.way_out
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(3072)], ids=str)

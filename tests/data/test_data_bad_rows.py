@@ -112,7 +112,7 @@ def test_bad_triples_are_refused(case):
     with pytest.raises(DpbenchError, match=what) as caught:
         triples.triples("input", entries)
     assert "column 'input'" in caught.value.what
-    assert caught.value.way_out
+    assert caught.value.hint
 
 
 BAD_SLOTS = {
@@ -142,7 +142,7 @@ def test_bad_slots_are_refused(case):
     with pytest.raises(DpbenchError, match=what) as caught:
         triples.slots("meaning_representation", table, plugins.get("dataset", "e2e_nlg").extra["slots"])
     assert "column 'meaning_representation'" in caught.value.what
-    assert caught.value.way_out
+    assert caught.value.hint
 
 
 def test_slots_keep_their_order_and_what_stands_in_a_value():
@@ -185,7 +185,7 @@ def test_a_bad_row_is_named_with_its_file(case, put):
         loaded(name)
     assert f"dataset {name}, split 'train' ({file}): row 2 (row 1 counted from 0): " in caught.value.what
     assert re.search(what, caught.value.what)
-    assert caught.value.way_out
+    assert caught.value.hint
 
 
 BAD_COLUMNS = {
@@ -239,7 +239,7 @@ def test_a_renamed_column_is_told_with_the_columns_there(name, put):
     put(name, rest=ROWS[name], train={f"{first}_2": ROWS[name][first]} | {key: ROWS[name][key] for key in others})
     with pytest.raises(DpbenchError, match=f"no column '{first}'; its columns: {first}_2, ") as caught:
         loaded(name)
-    assert f"did you mean '{first}_2'" in caught.value.way_out
+    assert f"did you mean '{first}_2'" in caught.value.hint
 
 
 def test_texts_inside_a_list_that_are_not_utf8_are_named(put):

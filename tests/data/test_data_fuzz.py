@@ -99,7 +99,7 @@ def loaded(put, name, table, by):
     except DpbenchError as error:
         refusal = error
     if refusal is not None:
-        assert refusal.way_out
+        assert refusal.hint
         assert str(file.parent) in refusal.what
         assert len(refusal.what.splitlines()) == 1
     return file, found

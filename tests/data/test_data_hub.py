@@ -129,7 +129,7 @@ def test_other_bytes_are_refused_not_kept_and_fetched_again(content, etag, known
         with pytest.raises(DpbenchError, match=message) as caught:
             hub.fetch(spec, NAME, "dataset")
         assert caught.value.what.startswith(f"nyu-mll/glue@{spec['revision'][:12]}: {NAME}: ")
-        assert "start again" in caught.value.way_out
+        assert "start again" in caught.value.hint
         assert left(tmp_path) == []
     spec.pop("sha256", None)
     server.content, server.etag = good, hashlib.sha256(good).hexdigest()
@@ -146,7 +146,7 @@ def test_another_file_of_the_same_revision_is_refused_later(server, spec, tmp_pa
     server.etag = hashlib.sha256(server.content).hexdigest()
     with pytest.raises(DpbenchError, match=f"it was {first} when this revision was first fetched") as caught:
         hub.fetch(spec, NAME, "dataset")
-    assert "hub.json" in caught.value.way_out
+    assert "hub.json" in caught.value.hint
     assert left(tmp_path) == []
 
 
@@ -167,7 +167,7 @@ def test_a_hub_that_falls_silent_is_given_up(server, spec, monkeypatch):
     with pytest.raises(DpbenchError, match="download failed: the hub sent nothing for 0 s") as caught:
         hub.fetch(spec, NAME, "dataset")
     assert time.monotonic() - begun < 10
-    assert caught.value.way_out == "try again, or use a local folder"
+    assert caught.value.hint == "try again, or use a local folder"
 
 
 def test_a_hub_that_sends_a_byte_now_and_then_is_given_up(server, spec, monkeypatch):
@@ -200,7 +200,7 @@ def test_a_download_of_another_process_is_waited_for(tmp_path, monkeypatch):
 def test_a_repository_of_an_impossible_name_is_the_plug_in_s_mistake(spec):
     with pytest.raises(DpbenchError, match="hub: ") as caught:
         hub.fetch(spec | {"repo": "no/such/name"}, NAME, "dataset")
-    assert "'no/such/name'" in caught.value.way_out
+    assert "'no/such/name'" in caught.value.hint
 
 
 def test_a_run_that_meets_other_bytes_names_the_file(server, monkeypatch):

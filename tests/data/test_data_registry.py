@@ -143,7 +143,7 @@ def test_missing_column_names_file_column_and_the_columns_there(sst2):
     for act in (lambda: registry.load("sst2", "train", source), lambda: registry.check("sst2", source)):
         with pytest.raises(DpbenchError, match=r"train\.parquet: no column 'sentence'; its columns: sentences, label") as caught:
             act()
-        assert "did you mean 'sentences'" in caught.value.way_out
+        assert "did you mean 'sentences'" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_all_ranks_answer_and_end():
 @pytest.mark.parametrize(("do", "says", "memory"), [
     ((["sleep"], ["die"]), "rank 1 ended with exit code 7", False),
     ((["sleep"], ["kill"]), "rank 1 was killed", True),
-    ((["sleep"], ["say why"]), "rank 1: no room\n  way out: less", False),
+    ((["sleep"], ["say why"]), "rank 1: no room\n  hint: less", False),
     ((["lose"], ["say why"]), "rank 1: no room", False),
     ((["lose"], ["die"]), "rank 1 ended with exit code 7", False),
     ((["lose"], ["kill"]), "rank 1 was killed", True),

@@ -23,7 +23,7 @@ def meet():
             os._exit(7)
         dist.all_reduce(torch.ones(3))
     except RuntimeError as error:
-        say({"failure": {"what": str(error), "way_out": "", "out_of_memory": False, "lost": True}})
+        say({"failure": {"what": str(error), "hint": "", "out_of_memory": False, "lost": True}})
         os._exit(1)
 
 
@@ -38,11 +38,11 @@ for what in request["do"][RANK]:
     elif what == "kill":
         os.kill(os.getpid(), 9)
     elif what == "say why":
-        say({"failure": {"what": "no room", "way_out": "less", "out_of_memory": False, "lost": False}})
+        say({"failure": {"what": "no room", "hint": "less", "out_of_memory": False, "lost": False}})
         os._exit(1)
     elif what == "lose":
         time.sleep(0.2)
-        say({"failure": {"what": "connection closed", "way_out": "", "out_of_memory": False, "lost": True}})
+        say({"failure": {"what": "connection closed", "hint": "", "out_of_memory": False, "lost": True}})
         os._exit(1)
     elif what == "meet":
         meet()

@@ -44,7 +44,7 @@ def test_a_changed_artefact_is_named_with_the_way_out(context, name, change, say
         with pytest.raises(DpbenchError, match=says) as caught:
             read()
         assert caught.value.what.startswith(f"{context.parents['start'] / name}: ")
-        assert caught.value.way_out == f"delete {context.parents['start']} and run the parent again"
+        assert caught.value.hint == f"delete {context.parents['start']} and run the parent again"
 
 
 def test_a_file_that_the_record_does_not_name_is_not_read(context):

@@ -132,7 +132,7 @@ def test_a_raised_version_is_locked_without_a_reason_an_edit_is_not(own_lock):
     assert "raise its version" in identity.stale()["engine:fused"]
     with pytest.raises(DpbenchError, match="engine:fused was edited") as caught:
         identity.lock(["engine:fused"])
-    assert "--why" in caught.value.way_out
+    assert "--why" in caught.value.hint
     assert identity.lock(["engine:fused"], "a loop was unrolled") == ["engine:fused"]
     assert identity.locked()["engine:fused"].why == "a loop was unrolled"
     assert identity.stale() == {}

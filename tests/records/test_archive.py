@@ -127,7 +127,7 @@ def test_an_archive_that_is_not_of_our_making_files_nothing(tree, content, says)
     with pytest.raises(DpbenchError, match=says) as caught:
         recording.merge(path)
     assert caught.value.what.startswith(f"{path}: ")
-    assert caught.value.way_out
+    assert caught.value.hint
     assert not (tree / "results").exists()
 
 

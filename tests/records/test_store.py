@@ -93,7 +93,7 @@ def test_a_spoiled_record_says_what_and_the_way_out(tmp_path, change, says):
     with pytest.raises(DpbenchError, match=says) as caught:
         read_record(path)
     assert str(path) in caught.value.what
-    assert "run again" in caught.value.way_out
+    assert "run again" in caught.value.hint
 
 
 @pytest.mark.parametrize("keep", [0, 1, 50, 200])
@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_the_old_record_and_no_scraps(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(DpbenchError, match="the disk is full") as caught:
         write_record(record(2.0), tmp_path)
-    assert "finished records are kept" in caught.value.way_out
+    assert "finished records are kept" in caught.value.hint
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [NAME]
 

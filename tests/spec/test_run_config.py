@@ -165,7 +165,7 @@ def test_a_root_without_tables_is_named_and_not_the_paper(tmp_path, monkeypatch)
     monkeypatch.setenv("DPBENCH_ROOT", str(tmp_path / "nowhere"))
     with pytest.raises(DpbenchError, match="nowhere/benchmarks: holds no table") as caught:
         study_at("smoke", ["dpzero/quadratic"], "test")
-    assert "DPBENCH_ROOT" in caught.value.way_out
+    assert "DPBENCH_ROOT" in caught.value.hint
 
 
 def test_a_local_file_that_changed_is_named_and_not_the_hub(sound, monkeypatch):

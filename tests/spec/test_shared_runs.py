@@ -143,7 +143,7 @@ def test_a_plan_that_is_none_is_one_error_that_names_the_file(tmp_path, text):
     with pytest.raises(DpbenchError) as caught:
         read_requests(path, "0" * 12)
     assert str(path) in caught.value.what
-    assert "snakemake" in caught.value.way_out
+    assert "snakemake" in caught.value.hint
 
 
 def test_cells_may_have_seeds_of_their_own():

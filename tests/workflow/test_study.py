@@ -88,7 +88,7 @@ def test_the_smoke_tier_is_the_same_everywhere(tier: str, wanted: str, monkeypat
 
 
 def test_a_source_for_nothing_is_an_error() -> None:
-    with pytest.raises(DpbenchError, match=r"unknown dataset or model 'sts2'\s+way out: did you mean 'sst2'"):
+    with pytest.raises(DpbenchError, match=r"unknown dataset or model 'sts2'\s+hint: did you mean 'sst2'"):
         resolver(Config(sources={"sts2": "embedded"}))
 
 

@@ -138,17 +138,17 @@ def check_no_known_writer(model: nn.Module) -> None:
     for name, module in model.named_modules():
         what = None
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
-            what, way_out = "renormalises its weight", "leave max_norm out"
+            what, hint = "renormalises its weight", "leave max_norm out"
         elif isinstance(module, nn.modules.batchnorm._NormBase) and module.training and module.track_running_stats:
             what = "keeps statistics of the examples"
-            way_out = "put it into eval mode, or use track_running_stats=False, GroupNorm or LayerNorm"
+            hint = "put it into eval mode, or use track_running_stats=False, GroupNorm or LayerNorm"
         elif module.training and _iterates_for_spectral_norm(module):
-            what, way_out = "moves the vectors of its power iteration", "put it into eval mode, or leave spectral norm out"
+            what, hint = "moves the vectors of its power iteration", "put it into eval mode, or leave spectral norm out"
         if what is not None:
             raise DpbenchError(
                 f"{name or '(model)'} ({type(module).__name__}) {what} in every forward pass: without noise, "
                 "it would tell of private data",
-                way_out,
+                hint,
             )
 
 

@@ -68,8 +68,8 @@ class PromptTask(TrainingTask):
         self.model = fuse_gelu(language_model).to(self.device)
         if settings.clips and not settings.by_zeroth and self.examples.forms > 1:
             what = f"loss: candidates makes {self.examples.forms} inputs of an example of {settings.task}"
-            way_out = "take loss: tokens, or label words of one token each"
-            raise DpbenchError(f"{what}, and engine {settings.engine} takes one", way_out)
+            hint = "take loss: tokens, or label words of one token each"
+            raise DpbenchError(f"{what}, and engine {settings.engine} takes one", hint)
         self.facts: dict[str, Any] = {
             "prompts_cut": self.cut["prompt"],
             "parameters": sum(p.numel() for p in self.model.parameters()),

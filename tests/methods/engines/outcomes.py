@@ -21,7 +21,7 @@ class Outcome:
 
 
 def refused(refusal: DpbenchError) -> Outcome:
-    if len(refusal.what) < 10 or not refusal.way_out:
+    if len(refusal.what) < 10 or not refusal.hint:
         return Outcome("wrong", f"a refusal that does not help: {refusal}")
     return Outcome("refused", refusal.what)
 

@@ -155,7 +155,7 @@ PLANTED = {
     "one tensor scaled a little": (_after_the_release(_scale_one), "sum is off"),
     "not clipped": (_Lying, "sum is off"),
     "another error": (_fail, "raised ValueError"),
-    "a refusal without a way out": (_mumble, "does not help"),
+    "a refusal without a hint": (_mumble, "does not help"),
     "writes into the model": (_keep_a_mean, "wrote"),
 }
 

@@ -96,7 +96,7 @@ def metrics(outcome):
 def test_settings_that_make_no_sense_are_named(over, says):
     with pytest.raises(DpbenchError) as caught:
         settings(**over)
-    assert says in str(caught.value) + caught.value.way_out
+    assert says in str(caught.value) + caught.value.hint
 
 
 @pytest.mark.parametrize("over", [{}, ANSWERS, ZERO_SHOT, FIRST_ORDER | {"loss": "tokens"}, {"start": START}])
@@ -326,7 +326,7 @@ def test_mezo_lowers_the_loss(context):
 def test_a_first_order_engine_needs_one_input_an_example(context):
     with pytest.raises(DpbenchError, match="makes 2 inputs of an example of sst2, and engine bookkeeping") as caught:
         job.run(settings(**FIRST_ORDER), context)
-    assert "loss: tokens" in caught.value.way_out
+    assert "loss: tokens" in caught.value.hint
 
 
 @pytest.mark.parametrize("over", [{"loss": "tokens"}, {"label_words": {"negative": " a", "positive": " b"}}, ANSWERS])
