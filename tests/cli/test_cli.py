@@ -22,14 +22,17 @@ def test_the_verbs_are_these():
         "claims",
         "doctor",
         "long",
+        "new",
         "plot",
         "plugins",
         "record",
         "report",
         "run",
         "schema",
+        "show",
         "simulate",
         "table",
+        "test-plugin",
     ]
     assert sorted(verbs.choices) == known
 
@@ -65,7 +68,7 @@ def test_every_tier_stands(tier, capsys):
 
 def test_a_run_that_cannot_stand_is_found(capsys, monkeypatch):
     from dpbench.errors import DpbenchError
-    from dpbench.measure import throughput
+    from dpbench.jobs import throughput
 
     def broken(*_):
         raise DpbenchError("engine x leaves y unprotected")
@@ -76,7 +79,7 @@ def test_a_run_that_cannot_stand_is_found(capsys, monkeypatch):
 
 
 def test_seeds_are_checked_once_and_counted_each(capsys, monkeypatch):
-    from dpbench.measure import convergence
+    from dpbench.jobs import convergence
 
     asked = []
     monkeypatch.setattr(convergence, "check", lambda settings, _: asked.append(settings) or [])

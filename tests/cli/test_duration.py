@@ -11,7 +11,7 @@ from dpbench.spec.models import Resources
 
 
 def run(name: str, **resources) -> Run:
-    return Run(id=name, config={}, resources=Resources(**{"minutes": 10, "mem_mb": 100} | resources), sources={})
+    return Run(id=name, key=name, config={}, resources=Resources(**{"minutes": 10, "mem_mb": 100} | resources), sources={})
 
 
 def test_seconds_of_records_come_before_plans():

@@ -146,8 +146,8 @@ def test_a_raised_version_is_locked_without_a_reason_an_edit_is_not(own_lock):
 
 
 def test_a_changed_shared_module_is_named_and_changes_no_identity(own_lock):
-    own_lock("core:engines", content="0" * 12)
-    assert "every plug-in whose numbers change" in identity.stale()["core:engines"]
+    own_lock("core:methods", content="0" * 12)
+    assert "every plug-in whose numbers change" in identity.stale()["core:methods"]
     assert isinstance(identity.identity(plugins.get("engine", "fused")), int)
 
 

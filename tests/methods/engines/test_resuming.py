@@ -91,7 +91,7 @@ def test_going_on_works_in_another_process(tmp_path):
         program = f"""
 import sys, torch
 sys.path[:0] = {sys.path!r}
-from dpbench import engines
+from dpbench.methods import engines
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 from dpbench.privacy.sampling import batches
 torch.manual_seed(0)
