@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -59,6 +60,10 @@ Block = dict[str, Label | list[Label]]
 """Cells of a table: each axis names one value or several, and one that is not named has all its values. With `why` the published
 table has these cells, or another tier has, and they stay empty for that reason."""
 WHY = "why"
+
+
+def _every_cell() -> list[Block]:
+    return [{}]
 
 
 class Override(Strict):
@@ -222,7 +227,7 @@ class TableSpec(Strict):
     origin: dict[str, str] = Field(default_factory=dict, description="Setting -> whose it is: the paper's, its code's, ours.")
     seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
     cells: list[Block] = Field(
-        default_factory=lambda: [{}], min_length=1, description="Blocks of cells; without any, every combination of the axes."
+        default_factory=_every_cell, min_length=1, description="Blocks of cells; without any, every combination of the axes."
     )
     overrides: list[Override] = Field(
         default_factory=list, description="Settings of some cells alone, which no single axis gives."
@@ -267,7 +272,7 @@ class TableSpec(Strict):
         """Hold every block to the axes: a value must be one that the axis has, at the block's tier or at any."""
         at_tier = {name: self.values_at(name) for name in self.tiers}
         at_any = {axis: set().union(*(values[axis] for values in at_tier.values())) for axis in self.axes}
-        places = [("cells", self.cells, at_any)]
+        places: list[tuple[str, list[Block], Mapping[str, Collection[str]]]] = [("cells", self.cells, at_any)]
         places += [(f"tiers.{name}.cells", tier.cells or [], at_tier[name]) for name, tier in self.tiers.items()]
         for where, blocks, known in places:
             for number, block in enumerate(blocks, 1):
