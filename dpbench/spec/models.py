@@ -288,7 +288,7 @@ class TableSpec(Strict):
         return {name: [str(label(value)) for value in axes[name]] for name in self.axes}
 
     @staticmethod
-    def _known(where: str, given: Any, known: set[str]) -> None:
+    def _known(where: str, given: Any, known: Collection[str]) -> None:
         for name in given:
             if name not in known:
                 raise ValueError(f"{where}: {name!r} is not one of {', '.join(sorted(known))}")
