@@ -174,7 +174,7 @@ def _simulate(args: argparse.Namespace) -> None:
     from dpbench.measure.simulation import printed
 
     given = {"size": args.size, "tokens": args.tokens, "batch_size": args.batch_size, "dtype": args.dtype, "whole": args.whole}
-    print(printed(given | {"engines": args.engines, "devices": args.devices}))
+    print(printed(given | {"methods": args.engines, "devices": args.devices}))
 
 
 def _schema(args: argparse.Namespace) -> None:

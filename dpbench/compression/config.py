@@ -65,9 +65,9 @@ class Settings(text_classification.Settings):
     def _budget_belongs_to_the_method(self) -> Settings:
         budgets = (self.epsilon is not None) + (self.noise_multiplier is not None)
         if self.clips and (self.clipping is None or budgets != 1):
-            raise ValueError(f"engine {self.engine} needs clipping and one of epsilon and noise_multiplier")
+            raise ValueError(f"method {self.method} needs clipping and one of epsilon and noise_multiplier")
         if not self.clips and (self.clipping is not None or budgets):
-            raise ValueError(f"engine {self.engine} takes neither clipping nor epsilon nor noise_multiplier")
+            raise ValueError(f"method {self.method} takes neither clipping nor epsilon nor noise_multiplier")
         return self
 
     @model_validator(mode="after")
@@ -114,9 +114,9 @@ class Settings(text_classification.Settings):
                     f"{name}: {other} has a vocabulary of {vocabulary_of(other)}, {self.model} of {vocabulary_of(self.model)}: "
                     "teacher and student must read the same tokens"
                 )
-        if teacher is not None and teacher.task is not None and classes_of(teacher.task) != classes_of(self.task):
+        if teacher is not None and teacher.dataset is not None and classes_of(teacher.dataset) != classes_of(self.dataset):
             raise ValueError(
-                f"teacher.task: {teacher.task} has other classes than {self.task}: teacher and student must share them"
+                f"teacher.dataset: {teacher.dataset} has other classes than {self.dataset}: teacher and student must share them"
             )
         layer_map(student.layer_map, student.layers, depth if student.start == "teacher" else self.depth)
         needs = [n for n, wanted in (("distil", self.distil), ("start: teacher", student.start == "teacher")) if wanted]
@@ -165,7 +165,7 @@ class Settings(text_classification.Settings):
             settings["epsilon"] = self.epsilon * self.split.teacher
         if teacher.model is not None:
             settings["layers"] = None
-        for name in ("task", "model", "layers", "steps", "expected_batch_size"):
+        for name in ("dataset", "model", "layers", "steps", "expected_batch_size"):
             if (value := getattr(teacher, name)) is not None:
                 settings[name] = value
         for name in ("learning_rate", "head_learning_rate"):
@@ -208,7 +208,7 @@ def uses(settings: Settings) -> Uses:
     """Return versions and sources that decide the numbers."""
     student = settings.student
     others = (student.model,) if student is not None and student.model is not None else ()
-    return Uses(tuple(settings.deciding_plugins), (settings.task, PUBLIC), (settings.model, *others))
+    return Uses(tuple(settings.deciding_plugins), (settings.dataset, PUBLIC), (settings.model, *others))
 
 
 def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any], int, Resources]]:
@@ -221,7 +221,7 @@ def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any
         runs["inference"] = ("inference", timing, 0, Resources(threads="all", minutes=0.5, mem_mb=4000))
     if settings.teacher is not None:
         room = Resources(threads=threads, minutes=2, mem_mb=6000, gpu=gpu)
-        runs["teacher"] = ("compress", settings.of_teacher(), seed, room)
+        runs["teacher"] = ("compression", settings.of_teacher(), seed, room)
     if settings.student is not None and settings.student.distilled is not None:
         distilled = settings.student.distilled.model_dump(mode="json") | {
             "model": settings.model,

@@ -74,7 +74,7 @@ class Split(Strict):
 class Teacher(Strict):
     """The private model that a student learns from; what is None is as in the student's run."""
 
-    task: str | None = None
+    dataset: str | None = None
     model: str | None = None
     layers: int | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=1)

@@ -46,7 +46,7 @@ class CompressedTask(TextTask):
         else:
             assert self.teacher is not None
             self.teacher.to(self.device)
-            self._logits = torch.full((len(self.train.ids), len(classes_of(settings.task))), float("nan"))
+            self._logits = torch.full((len(self.train.ids), len(classes_of(settings.dataset))), float("nan"))
 
     def _encoder(self, context: Context) -> Encoder:
         settings, student = self.settings, self.settings.student
@@ -105,7 +105,7 @@ class CompressedTask(TextTask):
 def load_classifier(settings: Settings, folder: Path) -> Classifier:
     """Return the teacher that a run left, frozen and in eval mode."""
     encoder, rest = saved.load_encoder(folder / saved.ENCODER), saved.load_rest(folder)
-    model = Classifier(encoder, Head(encoder.width, settings.hidden, len(classes_of(settings.task))), settings)
+    model = Classifier(encoder, Head(encoder.width, settings.hidden, len(classes_of(settings.dataset))), settings)
     model.load_state_dict(rest | {f"encoder.{k}": v for k, v in encoder.state_dict().items()})
     return model.eval().requires_grad_(False)
 
@@ -117,7 +117,7 @@ def meta_model(settings: Settings, sources: dict[str, Source]) -> nn.Module:
     layers = student.layers if student is not None else settings.layers
     source = sources.get(f"model:{name}", Source(kind="scratch"))
     encoder = models.encoder(name, source, layers, meta=True)
-    head = Head(encoder.width, settings.hidden, len(classes_of(settings.task)))
+    head = Head(encoder.width, settings.hidden, len(classes_of(settings.dataset)))
     model = Classifier(encoder, head, settings).to("meta")
     if settings.freeze_embeddings:
         encoder.model.embeddings.requires_grad_(False)

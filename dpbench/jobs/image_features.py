@@ -33,7 +33,7 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     from dpbench.data import registry as datasets
     from dpbench.models import registry as models
 
-    rows = datasets.check(settings.task, sources[f"dataset:{settings.task}"])
-    shape = models.image_features_shape(settings.model, plugins.get("dataset", settings.task).extra["image"])
+    rows = datasets.check(settings.dataset, sources[f"dataset:{settings.dataset}"])
+    shape = models.image_features_shape(settings.model, plugins.get("dataset", settings.dataset).extra["image"])
     width = shape["channels"] * shape["height"] * shape["width"]
-    return [f"{settings.task}: {rows or 'rows not known before they are fetched'}, {width:,} features each"]
+    return [f"{settings.dataset}: {rows or 'rows not known before they are fetched'}, {width:,} features each"]

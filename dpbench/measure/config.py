@@ -27,7 +27,7 @@ class StepSettings(Strict):
     size: str = Field(description="Size of the GPT-2, Llama or OPT family; or an encoder's name: a classifier of two classes.")
     tokens: int = Field(ge=2, description="T, tokens an example.")
     batch_size: int = Field(ge=1, description="B, examples a step, of all processes together.")
-    engines: list[str] = Field(min_length=1, description="Engines, zeroth-order methods, or inference: a forward pass alone.")
+    methods: list[str] = Field(min_length=1, description="Engines, zeroth-order methods, or inference: a forward pass alone.")
     device: Literal["cpu", "cuda"] = "cpu"
     function: str = "abadi"
     bound: float = 1.0
@@ -52,8 +52,8 @@ class StepSettings(Strict):
 
     def uses(self) -> Uses:
         """Versions and sources that decide the numbers."""
-        engines = timing.plugins_of(self.engines)
-        scopes = tuple(dict.fromkeys(("scope", s) for s in map(self.scope_of, self.engines) if s))
+        engines = timing.plugins_of(self.methods)
+        scopes = tuple(dict.fromkeys(("scope", s) for s in map(self.scope_of, self.methods) if s))
         policies = (("threshold", "adaptive"),) if self.adaptive is not None else ()
         encoders = (("model", self.size),) if self.classifies else ()  # with random weights: no source of it counts
         return Uses(
@@ -90,7 +90,7 @@ class StepSettings(Strict):
 class Closer(Strict):
     """Engines that differ too little for the common rounds: measured on, in turn, without the others."""
 
-    engines: list[str] = Field(min_length=2)
+    methods: list[str] = Field(min_length=2)
     rounds: int = Field(ge=1, description="After the common ones.")
 
 
@@ -115,22 +115,22 @@ class ThroughputSettings(StepSettings):
 
     def rounds_of(self, engine: str) -> int:
         """How often an engine is measured."""
-        return self.rounds + (self.closer.rounds if self.closer is not None and engine in self.closer.engines else 0)
+        return self.rounds + (self.closer.rounds if self.closer is not None and engine in self.closer.methods else 0)
 
     def turns(self, engines: list[str]) -> Iterator[tuple[int, list[str]]]:
         """(round, the engines that it measures, one after another). The order turns: no engine always follows the same one."""
         common = engines
         for number in range(self.rounds + (self.closer.rounds if self.closer is not None else 0)):
             if self.closer is not None and number >= self.rounds:
-                common = [engine for engine in engines if engine in self.closer.engines]
+                common = [engine for engine in engines if engine in self.closer.methods]
             turn = number % max(len(common), 1)
             yield number, common[turn:] + common[:turn]
 
     @model_validator(mode="after")
-    def _closer_engines_are_there(self) -> ThroughputSettings:
-        for engine in self.closer.engines if self.closer is not None else []:
-            if engine not in self.engines:
-                raise ValueError(f"closer: {engine!r} is not one of engines: {', '.join(self.engines)}")
+    def _closer_methods_are_there(self) -> ThroughputSettings:
+        for engine in self.closer.methods if self.closer is not None else []:
+            if engine not in self.methods:
+                raise ValueError(f"closer: {engine!r} is not one of methods: {', '.join(self.methods)}")
         if self.lora_rank is not None and not self.classifies:
             raise ValueError(f"lora_rank: adapters are timed on encoders alone, and {self.size} is none")
         if self.micro_batch is not None and self.micro_batch > self.batch_size:

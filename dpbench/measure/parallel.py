@@ -122,9 +122,9 @@ def _able(settings: Settings) -> tuple[list[str], list[Metric]]:
     """
     from dpbench import distributed as parallel
 
-    for engine in settings.engines:
+    for engine in settings.methods:
         parallel.require(engine, WAYS[settings.mode])
-    return skip_missing(settings.engines)
+    return skip_missing(settings.methods)
 
 
 def require_devices(settings: Settings) -> None:

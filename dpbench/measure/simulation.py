@@ -31,7 +31,7 @@ class Settings(Strict):
     size: str = Field(description="Size of the GPT-2, Llama or OPT family.")
     tokens: int = Field(ge=2, description="T, tokens an example.")
     batch_size: int = Field(8, ge=1, description="B, examples a step, for peak memory and the ratios.")
-    engines: list[str] = Field(min_length=1, description="Engines, zeroth-order methods, or inference: a forward pass alone.")
+    methods: list[str] = Field(min_length=1, description="Engines, zeroth-order methods, or inference: a forward pass alone.")
     devices: list[str] = Field(min_length=1, description="Sheets of dpbench/simulate/devices.py.")
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     tied: bool = False
@@ -53,7 +53,7 @@ def uses(settings: Settings) -> Uses:
 
 def _timing(settings: Settings) -> throughput.Settings:
     return throughput.Settings(
-        size=settings.size, tokens=settings.tokens, batch_size=settings.batch_size, engines=settings.engines, dtype=settings.dtype
+        size=settings.size, tokens=settings.tokens, batch_size=settings.batch_size, methods=settings.methods, dtype=settings.dtype
     )
 
 
@@ -68,8 +68,8 @@ def run(settings: Settings, context: Context) -> Outcome:
     sheets = {name: device(name) for name in settings.devices}
     metrics: list[Metric] = []
     baseline: Estimate | None = None
-    total = len(settings.engines)
-    for done, engine in enumerate(settings.engines):
+    total = len(settings.methods)
+    for done, engine in enumerate(settings.methods):
         context.report(done, total, f"simulating {engine}")
         if missing := timing.missing(engine):
             metrics += _empty(settings, engine, f"skipped: {missing}")
@@ -156,7 +156,7 @@ def printed(given: dict[str, Any]) -> str:
         metrics = run(settings, Context(Path(folder), 0, {}, steps)).metrics
     digits = {"largest_batch": 0, "peak_memory": 0, "device_memory": 0, "memory_ratio": 3, "throughput_ratio": 3}
     lines = ["simulated, not measured", "{:14}{:14}".format("engine", "device") + "".join(f"{n:>18}" for n in UNITS)]
-    for engine, where in itertools.product(settings.engines, settings.devices):
+    for engine, where in itertools.product(settings.methods, settings.devices):
         own = {m.name: m for m in metrics if m.labels == {"engine": engine, "device": where}}
         shown = ["-" if n not in own or (v := own[n].value) is None else f"{v:.{digits[n]}f}" for n in UNITS]
         lines.append(f"{engine:14}{where:14}" + "".join(f"{text:>18}" for text in shown))

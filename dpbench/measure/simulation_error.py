@@ -25,7 +25,7 @@ class Settings(Strict):
     size: str = Field(description="Size of the GPT-2 or Llama family.")
     tokens: int = Field(ge=2, description="T, tokens an example.")
     batch_size: int = Field(ge=1, description="B, examples a step.")
-    engines: list[str] = Field(min_length=1)
+    methods: list[str] = Field(min_length=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
 
@@ -52,7 +52,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     timing = _timing(settings)
     require_device(settings.device)
     ids, facts = throughput.batch_ids(timing, context.sources[f"dataset:{settings.dataset}"])
-    runnable, skipped = throughput.skip_missing(settings.engines)
+    runnable, skipped = throughput.skip_missing(settings.methods)
     metrics = [_metric(m.labels["engine"], name, None, m.note) for m in skipped if m.name == "peak_memory" for name in UNITS]
     workspace = DEVICES["h100_80"].workspace if _hopper(settings.device) else DEVICES["a100_80"].workspace
     for done, (engine, found) in enumerate(measure_memory(timing, runnable, ids, context)):

@@ -38,7 +38,7 @@ def run(settings: Settings, context: Context) -> Outcome:
 
     require_device(settings.device)
     ids, facts = batch_ids(settings, context.sources[f"dataset:{settings.dataset}"])
-    runnable, metrics = skip_missing(settings.engines)
+    runnable, metrics = skip_missing(settings.methods)
     total = len(runnable) + sum(map(settings.rounds_of, runnable))
     done = 0
     memory: dict[str, Peaks] = {}
@@ -171,7 +171,7 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     Raises:
         DpbenchError: an engine that cannot protect the model.
     """
-    runnable, metrics = skip_missing(settings.engines)
+    runnable, metrics = skip_missing(settings.methods)
     remarks = sorted({f"{m.labels['engine']}: {m.note}" for m in metrics})
     from dpbench.measure.bench import Bench
 

@@ -27,7 +27,7 @@ def _said(info: RecordInfo) -> str:
     """Empty for a record that does not say how many rows it saw."""
     facts: dict[str, Any] = info.record.get("facts", {})
     settings = info.record.get("config", {}).get("settings", {})
-    task = settings.get("task")
+    task = settings.get("dataset")
     if not task or "train_rows" not in facts or "evaluated_rows" not in facts:
         return ""
     plugin = plugins.discover("dataset").get(task)

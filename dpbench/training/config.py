@@ -181,7 +181,7 @@ class PrivacySettings(Strict):
     kinds: ClassVar[tuple[str, ...]] = ("engine",)
     """Kinds of methods that the run takes, see dpbench.methods.KINDS."""
 
-    engine: str
+    method: str
     clipping: ClippingSettings | None = None
     epsilon: float | None = Field(None, gt=0)
     delta: float | Literal["1/(2n)", "n^-1.1"] = 1e-5
@@ -197,9 +197,9 @@ class PrivacySettings(Strict):
     @model_validator(mode="after")
     def _budget_belongs_to_the_method(self) -> PrivacySettings:
         if self.clips and (self.clipping is None or self.epsilon is None):
-            raise ValueError(f"engine {self.engine} needs clipping and epsilon")
+            raise ValueError(f"method {self.method} needs clipping and epsilon")
         if not self.clips and (self.clipping is not None or self.epsilon is not None):
-            raise ValueError(f"engine {self.engine} takes neither clipping nor epsilon")
+            raise ValueError(f"method {self.method} takes neither clipping nor epsilon")
         return self
 
     @property
@@ -209,7 +209,7 @@ class PrivacySettings(Strict):
         Raises:
             DpbenchError: none of the kinds that the run takes.
         """
-        return methods.find(self.engine, self.kinds)
+        return methods.find(self.method, self.kinds)
 
     @property
     def clips(self) -> bool:
@@ -230,7 +230,7 @@ class PrivacySettings(Strict):
     @property
     def deciding_plugins(self) -> list[tuple[str, str]]:
         """Kind and name of the plug-ins whose version is part of a run's name."""
-        return [(self.plugin.kind, self.engine), *(self.clipping.plugins if self.clipping is not None else [])]
+        return [(self.plugin.kind, self.method), *(self.clipping.plugins if self.clipping is not None else [])]
 
     @property
     def without_effect(self) -> list[str]:
@@ -335,15 +335,15 @@ class TrainingSettings(PrivacySettings):
     def _belong_together(self) -> TrainingSettings:
         if self.by_zeroth != (self.zeroth is not None):
             raise ValueError(
-                f"zeroth: {self.engine} " + ("is no zeroth-order method" if self.zeroth else "needs it, if only as {}")
+                f"zeroth: {self.method} " + ("is no zeroth-order method" if self.zeroth else "needs it, if only as {}")
             )
         optimizer = self.optimizer
         if self.zeroth is not None and (optimizer.name != "sgd" or optimizer.weight_decay or optimizer.momentum):
-            raise ValueError(f"{self.engine} is SGD along a direction: optimizer name sgd, without weight decay")
+            raise ValueError(f"{self.method} is SGD along a direction: optimizer name sgd, without weight decay")
         if self.zeroth is not None and optimizer.head_learning_rate is not None:
-            raise ValueError(f"{self.engine} moves all weights along one direction: it has one learning rate")
+            raise ValueError(f"{self.method} moves all weights along one direction: it has one learning rate")
         if optimizer.by_bound and self.clipping is None:
             raise ValueError("by_bound needs clipping: without it there is no bound")
-        if self.steps == 0 and self.engine != "nonprivate":
-            raise ValueError(f"steps: 0 trains nothing, so {self.engine} has nothing to do: engine nonprivate")
+        if self.steps == 0 and self.method != "nonprivate":
+            raise ValueError(f"steps: 0 trains nothing, so {self.method} has nothing to do: method nonprivate")
         return self

@@ -62,7 +62,7 @@ def attach_with(settings: TrainingSettings, globalize_layout: Callable[[Layout],
     options: dict[str, Any] = {} if settings.zeroth is None else settings.zeroth.model_dump()
 
     def attach(model: nn.Module, optimizer: Optimizer, plan: Mechanism) -> Method:
-        return methods.attach(settings.engine, model, optimizer, plan, globalize_layout=globalize_layout, **options)
+        return methods.attach(settings.method, model, optimizer, plan, globalize_layout=globalize_layout, **options)
 
     return attach
 
@@ -99,7 +99,7 @@ def fit(
         rate,
         callbacks,
         scale_by_bound=chosen.by_bound,
-        title=settings.engine,
+        title=settings.method,
     )
     return trainer.fit()
 
@@ -178,7 +178,7 @@ def dry_run(
     if unprotected and settings.plugin.kind == "published_engine":
         return [*remarks, f"epsilon none: {len(unprotected)} tensors unprotected, as published"]
     if unprotected:
-        raise DpbenchError(f"engine {settings.engine} leaves {unprotected[0]} unprotected")
+        raise DpbenchError(f"method {settings.method} leaves {unprotected[0]} unprotected")
     if plan.private and plan.noise_multiplier > 0:
         remarks.append(f"epsilon {plan.epsilon():.3f} at noise multiplier {plan.noise_multiplier:.3f}")
     return remarks

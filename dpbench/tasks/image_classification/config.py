@@ -10,15 +10,8 @@ from dpbench import plugins
 from dpbench.spec.expand import Uses
 from dpbench.spec.models import Resources
 from dpbench.tasks import holdout
-from dpbench.training.config import OptimizerSettings, TrainingSettings
+from dpbench.training.config import TrainingSettings
 from dpbench.validation import Strict
-
-
-class ImageOptimizer(OptimizerSettings):
-    """SGD unless it is named otherwise; its momentum is written out in a run's name."""
-
-    name: Literal["adamw", "sgd"] = "sgd"
-    momentum: float = Field(0.0, ge=0, lt=1)
 
 
 class AugmentationSettings(Strict):
@@ -33,12 +26,11 @@ class AugmentationSettings(Strict):
 class Settings(TrainingSettings):
     """One cell: a dataset, a model, a clipping, an epsilon."""
 
-    task: str
+    dataset: str
     model: str
     features: str | None = Field(
         None, exclude_if=lambda v: v is None, description="Frozen model whose features are trained on instead of pixels."
     )
-    optimizer: ImageOptimizer
     augmentation: AugmentationSettings | None = None
     ema: float | None = Field(
         None, gt=0, lt=1, description="Decay of an average of the weights over steps, which is what is evaluated."
@@ -62,8 +54,8 @@ class Settings(TrainingSettings):
 
     @model_validator(mode="after")
     def _fits_the_images(self) -> Settings:
-        if "image" not in plugins.get("dataset", self.task).extra:
-            raise ValueError(f"dataset {self.task} has no images")
+        if "image" not in plugins.get("dataset", self.dataset).extra:
+            raise ValueError(f"dataset {self.dataset} has no images")
         if self.evaluate_on == "test" and "held_out" in self.model_fields_set:
             raise ValueError("held_out without evaluate_on: train_rest holds nothing out")
         if self.features is not None and self.augmentation is not None:
@@ -75,7 +67,7 @@ class Settings(TrainingSettings):
 
 def uses(settings: Settings) -> Uses:
     """Return versions and sources that decide the numbers."""
-    return Uses(plugins=tuple(settings.deciding_plugins), datasets=(settings.task,), models=(settings.model,))
+    return Uses(plugins=tuple(settings.deciding_plugins), datasets=(settings.dataset,), models=(settings.model,))
 
 
 def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any], int, Resources]]:
@@ -83,7 +75,7 @@ def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any
     if settings.features is None:
         return {}
     shared = {
-        "task": settings.task,
+        "dataset": settings.dataset,
         "model": settings.features,
         "train_limit": settings.train_limit,
         "device": settings.device,

@@ -19,21 +19,21 @@ _TOGETHER = 8  # images of a forward pass: their intermediate values stay in cac
 class FeatureSettings(Strict):
     """Which frozen model on which images. Features are not private: only what is trained on them is."""
 
-    task: str
+    dataset: str
     model: str
     train_limit: int | None = Field(None, ge=1)
     device: Literal["cpu", "cuda"] = "cpu"
 
     @model_validator(mode="after")
     def _of_images(self) -> FeatureSettings:
-        if "image" not in plugins.get("dataset", self.task).extra:
-            raise ValueError(f"dataset {self.task} has no images")
+        if "image" not in plugins.get("dataset", self.dataset).extra:
+            raise ValueError(f"dataset {self.dataset} has no images")
         return self
 
 
 def uses(settings: FeatureSettings) -> Uses:
     """Return what decides the numbers. The model has no weights, so that it comes from nowhere: its version says all."""
-    return Uses(plugins=(("model", settings.model),), datasets=(settings.task,))
+    return Uses(plugins=(("model", settings.model),), datasets=(settings.dataset,))
 
 
 def extract(settings: FeatureSettings, context: Context) -> tuple[dict[str, Any], float]:
@@ -51,15 +51,15 @@ def extract(settings: FeatureSettings, context: Context) -> tuple[dict[str, Any]
     from dpbench.models import registry as models
     from dpbench.tasks.image_classification.augmentation import scaled
 
-    image = plugins.get("dataset", settings.task).extra["image"]
+    image = plugins.get("dataset", settings.dataset).extra["image"]
     model = models.image_features(settings.model, image).to(settings.device).eval()
     shape = models.image_features_shape(settings.model, image)
     begun = time.perf_counter()
     tensors, counts = {}, {}
-    source = context.sources[f"dataset:{settings.task}"]
+    source = context.sources[f"dataset:{settings.dataset}"]
     limits = {"train": settings.train_limit}
     # All splits before the first is worked on, so that a bad image of the last costs no time.
-    loaded = {split: datasets.load(settings.task, split, source, limits.get(split)).columns for split in SPLITS}
+    loaded = {split: datasets.load(settings.dataset, split, source, limits.get(split)).columns for split in SPLITS}
     for split, columns in loaded.items():
         pixels = torch.from_numpy(columns["image"])
         features = torch.empty(len(pixels), shape["channels"], shape["height"], shape["width"], dtype=torch.float16)

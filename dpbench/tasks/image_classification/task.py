@@ -30,9 +30,9 @@ _EVALUATED = 500  # images of a forward pass without gradients
 
 def model_of(settings: Settings, seed: int = 0, meta: bool = False) -> nn.Module:
     """Return the settings' model for its dataset's images, or for their features."""
-    extra = plugins.get("dataset", settings.task).extra
+    extra = plugins.get("dataset", settings.dataset).extra
     image = extra["image"] if settings.features is None else models.image_features_shape(settings.features, extra["image"])
-    outputs = len(extra["classes"]) if "classes" in extra else len(datasets.attributes(settings.task))
+    outputs = len(extra["classes"]) if "classes" in extra else len(datasets.attributes(settings.dataset))
     return models.image_model(settings.model, image, outputs, seed, meta)
 
 
@@ -119,13 +119,13 @@ def _stored(settings: Settings, context: Context) -> dict[str, tuple[Tensor, Ten
     if settings.features is not None:
         stored = load_file(context.artefact("features", features.FILE))
         return {split: (stored[f"{split}_x"], stored[f"{split}_y"]) for split in features.SPLITS}
-    source = context.sources[f"dataset:{settings.task}"]
-    images, labels = _images(settings.task, "train", source, settings.train_limit)
+    source = context.sources[f"dataset:{settings.dataset}"]
+    images, labels = _images(settings.dataset, "train", source, settings.train_limit)
     if settings.evaluate_on == "train_rest":
-        out = is_held_out((image.tobytes() for image in images), settings.held_out, settings.task)
+        out = is_held_out((image.tobytes() for image in images), settings.held_out, settings.dataset)
         evaluated, images, labels = (images[out], labels[out]), images[~out], labels[~out]
     else:
-        evaluated = _images(settings.task, settings.evaluate_on, source)
+        evaluated = _images(settings.dataset, settings.evaluate_on, source)
     splits = {"train": (images, labels), settings.evaluate_on: evaluated}
     return {split: (torch.from_numpy(pixels), torch.as_tensor(of)) for split, (pixels, of) in splits.items()}
 

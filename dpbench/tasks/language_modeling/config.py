@@ -13,20 +13,7 @@ from dpbench.models.language import language_model_family
 from dpbench.privacy.mechanism import Mechanism
 from dpbench.records.schema import Privacy
 from dpbench.spec.expand import Uses
-from dpbench.training.config import ClippingSettings, OptimizerSettings, TrainingSettings
-
-
-class CosineAdamW(OptimizerSettings):
-    """AdamW with a linear warm-up to `learning_rate`, then a cosine down to `min_learning_rate` at the last step.
-
-    weight_decay: of matrices; vectors (biases, LayerNorm) have none.
-    """
-
-    name: Literal["adamw"] = Field("adamw", exclude=True)
-    schedule: Literal["cosine"] = Field("cosine", exclude=True)
-    min_learning_rate: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(0, ge=0)
-    gradient_clip: float | None = Field(None, gt=0)
+from dpbench.training.config import ClippingSettings, TrainingSettings
 
 
 class GroupClipping(ClippingSettings):
@@ -35,8 +22,8 @@ class GroupClipping(ClippingSettings):
 
     function: str = "abadi"
     scope: str
-    bound: float | None = Field(None, gt=0)  # type: ignore[assignment]
-    group_bound: float | None = Field(None, gt=0)
+    bound: float | None = Field(None, gt=0, exclude_if=lambda v: v is None)  # type: ignore[assignment]
+    group_bound: float | None = Field(None, gt=0, exclude_if=lambda v: v is None)
 
     @model_validator(mode="after")
     def _one_bound(self) -> GroupClipping:
@@ -74,7 +61,6 @@ class Settings(TrainingSettings):
     noise: Literal["calibrated", "flashdp_published"] = Field(
         "calibrated", description="flashdp_published: std noise_multiplier / sqrt(B) on the mean, whatever the bounds (FLASH-1)."
     )
-    optimizer: CosineAdamW
     token_budget: int = Field(8192, ge=16, description="Tokens of a physical batch.")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: float32 weights, products by autocast.")
     save_weights: bool = False
@@ -82,7 +68,7 @@ class Settings(TrainingSettings):
     @model_validator(mode="after")
     def _noise_fits(self) -> Settings:
         if not self.clips and self.noise != "calibrated":
-            raise ValueError(f"engine {self.engine} adds no noise")
+            raise ValueError(f"method {self.method} adds no noise")
         if self.noise != "calibrated" and self.clipping is not None and self.clipping.adaptive is not None:
             raise ValueError(f"noise: {self.noise} pays for no adaptive thresholds: what is published has fixed ones")
         if self.expected_batch_size > self.train_blocks:

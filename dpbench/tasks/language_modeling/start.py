@@ -50,11 +50,12 @@ def parents(
         "train_blocks": start.train_blocks,
         "validation_blocks": 64,
         "evaluate_every": start.steps,
-        "engine": "nonprivate",
+        "method": "nonprivate",
         "steps": start.steps,
         "expected_batch_size": start.expected_batch_size,
         "optimizer": {
             "learning_rate": start.learning_rate,
+            "schedule": "cosine",
             "min_learning_rate": start.learning_rate / 10,
             "warmup_steps": start.steps // 10,
         },
@@ -65,4 +66,4 @@ def parents(
     }
     gpu = int(device == "cuda")
     minutes = max(0.3, start.steps / (600 if gpu else 120))  # a plan, as every table's
-    return {"start": ("language_model", settings, 0, Resources(threads=2 if gpu else 1, minutes=minutes, mem_mb=8000, gpu=gpu))}
+    return {"start": ("language_modeling", settings, 0, Resources(threads=2 if gpu else 1, minutes=minutes, mem_mb=8000, gpu=gpu))}

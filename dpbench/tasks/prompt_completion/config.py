@@ -29,7 +29,7 @@ class Settings(TrainingSettings):
     kinds: ClassVar[tuple[str, ...]] = ("engine", "zeroth")
 
     steps: int = Field(ge=0, description="0: the model is evaluated as it starts (zero-shot).")
-    task: str = Field(description="A dataset with prompts, see dpbench.data.asked.")
+    dataset: str = Field(description="A dataset with prompts, see dpbench.data.asked.")
     size: str | None = Field(None, description="Size of the GPT-2, Llama or OPT family.")
     weights: str | None = Field(None, description="A model with published weights, in place of a size.")
     vocabulary: int = Field(0, ge=0, description="Of a size: tokens of its BPE, which is made of public text.")
@@ -60,7 +60,7 @@ class Settings(TrainingSettings):
     @property
     def writes_answers(self) -> bool:
         """Whether the model writes answers of its own, rather than one of the label words."""
-        return asked.require(self.task)
+        return asked.require(self.dataset)
 
     @property
     def chooses(self) -> bool:
@@ -99,13 +99,13 @@ class Settings(TrainingSettings):
         if self.writes_answers:
             for name, is_set in (("label_words", self.label_words is not None), ("loss", self.loss != "candidates")):
                 if is_set:
-                    raise ValueError(f"{name}: {self.task} is answered in words of its own")
+                    raise ValueError(f"{name}: {self.dataset} is answered in words of its own")
             if self.answer_length >= self.max_length:
                 raise ValueError(
                     f"answer_length {self.answer_length} leaves no room for a prompt in max_length {self.max_length}"
                 )
         else:
-            asked.label_words(self.task, self.label_words)
+            asked.label_words(self.dataset, self.label_words)
         if self.evaluate_on == "train_rest" and self.train_limit is None:
             raise ValueError("evaluate_on: train_rest needs a train_limit, or nothing is left")
         by_content = self.train_limit is not None and (self.steps > 0 or self.evaluate_on == "train_rest")
@@ -114,7 +114,7 @@ class Settings(TrainingSettings):
 
 def uses(settings: Settings) -> Uses:
     """Return versions and sources that decide the numbers."""
-    return Uses(tuple(settings.deciding_plugins), datasets=(settings.task, PUBLIC), models=(settings.model_name,))
+    return Uses(tuple(settings.deciding_plugins), datasets=(settings.dataset, PUBLIC), models=(settings.model_name,))
 
 
 def parents(settings: Settings, seed: int) -> Parents:

@@ -67,9 +67,9 @@ class PromptTask(TrainingTask):
         language_model = model_of(settings, self.marks.coding.vocabulary, model, context.seed, weights=weights)
         self.model = fuse_gelu(language_model).to(self.device)
         if settings.clips and not settings.by_zeroth and self.examples.forms > 1:
-            what = f"loss: candidates makes {self.examples.forms} inputs of an example of {settings.task}"
+            what = f"loss: candidates makes {self.examples.forms} inputs of an example of {settings.dataset}"
             hint = "take loss: tokens, or label words of one token each"
-            raise DpbenchError(f"{what}, and engine {settings.engine} takes one", hint)
+            raise DpbenchError(f"{what}, and method {settings.method} takes one", hint)
         self.facts: dict[str, Any] = {
             "prompts_cut": self.cut["prompt"],
             "parameters": sum(p.numel() for p in self.model.parameters()),
@@ -89,8 +89,8 @@ class PromptTask(TrainingTask):
     def _words(self) -> list[list[int]]:
         """Return the ids of each class' label words."""
         words = []
-        texts = asked.label_words(self.settings.task, self.settings.label_words)
-        for name, text in zip(plugins.get("dataset", self.settings.task).extra["classes"], texts, strict=True):
+        texts = asked.label_words(self.settings.dataset, self.settings.label_words)
+        for name, text in zip(plugins.get("dataset", self.settings.dataset).extra["classes"], texts, strict=True):
             ids = self.marks.coding.ids(text)
             if not ids:
                 raise DpbenchError(f"label_words: {text!r} of {name} has no token", "choose another word")
@@ -110,8 +110,8 @@ class PromptTask(TrainingTask):
         Guarantee: a row's place decides nothing. The chosen rows are the dataset; among all rows, removing a chosen one lets the
         next one in, as with `per_class` of text classification.
         """
-        settings, source = self.settings, context.sources[f"dataset:{self.settings.task}"]
-        rows = asked.load(settings.task, "train", source)
+        settings, source = self.settings, context.sources[f"dataset:{self.settings.dataset}"]
+        rows = asked.load(settings.dataset, "train", source)
         keys = [canonical_json([row.prompt, row.label, *row.answers]) for row in rows]
         order = np.argsort([share_of(f"{context.seed} {key}".encode()) for key in keys], kind="stable")
         train = [rows[i] for i in np.sort(order[: settings.train_limit if settings.steps else 0])]
@@ -119,10 +119,10 @@ class PromptTask(TrainingTask):
             held_out = order[settings.train_limit :][: settings.evaluate_limit]
             evaluated = [rows[i] for i in np.sort(held_out)]
         else:
-            evaluated = asked.load(settings.task, "validation", source)
+            evaluated = asked.load(settings.dataset, "validation", source)
             evaluated = [evaluated[i] for i in chosen_rows(len(evaluated), settings.evaluate_limit)]
         if not evaluated:
-            raise DpbenchError(f"{settings.task} has no rows to evaluate on (evaluate_on: train_rest)", "lower train_limit")
+            raise DpbenchError(f"{settings.dataset} has no rows to evaluate on (evaluate_on: train_rest)", "lower train_limit")
         return train, evaluated
 
     def _encoded(self, rows: list[Asked]) -> Rows:
@@ -236,7 +236,7 @@ class Marks:
     def _coding(settings: Settings, model: Source, public: Source) -> coding.Pieces:
         if settings.weights is not None:
             return models.own_coding(settings.weights, model, public)
-        pieces = coding.coding("pieces", settings.task, settings.vocabulary, public)
+        pieces = coding.coding("pieces", settings.dataset, settings.vocabulary, public)
         assert isinstance(pieces, coding.Pieces)
         return pieces
 

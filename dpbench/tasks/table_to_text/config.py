@@ -11,14 +11,8 @@ from dpbench.models.language import language_model_family
 from dpbench.spec.expand import Uses
 from dpbench.tasks.language_modeling import start
 from dpbench.tasks.language_modeling.start import Parents, StartSettings
-from dpbench.training.config import OptimizerSettings, TrainingSettings
+from dpbench.training.config import TrainingSettings
 from dpbench.validation import Strict
-
-
-class AdamWSettings(OptimizerSettings):
-    """AdamW on the released gradient."""
-
-    name: Literal["adamw"] = Field("adamw", exclude=True)
 
 
 class TuningSettings(Strict):
@@ -59,7 +53,6 @@ class Settings(TrainingSettings):
     tuning: TuningSettings = TuningSettings()
     start: StartSettings | None = None
     delta: float | Literal["1/(2n)", "n^-1.1"] = 8e-6
-    optimizer: AdamWSettings
     train_limit: int | None = Field(None, ge=1, description="Only the first so many examples.")
     evaluate_on: Literal["test", "validation", "train_rest"] = Field(
         "test", description="train_rest: inputs of the train split that are then not trained on; for choosing settings."

@@ -55,7 +55,7 @@ def require(settings: Settings, machine: bool = True) -> None:
         DpbenchError: no such device, fewer GPUs than stages, or an engine that does not run as stages.
     """
     if not settings.virtual:
-        distributed.require(settings.engine, "stages")
+        distributed.require(settings.method, "stages")
     if not machine:
         return
     require_device(settings.device)

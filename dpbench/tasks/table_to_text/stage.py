@@ -48,7 +48,7 @@ def train(request: dict[str, Any], rank: int) -> None:
     counter = Counter()
 
     def attach(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Mechanism) -> EngineMethod:
-        stages = distributed.attach_stage(settings.engine, model, optimizer, plan, settings.pieces, settings.schedule)
+        stages = distributed.attach_stage(settings.method, model, optimizer, plan, settings.pieces, settings.schedule)
         return EngineMethod(stages.handle, optimizer, lambda losses, batch: counter.backward(stages, losses, batch))
 
     optimizer = settings.optimizer.build(trained_parameters(task.model))

@@ -11,14 +11,8 @@ from dpbench.data.public import PUBLIC
 from dpbench.spec.expand import Uses
 from dpbench.spec.models import Resources
 from dpbench.tasks import holdout
-from dpbench.training.config import OptimizerSettings, TrainingSettings
+from dpbench.training.config import TrainingSettings
 from dpbench.validation import Strict
-
-
-class ClassifierOptimizer(OptimizerSettings):
-    """With a learning rate of the head's own, which is written out in a run's name."""
-
-    head_learning_rate: float | None = Field(None, gt=0)
 
 
 class LoraSettings(Strict):
@@ -34,7 +28,7 @@ class Settings(TrainingSettings):
     kinds: ClassVar[tuple[str, ...]] = ("engine", "zeroth", "published_zeroth")
 
     steps: int = Field(ge=0, description="0: the model is evaluated as it starts (zero-shot).")
-    task: str
+    dataset: str
     training: Literal["full", "features"]
     model: str
     layers: int | None = Field(None, ge=1)
@@ -48,7 +42,6 @@ class Settings(TrainingSettings):
     centre: bool = Field(True, description="Subtract the mean feature of public text.")
     feature_norm: float | None = Field(None, gt=0, description="Bring every feature vector to this length.")
     feature_scale: float = Field(1.0, gt=0, description="Multiply features by this.")
-    optimizer: ClassifierOptimizer
     class_keep: dict[str, float] = Field(
         default_factory=dict,
         description="Class -> share of its training rows kept, by a rule that looks at one row alone (costs no privacy).",
@@ -110,14 +103,14 @@ def feature_width(dataset: str, encoder: int) -> int:
 
 def uses(settings: Settings) -> Uses:
     """Return versions and sources that decide the numbers."""
-    return Uses(plugins=tuple(settings.deciding_plugins), datasets=(settings.task, PUBLIC), models=(settings.model,))
+    return Uses(plugins=tuple(settings.deciding_plugins), datasets=(settings.dataset, PUBLIC), models=(settings.model,))
 
 
 def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any], int, Resources]]:
     """Return the run of features that training on features reads; it does not depend on the seed."""
     if settings.training == "full":
         return {}
-    names = ("task", "model", "layers", "max_length", "precision", "train_limit", "device", "evaluate_limit")
+    names = ("dataset", "model", "layers", "max_length", "precision", "train_limit", "device", "evaluate_limit")
     shared = {name: getattr(settings, name) for name in names}
     # batches are small: two runs beside each other, a core each, are a third sooner than one after the other with two
-    return {"features": ("features", shared, 0, Resources(threads=1, minutes=4, mem_mb=4000))}
+    return {"features": ("text_features", shared, 0, Resources(threads=1, minutes=4, mem_mb=4000))}

@@ -58,14 +58,14 @@ class Encoded:
 class TextData:
     """A classification dataset and a tokenizer; prompts: whether its examples are put into the dataset's prompt."""
 
-    def __init__(self, task: str, model: str, sources: dict[str, Source], max_length: int, prompts: bool = False) -> None:
-        self.task, self.max_length = task, max_length
-        self.source = sources[f"dataset:{task}"]
+    def __init__(self, dataset: str, model: str, sources: dict[str, Source], max_length: int, prompts: bool = False) -> None:
+        self.dataset, self.max_length = dataset, max_length
+        self.source = sources[f"dataset:{dataset}"]
         self.public = sources[f"dataset:{PUBLIC}"]
         self.tokenizer = models.text_tokenizer(model, sources[f"model:{model}"], self.public)
-        self.plugin = plugins.get("dataset", task)
+        self.plugin = plugins.get("dataset", dataset)
         self.classes: list[str] = self.plugin.extra["classes"]
-        self.prompt = Prompt.of(task, self.tokenizer) if prompts else None
+        self.prompt = Prompt.of(dataset, self.tokenizer) if prompts else None
 
     def split(self, name: str, limit: int | None = None) -> tuple[Encoded, list[str]]:
         """Return a split's first `limit` examples, encoded, and a text of each that tells it apart. A pair is one input."""
@@ -78,7 +78,7 @@ class TextData:
         return self.encode(texts, labels), None if pairs is None else self.encode(pairs, labels)
 
     def _texts(self, name: str, limit: int | None) -> tuple[list[str], list[str] | None, np.ndarray]:
-        columns = datasets.load(self.task, name, self.source, limit).columns
+        columns = datasets.load(self.dataset, name, self.source, limit).columns
         return columns["text"], columns.get("text_pair"), np.asarray(columns["label"], dtype=np.int64)
 
     def encode(self, texts: Sequence[str], labels: np.ndarray | None = None, pairs: Sequence[str] | None = None) -> Encoded:
@@ -96,7 +96,7 @@ class TextData:
     def public_inputs(self) -> Encoded:
         """Return public text in the form of the dataset's examples: sentences, or sentences with the next one."""
         lines = public_sentences(self.public)[:PUBLIC_LINES]
-        return self.encode(lines[:-1], pairs=lines[1:]) if are_pairs(self.task) else self.encode(lines)
+        return self.encode(lines[:-1], pairs=lines[1:]) if are_pairs(self.dataset) else self.encode(lines)
 
     def label_phrases(self) -> list[Encoded]:
         """Return public phrases of each class, in the order of its classes.
@@ -106,7 +106,7 @@ class TextData:
         """
         phrases = self.plugin.extra.get("label_phrases")
         if phrases is None:
-            raise DpbenchError(f"dataset {self.task} declares no label_phrases", "take head: zero, or add phrases to its plug-in")
+            raise DpbenchError(f"dataset {self.dataset} declares no label_phrases", "take head: zero, or add phrases to its plug-in")
         return [self.encode(phrases[name]) for name in self.classes]
 
 

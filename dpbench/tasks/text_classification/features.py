@@ -17,7 +17,7 @@ FILE = "features.safetensors"
 class FeatureSettings(Strict):
     """Which encoder on which dataset. Features are not private: only what is trained on them is."""
 
-    task: str
+    dataset: str
     model: str
     layers: int | None = Field(None, ge=1)
     max_length: int = Field(128, ge=4)
@@ -32,7 +32,7 @@ class FeatureSettings(Strict):
 
 def uses(settings: FeatureSettings) -> Uses:
     """Return the sources that decide the numbers."""
-    return Uses(datasets=(settings.task, PUBLIC), models=(settings.model,))
+    return Uses(datasets=(settings.dataset, PUBLIC), models=(settings.model,))
 
 
 def extract(settings: FeatureSettings, context: Context) -> tuple[dict[str, Any], float]:
@@ -52,13 +52,13 @@ def extract(settings: FeatureSettings, context: Context) -> tuple[dict[str, Any]
     from dpbench.tasks.text_classification.config import are_pairs, feature_width
     from dpbench.tasks.text_classification.encoding import TextData, chosen_rows, compared, features
 
-    data = TextData(settings.task, settings.model, context.sources, settings.max_length)
+    data = TextData(settings.dataset, settings.model, context.sources, settings.max_length)
     encoder = models.encoder(settings.model, context.sources[f"model:{settings.model}"], settings.layers)
     encoder.to(settings.device).eval()
     autocast = torch.autocast(settings.device, dtype=torch.bfloat16) if settings.precision == "bfloat16" else None
     begun = time.perf_counter()
     public = features(encoder, data.public_lines(), settings.token_budget, autocast)
-    tensors = {"public_mean": (compared(public[:-1], public[1:]) if are_pairs(settings.task) else public).mean(0)}
+    tensors = {"public_mean": (compared(public[:-1], public[1:]) if are_pairs(settings.dataset) else public).mean(0)}
     if data.plugin.extra.get("label_phrases") is not None:
         means = [features(encoder, texts, settings.token_budget, autocast).mean(0) for texts in data.label_phrases()]
         tensors["label_phrases"] = torch.stack(means)
@@ -77,5 +77,5 @@ def extract(settings: FeatureSettings, context: Context) -> tuple[dict[str, Any]
         counts[split] = len(encoded.ids)
     seconds = time.perf_counter() - begun
     save_file(tensors, context.out / FILE)
-    width = feature_width(settings.task, encoder.width)
+    width = feature_width(settings.dataset, encoder.width)
     return {"rows": counts, "width": width, "tokenizer_sha256": data.tokenizer.sha256}, seconds

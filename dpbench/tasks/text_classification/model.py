@@ -66,7 +66,7 @@ def make_head(settings: Settings, width: int, classes: int, seed: int, phrases: 
     nn.init.zeros_(head.out.bias)
     if settings.head in ("label_words", "prompt_words"):
         if phrases is None:
-            raise DpbenchError(f"{settings.task} has no label phrases", "take head: zero, or add label_phrases to its plug-in")
+            raise DpbenchError(f"{settings.dataset} has no label phrases", "take head: zero, or add label_phrases to its plug-in")
         with torch.no_grad():
             head.out.weight.copy_(normalize(phrases - phrases.mean(0), dim=-1))
     return head

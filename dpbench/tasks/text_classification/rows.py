@@ -30,7 +30,7 @@ def kept_rows(settings: Settings, labels: np.ndarray, texts: Callable[[], list[s
     """
     for name in settings.class_keep:
         if name not in classes:
-            raise unknown("class", name, classes, f"class_keep of {settings.task}")
+            raise unknown("class", name, classes, f"class_keep of {settings.dataset}")
     share = np.asarray([settings.class_keep.get(name, 1.0) for name in classes])
     if (share == 1).all():
         return np.arange(len(labels))
@@ -55,14 +55,14 @@ class RowSplit:
 
     def __init__(self, settings: Settings, labels: np.ndarray, texts: Callable[[], list[str]], seed: int) -> None:
         """labels: [N]; texts: gives what tells each row apart, asked only where rows are chosen; seed: of `per_class`."""
-        classes: list[str] = plugins.get("dataset", settings.task).extra["classes"]
+        classes: list[str] = plugins.get("dataset", settings.dataset).extra["classes"]
         texts = cache(texts)
         self.drawn = kept_rows(settings, labels, texts, classes)
         self.held_out: np.ndarray | None = None
         self.warnings: list[str] = []
         self.rows = len(labels)
         if settings.evaluate_on == "train_rest":
-            out = is_held_out((text.encode() for text in texts()), settings.held_out, settings.task)
+            out = is_held_out((text.encode() for text in texts()), settings.held_out, settings.dataset)
             self.rows -= int(out.sum())
             self.drawn, self.held_out = self.drawn[~out[self.drawn]], self.drawn[out[self.drawn]]
         if settings.per_class is not None:

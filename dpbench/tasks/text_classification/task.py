@@ -70,7 +70,7 @@ class TextTask(_Classification):
 
     def __init__(self, settings: Settings, context: Context) -> None:
         super().__init__(settings, context)
-        data = TextData(settings.task, settings.model, context.sources, settings.max_length, settings.head == "prompt")
+        data = TextData(settings.dataset, settings.model, context.sources, settings.max_length, settings.head == "prompt")
         self.train, keys = data.split("train", settings.train_limit)
         split = RowSplit(settings, self.train.labels, lambda: keys, context.seed)
         self.rows, self.index, self.warnings = split.rows, split.drawn, split.warnings
@@ -96,7 +96,7 @@ class TextTask(_Classification):
             means = [prepared(features(encoder, texts, budget), centre, settings).mean(0) for texts in data.label_phrases()]
             phrases = torch.stack(means)
         if settings.head == "prompt_words":
-            phrases = prepared(features(encoder, data.encode(filled(settings.task)), budget), centre, settings)
+            phrases = prepared(features(encoder, data.encode(filled(settings.dataset)), budget), centre, settings)
         model = Classifier(encoder, make_head(settings, encoder.width, len(data.classes), seed, phrases), settings)
         model.centre.copy_(centre)  # type: ignore[operator]
         return freeze(model, settings, seed)
@@ -141,15 +141,15 @@ class FeatureTask(_Classification):
     def __init__(self, settings: Settings, context: Context) -> None:
         super().__init__(settings, context)
         stored = load_file(context.artefact("features", feature_files.FILE))
-        classes: list[str] = plugins.get("dataset", settings.task).extra["classes"]
+        classes: list[str] = plugins.get("dataset", settings.dataset).extra["classes"]
         centre = stored["public_mean"]
         labels = stored["train_y"].numpy()
 
         def keys() -> list[str]:
             """Tell rows apart as they were when the features were made: both runs are named after the same files."""
-            rows = train_keys(settings.task, context.sources[f"dataset:{settings.task}"], settings.train_limit)
+            rows = train_keys(settings.dataset, context.sources[f"dataset:{settings.dataset}"], settings.train_limit)
             if len(rows) != len(labels):
-                what = f"{settings.task} has {len(rows)} training rows, and its features {len(labels)}"
+                what = f"{settings.dataset} has {len(rows)} training rows, and its features {len(labels)}"
                 raise DpbenchError(what, "make the features again")
             return rows
 
@@ -172,13 +172,13 @@ class FeatureTask(_Classification):
     def _of_prompts(self, context: Context) -> Tensor:
         """Return [classes, H] features of the dataset's prompt with each label word."""
         settings = self.settings
-        if are_pairs(settings.task):
+        if are_pairs(settings.dataset):
             raise DpbenchError(
-                f"{settings.task}: of a pair the head sees product and distance, which a sentence has not", "take head: zero"
+                f"{settings.dataset}: of a pair the head sees product and distance, which a sentence has not", "take head: zero"
             )
-        data = TextData(settings.task, settings.model, context.sources, settings.max_length)
+        data = TextData(settings.dataset, settings.model, context.sources, settings.max_length)
         encoder = models.encoder(settings.model, context.sources[f"model:{settings.model}"], settings.layers)
-        return features(encoder, data.encode(filled(settings.task)), settings.token_budget)
+        return features(encoder, data.encode(filled(settings.dataset)), settings.token_budget)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -207,10 +207,10 @@ def check_rows(settings: Settings, sources: dict[str, Source]) -> int | None:
     Raises:
         DpbenchError: a file does not have its schema; names file and column.
     """
-    rows = {name: datasets.check(name, sources[f"dataset:{name}"]) for name in (settings.task, PUBLIC)}
-    count = rows[settings.task].get("train")
+    rows = {name: datasets.check(name, sources[f"dataset:{name}"]) for name in (settings.dataset, PUBLIC)}
+    count = rows[settings.dataset].get("train")
     if settings.per_class is not None and count:
-        count = min(count, settings.per_class * len(plugins.get("dataset", settings.task).extra["classes"]))
+        count = min(count, settings.per_class * len(plugins.get("dataset", settings.dataset).extra["classes"]))
     return count
 
 
@@ -218,10 +218,10 @@ def meta_model(settings: Settings, sources: dict[str, Source]) -> nn.Module:
     """Return the trained model on the meta device."""
     source = sources[f"model:{settings.model}"]
     encoder = models.encoder(settings.model, source, settings.layers, meta=True)
-    classes = len(plugins.get("dataset", settings.task).extra["classes"])
+    classes = len(plugins.get("dataset", settings.dataset).extra["classes"])
     if settings.head == "prompt":
         return freeze(prompted(settings.model, encoder, classes, None).to("meta"), settings, meta=True)
     if settings.training == "features":
-        return Head(feature_width(settings.task, encoder.width), settings.hidden, classes).to("meta")
+        return Head(feature_width(settings.dataset, encoder.width), settings.hidden, classes).to("meta")
     head = Head(encoder.width, settings.hidden, classes)
     return freeze(Classifier(encoder, head.to("meta"), settings).to("meta"), settings, meta=True)

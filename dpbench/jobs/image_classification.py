@@ -10,7 +10,7 @@ __all__ = ["Settings", "check", "parents", "run", "uses"]
 
 PLUGIN = {
     "kind": "job",
-    "name": "image",
+    "name": "image_classification",
     "version": 1,
     "summary": "train an image classifier and measure its accuracy",
     "parents": ["image_features"],
@@ -40,7 +40,7 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     from dpbench.tasks.image_classification.task import model_of
     from dpbench.training.run import dry_run, trained_parameters
 
-    count = datasets.check(settings.task, sources[f"dataset:{settings.task}"]).get("train")
+    count = datasets.check(settings.dataset, sources[f"dataset:{settings.dataset}"]).get("train")
     model = model_of(settings, meta=True).train()
     plan = settings.mechanism_of(min(count, settings.train_limit or count) if count else None)
     return dry_run(settings, model, trained_parameters(model), plan)

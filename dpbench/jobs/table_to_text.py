@@ -10,10 +10,10 @@ __all__ = ["Settings", "check", "parents", "run", "uses"]
 
 PLUGIN = {
     "kind": "job",
-    "name": "generate",
+    "name": "table_to_text",
     "version": 2,
     "summary": "train a language model on inputs and texts, and score what it writes for new inputs",
-    "parents": ["language_model"],
+    "parents": ["language_modeling"],
 }
 
 

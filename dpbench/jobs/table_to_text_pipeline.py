@@ -12,10 +12,10 @@ __all__ = ["Settings", "check", "parents", "run", "uses"]
 
 PLUGIN = {
     "kind": "job",
-    "name": "pipeline",
+    "name": "table_to_text_pipeline",
     "version": 1,
     "summary": "train a language model in pipeline stages, count what they exchange, and score what it writes",
-    "parents": ["language_model"],
+    "parents": ["language_modeling"],
 }
 
 SCORES = ("bleu", "rouge_1", "rouge_2", "rouge_l")

@@ -11,7 +11,7 @@ __all__ = ["Settings", "check", "run", "uses"]
 
 PLUGIN = {
     "kind": "job",
-    "name": "language_model",
+    "name": "language_modeling",
     "version": 1,
     "summary": "pre-train a GPT from scratch and measure its validation loss",
 }

@@ -9,7 +9,7 @@ from dpbench.tasks.text_classification.features import FeatureSettings as Settin
 
 __all__ = ["Settings", "check", "run", "uses"]
 
-PLUGIN = {"kind": "job", "name": "features", "version": 1, "summary": "pooled features of a frozen encoder"}
+PLUGIN = {"kind": "job", "name": "text_features", "version": 1, "summary": "pooled features of a frozen encoder"}
 
 
 def run(settings: Settings, context: Context) -> Outcome:
@@ -33,6 +33,6 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     from dpbench.data.public import PUBLIC
     from dpbench.models import registry as models
 
-    rows = {name: datasets.check(name, sources[f"dataset:{name}"]) for name in (settings.task, PUBLIC)}
+    rows = {name: datasets.check(name, sources[f"dataset:{name}"]) for name in (settings.dataset, PUBLIC)}
     models.encoder(settings.model, sources[f"model:{settings.model}"], settings.layers, meta=True)
-    return [f"{settings.task}: {rows[settings.task] or 'rows not known before they are fetched'}"]
+    return [f"{settings.dataset}: {rows[settings.dataset] or 'rows not known before they are fetched'}"]

@@ -10,10 +10,10 @@ __all__ = ["Settings", "check", "parents", "run", "uses"]
 
 PLUGIN = {
     "kind": "job",
-    "name": "classify",
+    "name": "text_classification",
     "version": 1,
     "summary": "train a text classifier and measure its accuracy",
-    "parents": ["features"],
+    "parents": ["text_features"],
 }
 
 CURVE_POINTS = {"features": 15, "full": 5}

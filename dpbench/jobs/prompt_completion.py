@@ -10,10 +10,10 @@ __all__ = ["Settings", "check", "parents", "run", "uses"]
 
 PLUGIN = {
     "kind": "job",
-    "name": "prompted",
+    "name": "prompt_completion",
     "version": 1,
     "summary": "train a language model on prompts and score how it goes on: label words, or answers of its own",
-    "parents": ["language_model"],
+    "parents": ["language_modeling"],
 }
 
 CURVE_POINTS = 4
@@ -42,8 +42,8 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     from dpbench.tasks.prompt_completion.task import model_of
     from dpbench.training.run import dry_run, trained_parameters
 
-    rows = {name: datasets.check(name, sources[f"dataset:{name}"]) for name in (settings.task, PUBLIC)}
+    rows = {name: datasets.check(name, sources[f"dataset:{name}"]) for name in (settings.dataset, PUBLIC)}
     model = model_of(settings, settings.vocabulary, sources[f"model:{settings.model_name}"], meta=True)
-    count = rows[settings.task].get("train", 0)
+    count = rows[settings.dataset].get("train", 0)
     plan = settings.mechanism_of(min(count, settings.train_limit or count))
     return dry_run(settings, model, trained_parameters(model), plan)

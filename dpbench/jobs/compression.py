@@ -12,10 +12,10 @@ __all__ = ["Settings", "check", "parents", "run", "uses"]
 
 PLUGIN = {
     "kind": "job",
-    "name": "compress",
+    "name": "compression",
     "version": 1,
     "summary": "train a text classifier, or a compressed one, and measure its accuracy, size and speed",
-    "parents": ["compress", "inference", "public_student"],
+    "parents": ["compression", "inference", "public_student"],
 }
 
 
