@@ -131,6 +131,11 @@ class OptimizerSettings(Strict):
             raise ValueError(f"{'momentum' if self.momentum else 'by_bound'} is a setting of sgd")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate {self.min_learning_rate:g} is above learning_rate {self.learning_rate:g}")
+        if self.schedule != "cosine" and (self.min_learning_rate or self.warmup_steps):
+            key = "min_learning_rate" if self.min_learning_rate else "warmup_steps"
+            raise ValueError(f"{key} belongs to schedule: cosine, and this one is {self.schedule}")
+        if self.schedule == "cosine" and self.by_bound:
+            raise ValueError("by_bound: for a constant or a linear schedule")
         return self
 
     def build(self, groups: Sequence[dict[str, Any]]) -> Optimizer:

@@ -119,12 +119,12 @@ def test_tables_without_records_come_first(tree, finished, monkeypatch):
     ran = []
     monkeypatch.setattr(recording, "_run", lambda run, *_: ran.append(run.config["job"]) or "done")
     recording.record("smoke", 60, tree / "out.tar.gz", ["automatic/glue_base", "flashdp/batch_size"])
-    assert ran == ["throughput", "throughput", "classify"]
+    assert ran == ["throughput", "throughput", "text_classification"]
 
 
 def test_a_parent_is_made_again_only_where_a_child_needs_it(tree, monkeypatch):
     found = study(Config(tier="laptop", tables=["automatic/glue_base"]))
-    parent = next(r for r in found.runs.values() if r.config["job"] == "features")
+    parent = next(r for r in found.runs.values() if r.config["job"] == "text_features")
     others = set(found.runs) - {parent.id}
     child = next(r.id for r in found.runs.values() if parent.id in [p.id for p in r.parents.values()])
     assert next(r.id for r in recording._in_order(found, set())) == parent.id

@@ -19,7 +19,8 @@ from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import compress, public_student
+from dpbench.jobs import compression as compress
+from dpbench.jobs import public_student
 from dpbench.measure import inference
 from dpbench.privacy import accounting
 from dpbench.privacy.composition import Composition, release_in, stage_seed
@@ -323,7 +324,7 @@ def test_a_public_student_comes_nearer_to_the_whole_model(tmp_path, as_parent):
         (STUDENT | {"teacher": None}, "distil needs teacher"),
         (STUDENT | {"teacher": {"model": "roberta_base"}}, r"teacher\.model: roberta_base has a vocabulary of 50265"),
         ({"student": {"layers": 1, "start": "public", "model": "minilm"}}, r"student\.model: minilm has a vocabulary of 30522"),
-        (STUDENT | {"teacher": {"task": "trec"}}, r"teacher\.task: trec has other classes than sst2"),
+        (STUDENT | {"teacher": {"dataset": "trec"}}, r"teacher\.dataset: trec has other classes than sst2"),
         (STUDENT | {"teacher": {"layers": 5}}, r"teacher\.layers 5: tiny_bert has 2"),
         ({"student": {"layers": 1, "start": "public"}}, "exactly one of model and distilled"),
         ({"student": {"layers": 1}, "teacher": {}}, "teacher: neither distil nor start: teacher"),
@@ -341,7 +342,7 @@ def test_a_public_student_comes_nearer_to_the_whole_model(tmp_path, as_parent):
         (STUDENT | {"budget": "student"}, "budget: student is for a private student without a teacher"),
         ({"training": "features"}, "trains whole encoders"),
         ({"inference": {"shapes": SHAPES[1:]}}, r"inference\.shapes: 2 layers of tiny_bert are not among them"),
-        ({"engine": "dpzero"}, "unknown engine 'dpzero'"),
+        ({"method": "dpzero"}, "unknown engine 'dpzero'"),
     ],
 )
 def test_settings_that_make_no_sense_are_named_before_anything_starts(over, says):

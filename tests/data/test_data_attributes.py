@@ -17,7 +17,7 @@ from dpbench.data import hub, images, registry
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import image as job
+from dpbench.jobs import image_classification as job
 from dpbench.spec.sources import Source
 from dpbench.tasks.image_classification.task import ImageTask, cross_entropies
 from dpbench.validation import parse

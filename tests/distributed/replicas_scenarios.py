@@ -220,7 +220,7 @@ def baseline(rank, size):
         tokens=8,
         batch_size=8,
         micro_batch=2,
-        engines=["nonprivate"],
+        methods=["nonprivate"],
         noise_multiplier=0.0,
     )
     ids = torch.randint(0, 512, (8, 8)).tolist()

@@ -17,7 +17,7 @@ def context(tmp_path, as_parent):
     (folder / "encoder").mkdir(parents=True)
     for name in (FILE, f"encoder/{FILE}"):
         (folder / name).write_bytes(b"weights" * 100)
-    as_parent(folder, "language_model", [FILE, f"encoder/{FILE}"])
+    as_parent(folder, "language_modeling", [FILE, f"encoder/{FILE}"])
     (tmp_path / "own").mkdir()
     return Context(tmp_path / "own", 0, {}, StepLog(tmp_path / "own" / "steps.jsonl"), parents={"start": folder})
 

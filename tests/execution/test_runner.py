@@ -109,10 +109,10 @@ def test_killed_in_the_middle_leaves_no_record_and_starts_again(made, config, tm
     [
         ("/no/such/config.json", "no such file"),
         ("{", "not a whole JSON file"),
-        ('{"job": "classify"}', "settings: Field required"),
+        ('{"job": "text_classification"}', "settings: Field required"),
         (
-            '{"job": "x", "settings": {}, "seed": 0, "versions": {"job:clasify": 1}, "sources": {}, "parents": {}}',
-            "did you mean 'classify'",
+            '{"job": "x", "settings": {}, "seed": 0, "versions": {"job:text_clasification": 1}, "sources": {}, "parents": {}}',
+            "did you mean 'text_classification'",
         ),
         (
             '{"job": "x", "settings": {}, "seed": 0, "versions": {"engine:fused": 0}, "sources": {}, "parents": {}}',
@@ -223,7 +223,7 @@ def test_a_run_that_fails_over_a_finished_one_leaves_it_whole(copy, config, monk
         raise DpbenchError("no luck")
 
     before = content(copy)
-    monkeypatch.setattr("dpbench.jobs.classify.run", fails)
+    monkeypatch.setattr("dpbench.jobs.text_classification.run", fails)
     with pytest.raises(DpbenchError, match="no luck"):
         runner.execute(config, copy, quiet=True)
     assert content(copy) == before
@@ -239,7 +239,7 @@ def test_a_run_over_a_finished_one_replaces_it_when_it_has_finished(copy, config
         (context.out / "weights" / "w").write_text("new")
         return Outcome(made[0].metrics, artefacts=["weights/w"])
 
-    monkeypatch.setattr("dpbench.jobs.classify.run", again)
+    monkeypatch.setattr("dpbench.jobs.text_classification.run", again)
     record = runner.execute(config, copy, quiet=True)
     assert read_record(copy / "record.json") == record
     assert record.artefacts == {"weights/w": sha256_file(copy / "weights" / "w")}
@@ -311,7 +311,7 @@ def full(*_, **__):
 
 
 def test_a_disk_that_is_full_while_a_job_writes_is_said_in_one_line(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("dpbench.jobs.classify.run", full)
+    monkeypatch.setattr("dpbench.jobs.text_classification.run", full)
     with pytest.raises(DpbenchError, match="x: the disk is full"):
         runner.execute(config, tmp_path / "x", quiet=True)
 

@@ -23,10 +23,10 @@ def test_missing_peers_are_reasons_not_holes(monkeypatch):
 
 def test_memory_worker_measures_every_engine(tmp_path):
     own = parse(
-        throughput.Settings, {"size": "tiny", "tokens": 16, "batch_size": 2, "engines": ["nonprivate", "opacus", "fused"]}, "test"
+        throughput.Settings, {"size": "tiny", "tokens": 16, "batch_size": 2, "methods": ["nonprivate", "opacus", "fused"]}, "test"
     )
     context = Context(tmp_path, 0, {}, StepLog(tmp_path / "steps.jsonl"))
-    found = dict(memory.measure_memory(own, own.engines, np.zeros((2, 16), dtype=np.int64), context))
+    found = dict(memory.measure_memory(own, own.methods, np.zeros((2, 16), dtype=np.int64), context))
     assert list(found) == ["nonprivate", "opacus", "fused"]
     for peaks in found.values():
         assert len(set(peaks["tensors"])) == 1, "the count is exact: every step has the same peak"

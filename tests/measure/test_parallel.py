@@ -17,7 +17,7 @@ from dpbench.models.registry import language_model
 from dpbench.models.seeded import materialise
 from dpbench.validation import parse
 
-BASE = {"mode": "ddp", "processes": 2, "size": "tiny", "tokens": 16, "batch_size": 4, "engines": ["nonprivate", "fused"]}
+BASE = {"mode": "ddp", "processes": 2, "size": "tiny", "tokens": 16, "batch_size": 4, "methods": ["nonprivate", "fused"]}
 
 
 def settings(**over):
@@ -37,9 +37,9 @@ def test_settings_that_cannot_be_are_refused(over, says):
 
 
 @pytest.mark.parametrize(("over", "says"), [
-    ({"engines": ["opacus"]}, "engine 'opacus' does not run as replicas"),
-    ({"mode": "fsdp", "engines": ["ghost"]}, "engine 'ghost' does not run as shards"),
-    ({"mode": "gpipe", "engines": ["ghost"]}, "engine 'ghost' does not run as stages"),
+    ({"methods": ["opacus"]}, "engine 'opacus' does not run as replicas"),
+    ({"mode": "fsdp", "methods": ["ghost"]}, "engine 'ghost' does not run as shards"),
+    ({"mode": "gpipe", "methods": ["ghost"]}, "engine 'ghost' does not run as stages"),
     ({"mode": "gpipe", "processes": 4}, "4 stages for 2 blocks"),
 ])  # fmt: skip
 def test_check_refuses_what_would_not_run(over, says):

@@ -15,7 +15,7 @@ IDS = np.random.default_rng(0).integers(0, 64, (6, 8))
 
 
 def bench(**values):
-    settings = throughput.Settings(size="tiny", tokens=8, batch_size=6, engines=["fused"], noise_multiplier=0.0, **values)
+    settings = throughput.Settings(size="tiny", tokens=8, batch_size=6, methods=["fused"], noise_multiplier=0.0, **values)
     return Bench(settings, IDS, seed=0)
 
 
@@ -45,35 +45,35 @@ def test_amp_multiplies_in_bfloat16_and_keeps_float32_weights(engine):
 
 
 def test_a_micro_batch_larger_than_the_batch_is_refused():
-    values = {"size": "tiny", "tokens": 8, "batch_size": 2, "engines": ["fused"], "micro_batch": 3}
+    values = {"size": "tiny", "tokens": 8, "batch_size": 2, "methods": ["fused"], "micro_batch": 3}
     with pytest.raises(DpbenchError, match="micro_batch 3 is more than batch_size 2"):
         parse(throughput.Settings, values, "here")
 
 
 def test_an_option_that_is_not_given_is_not_part_of_a_runs_name():
-    settings = throughput.Settings(size="tiny", tokens=8, batch_size=2, engines=["fused"])
+    settings = throughput.Settings(size="tiny", tokens=8, batch_size=2, methods=["fused"])
     assert "micro_batch" not in settings.model_dump(mode="json")
 
 
 def test_the_choice_of_kernels_names_a_run_only_where_it_is_made():
     from dpbench.measure.throughput import Settings
 
-    given = {"size": "tiny", "tokens": 4, "batch_size": 2, "engines": ["nonprivate", "fused"]}
+    given = {"size": "tiny", "tokens": 4, "batch_size": 2, "methods": ["nonprivate", "fused"]}
     assert "kernels" not in Settings(**given).model_dump(mode="json")
     assert Settings(**given, kernels="triton").model_dump(mode="json")["kernels"] == "triton"
 
 
 def test_two_engines_may_go_on_in_turn_without_the_others():
-    given = {"size": "tiny", "tokens": 4, "batch_size": 2, "engines": ["nonprivate", "mezo", "dpzero"], "rounds": 2, "steps": 1}
-    own = throughput.Settings(**given, closer={"engines": ["dpzero", "mezo"], "rounds": 3})
+    given = {"size": "tiny", "tokens": 4, "batch_size": 2, "methods": ["nonprivate", "mezo", "dpzero"], "rounds": 2, "steps": 1}
+    own = throughput.Settings(**given, closer={"methods": ["dpzero", "mezo"], "rounds": 3})
     common = [(0, ["nonprivate", "mezo", "dpzero"]), (1, ["mezo", "dpzero", "nonprivate"])]
-    assert list(own.turns(own.engines)) == [*common, (2, ["mezo", "dpzero"]), (3, ["dpzero", "mezo"]), (4, ["mezo", "dpzero"])]
-    assert list(throughput.Settings(**given).turns(own.engines)) == common
+    assert list(own.turns(own.methods)) == [*common, (2, ["mezo", "dpzero"]), (3, ["dpzero", "mezo"]), (4, ["mezo", "dpzero"])]
+    assert list(throughput.Settings(**given).turns(own.methods)) == common
     assert list(own.turns(["nonprivate"])) == [(0, ["nonprivate"]), (1, ["nonprivate"]), (2, []), (3, []), (4, [])], "others OOM"
     assert [own.mechanism(engine).steps for engine in ("mezo", "dpzero")] == [10, 10]
     assert own.rounds_of("nonprivate") == 2
-    with pytest.raises(ValueError, match="closer: 'ghost' is not one of engines"):
-        throughput.Settings(**given, closer={"engines": ["ghost", "mezo"], "rounds": 3})
+    with pytest.raises(ValueError, match="closer: 'ghost' is not one of methods"):
+        throughput.Settings(**given, closer={"methods": ["ghost", "mezo"], "rounds": 3})
 
 
 def test_an_engine_that_runs_out_of_memory_is_OOM_and_the_others_go_on(tmp_path, monkeypatch):
@@ -81,7 +81,7 @@ def test_an_engine_that_runs_out_of_memory_is_OOM_and_the_others_go_on(tmp_path,
     from dpbench.execution.tracking import StepLog
     from dpbench.measure import memory
 
-    own = throughput.Settings(size="tiny", tokens=8, batch_size=2, engines=["nonprivate", "ghost", "fused"], rounds=3, steps=1)
+    own = throughput.Settings(size="tiny", tokens=8, batch_size=2, methods=["nonprivate", "ghost", "fused"], rounds=3, steps=1)
     ids = np.zeros((2, 8), dtype=np.int64)
     peaks = {"tensors": [1.0, 1.0], "process": 0.0}
     given = [("nonprivate", peaks), ("ghost", memory.out_of_memory(own, "its process was ended")), ("fused", peaks)]
@@ -133,7 +133,7 @@ def test_every_bfloat16_run_has_a_rate_that_moves_a_weight_of_1(tier):
 
 
 def test_a_private_step_in_bfloat16_goes_through_at_that_rate():
-    settings = throughput.Settings(size="tiny", tokens=8, batch_size=6, engines=["fused"], dtype="bfloat16", learning_rate=5e-3)
+    settings = throughput.Settings(size="tiny", tokens=8, batch_size=6, methods=["fused"], dtype="bfloat16", learning_rate=5e-3)
     own = Bench(settings, IDS, seed=0)
     own.step(own.attach("fused"))
     too_small = Bench(settings.model_copy(update={"learning_rate": 1e-4}), IDS, seed=0)

@@ -22,7 +22,7 @@ IDS = np.random.default_rng(0).integers(5, 500, (6, 16))
 
 
 def settings(size="tiny", **more):
-    given = {"size": size, "tokens": 16, "batch_size": 6, "engines": ["inference", "nonprivate", *ZEROTH]}
+    given = {"size": size, "tokens": 16, "batch_size": 6, "methods": ["inference", "nonprivate", *ZEROTH]}
     return throughput.Settings(**(given | more))
 
 
@@ -76,7 +76,7 @@ def test_adapters_are_what_is_trained_of_an_encoder():
 
 def test_adapters_of_a_language_model_are_refused():
     with pytest.raises(DpbenchError, match="lora_rank: adapters are timed on encoders alone"):
-        parse(throughput.Settings, {"size": "tiny", "tokens": 4, "batch_size": 2, "engines": ["mezo"], "lora_rank": 2}, "test")
+        parse(throughput.Settings, {"size": "tiny", "tokens": 4, "batch_size": 2, "methods": ["mezo"], "lora_rank": 2}, "test")
 
 
 def test_options_that_are_not_given_are_not_part_of_a_runs_name():
@@ -87,7 +87,7 @@ def test_an_unknown_method_names_the_nearest():
     with pytest.raises(DpbenchError, match="did you mean 'dpzero'"):
         methods.kind_of("dpzro")
     with pytest.raises(DpbenchError, match="'no_size'"):
-        throughput.Settings(size="no_size", tokens=4, batch_size=2, engines=["mezo"]).uses()
+        throughput.Settings(size="no_size", tokens=4, batch_size=2, methods=["mezo"]).uses()
 
 
 def test_an_encoders_timing_needs_no_weights():
@@ -101,7 +101,7 @@ def test_an_encoders_timing_needs_no_weights():
 
 def outcome(size, engine):
     """What the table dpzero/memory says."""
-    given = load_table("dpzero", "memory").settings | {"size": size, "engines": [engine], "devices": ["rtx3090_24"]}
+    given = load_table("dpzero", "memory").settings | {"size": size, "methods": [engine], "devices": ["rtx3090_24"]}
     own = parse(simulation.Settings, given, "test")
     peak = estimate(simulation._setting(own, engine, own.batch_size)).peak
     return simulation._on_device(peak, device("rtx3090_24"), {}, "")

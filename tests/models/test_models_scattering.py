@@ -12,7 +12,8 @@ from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import image, image_features
+from dpbench.jobs import image_classification as image
+from dpbench.jobs import image_features
 from dpbench.models import registry as models
 from dpbench.models.scattering import Scattering, build, morlet, shape
 from dpbench.spec.sources import Source

@@ -164,7 +164,7 @@ FAULTS = [
     ("config.settings", [], "config: .*settings"),
     ("config.job", 3, "config: .*job"),
     ("config.versions", {"classify": 1}, "config: .*versions"),
-    ("config.versions", {"job:classify": 1.5}, "config: .*versions"),
+    ("config.versions", {"job:text_classification": 1.5}, "config: .*versions"),
     ("config.sources", {}, "sources: dataset:sst2 is not what config.sources says"),
     ("config.sources", {"dataset:sst2": {}}, "config: .*give `files`, or `kind`"),
     ("config.sources", {"planet:mars": {"kind": "hub", "revision": ""}}, "config: .*sources.planet:mars"),

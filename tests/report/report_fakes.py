@@ -32,9 +32,9 @@ class Settings(BaseModel, extra="allow"):
 
 
 def _uses(settings: Settings) -> Uses:
-    given = settings.model_dump()
-    model = given.get("model")
-    return Uses(datasets=("sst2",) if "task" in given else (), models=(model,) if model else ())
+    values = settings.model_dump()
+    model = values.get("model")
+    return Uses(datasets=("sst2",) if "dataset" in values else (), models=(model,) if model else ())
 
 
 def fake_get(kind: str, name: str, where: str = "") -> Any:
@@ -68,7 +68,7 @@ def glue(**over: Any) -> TableSpec:
         "job": "fake",
         "metrics": {"accuracy": {"unit": "%", "better": "higher", "digits": 1}},
         "rows": {"method": ["nonprivate", "abadi", "auto_s"], "epsilon": ["inf", 3, 8]},
-        "columns": {"task": ["sst2"], "model": {"minilm": None, "roberta_base": None}},
+        "columns": {"task": {"sst2": {"dataset": "sst2"}}, "model": {"minilm": None, "roberta_base": None}},
         "settings": {"model": "minilm", "optimizer": {"name": "adamw", "learning_rate": 5e-4}},
         "origin": {"optimizer": "the paper's"},
         "seeds": [0, 1, 2],

@@ -61,7 +61,7 @@ def columns_of(made: Any) -> set[str]:
 def test_a_column_that_cannot_be_filled_stays_if_the_paper_has_it(kept: bool) -> None:
     blocks_of_both = [block | {"task": "sst2"} for block in glue().cells]
     blocks_of_both += [block | {"task": "other", "why": WHY} for block in glue().cells] if kept else []
-    columns = {"task": {"sst2": {"task": "sst2"}, "other": {"task": "sst2"}}, "model": {"minilm": None}}
+    columns = {"task": {"sst2": {"dataset": "sst2"}, "other": {"dataset": "sst2"}}, "model": {"minilm": None}}
     made = table(columns=columns, cells=blocks_of_both)
     assert columns_of(made) == ({"sst2", "other"} if kept else {"sst2"})
     (block,) = blocks(made)

@@ -18,7 +18,7 @@ ENGINES = ["nonprivate", "fused", "bookkeeping", "ghost", "vmap", "opacus", "opa
 
 def measured(own):
     timing = throughput.Settings(
-        size=own.size, tokens=own.tokens, batch_size=own.batch_size, micro_batch=own.micro_batch, engines=[own.engine]
+        size=own.size, tokens=own.tokens, batch_size=own.batch_size, micro_batch=own.micro_batch, methods=[own.engine]
     )
     ids = np.random.default_rng(0).integers(0, 512, (own.batch_size, own.tokens))
     return max(memory.measure(timing, own.engine, ids, 0, torch.get_num_threads())["tensors"])

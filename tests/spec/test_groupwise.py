@@ -50,7 +50,7 @@ def test_adaptive_thresholds_are_a_row_beside_flat_and_fixed_ones(table, tier):
         assert own["clipping"]["bound"] == flat["clipping"]["bound"]
         if table in ("cifar10", "fixed_per_layer"):
             assert own["optimizer"].pop("by_bound"), "under SGD a larger bound is a larger step"
-        apart = ("clipping", "engine")
+        apart = ("clipping", "method")
         assert {k: v for k, v in own.items() if k not in apart} == {k: v for k, v in flat.items() if k not in apart}
 
 
@@ -65,7 +65,7 @@ def test_claims_are_judged_on_three_seeds_or_more_overnight(tier):
 def test_the_search_never_looks_at_what_the_tables_are_evaluated_on(tier):
     searched = cells(SEARCH, tier)
     assert {settings["evaluate_on"] for _, _, settings, _ in searched} == {"train_rest"}
-    assert {settings["task"] for _, _, settings, _ in searched} == {"sst2"}
+    assert {settings["dataset"] for _, _, settings, _ in searched} == {"sst2"}
     others = [cell for table in (*TABLES, "quantile_ablation") for cell in cells(table, tier)]
     assert not any("evaluate_on" in settings for _, _, settings, _ in others)
     assert not {seed for _, seed, _, _ in searched} & {seed for _, seed, _, _ in others}
@@ -79,7 +79,7 @@ def test_what_the_text_tables_use_is_a_cell_of_the_search():
         return {k: v for k, v in settings.items() if k not in free}
 
     searched = [spelled(settings) for _, _, settings, _ in cells(SEARCH, "overnight")]
-    used = [s for table in ("glue", "epochs_sst2") for _, _, s, _ in cells(table, "overnight") if s["task"] == "sst2"]
+    used = [s for table in ("glue", "epochs_sst2") for _, _, s, _ in cells(table, "overnight") if s["dataset"] == "sst2"]
     private = [spelled(s) for s in used if s["clipping"] is not None]
     assert private
     assert all(own in searched for own in private)

@@ -50,7 +50,7 @@ def test_the_paper_tier_has_the_papers_settings(table):
 @pytest.mark.parametrize("tier", ["overnight", "gpu"])
 def test_the_public_model_is_made_once_for_generated_text_and_these(tier):
     starts = {
-        (paper, table): {i for i, run in plan_of(table, tier, paper).runs.items() if run.config["job"] == "language_model"}
+        (paper, table): {i for i, run in plan_of(table, tier, paper).runs.items() if run.config["job"] == "language_modeling"}
         for paper, table in (("dpzero", "opt"), ("dpzero", "opt_f1"), ("automatic", "e2e"))
     }
     assert all(len(found) == 1 for found in starts.values())
@@ -66,7 +66,7 @@ def test_methods_are_paired_and_epsilon_is_as_it_is_called(table, tier):
         own = plan.runs[cell.run].config["settings"]
         called = {"none": None, "inf": None}.get(cell.labels["epsilon"], cell.labels["epsilon"])
         assert own["epsilon"] == (None if called is None else float(called))
-        assert own["task"] == cell.labels["task"]
+        assert own["dataset"] == cell.labels["task"]
         assert (own["steps"] == 0) == (cell.labels["method"] == "zero_shot")
         seen.setdefault(cell.labels["method"], set()).add((cell.labels["task"], cell.labels["model"], cell.seed))
     assert list(seen) == ["mezo", "dpzero", "zero_shot"]
@@ -77,7 +77,9 @@ def test_small_tiers_stay_small():
     for table in TABLES:
         assert len(plan_of(table, "smoke").runs) == 3
         assert len(plan_of(table, "laptop").runs) <= 8
-    night = {i: r for table in TABLES for i, r in plan_of(table, "overnight").runs.items() if r.config["job"] == "prompted"}
+    night = {
+        i: r for table in TABLES for i, r in plan_of(table, "overnight").runs.items() if r.config["job"] == "prompt_completion"
+    }
     assert sum(run.resources.minutes for run in night.values()) <= 15
 
 

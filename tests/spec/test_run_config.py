@@ -81,7 +81,7 @@ def test_what_the_settings_name_must_be_there(sound, key):
         (b"[]", "valid dictionary"),
         (b'"x"', "valid dictionary"),
         (b'{"job": "quadratic"', "not a whole JSON file"),
-        (b'{"job": "quadratic",\n"job": "classify"}', "line 2: the key 'job' stands twice"),
+        (b'{"job": "quadratic",\n"job": "text_classification"}', "line 2: the key 'job' stands twice"),
         (b'{"seed": NaN}', "line 1: NaN"),
         (b"\xff\xfe{", "byte-order mark"),
         (b"{\xff", "line 1 is not UTF-8"),

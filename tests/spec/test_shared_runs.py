@@ -55,7 +55,7 @@ def test_features_are_computed_once_for_all_tables(tier, tasks):
         ("groupwise", "epochs_sst2"),
     ]
     found = [
-        {r.config["settings"]["task"]: r.id for r in runs(*name, tier).values() if r.config["job"] == "features"}
+        {r.config["settings"]["dataset"]: r.id for r in runs(*name, tier).values() if r.config["job"] == "text_features"}
         for name in tables
     ]
     everything = found[0]
@@ -115,7 +115,7 @@ def test_a_run_is_asked_for_by_every_table_that_has_it():
         cells = {cell.run for cell in plan.cells}
         for run in plan.runs.values():
             sample[run.config["job"], run.id in cells, run.config["seed"]] = run
-    assert {"features", "inference", "language_model"} <= {job for job, own, _ in sample if not own}
+    assert {"text_features", "inference", "language_modeling"} <= {job for job, own, _ in sample if not own}
     requests = requests_of(plans.values())
     for run in sample.values():
         asking = {(request.paper, request.table, request.tier) for request in requests[run.id]}
@@ -132,7 +132,7 @@ def test_a_run_is_asked_for_by_each_of_its_cells(tmp_path):
         assert [(r.labels, r.select) for r in read_requests(tmp_path / "plan.json", run)] == cells
     assert read_requests(tmp_path / "plan.json", "0" * 12) == []
     features = expand(load_table("automatic", "glue_base"), "laptop", source)
-    parents = [run.id for run in features.runs.values() if run.config["job"] == "features"]
+    parents = [run.id for run in features.runs.values() if run.config["job"] == "text_features"]
     assert [(r.labels, r.select) for run in parents for r in requests_of([features])[run]] == [({}, {})] * len(parents)
 
 
@@ -162,8 +162,8 @@ def test_a_parent_that_a_job_does_not_declare_is_refused(monkeypatch):
 
     def without(kind, name, where=""):
         found = get(kind, name, where)
-        return replace(found, extra=found.extra | {"parents": []}) if (kind, name) == ("job", "classify") else found
+        return replace(found, extra=found.extra | {"parents": []}) if (kind, name) == ("job", "text_classification") else found
 
     monkeypatch.setattr(plugins, "get", without)
-    with pytest.raises(DpbenchError, match="parent features is a job features"):
+    with pytest.raises(DpbenchError, match="parent features is a job text_features"):
         runs("automatic", "glue_base", "laptop")

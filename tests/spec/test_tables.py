@@ -163,7 +163,7 @@ def test_a_run_is_named_by_what_decides_its_numbers(tree, monkeypatch):
     assert names(spec) == names(spec)
     assert not names(spec) & names(spec, resolve=embedded), "real and synthetic runs must never share a record"
     assert not names(spec) & names(spec, seeds=[5]) - _parents(spec)
-    laptop = [run for run in expand(spec, "laptop", local).runs.values() if run.config["job"] == "features"]
+    laptop = [run for run in expand(spec, "laptop", local).runs.values() if run.config["job"] == "text_features"]
     whole = {run.id for run in laptop if run.config["settings"]["train_limit"] is None}
     assert whole
     assert whole <= names(spec, "overnight"), "the same features serve both tiers"

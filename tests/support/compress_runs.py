@@ -8,7 +8,7 @@ from dpbench.data import registry as datasets
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
 from dpbench.files import sha256_file
-from dpbench.jobs import compress
+from dpbench.jobs import compression as compress
 from dpbench.records.schema import Environment, Record
 from dpbench.records.store import write_record
 from dpbench.spec.expand import config_of, run_id
@@ -18,9 +18,9 @@ from dpbench.validation import parse
 TINY = Source(kind="scratch", synthetic=True)
 SOURCES = {f"dataset:{name}": datasets.resolve(name, "embedded") for name in ("sst2", "wikitext2")} | {"model:tiny_bert": TINY}
 BASE = {
-    "task": "sst2",
+    "dataset": "sst2",
     "model": "tiny_bert",
-    "engine": "bookkeeping",
+    "method": "bookkeeping",
     "clipping": {"function": "auto_s"},
     "epsilon": 8.0,
     "steps": 4,
@@ -39,7 +39,7 @@ STUDENT = {
 }
 DROP = {"drop": {"layers": 1, "block_steps": 1}}
 PRUNE = {"prune": {"sparsity": 0.5, "steps": 2, "every": 1}}
-PLAIN = {"engine": "nonprivate", "clipping": None, "epsilon": None}
+PLAIN = {"method": "nonprivate", "clipping": None, "epsilon": None}
 
 WHERE = Environment(
     python="3",
@@ -73,7 +73,7 @@ def run(folder: Path, settings: compress.Settings, seed: int = 0, parents: dict[
         run(parents["teacher"], parse(compress.Settings, settings.of_teacher(), "teacher"), seed)
     context = Context(folder, seed, SOURCES, StepLog(folder / "steps.jsonl"), parents=parents)
     outcome = compress.run(settings, context)
-    config = config_of("compress", settings.model_dump(mode="json"), seed, resolve)
+    config = config_of("compression", settings.model_dump(mode="json"), seed, resolve)
     record = Record(
         run=run_id(config),
         config=config,

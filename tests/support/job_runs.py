@@ -16,7 +16,15 @@ from dpbench.compression.task import CompressedTask
 from dpbench.data import registry
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import classify, compress, features, generate, image, image_features, language_model, pipeline, prompted
+from dpbench.jobs import compression as compress
+from dpbench.jobs import image_classification as image
+from dpbench.jobs import image_features
+from dpbench.jobs import language_modeling as language_model
+from dpbench.jobs import prompt_completion as prompted
+from dpbench.jobs import table_to_text as generate
+from dpbench.jobs import table_to_text_pipeline as pipeline
+from dpbench.jobs import text_classification as classify
+from dpbench.jobs import text_features as features
 from dpbench.models import sources
 from dpbench.spec.expand import merge
 from dpbench.tasks.image_classification.task import ImageTask
@@ -33,15 +41,15 @@ SOURCES |= {f"model:{name}": sources.resolve(name, "scratch") for name in MODELS
 
 EPSILON = 2.0  # with which accounting takes little time
 PRIVATE = {
-    "engine": "bookkeeping",
+    "method": "bookkeeping",
     "clipping": {"function": "abadi", "bound": 0.5},
     "epsilon": EPSILON,
     "steps": 4,
     "expected_batch_size": 12,
 }
-ZEROTH = {"engine": "dpzero", "zeroth": {}, "optimizer": {"name": "sgd", "learning_rate": 1e-3}}
+ZEROTH = {"method": "dpzero", "zeroth": {}, "optimizer": {"name": "sgd", "learning_rate": 1e-3}}
 TEXT = PRIVATE | {
-    "task": "sst2",
+    "dataset": "sst2",
     "training": "full",
     "model": "tiny_bert",
     "max_length": 24,
@@ -52,12 +60,12 @@ TEXT = PRIVATE | {
 }
 COMPRESS = {k: v for k, v in TEXT.items() if k != "training"} | {"curve_points": 2}
 PICTURES = PRIVATE | {
-    "task": "mnist",
+    "dataset": "mnist",
     "model": "cnn4",
     "train_limit": 80,
     "train_evaluated": 10,
     "physical": 5,
-    "optimizer": {"learning_rate": 0.05},
+    "optimizer": {"name": "sgd", "learning_rate": 0.05},
 }
 GENERATE = PRIVATE | {
     "dataset": "e2e_nlg",
@@ -72,7 +80,7 @@ GENERATE = PRIVATE | {
     "optimizer": {"learning_rate": 1e-3},
 }
 PROMPTED = PRIVATE | {
-    "task": "sst2",
+    "dataset": "sst2",
     "loss": "tokens",
     "size": "tiny",
     "vocabulary": 300,
@@ -91,7 +99,7 @@ LANGUAGE = PRIVATE | {
     "evaluate_every": 4,
     "clipping": {"scope": "flat", "bound": 0.5},
     "token_budget": 64,
-    "optimizer": {"learning_rate": 1e-3},
+    "optimizer": {"learning_rate": 1e-3, "schedule": "cosine"},
 }
 PIPELINE = GENERATE | {"coding": "words", "devices": 2, "virtual": True, "clipping": {"function": "abadi", "scope": "per_device"}}
 
@@ -110,15 +118,15 @@ class Case:
 
 
 PARENTS = {
-    "texts": (features, {"task": "sst2", "model": "tiny_bert", "train_limit": 80, "evaluate_limit": 20, "max_length": 24}),
-    "pictures": (image_features, {"task": "mnist", "model": "scattering", "train_limit": 80}),
+    "texts": (features, {"dataset": "sst2", "model": "tiny_bert", "train_limit": 80, "evaluate_limit": 20, "max_length": 24}),
+    "pictures": (image_features, {"dataset": "mnist", "model": "scattering", "train_limit": 80}),
 }
 FROZEN = {"model": "linear", "features": "scattering"}
-ANSWERS = PROMPTED | {"task": "squad", "loss": "candidates", "max_length": 96, "answer_length": 8}
+ANSWERS = PROMPTED | {"dataset": "squad", "loss": "candidates", "max_length": 96, "answer_length": 8}
 CASES = {
     "features": Case(classify, TEXT | {"training": "features"}, FeatureTask, "texts"),
     "text": Case(classify, TEXT, TextTask),
-    "pairs": Case(classify, TEXT | {"task": "qnli", "max_length": 48}, TextTask),
+    "pairs": Case(classify, TEXT | {"dataset": "qnli", "max_length": 48}, TextTask),
     "zeroth": Case(classify, TEXT | ZEROTH, TextTask),
     "compress": Case(compress, COMPRESS, CompressedTask),
     "drop": Case(compress, COMPRESS | {"drop": {"layers": 1, "block_steps": 1}}, CompressedTask),

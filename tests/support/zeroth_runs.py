@@ -8,7 +8,7 @@ from typing import Any
 from dpbench.data import registry as datasets
 from dpbench.execution.contract import Context, Outcome
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import classify
+from dpbench.jobs import text_classification as classify
 from dpbench.spec.sources import Source
 from dpbench.validation import parse
 
@@ -16,10 +16,10 @@ SOURCES = {f"dataset:{name}": datasets.resolve(name, "embedded") for name in ("s
     "model:tiny_bert": Source(kind="scratch", synthetic=True)
 }
 BASE = {
-    "task": "sst2",
+    "dataset": "sst2",
     "training": "full",
     "model": "tiny_bert",
-    "engine": "dpzero",
+    "method": "dpzero",
     "zeroth": {},
     "clipping": {"function": "abadi"},
     "epsilon": 8.0,

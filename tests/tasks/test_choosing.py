@@ -13,7 +13,9 @@ from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import classify, features, prompted
+from dpbench.jobs import prompt_completion as prompted
+from dpbench.jobs import text_classification as classify
+from dpbench.jobs import text_features as features
 from dpbench.spec.sources import Source
 from dpbench.tasks.prompt_completion.task import PromptTask
 from dpbench.tasks.text_classification.rows import RowSplit
@@ -24,10 +26,10 @@ SCRATCH = Source(kind="scratch", synthetic=True)
 SOURCES = {f"dataset:{name}": datasets.resolve(name, "embedded") for name in ("sst2", "qnli", "wikitext2")}
 SOURCES |= {"model:tiny_bert": SCRATCH, "model:gpt2": SCRATCH}
 BASE = {
-    "task": "sst2",
+    "dataset": "sst2",
     "training": "features",
     "model": "tiny_bert",
-    "engine": "bookkeeping",
+    "method": "bookkeeping",
     "clipping": {"function": "abadi"},
     "epsilon": 8,
     "steps": 2,
@@ -37,10 +39,10 @@ BASE = {
     "optimizer": {"learning_rate": 0.01},
 }
 PROMPTED = {
-    "task": "sst2",
+    "dataset": "sst2",
     "size": "tiny",
     "vocabulary": 300,
-    "engine": "bookkeeping",
+    "method": "bookkeeping",
     "clipping": {"function": "abadi"},
     "epsilon": 8,
     "steps": 2,
@@ -65,9 +67,9 @@ def context(folder, **parents):
 def frozen(request, tmp_path_factory):
     """(task, folder of its features)."""
     folder = tmp_path_factory.mktemp(request.param)
-    own = {"task": request.param, "model": "tiny_bert", "train_limit": 200, "max_length": 32}
+    own = {"dataset": request.param, "model": "tiny_bert", "train_limit": 200, "max_length": 32}
     outcome = features.run(parse(features.Settings, own, "test"), context(folder))
-    as_parent(folder, "features", outcome.artefacts)
+    as_parent(folder, "text_features", outcome.artefacts)
     return request.param, folder
 
 
@@ -80,9 +82,9 @@ def test_features_and_full_training_choose_the_same_rows(choice, frozen, tmp_pat
     task, folder = frozen
     if "class_keep" in choice:
         choice = choice | {"class_keep": class_of(task, choice["class_keep"])}
-    on_features = FeatureTask(settings(task=task, **choice), context(tmp_path, features=folder))
-    full = TextTask(settings(task=task, training="full", **choice), context(tmp_path))
-    everything = FeatureTask(settings(task=task), context(tmp_path, features=folder))
+    on_features = FeatureTask(settings(dataset=task, **choice), context(tmp_path, features=folder))
+    full = TextTask(settings(dataset=task, training="full", **choice), context(tmp_path))
+    everything = FeatureTask(settings(dataset=task), context(tmp_path, features=folder))
     assert on_features.rows == full.rows
     assert on_features.y.tolist() == full.train.labels[full.index].tolist()
     assert on_features.x.equal(everything.x[full.index])
@@ -139,7 +141,7 @@ def test_removing_a_row_lets_at_most_the_next_of_its_class_into_per_class():
 
 def test_features_of_other_rows_than_the_dataset_has_are_refused(frozen, tmp_path):
     task, folder = frozen
-    own = settings(task=task, per_class=20, train_limit=199)
+    own = settings(dataset=task, per_class=20, train_limit=199)
     with pytest.raises(DpbenchError, match=f"{task} has 199 training rows, and its features 200"):
         FeatureTask(own, context(tmp_path, features=folder))
 
@@ -205,8 +207,8 @@ def test_only_runs_whose_rows_changed_have_another_name(over, says):
     [
         ({}, "content"),
         ({"train_limit": None}, None),
-        ({"steps": 0, "engine": "nonprivate", "clipping": None, "epsilon": None}, None),
-        ({"steps": 0, "engine": "nonprivate", "clipping": None, "epsilon": None, "evaluate_on": "train_rest"}, "content"),
+        ({"steps": 0, "method": "nonprivate", "clipping": None, "epsilon": None}, None),
+        ({"steps": 0, "method": "nonprivate", "clipping": None, "epsilon": None, "evaluate_on": "train_rest"}, "content"),
     ],
 )
 def test_only_prompted_runs_that_choose_rows_have_another_name(over, says):

@@ -11,7 +11,9 @@ from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import classify, features, image
+from dpbench.jobs import image_classification as image
+from dpbench.jobs import text_classification as classify
+from dpbench.jobs import text_features as features
 from dpbench.spec.expand import config_of, merge, run_id
 from dpbench.spec.sources import Source
 from dpbench.tasks.holdout import is_held_out, share_of
@@ -24,10 +26,10 @@ SCRATCH = Source(kind="scratch", synthetic=True)
 SOURCES = {f"dataset:{name}": datasets.resolve(name, "embedded") for name in ("sst2", "qnli", "mnist", "wikitext2")}
 SOURCES |= {"model:tiny_bert": SCRATCH, "model:cnn4": SCRATCH}
 TEXT = {
-    "task": "sst2",
+    "dataset": "sst2",
     "training": "full",
     "model": "tiny_bert",
-    "engine": "fused",
+    "method": "fused",
     "clipping": {"function": "abadi", "scope": "per_layer"},
     "epsilon": 8,
     "steps": 2,
@@ -37,9 +39,9 @@ TEXT = {
     "optimizer": {"learning_rate": 0.01},
 }
 IMAGE = {
-    "task": "mnist",
+    "dataset": "mnist",
     "model": "cnn4",
-    "engine": "bookkeeping",
+    "method": "bookkeeping",
     "clipping": {"function": "abadi"},
     "epsilon": 8,
     "steps": 2,
@@ -80,13 +82,13 @@ def test_holding_out_has_nothing_to_do_with_which_rows_class_keep_leaves():
 
 @pytest.mark.parametrize("task", ["sst2", "qnli"])
 def test_features_and_full_training_hold_out_the_same_rows_and_never_draw_them(task, tmp_path, as_parent):
-    settings = parse(features.Settings, {"task": task, "model": "tiny_bert", "train_limit": 400, "max_length": 128}, "test")
+    settings = parse(features.Settings, {"dataset": task, "model": "tiny_bert", "train_limit": 400, "max_length": 128}, "test")
     (tmp_path / "features").mkdir()
     features.run(settings, context(tmp_path / "features"))
-    as_parent(tmp_path / "features", "features", [FILE])
-    full = TextTask(text(task=task, max_length=128, **HELD_OUT), context(tmp_path))
-    frozen = FeatureTask(text(task=task, training="features", **HELD_OUT), context(tmp_path, features=tmp_path / "features"))
-    whole = TextTask(text(task=task, max_length=128), context(tmp_path))
+    as_parent(tmp_path / "features", "text_features", [FILE])
+    full = TextTask(text(dataset=task, max_length=128, **HELD_OUT), context(tmp_path))
+    frozen = FeatureTask(text(dataset=task, training="features", **HELD_OUT), context(tmp_path, features=tmp_path / "features"))
+    whole = TextTask(text(dataset=task, max_length=128), context(tmp_path))
     drawn = {tuple(full.train.ids[i]) for i in full.index}
     evaluated = {tuple(ids) for ids in full.evaluated.ids}
     assert not drawn & evaluated
@@ -141,8 +143,8 @@ def name(job, settings):
 
 def test_runs_that_hold_nothing_out_keep_their_names():
     """That of the image run is from before rows were held out; those of classify are in test_clipping_settings.py."""
-    assert name("image", IMAGE) == "b41e89600f72"
-    for job, base, evaluated in (("image", IMAGE, "test"), ("classify", TEXT, "validation")):
+    assert name("image_classification", IMAGE) == "4a563b0d9f37"
+    for job, base, evaluated in (("image_classification", IMAGE, "test"), ("text_classification", TEXT, "validation")):
         assert name(job, base | {"evaluate_on": evaluated}) == name(job, base)
         assert name(job, base | HELD_OUT | {"held_out": 0.2}) == name(job, base | HELD_OUT)
         assert len({name(job, base), name(job, base | HELD_OUT), name(job, base | HELD_OUT | {"held_out": 0.3})}) == 3

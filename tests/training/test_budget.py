@@ -9,7 +9,9 @@ from job_runs import CASES, COMPRESS, EPSILON, context_of, run
 
 from dpbench.compression import config as compression
 from dpbench.errors import DpbenchError
-from dpbench.jobs import classify, compress, language_model
+from dpbench.jobs import compression as compress
+from dpbench.jobs import language_modeling as language_model
+from dpbench.jobs import text_classification as classify
 from dpbench.privacy import accounting
 from dpbench.privacy.accounting import Release
 from dpbench.privacy.composition import calibrated_beside, release_in, release_of

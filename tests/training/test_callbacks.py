@@ -10,23 +10,23 @@ from torch import nn
 
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import classify
+from dpbench.jobs import text_classification as classify
 from dpbench.training.callbacks import Callback, GradientClip, LearningCurve, WeightAverage
 from dpbench.training.run import fit
 from dpbench.validation import parse
 
 BASE = {
-    "task": "sst2",
+    "dataset": "sst2",
     "training": "features",
     "model": "tiny_bert",
-    "engine": "bookkeeping",
+    "method": "bookkeeping",
     "clipping": {"function": "auto_s"},
     "epsilon": 3.0,
     "steps": 5,
     "expected_batch_size": 10,
     "optimizer": {"learning_rate": 0.01},
 }
-NOT_PRIVATE = {"engine": "nonprivate", "clipping": None, "epsilon": None}
+NOT_PRIVATE = {"method": "nonprivate", "clipping": None, "epsilon": None}
 SGD = {"name": "sgd", "learning_rate": 0.5}
 
 
@@ -79,7 +79,7 @@ def curve_of(every):
 
 @pytest.mark.parametrize("engine", ["nonprivate", "bookkeeping", "ghost", "opacus", "dpzero", "mezo"])
 def test_a_learning_curve_changes_nothing(engine, tmp_path):
-    over = {"engine": engine}
+    over = {"method": engine}
     over |= {"clipping": None, "epsilon": None} if engine in ("nonprivate", "mezo") else {"clipping": {"function": "abadi"}}
     own = settings(**over, **({"zeroth": {}} if engine in ("dpzero", "mezo") else {}))
     plain, _ = train(own, tmp_path)

@@ -7,17 +7,18 @@ import math
 import pytest
 
 from dpbench.errors import DpbenchError
-from dpbench.jobs import classify, language_model
+from dpbench.jobs import language_modeling as language_model
+from dpbench.jobs import text_classification as classify
 from dpbench.measure import parallel, throughput
 from dpbench.spec.expand import config_of, merge, run_id
 from dpbench.spec.sources import Source
 from dpbench.validation import parse
 
 CLASSIFY = {
-    "task": "sst2",
+    "dataset": "sst2",
     "training": "features",
     "model": "tiny_bert",
-    "engine": "bookkeeping",
+    "method": "bookkeeping",
     "clipping": {"function": "abadi", "bound": 0.1},
     "epsilon": 3.0,
     "steps": 5,
@@ -31,14 +32,14 @@ LANGUAGE = {
     "train_blocks": 400,
     "validation_blocks": 40,
     "evaluate_every": 2,
-    "engine": "fused",
+    "method": "fused",
     "clipping": {"scope": "per_layer", "bound": 1.0},
     "epsilon": 8,
     "steps": 6,
     "expected_batch_size": 40,
     "optimizer": {"learning_rate": 1e-2},
 }
-TIMED = {"size": "tiny", "tokens": 8, "batch_size": 2, "engines": ["nonprivate", "fused"]}
+TIMED = {"size": "tiny", "tokens": 8, "batch_size": 2, "methods": ["nonprivate", "fused"]}
 RANKS = TIMED | {"mode": "ddp", "processes": 2}
 ADAPTIVE = {"quantile": 0.6}
 
@@ -50,12 +51,12 @@ def named(job, settings):
 
 
 @pytest.mark.parametrize(("job", "settings", "name"), [
-    ("classify", CLASSIFY, "f3d3560b81cd"),
-    ("classify", merge(CLASSIFY, {"clipping": {"function": "auto_s", "bound": 1.0, "gamma": 0.02}}), "afb194b4fcd1"),
-    ("language_model", LANGUAGE, "ebe2a4cb953a"),
-    ("language_model", merge(LANGUAGE, {"clipping": {"bound": None, "group_bound": 100.0}}), "cda55da60b9b"),
-    ("throughput", TIMED, "c5a3971b57f7"),
-    ("parallel", RANKS, "fa0c220334c1"),
+    ("text_classification", CLASSIFY, "0a6c2f031b1b"),
+    ("text_classification", merge(CLASSIFY, {"clipping": {"function": "auto_s", "bound": 1.0, "gamma": 0.02}}), "460eb244c331"),
+    ("language_modeling", LANGUAGE, "253500214bd7"),
+    ("language_modeling", merge(LANGUAGE, {"clipping": {"bound": None, "group_bound": 100.0}}), "ae1d6cfe81b1"),
+    ("throughput", TIMED, "6e718a32a860"),
+    ("parallel", RANKS, "506ea6757201"),
 ])  # fmt: skip
 def test_runs_that_use_none_of_it_keep_their_names(job, settings, name):
     """Names as they were before there were groups and thresholds to set."""
@@ -68,12 +69,12 @@ def test_runs_that_use_none_of_it_keep_their_names(job, settings, name):
 )
 def test_what_is_given_is_part_of_the_name(over):
     base = merge(CLASSIFY, {"clipping": {"bound": 1.0}})
-    assert named("classify", merge(base, {"clipping": over})) != named("classify", base)
+    assert named("text_classification", merge(base, {"clipping": over})) != named("text_classification", base)
 
 
 def test_what_is_left_at_its_default_is_not():
     same = {"allocation": "global", "devices": None, "given": None, "adaptive": None}
-    assert named("classify", merge(CLASSIFY, {"clipping": same})) == named("classify", CLASSIFY)
+    assert named("text_classification", merge(CLASSIFY, {"clipping": same})) == named("text_classification", CLASSIFY)
     assert named("throughput", TIMED | {"adaptive": None}) == named("throughput", TIMED)
 
 
@@ -82,8 +83,8 @@ def test_the_version_of_adaptive_thresholds_counts_where_they_are_used():
         return config_of(job, settings, 1, lambda kind, name: Source(kind="embedded", revision="v1", synthetic=True))["versions"]
 
     for job, base, over in (
-        ("classify", CLASSIFY, {"clipping": {"adaptive": ADAPTIVE}}),
-        ("language_model", LANGUAGE, {"clipping": {"adaptive": ADAPTIVE}}),
+        ("text_classification", CLASSIFY, {"clipping": {"adaptive": ADAPTIVE}}),
+        ("language_modeling", LANGUAGE, {"clipping": {"adaptive": ADAPTIVE}}),
         ("throughput", TIMED, {"adaptive": ADAPTIVE}),
     ):
         assert "threshold:adaptive" not in versions(job, base)
@@ -131,7 +132,7 @@ def test_a_language_model_has_one_kind_of_bound():
 
 
 def test_timed_engines_that_adapt_do_and_others_keep_fixed_bounds():
-    settings = parse(throughput.Settings, TIMED | {"engines": ["nonprivate", "fused", "opacus"], "adaptive": ADAPTIVE}, "test")
+    settings = parse(throughput.Settings, TIMED | {"methods": ["nonprivate", "fused", "opacus"], "adaptive": ADAPTIVE}, "test")
     assert settings.mechanism("fused").clipping.adaptive.quantile == 0.6
     assert settings.mechanism("opacus").clipping.adaptive is None
     assert settings.mechanism("nonprivate").clipping is None

@@ -72,7 +72,7 @@ def test_a_students_losses_are_those_of_its_rows(tmp_path):
     case = TASKS["compress"]
     context = context_of(case, tmp_path)
     task = CompressedTask(case.parsed(), context)
-    context.parents["teacher"] = as_parent(tmp_path, "compress", task.save(tmp_path))
+    context.parents["teacher"] = as_parent(tmp_path, "compression", task.save(tmp_path))
     over = {"student": {"layers": 1, "start": "teacher"}, "teacher": {}, "distil": {"weight": 0.5, "temperature": 2.0}}
     settings = case.parsed(**over, split={"teacher": 0.5, "student": 0.5})
     check_rows_apart(student := CompressedTask(settings, context), student.batch)

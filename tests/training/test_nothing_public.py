@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from dpbench.data import registry
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import features, image_features
+from dpbench.jobs import image_features
+from dpbench.jobs import text_features as features
 from dpbench.tasks.language_modeling import task as language_modeling
 from dpbench.tasks.text_classification.encoding import TextData
 from dpbench.tasks.text_classification.features import FILE
@@ -119,7 +120,7 @@ def losses_by_row(task):
 
 @pytest.mark.parametrize("dataset", ["sst2", "qnli"])
 def test_the_public_mean_of_features_is_of_public_text_alone(dataset, tmp_path, neighbour):
-    settings = parse(features.Settings, {"task": dataset, "model": "tiny_bert", "train_limit": 40, "max_length": 32}, "test")
+    settings = parse(features.Settings, {"dataset": dataset, "model": "tiny_bert", "train_limit": 40, "max_length": 32}, "test")
     one = features_of(features, settings, tmp_path / "one")
     neighbour()
     two = features_of(features, settings, tmp_path / "two")
@@ -130,7 +131,7 @@ def test_the_public_mean_of_features_is_of_public_text_alone(dataset, tmp_path, 
 
 
 def test_features_of_images_are_each_images_own(tmp_path, neighbour):
-    settings = parse(image_features.Settings, {"task": "mnist", "model": "scattering", "train_limit": 20}, "test")
+    settings = parse(image_features.Settings, {"dataset": "mnist", "model": "scattering", "train_limit": 20}, "test")
     one = features_of(image_features, settings, tmp_path / "one")
     neighbour()
     two = features_of(image_features, settings, tmp_path / "two")
@@ -163,7 +164,7 @@ def test_a_head_on_features_sees_each_row_by_itself(tmp_path):
     changed = tmp_path / "changed"
     changed.mkdir()
     save_file(stored, changed / FILE)
-    context.parents["features"] = as_parent(changed, "features", [FILE])
+    context.parents["features"] = as_parent(changed, "text_features", [FILE])
     after = case.task(case.parsed(**over), context)
     same(state(before), state(after))
     moved = (before.x != after.x).any(1)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from dpbench.jobs import classify
+from dpbench.jobs import text_classification as classify
 from dpbench.validation import parse
 
 BASE = {
-    "task": "sst2",
+    "dataset": "sst2",
     "training": "features",
     "model": "tiny_bert",
-    "engine": "bookkeeping",
+    "method": "bookkeeping",
     "clipping": {"function": "auto_s"},
     "epsilon": 3.0,
     "steps": 5,
@@ -26,13 +26,13 @@ def settings(**over):
 
 @pytest.mark.parametrize(("rule", "delta"), [("1/(2n)", 1 / 2000), ("n^-1.1", 1000**-1.1), (1e-6, 1e-6)])
 def test_delta_rules(rule, delta):
-    plain = settings(engine="nonprivate", clipping=None, epsilon=None, delta=rule)
+    plain = settings(method="nonprivate", clipping=None, epsilon=None, delta=rule)
     assert plain.mechanism(1000, 800, 0).delta == pytest.approx(delta)
 
 
 def test_a_batch_larger_than_the_data_is_the_data():
     assert (
-        settings(engine="nonprivate", clipping=None, epsilon=None, expected_batch_size=5000)
+        settings(method="nonprivate", clipping=None, epsilon=None, expected_batch_size=5000)
         .mechanism(1000, 800, 0)
         .sampling.sample_rate
         == 1.0

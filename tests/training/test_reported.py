@@ -84,7 +84,7 @@ def test_images_are_evaluated_once_after_training(tmp_path, monkeypatch):
 
 
 def test_a_run_says_what_its_thresholds_cost_and_where_they_went(tmp_path):
-    case, over = CASES["text"], {"engine": "fused", "clipping": {"scope": "per_layer"}}
+    case, over = CASES["text"], {"method": "fused", "clipping": {"scope": "per_layer"}}
     adaptive = run(case, tmp_path / "adaptive", **merge(over, {"clipping": {"adaptive": {"quantile": 0.6, "budget": 0.01}}}))
     by_name = {m.name: m for m in adaptive.metrics}
     privacy, cost = ["epsilon", "stated_epsilon"], ["training_seconds", "processor_seconds", "clipped_fraction"]
@@ -111,7 +111,7 @@ def test_the_clipped_fraction_is_the_mean_over_steps_that_had_examples(name, tmp
 
 
 def test_a_run_without_privacy_has_no_epsilon_and_no_noise(tmp_path):
-    plain = run(CASES["text"], tmp_path, engine="nonprivate", clipping=None, epsilon=None)
+    plain = run(CASES["text"], tmp_path, method="nonprivate", clipping=None, epsilon=None)
     by_name = {m.name: m for m in plain.metrics}
     assert list(by_name) == ["accuracy", "epsilon", "training_seconds", "processor_seconds", "clipped_fraction"]
     assert (by_name["epsilon"].value, by_name["epsilon"].text) == (None, "none")

@@ -10,7 +10,8 @@ import torch
 from job_runs import CASES, COMPRESS, context_of, run
 
 from dpbench import methods
-from dpbench.jobs import compress, public_student
+from dpbench.jobs import compression as compress
+from dpbench.jobs import public_student
 from dpbench.methods import engines
 from dpbench.privacy.composition import phases, stage_seed
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling

@@ -179,11 +179,14 @@ def records_of_table(wildcards):
 def definition_of_table(wildcards):
     """The files in which the table, its published values and its paper's deviations are written down."""
     path = path_of(plan_of(wildcards).spec)
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
     optional = [
         path.parent / "published" / f"{wildcards.table}.csv",
         path.parent / "deviations.yaml",
     ]
-    return [str(path)] + [str(p) for p in optional if p.exists()]
+    existing = [str(path)] + [str(p) for p in optional if p.exists()]
+    return [name.replace("{", "{{").replace("}", "}}") for name in existing]
 
 
 def all_deviations(wildcards):

@@ -66,4 +66,6 @@ def parents(
     }
     gpu = int(device == "cuda")
     minutes = max(0.3, start.steps / (600 if gpu else 120))  # a plan, as every table's
-    return {"start": ("language_modeling", settings, 0, Resources(threads=2 if gpu else 1, minutes=minutes, mem_mb=8000, gpu=gpu))}
+    return {
+        "start": ("language_modeling", settings, 0, Resources(threads=2 if gpu else 1, minutes=minutes, mem_mb=8000, gpu=gpu))
+    }

@@ -106,7 +106,9 @@ class TextData:
         """
         phrases = self.plugin.extra.get("label_phrases")
         if phrases is None:
-            raise DpbenchError(f"dataset {self.dataset} declares no label_phrases", "take head: zero, or add phrases to its plug-in")
+            raise DpbenchError(
+                f"dataset {self.dataset} declares no label_phrases", "take head: zero, or add phrases to its plug-in"
+            )
         return [self.encode(phrases[name]) for name in self.classes]
 
 

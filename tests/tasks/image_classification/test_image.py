@@ -14,7 +14,7 @@ from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import image as job
+from dpbench.jobs import image_classification as job
 from dpbench.methods import engines
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 from dpbench.spec.expand import merge
@@ -25,19 +25,19 @@ from dpbench.tasks.image_classification.task import ImageTask
 from dpbench.validation import parse
 
 BASE = {
-    "task": "mnist",
+    "dataset": "mnist",
     "model": "cnn4",
-    "engine": "bookkeeping",
+    "method": "bookkeeping",
     "clipping": {"function": "auto_s"},
     "epsilon": 8,
     "steps": 3,
     "expected_batch_size": 40,
-    "optimizer": {"learning_rate": 0.5},
+    "optimizer": {"name": "sgd", "learning_rate": 0.5},
     "train_limit": 400,
     "train_evaluated": 100,
 }
 COPIES = {"augmentation": {"multiplicity": 3, "flip": True, "shift": 2}}
-PLAIN = {"engine": "nonprivate", "clipping": None, "epsilon": None}
+PLAIN = {"method": "nonprivate", "clipping": None, "epsilon": None}
 
 
 def settings(**over):
@@ -54,10 +54,10 @@ def context(folder, seed=1):
     [
         (PLAIN | {"epsilon": 3}, "takes neither clipping nor epsilon"),
         ({"clipping": None}, "needs clipping and epsilon"),
-        ({"task": "sst2"}, "sst2 has no images"),
+        ({"dataset": "sst2"}, "sst2 has no images"),
         ({"optimizer": {"name": "adamw", "momentum": 0.9}}, "momentum is a setting of sgd"),
         ({"optimizer": {"name": "adamw", "by_bound": True}}, "by_bound is a setting of sgd"),
-        (PLAIN | {"optimizer": {"by_bound": True}}, "by_bound needs clipping"),
+        (PLAIN | {"optimizer": {"name": "sgd", "by_bound": True}}, "by_bound needs clipping"),
         ({"ema": 1.0}, "ema"),
         ({"augmentation": {"copies": 3}}, "unknown key 'augmentation.copies'"),
     ],
@@ -151,12 +151,14 @@ def test_a_private_run_keeps_its_budget_and_says_what_it_saw(tmp_path):
     assert {m.name: m.value for m in again.metrics if m.name in learnt} == learnt
 
 
-ADAPTIVE = {"engine": "fused", "clipping": {"function": "abadi", "scope": "per_layer", "adaptive": {"quantile": 0.5}}}
+ADAPTIVE = {"method": "fused", "clipping": {"function": "abadi", "scope": "per_layer", "adaptive": {"quantile": 0.5}}}
 
 
 @pytest.mark.parametrize("clipping", [{"clipping": {"bound": 0.25}}, ADAPTIVE], ids=["fixed", "adaptive"])
 def test_a_rate_by_the_bound_keeps_its_product_with_the_bound_of_each_step(clipping, tmp_path):
-    own = settings(**merge(clipping, {"optimizer": {"learning_rate": 0.5, "by_bound": True, "schedule": "linear"}}))
+    own = settings(
+        **merge(clipping, {"optimizer": {"name": "sgd", "learning_rate": 0.5, "by_bound": True, "schedule": "linear"}})
+    )
     rates = []
     hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
     done = job.run(own, context(tmp_path))
@@ -182,6 +184,6 @@ def test_training_learns_the_shapes(tmp_path):
 @pytest.mark.parametrize("engine", ["nonprivate", "bookkeeping", "fused"])
 def test_every_model_stands_with_its_engines(task, model, engine):
     private = {} if engine == "nonprivate" else {"clipping": {"function": "abadi", "scope": "per_layer"}, "epsilon": 3}
-    own = parse(job.Settings, BASE | PLAIN | {"task": task, "model": model, "engine": engine} | private, "test")
+    own = parse(job.Settings, BASE | PLAIN | {"dataset": task, "model": model, "method": engine} | private, "test")
     sources = {f"dataset:{task}": datasets.resolve(task, "embedded"), f"model:{model}": Source(kind="scratch")}
     assert job.check(own, sources)[0].endswith("M trainable parameters")

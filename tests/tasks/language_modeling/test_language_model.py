@@ -12,14 +12,14 @@ from dpbench.data import registry
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import language_model as job
+from dpbench.jobs import language_modeling as job
 from dpbench.methods import engines
 from dpbench.privacy import accounting
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 from dpbench.spec.expand import merge
-from dpbench.tasks.language_modeling.config import CosineAdamW
 from dpbench.tasks.language_modeling.task import LanguageModelingTask, model_of, parameter_groups
 from dpbench.training.callbacks import LearningCurve
+from dpbench.training.config import OptimizerSettings
 from dpbench.training.run import fit
 from dpbench.validation import parse
 
@@ -30,16 +30,16 @@ BASE = {
     "train_blocks": 400,
     "validation_blocks": 40,
     "evaluate_every": 2,
-    "engine": "fused",
+    "method": "fused",
     "clipping": {"scope": "per_layer", "bound": 1.0},
     "epsilon": 8,
     "delta": "1/(2n)",
     "steps": 6,
     "expected_batch_size": 40,
-    "optimizer": {"learning_rate": 1e-2, "min_learning_rate": 1e-3, "warmup_steps": 2},
+    "optimizer": {"learning_rate": 1e-2, "schedule": "cosine", "min_learning_rate": 1e-3, "warmup_steps": 2},
     "token_budget": 400,
 }
-PLAIN = {"engine": "nonprivate", "clipping": None, "epsilon": None}
+PLAIN = {"method": "nonprivate", "clipping": None, "epsilon": None}
 
 
 def settings(**over):
@@ -66,13 +66,13 @@ def trained(own, context, plan=None, seed=1):
 @pytest.mark.parametrize(
     ("over", "says"),
     [
-        ({"engine": "nonprivate"}, "takes neither clipping nor epsilon"),
+        ({"method": "nonprivate"}, "takes neither clipping nor epsilon"),
         ({"clipping": None}, "needs clipping and epsilon"),
         ({"clipping": {"group_bound": 1.0}}, "exactly one of bound, group_bound and given"),
         ({**PLAIN, "noise": "flashdp_published"}, "adds no noise"),
         ({"expected_batch_size": 500}, "more than train_blocks"),
         ({"optimizer": {"min_learning_rate": 1.0}}, "is above learning_rate"),
-        ({"engine": "flashdp_publishd"}, "unknown engine"),
+        ({"method": "flashdp_publishd"}, "unknown engine"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(over, says):
@@ -81,12 +81,12 @@ def test_settings_that_make_no_sense_are_named(over, says):
 
 
 def test_the_rate_warms_up_and_falls_as_a_cosine():
-    optimizer = CosineAdamW(learning_rate=1.0, min_learning_rate=0.1, warmup_steps=4)
+    optimizer = OptimizerSettings(schedule="cosine", learning_rate=1.0, min_learning_rate=0.1, warmup_steps=4)
     rates = [optimizer.rate(1.0, step, 15) for step in range(15)]
     assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
     assert rates[9] == pytest.approx(0.55)  # half way between steps 4 and 14
     assert rates[14] == pytest.approx(0.1)
-    assert CosineAdamW(learning_rate=1.0).rate(1.0, 0, 1) == 1.0
+    assert OptimizerSettings(schedule="cosine", learning_rate=1.0).rate(1.0, 0, 1) == 1.0
 
 
 def test_the_budget_is_the_mechanisms():
@@ -167,7 +167,7 @@ def test_without_noise_and_with_a_bound_that_never_bites_it_is_plain_training(co
     """Same sampling, same weights: only the order of sums differs, 1e-7 a step in float32, which AdamW may enlarge."""
     sampling = Sampling("poisson", 400, 40)
     expected, plain = trained(settings(**PLAIN), context, Mechanism(sampling, 6, seed=1))
-    own = settings(engine=engine, clipping={"scope": scope})
+    own = settings(method=engine, clipping={"scope": scope})
     losses, clipped = trained(own, context, Mechanism(sampling, 6, Clipping(scope=scope, bound=1e6), seed=1))
     assert clipped.batch_sizes == plain.batch_sizes
     assert set(clipped.clipped_fractions) == {0.0}
@@ -178,7 +178,7 @@ def test_without_noise_and_with_a_bound_that_never_bites_it_is_plain_training(co
 def test_fused_draws_the_same_curve_as_the_reference(context):
     """F5 with noise on: one noise stream, so that curves differ by rounding alone; another seed moves them far more."""
     fused, _ = trained(settings(), context)
-    reference, _ = trained(settings(engine="vmap"), context)
+    reference, _ = trained(settings(method="vmap"), context)
     other, _ = trained(settings(), context, seed=2)
     assert float((fused - reference).abs().max()) < 1e-4
     assert float((fused - other).abs().max()) > 1e-2
@@ -220,12 +220,12 @@ def test_check_proves_groups_and_thresholds():
     for over in ({"adaptive": {"quantile": 0.6}}, {"scope": "per_tensor", "allocation": "equal"}):
         assert any("epsilon" in remark for remark in job.check(settings(clipping=over), sources))
     deep = {"scope": "per_device", "devices": 2}
-    assert job.check(settings(engine="bookkeeping", clipping=deep), sources)
+    assert job.check(settings(method="bookkeeping", clipping=deep), sources)
     for over, says in (
-        ({"engine": "bookkeeping", "clipping": {"scope": "per_device"}}, "needs a number of devices"),
+        ({"method": "bookkeeping", "clipping": {"scope": "per_device"}}, "needs a number of devices"),
         ({"clipping": {"bound": None, "given": [1.0, 2.0]}}, "2 thresholds for 16 groups"),
-        ({"engine": "opacus", "clipping": {"scope": "flat", "adaptive": {"quantile": 0.6}}}, "does not do adaptive"),
-        ({"engine": "flashdp_published", "clipping": {"adaptive": {"quantile": 0.6}}}, "does not do adaptive"),
+        ({"method": "opacus", "clipping": {"scope": "flat", "adaptive": {"quantile": 0.6}}}, "does not do adaptive"),
+        ({"method": "flashdp_published", "clipping": {"adaptive": {"quantile": 0.6}}}, "does not do adaptive"),
     ):
         with pytest.raises(DpbenchError, match=says):
             job.check(settings(**over), sources)
@@ -237,7 +237,7 @@ def test_a_run_as_published_says_the_real_epsilon_or_none(context):
     assert noise.privacy.target_epsilon == found["stated_epsilon"].value == 8
     assert noise.privacy.epsilon == found["epsilon"].value > 1000
     assert "epsilon 8 and added as published gives" in noise.warnings[0]
-    layers = job.run(settings(engine="flashdp_published"), context)
+    layers = job.run(settings(method="flashdp_published"), context)
     found = {m.name: m for m in layers.metrics}
     assert (found["epsilon"].value, found["epsilon"].text) == (None, "none")
     assert found["epsilon"].note.startswith("FLASH-2, FLASH-4: no finite epsilon")

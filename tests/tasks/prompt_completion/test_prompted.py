@@ -12,8 +12,9 @@ from dpbench.data import registry
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import generate, language_model
-from dpbench.jobs import prompted as job
+from dpbench.jobs import language_modeling as language_model
+from dpbench.jobs import prompt_completion as job
+from dpbench.jobs import table_to_text as generate
 from dpbench.models import registry as models
 from dpbench.models import sources
 from dpbench.spec.expand import merge
@@ -24,11 +25,11 @@ from dpbench.tasks.prompt_completion.task import PromptTask, model_of
 from dpbench.validation import parse
 
 BASE = {
-    "task": "sst2",
+    "dataset": "sst2",
     "size": "opt_tiny",
     "vocabulary": 300,
     "max_length": 96,
-    "engine": "dpzero",
+    "method": "dpzero",
     "zeroth": {},
     "clipping": {"function": "abadi", "bound": 10.0},
     "epsilon": 6.0,
@@ -39,11 +40,11 @@ BASE = {
     "evaluate_limit": 16,
     "token_budget": 512,
 }
-MEZO = {"engine": "mezo", "clipping": None, "epsilon": None}
-PLAIN = {"engine": "nonprivate", "clipping": None, "epsilon": None, "zeroth": None}
+MEZO = {"method": "mezo", "clipping": None, "epsilon": None}
+PLAIN = {"method": "nonprivate", "clipping": None, "epsilon": None, "zeroth": None}
 ZERO_SHOT = PLAIN | {"steps": 0}
-FIRST_ORDER = {"engine": "bookkeeping", "zeroth": None, "size": "tiny", "optimizer": {"name": "adamw", "learning_rate": 1e-3}}
-ANSWERS = {"task": "squad", "max_length": 160, "answer_length": 10}
+FIRST_ORDER = {"method": "bookkeeping", "zeroth": None, "size": "tiny", "optimizer": {"name": "adamw", "learning_rate": 1e-3}}
+ANSWERS = {"dataset": "squad", "max_length": 160, "answer_length": 10}
 START = {"tokens": 96, "train_blocks": 60, "steps": 3, "expected_batch_size": 10, "learning_rate": 1e-2}
 LONG = {"negative": " bad and dull", "positive": " good"}
 
@@ -66,7 +67,7 @@ def metrics(outcome):
 @pytest.mark.parametrize(
     ("over", "says"),
     [
-        (ZERO_SHOT | {"engine": "mezo", "zeroth": {}}, "steps: 0 trains nothing, so mezo has nothing to do"),
+        (ZERO_SHOT | {"method": "mezo", "zeroth": {}}, "steps: 0 trains nothing, so mezo has nothing to do"),
         ({"steps": 0}, "steps: 0 trains nothing, so dpzero has nothing to do"),
         ({"zeroth": None}, "dpzero needs it"),
         (FIRST_ORDER | {"zeroth": {}}, "bookkeeping is no zeroth-order method"),
@@ -89,7 +90,7 @@ def metrics(outcome):
         (ANSWERS | {"loss": "tokens"}, "loss: squad is answered in words of its own"),
         (ANSWERS | {"answer_length": 160}, "answer_length 160 leaves no room for a prompt"),
         ({"evaluate_on": "train_rest", "train_limit": None}, "train_rest needs a train_limit"),
-        ({"task": "e2e_nlg"}, "dataset e2e_nlg has no prompts"),
+        ({"dataset": "e2e_nlg"}, "dataset e2e_nlg has no prompts"),
         ({"trian_limit": 3}, "trian_limit"),
     ],
 )
@@ -142,7 +143,7 @@ def test_the_loss_of_tokens_is_that_of_the_right_words_alone(context):
     assert torch.allclose(losses, torch.tensor(wanted), atol=1e-4)
 
 
-@pytest.mark.parametrize("over", [{}, {"label_words": LONG}, {"loss": "tokens"}, ANSWERS, ANSWERS | {"task": "drop"}])
+@pytest.mark.parametrize("over", [{}, {"label_words": LONG}, {"loss": "tokens"}, ANSWERS, ANSWERS | {"dataset": "drop"}])
 def test_an_example_does_not_depend_on_its_neighbours(context, over):
     """Without this the sensitivity of a step is not the bound."""
     task = PromptTask(settings(**over), context)
@@ -213,7 +214,7 @@ def test_the_seed_chooses_the_rows_and_the_rest_is_apart(context):
 
 @pytest.mark.parametrize("task", ["sst2", "boolq"])
 def test_a_private_run_says_what_it_did(context, task):
-    found = job.run(settings(task=task), context)
+    found = job.run(settings(dataset=task), context)
     assert found.facts["train_rows"] == 40
     assert found.facts["evaluated_rows"] == 16
     assert found.mechanism["sampling"]["sample_rate"] == 12 / 40
@@ -233,7 +234,7 @@ def test_answers_are_scored_after_the_last_step(context, task, monkeypatch):
         return evaluate(task)
 
     monkeypatch.setattr(PromptTask, "evaluate", counted)
-    found = job.run(settings(**ANSWERS | {"task": task}), context)
+    found = job.run(settings(**ANSWERS | {"dataset": task}), context)
     assert found.privacy is not None
     assert set(metrics(found)) >= {"f1", "exact_match"}
     assert lines == [4]  # once, when all steps have been logged
@@ -324,7 +325,7 @@ def test_mezo_lowers_the_loss(context):
 
 
 def test_a_first_order_engine_needs_one_input_an_example(context):
-    with pytest.raises(DpbenchError, match="makes 2 inputs of an example of sst2, and engine bookkeeping") as caught:
+    with pytest.raises(DpbenchError, match="makes 2 inputs of an example of sst2, and method bookkeeping") as caught:
         job.run(settings(**FIRST_ORDER), context)
     assert "loss: tokens" in caught.value.hint
 
@@ -337,7 +338,7 @@ def test_first_order_engines_sum_what_the_oracle_sums(context, over):
 
     sums = {}
     for engine in ("loop", "vmap", "bookkeeping"):
-        task = PromptTask(settings(**merge(FIRST_ORDER, {"engine": engine, **over})), context)
+        task = PromptTask(settings(**merge(FIRST_ORDER, {"method": engine, **over})), context)
         stepper = torch.optim.SGD(task.model.parameters(), lr=1.0)
         handle = engines.attach(engine, task.model, stepper, Mechanism(Sampling("poisson", 40, 5.0), 3, Clipping(bound=0.5), 0.0))
         handle.backward(task.losses, task.batch(np.array([1, 8, 2, 30])))
@@ -359,7 +360,7 @@ def test_the_public_start_is_the_one_of_the_generate_job(context, as_parent):
         "coding": "pieces",
         "vocabulary": 300,
         "max_length": 80,
-        "engine": "nonprivate",
+        "method": "nonprivate",
         "steps": 3,
         "expected_batch_size": 4,
         "optimizer": {"learning_rate": 1e-2},
@@ -367,7 +368,7 @@ def test_the_public_start_is_the_one_of_the_generate_job(context, as_parent):
         "start": START,
     }
     theirs = generate.parents(parse(generate.Settings, other, "test"), 7)[role]
-    assert (role, name, seed) == ("start", "language_model", 0)
+    assert (role, name, seed) == ("start", "language_modeling", 0)
     assert theirs[:3] == (name, wanted, seed)
     folder = context.out / "start"
     folder.mkdir()
@@ -375,7 +376,7 @@ def test_the_public_start_is_the_one_of_the_generate_job(context, as_parent):
         parse(language_model.Settings, wanted, "parent"),
         Context(folder, seed, context.sources, StepLog(folder / "steps.jsonl")),
     )
-    context.parents["start"] = as_parent(folder, "language_model", outcome.artefacts)
+    context.parents["start"] = as_parent(folder, "language_modeling", outcome.artefacts)
     task = PromptTask(settings(**over), context)
     stored = models.language_model("tiny", seed=9, vocabulary=300, context=96)
     from safetensors.torch import load_file
@@ -424,7 +425,7 @@ def published(tmp_path, context, monkeypatch):
 WEIGHTS = {"size": None, "vocabulary": 0, "weights": "facebook_opt_1_3b", "dtype": "float16", "tied": True}
 
 
-@pytest.mark.parametrize("over", [{}, ANSWERS | {"task": "drop"}], ids=["words", "answers"])
+@pytest.mark.parametrize("over", [{}, ANSWERS | {"dataset": "drop"}], ids=["words", "answers"])
 def test_published_weights_with_their_own_tokenizer(published, over):
     context, tokenizer = published
     task = PromptTask(settings(**WEIGHTS | over), context)

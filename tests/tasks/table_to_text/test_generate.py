@@ -13,8 +13,8 @@ from dpbench.data.tokenizer import bpe
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import generate as job
-from dpbench.jobs import language_model
+from dpbench.jobs import language_modeling as language_model
+from dpbench.jobs import table_to_text as job
 from dpbench.models import sources as models
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 from dpbench.spec.expand import merge
@@ -30,7 +30,7 @@ BASE = {
     "coding": "words",
     "vocabulary": 100,
     "max_length": 64,
-    "engine": "bookkeeping",
+    "method": "bookkeeping",
     "clipping": {"function": "auto_s", "bound": 1.0},
     "epsilon": 8,
     "steps": 3,
@@ -41,7 +41,7 @@ BASE = {
     "samples": 2,
     "token_budget": 1024,
 }
-PLAIN = {"engine": "nonprivate", "clipping": None, "epsilon": None}
+PLAIN = {"method": "nonprivate", "clipping": None, "epsilon": None}
 START = {"tokens": 96, "train_blocks": 60, "steps": 3, "expected_batch_size": 10, "learning_rate": 1e-2}
 PUBLIC = {"coding": "pieces", "vocabulary": 300, "max_length": 80, "start": START}
 MODES = {"lora": {"mode": "lora"}, "prefix": {"mode": "prefix", "length": 4}, "last_layers": {"mode": "last_layers", "layers": 1}}
@@ -62,19 +62,19 @@ def context(tmp_path):
 def started(context, as_parent):
     """The context with the public model that `PUBLIC` asks for."""
     ((role, (name, wanted, seed, _)),) = job.parents(settings(**PUBLIC), 1).items()
-    assert (role, name, seed) == ("start", "language_model", 0)
+    assert (role, name, seed) == ("start", "language_modeling", 0)
     folder = context.out / "start"
     folder.mkdir()
     parent = parse(language_model.Settings, wanted, "parent")
     outcome = language_model.run(parent, Context(folder, seed, context.sources, StepLog(folder / "steps.jsonl")))
-    context.parents["start"] = as_parent(folder, "language_model", outcome.artefacts)
+    context.parents["start"] = as_parent(folder, "language_modeling", outcome.artefacts)
     return context, outcome
 
 
 @pytest.mark.parametrize(
     ("over", "says"),
     [
-        ({"engine": "nonprivate"}, "takes neither clipping nor epsilon"),
+        ({"method": "nonprivate"}, "takes neither clipping nor epsilon"),
         ({"clipping": None}, "needs clipping and epsilon"),
         ({"tuning": {"mode": "lora"}}, "give start"),
         ({"start": START}, "coding must be pieces"),

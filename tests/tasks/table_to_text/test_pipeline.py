@@ -10,8 +10,8 @@ from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.study import study_at
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import language_model
-from dpbench.jobs import pipeline as job
+from dpbench.jobs import language_modeling as language_model
+from dpbench.jobs import table_to_text_pipeline as job
 from dpbench.models import sources as models
 from dpbench.models.stages import stage_of
 from dpbench.spec.expand import merge
@@ -29,7 +29,7 @@ BASE = {
     "max_length": 80,
     "start": START,
     "tuning": {"mode": "lora", "rank": 2},
-    "engine": "bookkeeping",
+    "method": "bookkeeping",
     "clipping": {"function": "abadi", "scope": "per_device", "bound": 0.1, "allocation": "equal"},
     "epsilon": 8,
     "steps": 4,
@@ -41,7 +41,7 @@ BASE = {
     "token_budget": 1600,
     "devices": 2,
 }
-PLAIN = {"engine": "nonprivate", "clipping": None, "epsilon": None}
+PLAIN = {"method": "nonprivate", "clipping": None, "epsilon": None}
 NO_SCORE = {"score": False, "start": None}
 
 
@@ -63,7 +63,7 @@ def start(sources, tmp_path_factory, as_parent):
     outcome = language_model.run(
         parse(language_model.Settings, wanted, "parent"), Context(folder, seed, sources, StepLog(folder / "steps.jsonl"))
     )
-    return as_parent(folder, "language_model", outcome.artefacts)
+    return as_parent(folder, "language_modeling", outcome.artefacts)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_settings_that_make_no_sense_are_named(over, says):
     [
         ({"devices": 3}, "3 stages for 2 blocks"),
         ({"devices": 3, "virtual": True}, "3 stages for 2 blocks"),
-        ({"engine": "loop"}, "engine 'loop' does not run as stages"),
+        ({"method": "loop"}, "engine 'loop' does not run as stages"),
     ],
 )
 def test_what_cannot_run_is_refused_by_the_check(over, says, sources):
@@ -102,7 +102,7 @@ def test_what_cannot_run_is_refused_by_the_check(over, says, sources):
         job.check(settings(**over), sources)
 
 
-@pytest.mark.parametrize("over", [{}, PLAIN, {"clipping": {"scope": "flat"}}, {"virtual": True, "engine": "loop"}, NO_SCORE])
+@pytest.mark.parametrize("over", [{}, PLAIN, {"clipping": {"scope": "flat"}}, {"virtual": True, "method": "loop"}, NO_SCORE])
 def test_a_run_is_proven_without_running_it(over, sources):
     said = job.check(settings(**over), sources)
     assert "trainable parameters of" in said[0]
@@ -223,5 +223,5 @@ def test_nothing_is_counted_where_no_step_has_examples():
 def test_the_gpu_tier_has_virtual_devices_and_the_others_real_ones():
     for tier, virtual in (("laptop", False), ("gpu", True), ("paper", False)):
         runs = study_at(tier, ["groupwise/per_device"], "test").runs.values()
-        found = {run.config["settings"]["virtual"] for run in runs if run.config["job"] == "pipeline"}
+        found = {run.config["settings"]["virtual"] for run in runs if run.config["job"] == "table_to_text_pipeline"}
         assert found == {virtual}

@@ -12,7 +12,8 @@ from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import classify, features
+from dpbench.jobs import text_classification as classify
+from dpbench.jobs import text_features as features
 from dpbench.methods import engines
 from dpbench.models import registry as models
 from dpbench.models.text import cut_longer_first
@@ -31,12 +32,12 @@ SCRATCH = Source(kind="scratch", synthetic=True)
 SOURCES = {f"dataset:{name}": datasets.resolve(name, "embedded") for name in ("sst2", "qnli", "mnli", "wikitext2")} | {
     "model:tiny_bert": SCRATCH
 }
-FEATURES = {"task": "qnli", "model": "tiny_bert", "train_limit": 60, "max_length": 24}
+FEATURES = {"dataset": "qnli", "model": "tiny_bert", "train_limit": 60, "max_length": 24}
 CLASSIFY = {
-    "task": "mnli",
+    "dataset": "mnli",
     "training": "full",
     "model": "tiny_bert",
-    "engine": "bookkeeping",
+    "method": "bookkeeping",
     "clipping": {"function": "auto_s"},
     "epsilon": 8.0,
     "steps": 3,
@@ -110,8 +111,8 @@ def test_features_of_pairs_are_product_and_distance_of_their_texts(tmp_path):
 def test_pairs_train_on_features_and_whole(tmp_path, as_parent):
     (tmp_path / "features").mkdir()
     features.run(parse(features.Settings, FEATURES, "test"), context(tmp_path / "features"))
-    as_parent(tmp_path / "features", "features", [FILE])
-    on_features = CLASSIFY | {"task": "qnli", "training": "features", "hidden": [8], "expected_batch_size": 20}
+    as_parent(tmp_path / "features", "text_features", [FILE])
+    on_features = CLASSIFY | {"dataset": "qnli", "training": "features", "hidden": [8], "expected_batch_size": 20}
     done = classify.run(parse(classify.Settings, on_features, "test"), context(tmp_path, features=tmp_path / "features"))
     assert done.facts["train_rows"] == 60
     assert done.facts["evaluated_rows"] == 1000
@@ -161,15 +162,15 @@ def test_runs_on_single_sentences_keep_their_names():
         return Source(kind="local", files={"train": name * 4})
 
     wanted = {
-        "smoke": (2, "9e56a83a2e3a", "ad7827b4b3c0"),
-        "laptop": (8, "08b786406663", "e74a2a928050"),
-        "overnight": (43, "03bcb54197b2", "fb6c61680e02"),
-        "gpu": (21, "09af237ef887", "ff7bd7daa141"),
-        "paper": (21, "0f81ed082911", "fc2098e88548"),
+        "smoke": (2, "3f64e8441b37", "f476d1a9f786"),
+        "laptop": (8, "0c1d09d602fc", "d5287fc7c9d8"),
+        "overnight": (43, "00513a62d9bf", "fcde97801973"),
+        "gpu": (21, "1b2e9f8846b1", "eb5b75662223"),
+        "paper": (21, "087ab3d5de4e", "f6720361a194"),
     }
     for tier, expected in wanted.items():
         runs = expand(load_table("automatic", "glue_base"), tier, local).runs.values()
-        configs = [run.config for run in runs if run.config["settings"]["task"] == "sst2"]
+        configs = [run.config for run in runs if run.config["settings"]["dataset"] == "sst2"]
         settings = [{k: v for k, v in config["settings"].items() if k != "chosen_by"} for config in configs]
         ids = sorted(run_id(c | {"settings": s}) for c, s in zip(configs, settings, strict=True))
         assert (len(ids), ids[0], ids[-1]) == expected, tier

@@ -13,7 +13,7 @@ from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import classify
+from dpbench.jobs import text_classification as classify
 from dpbench.models import registry as models
 from dpbench.models.text import TextTokenizer
 from dpbench.spec.sources import Source
@@ -24,10 +24,10 @@ from dpbench.validation import parse
 
 WORDS = ["terrible", "great", "It", "was", ".", "?", ",", "Yes", "No", "Maybe", "a", "film", "very", "fine", "unhappily"]
 SETTINGS = {
-    "task": "sst2",
+    "dataset": "sst2",
     "training": "full",
     "model": "roberta_base",
-    "engine": "nonprivate",
+    "method": "nonprivate",
     "head": "prompt",
     "centre": False,
     "steps": 0,
@@ -113,7 +113,7 @@ def test_logits_are_transformers_own_of_the_label_words(roberta, tmp_path):
 @pytest.mark.parametrize("engine", ["nonprivate", "mezo"])
 def test_the_head_is_trained_with_the_rest(roberta, tmp_path, engine):
     more = {"zeroth": {}, "optimizer": {"name": "sgd", "learning_rate": 0.01}} if engine == "mezo" else {}
-    settings = parse(classify.Settings, SETTINGS | {"engine": engine, "steps": 2} | more, "test")
+    settings = parse(classify.Settings, SETTINGS | {"method": engine, "steps": 2} | more, "test")
     found = classify.run(settings, Context(tmp_path, 0, sources(), StepLog(tmp_path / "steps.jsonl")))
     assert found.facts["trainable_parameters"] > 32 * 32 + 2 * 33
     assert found.privacy is None
@@ -177,7 +177,7 @@ SCRATCH = {f"dataset:{n}": datasets.resolve(n, "embedded") for n in ("sst2", "wi
         ({"training": "features"}, "prompt fills a mask inside the encoder"),
         ({"centre": True}, "prompt takes no pooled features"),
         (
-            {"engine": "bookkeeping", "clipping": {"function": "abadi"}, "epsilon": 1.0},
+            {"method": "bookkeeping", "clipping": {"function": "abadi"}, "epsilon": 1.0},
             "steps: 0 trains nothing, so bookkeeping",
         ),
     ],

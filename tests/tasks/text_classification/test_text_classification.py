@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 from dpbench.errors import DpbenchError
-from dpbench.jobs import classify
+from dpbench.jobs import text_classification as classify
 from dpbench.tasks.text_classification.model import Head, make_head
 from dpbench.tasks.text_classification.rows import kept_rows
 from dpbench.tasks.text_classification.task import parameter_groups
 from dpbench.validation import parse
 
 BASE = {
-    "task": "sst2",
+    "dataset": "sst2",
     "training": "features",
     "model": "tiny_bert",
-    "engine": "bookkeeping",
+    "method": "bookkeeping",
     "clipping": {"function": "auto_s"},
     "epsilon": 3.0,
     "steps": 5,
@@ -35,7 +35,7 @@ def settings(**over):
 @pytest.mark.parametrize(
     ("over", "says"),
     [
-        ({"engine": "nonprivate"}, "takes neither clipping nor epsilon"),
+        ({"method": "nonprivate"}, "takes neither clipping nor epsilon"),
         ({"clipping": None}, "needs clipping and epsilon"),
         ({"epsilon": -1}, "epsilon"),
         ({"class_keep": {"positive": 1.5}}, "class_keep"),

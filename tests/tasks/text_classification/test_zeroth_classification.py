@@ -9,7 +9,7 @@ from zeroth_runs import BASE, SOURCES, run, settings
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
-from dpbench.jobs import classify
+from dpbench.jobs import text_classification as classify
 from dpbench.tasks.holdout import share_of
 from dpbench.tasks.text_classification.prompting import filled
 from dpbench.tasks.text_classification.rows import RowSplit
@@ -19,7 +19,7 @@ from dpbench.validation import parse
 
 @pytest.mark.parametrize("engine", ["dpzero", "dpgd_0th", "dp_zo_laplace"])
 def test_a_private_run_counts_the_rows_there_are(tmp_path, engine):
-    found = run(tmp_path, engine=engine)
+    found = run(tmp_path, method=engine)
     assert found.facts["train_rows"] == found.facts["rows_drawn_from"] == 80
     assert found.facts["evaluated_rows"] == 30
     assert found.mechanism["sampling"]["sample_rate"] == 20 / 80
@@ -39,9 +39,9 @@ def test_a_private_run_counts_the_rows_there_are(tmp_path, engine):
 
 
 def test_mezo_spends_nothing_and_moves_all_weights_but_the_frozen(tmp_path):
-    found = run(tmp_path, engine="mezo", clipping=None, epsilon=None)
+    found = run(tmp_path, method="mezo", clipping=None, epsilon=None)
     assert found.privacy is None
-    whole = run(tmp_path, engine="mezo", clipping=None, epsilon=None, freeze_embeddings=False)
+    whole = run(tmp_path, method="mezo", clipping=None, epsilon=None, freeze_embeddings=False)
     assert whole.facts["trainable_parameters"] > found.facts["trainable_parameters"]
 
 
@@ -75,14 +75,14 @@ def test_k_rows_of_each_class_and_others_for_another_seed():
     ("over", "says"),
     [
         ({"zeroth": None}, "dpzero needs it"),
-        ({"engine": "fused"}, "fused is no zeroth-order method"),
+        ({"method": "fused"}, "fused is no zeroth-order method"),
         ({"optimizer": {"name": "adamw", "learning_rate": 1.0}}, "optimizer name sgd"),
         ({"optimizer": {"name": "sgd", "learning_rate": 1.0, "head_learning_rate": 2.0}}, "one learning rate"),
         ({"zeroth": {"perturbation": 0}}, "perturbation"),
         ({"zeroth": {"perturbation": 5}}, "perturbation"),
         ({"clipping": None}, "needs clipping and epsilon"),
-        ({"engine": "mezo"}, "takes neither clipping nor epsilon"),
-        ({"engine": "dpzro"}, "dpzro"),
+        ({"method": "mezo"}, "takes neither clipping nor epsilon"),
+        ({"method": "dpzro"}, "dpzro"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(over, says):
@@ -96,7 +96,7 @@ def test_clipping_by_layers_is_refused_before_training(tmp_path):
 
 
 def test_older_settings_are_written_as_before():
-    plain = {k: v for k, v in BASE.items() if k not in ("zeroth", "per_class", "evaluate_limit")} | {"engine": "bookkeeping"}
+    plain = {k: v for k, v in BASE.items() if k not in ("zeroth", "per_class", "evaluate_limit")} | {"method": "bookkeeping"}
     newer = {"zeroth", "per_class", "evaluate_limit", "lora", "accounted_rows"}
     assert not newer & set(parse(classify.Settings, plain, "test").model_dump())
 
