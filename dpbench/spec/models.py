@@ -35,8 +35,8 @@ class Source(Strict):
     venue: str = ""
 
     @property
-    def said(self) -> str:
-        """What stands before the paper's address."""
+    def phrase(self) -> str:
+        """The words to print before the paper's address."""
         if not self.arxiv:
             return "Of no paper"
         return f"{self.number} of" if self.number else "Ours, beside"
