@@ -101,7 +101,7 @@ def test_the_report_of_committed_records_names_what_it_leaves_out(tree, capsys):
     path.write_text(line_of(record()).replace("1.5", "99.5") + "\n")
     assert main(["report", "--recorded", "--out", str(tree / "page.html")]) == 0
     said = capsys.readouterr().err
-    assert "left out results/recorded/m/dpzero.jsonl, line 1: its content is not what its digest was made of" in said
+    assert "left out results/recorded/m/dpzero.jsonl, line 1: its content does not fit its digest" in said
     assert "results/recorded/m/dpzero.jsonl, line 1" in (tree / "page.html").read_text()
 
 
