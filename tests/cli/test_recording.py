@@ -156,7 +156,7 @@ def test_a_spoiled_archive_files_nothing(tree, finished):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda m: m.update({k: v[:100] for k, v in m.items() if k.endswith("record.json")}), "not a whole JSON"),
+        (lambda m: m.update({k: v[:100] for k, v in m.items() if k.endswith("record.json")}), "not a complete JSON"),
         (lambda m: m.update({k: v + b"{" for k, v in m.items() if k.endswith("steps.jsonl")}), "is not JSON"),
         (lambda m: m.pop(next(k for k in m if k.endswith("record.json"))), "has no record.json"),
     ],

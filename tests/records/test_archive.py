@@ -197,7 +197,7 @@ def spoiled(change, base: Record = OTHER) -> bytes:
 
 WRONG = [
     ({}, "has no record.json"),
-    ({"record.json": b"{"}, "not a whole JSON file"),
+    ({"record.json": b"{"}, "not a complete JSON file"),
     ({"record.json": b"\xff"}, "not UTF-8"),
     ({"record.json": TEXT}, f"is the record of run {GOOD.run}, in the folder of run"),
     ({"record.json": spoiled(lambda v: v["metrics"][0].update(value=99.0))}, "does not fit its digest"),

@@ -80,7 +80,7 @@ def test_a_table_is_written_without_a_bad_record_and_says_so(tree, capsys):
     path.write_text("{")
     assert table(tree) == 2
     said = capsys.readouterr().err
-    assert f"results/runs/{run}/record.json: not a whole JSON file" in said
+    assert f"results/runs/{run}/record.json: not a complete JSON file" in said
     (item,) = read_table(tree / "out" / "quadratic.json").left_out
     assert item.run == run
     for ending in ("csv", "md", "tex", "html"):

@@ -112,7 +112,7 @@ def test_malformed_yaml_names_the_line(tree):
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("a: 1\nb: 2\na: 3\n")
-    with pytest.raises(DpbenchError, match="'a' stands twice"):
+    with pytest.raises(DpbenchError, match="'a' occurs twice"):
         read_yaml(path)
 
 
