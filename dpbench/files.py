@@ -48,7 +48,7 @@ def write_atomic_with(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
-        descriptor, temporary = _temporary_beside(path)
+        descriptor, temporary = _create_temporary(path)
         with os.fdopen(descriptor, "wb") as handle:
             fill(handle)
             handle.flush()
@@ -72,7 +72,7 @@ def write_cache(path: Path, content: str | bytes) -> None:
         write_atomic(path, content)
 
 
-def _temporary_beside(path: Path) -> tuple[int, str]:
+def _create_temporary(path: Path) -> tuple[int, str]:
     """Create a new file in the folder of `path`, locked for as long as its writer lives; return its descriptor and name."""
     while True:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -121,14 +121,14 @@ def _wheels(versions: dict[str, str], out: Path, python: str, machine: str) -> l
     for name, version in sorted(versions.items()):
         pin = f"{name}=={version}"
         done = subprocess.run([*words, pin], capture_output=True, text=True, check=False)
-        if done.returncode and not _built(pin, out):
+        if done.returncode and not _build_wheel(pin, out):
             why = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
             raise DpbenchError(f"no wheel of {name} {version} for Python {python} on {machine}: {why}", f"add --have {name}")
         lines.append(f"{name} {version}")
     return lines
 
 
-def _built(pin: str, out: Path) -> bool:
+def _build_wheel(pin: str, out: Path) -> bool:
     """Build a wheel of a package that is published as source alone; return whether it is one for every machine."""
     with tempfile.TemporaryDirectory() as scratch:
         words = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", scratch, pin]

@@ -234,7 +234,7 @@ def _sources(config: dict[str, Any]) -> dict[str, Source]:
                 break
             changed = changed or f" ({kind}: {_difference(source.identity, expected)})"
         if key not in sources:
-            hint = "name the runs again (start snakemake anew)"
+            hint = "name the runs again (start snakemake again)"
             raise DpbenchError(f"{key} is no longer what this run was named after{changed or reason}", hint)
     return sources
 

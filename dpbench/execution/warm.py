@@ -85,7 +85,7 @@ def call(words: list[str]) -> int | None:
         if connection is None:
             return None
         with connection:
-            return _asked(connection, path, words)
+            return _run_command(connection, path, words)
     except OSError:  # no space for the listener's files, no folder for temporary files, ...
         return None
 
@@ -100,7 +100,7 @@ def _private_folder() -> Path | None:
     return folder if is_private else None
 
 
-def _asked(connection: socket.socket, path: Path, words: list[str]) -> int | None:
+def _run_command(connection: socket.socket, path: Path, words: list[str]) -> int | None:
     """Give a command to the listener at the other end and return its exit code; None if there was none."""
     request = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}
     answer = _Lines(connection)
@@ -298,7 +298,7 @@ def _accept(listener: socket.socket, children: list[_Child]) -> None:
         listener.close()
         for other in children:
             other.caller.close()
-        _become(request, streams, caller)
+        _run_request(request, streams, caller)
     with contextlib.suppress(OSError):
         os.setpgid(process, process)
     for stream in streams:
@@ -306,7 +306,7 @@ def _accept(listener: socket.socket, children: list[_Child]) -> None:
     children.append(_Child(process, caller))
 
 
-def _become(request: dict, streams: list[int], caller: socket.socket) -> None:
+def _run_request(request: dict, streams: list[int], caller: socket.socket) -> None:
     """Run the requested command in this process; never returns."""
     code = 1
     try:

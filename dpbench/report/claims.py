@@ -90,7 +90,7 @@ def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Ev
                 continue
             valued = [pair for pair, reason in zip(valued, unmet_reasons, strict=True) if not reason]
         groups = [valued] if claim.test.quantifier == "mean" else [[pair] for pair in valued]
-        judged = [judge_pairing(claim.test, *_named(of, against, group, claim.test), group) for group in groups]
+        judged = [judge_pairing(claim.test, *_compared_labels(of, against, group, claim.test), group) for group in groups]
         if isinstance(count := claim.test.quantifier, int):
             missing += [f"{count - len(judged)} more of {count} settings"] if len(judged) < count else []
             judged = sorted(judged, key=_best)[:count]
@@ -134,7 +134,7 @@ def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Ev
     )
 
 
-def _named(
+def _compared_labels(
     of: dict[str, str], against: dict[str, str], group: list[tuple[Entry, Entry]], test: ClaimTest
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the labels of both sides, with those of the setting where each setting is judged by itself."""

@@ -24,15 +24,15 @@ class Current:
 
     def cells_of(self, record: Record) -> list[Request]:
         """Return the cells of this table that the record was made for and still fills."""
-        return [request for request in self._asked(record) if request.labels and self._holds(request)]
+        return [request for request in self._requests(record) if request.labels and self._is_current(request)]
 
     def is_part(self, record: Record) -> bool:
         """Return whether this table needs the record's run now, for a cell or as a parent of a cell's run."""
-        return any(self._holds(request) for request in self._asked(record))
+        return any(self._is_current(request) for request in self._requests(record))
 
     def is_stale(self, record: Record) -> bool:
         """Return whether the record was made for this table, which does not need its run any more."""
-        return bool(self._asked(record)) and not self.is_part(record)
+        return bool(self._requests(record)) and not self.is_part(record)
 
     def paper_cells(self) -> list[tuple[dict[str, str], str | None]]:
         """Return the cells of the published table itself, each with the reason if it does not exist."""
@@ -44,10 +44,10 @@ class Current:
         }
         return [*cells.values(), *((dict(labels), why) for labels, why in plan.skipped)]
 
-    def _asked(self, record: Record) -> list[Request]:
+    def _requests(self, record: Record) -> list[Request]:
         return [r for r in record.requests if (r.paper, r.table) == (self._spec.paper, self._spec.table)]
 
-    def _holds(self, request: Request) -> bool:
+    def _is_current(self, request: Request) -> bool:
         plan = self._plan(request.tier)
         if plan is None:
             return False

@@ -182,7 +182,7 @@ def _block(table: TableData, metric: str, spec: MetricSpec) -> Block:
     block.legend = [f"{mark} {says}" for mark, says in MARKS.items() if mark in used]
     kinds = dict.fromkeys(e.spread_kind for e in entries if e.value is not None and e.spread_kind)
     block.footnotes = [f"Beside a value: {', '.join(kinds)}."] if kinds else []
-    block.footnotes += _texts_explained(slots)
+    block.footnotes += _explain_texts(slots)
     why = dict.fromkeys(slot.why for line in slots for slot in line if slot.why)
     if why:
         block.footnotes.append(f"{EMPTY} {'; '.join(why)}.")
@@ -194,7 +194,7 @@ def _block(table: TableData, metric: str, spec: MetricSpec) -> Block:
     return block
 
 
-def _texts_explained(slots: list[list[Slot]]) -> list[str]:
+def _explain_texts(slots: list[list[Slot]]) -> list[str]:
     """Explain each text that is printed in place of a value, with all its reasons: `none: no clipping and no noise; ...`."""
     reasons: dict[str, dict[str, None]] = {}
     for slot in (slot for line in slots for slot in line):

@@ -35,16 +35,16 @@ def _rows_text(info: RecordInfo) -> str:
     extra = {} if plugin is None else plugin.extra
     official = {} if source.get("synthetic") else extra.get("rows", {})
     evaluated = next((rows for split, rows in official.items() if split != "train"), None)
-    trained = _of(facts["train_rows"], official.get("train"))
+    trained = _count_text(facts["train_rows"], official.get("train"))
     text = f"{task}: trained on {trained} rows, evaluated on "
     if settings.get("evaluate_on") == "train_rest":
         text += f"{facts['evaluated_rows']:,} others of the train split"
     else:
-        text += _of(facts["evaluated_rows"], evaluated)
+        text += _count_text(facts["evaluated_rows"], evaluated)
     note = extra.get("notes", {}).get(source.get("kind"))
     return f"{text} ({note})" if note else text
 
 
-def _of(count: int, official: int | None) -> str:
+def _count_text(count: int, official: int | None) -> str:
     """Return `9,999 of 104,743`, or the count alone where it is all rows or their number is not known."""
     return f"{count:,}" if official is None or count == official else f"{count:,} of {official:,}"
