@@ -96,5 +96,5 @@ def _tiers() -> Iterator[str]:
     for tier in TIERS:
         selected = study(Config(tier=tier))
         gpu = ", needs a GPU" if any(run.resources.gpu for run in selected.runs.values()) else ""
-        takes = duration(selected.runs.values(), seconds, environment.cores())
-        yield f"  {tier:14} {len(selected.plans)} tables, {len(selected.runs)} runs, {takes}{gpu}"
+        time_text = duration(selected.runs.values(), seconds, environment.cores())
+        yield f"  {tier:14} {len(selected.plans)} tables, {len(selected.runs)} runs, {time_text}{gpu}"

@@ -156,9 +156,9 @@ def _rank(evidence: Evidence) -> tuple[bool, bool, int, bool, int]:
     return clean, not evidence.missing, TIERS.index(evidence.tier), evidence.origin == "recorded", repetitions
 
 
-def _sentence(claim: Claim, unit: str, evidence: Evidence | None, never: str) -> str:
+def _sentence(claim: Claim, unit: str, evidence: Evidence | None, why_not_run: str) -> str:
     if evidence is None:
-        return f"Nothing to judge by: {never}."
+        return f"Nothing to judge by: {why_not_run}."
     compares, side, threshold = claim.test.threshold
     worst = evidence.decisive
     points = "percentage points" if unit == "%" else unit
