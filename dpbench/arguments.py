@@ -1,4 +1,4 @@
-"""Checks of what a caller passes: known names, whole numbers, finite numbers, flags. Each error names the argument."""
+"""Check arguments of functions: known names, integers, finite numbers, flags. Each error names the argument."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dpbench.errors import DpbenchError, unknown
 
 
 def known_name(value: Any, kind: str, names: Iterable[str]) -> None:
-    """See that `value` is one of `names`, to the letter.
+    """Check that `value` is exactly one of `names`.
 
     Args:
-        kind: what the names are of, for the error.
+        kind: what kind of thing is named, for the error.
 
     Raises:
-        DpbenchError: it is not; names the nearest.
+        DpbenchError: it is not one of them; names the nearest.
     """
     known = list(names)
     if not isinstance(value, str) or value not in known:
@@ -25,10 +25,10 @@ def known_name(value: Any, kind: str, names: Iterable[str]) -> None:
 
 
 def whole_number(value: Any, name: str, least: int = 1, most: int = 2**53, hint: str = "") -> int:
-    """`value` as an int in [least, most]; a bool, or a float whatever its value, is not one.
+    """Return `value` as an int in [least, most]; bools and all floats are refused.
 
     Raises:
-        DpbenchError: it is not.
+        DpbenchError: it is not such a number.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise DpbenchError(f"{name} {value!r} is not a whole number", hint or f"give an int from {least:,} on")
@@ -40,10 +40,10 @@ def whole_number(value: Any, name: str, least: int = 1, most: int = 2**53, hint:
 
 
 def finite_number(value: Any, name: str, least: float = -math.inf, above: float = -math.inf, hint: str = "") -> float:
-    """`value` as a finite int or float that is at least `least` and more than `above`; a bool is not one.
+    """Return `value` as a finite int or float that is at least `least` and more than `above`; bools are refused.
 
     Raises:
-        DpbenchError: it is not.
+        DpbenchError: it is not such a number.
     """
     if above == 0:
         kind = "a positive number"
@@ -55,14 +55,14 @@ def finite_number(value: Any, name: str, least: float = -math.inf, above: float 
         raise DpbenchError(f"{name} {value!r} is not {kind}", hint)
     if not (math.isfinite(value) and value >= least and value > above):
         raise DpbenchError(f"{name} {value} is not {kind}", hint)
-    return value if type(value) in (int, float) else float(value)  # as it came, so that a record's text stays what it was
+    return value if type(value) in (int, float) else float(value)  # an int stays an int, so that a record's text does not change
 
 
 def between(value: Any, name: str, low: float, high: float, hint: str = "") -> float:
-    """`value` as a number in (low, high), both ends excluded.
+    """Return `value` as a number in (low, high), both ends excluded.
 
     Raises:
-        DpbenchError: it is not.
+        DpbenchError: it is not such a number.
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not low < value < high:
         raise DpbenchError(f"{name} {value!r} is not between {low:g} and {high:g}", hint)
@@ -70,10 +70,10 @@ def between(value: Any, name: str, low: float, high: float, hint: str = "") -> f
 
 
 def flag(value: Any, name: str) -> None:
-    """See that `value` is True or False.
+    """Check that `value` is True or False.
 
     Raises:
-        DpbenchError: it is not: a text such as "false" would count as true.
+        DpbenchError: it is something else: a text such as "false" would count as true.
     """
     if not isinstance(value, bool):
         raise DpbenchError(f"{name} {value!r} is neither True nor False", "give a bool")

@@ -1,4 +1,4 @@
-"""The one error a user meets: what is wrong, and a hint."""
+"""The error for users: what is wrong, and a hint."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 
 class DpbenchError(Exception):
-    """Something the user can put right.
+    """An error that the user can correct.
 
     Args:
-        what: names the thing that is wrong (file and key, tensor, module, dataset).
+        what: what is wrong, with the name of the file and key, tensor, module or dataset.
         hint: what to do about it, in one sentence.
     """
 
@@ -21,7 +21,7 @@ class DpbenchError(Exception):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A sentence that names the valid name nearest to `name`, or lists the valid ones."""
+    """Return a sentence that gives the valid name nearest to `name` and lists the valid ones."""
     known = sorted({str(n) for n in names})
     by_lower_case = {n.lower(): n for n in known}
     close = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=0.5)
@@ -31,11 +31,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def unknown(kind: str, name: str, names: Iterable[str], where: str = "") -> DpbenchError:
-    """An error for a name that is not in a registry."""
+    """Return the error for a name that is not in a registry."""
     prefix = f"{where}: " if where else ""
     return DpbenchError(f"{prefix}unknown {kind} {name!r}", nearest(name, names))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocator said no: torch's on a GPU, its or Python's on the CPU."""
+    """Return whether an allocation failed: by torch on a GPU, by torch or Python on the CPU."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

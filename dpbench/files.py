@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and read by one reader each for bytes, text, JSON and YAML, with one kind of error."""
+"""Write files atomically, and read bytes, text, JSON and YAML by one function each, with one kind of error."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from dpbench.errors import DpbenchError
 from dpbench.parsing import parse_json, parse_yaml
 
 LARGEST = 8 << 20
-"""Bytes of a file that is read whole, where the reader does not say otherwise: tables and records have kilobytes."""
+"""Most bytes of a file to read, unless the caller sets another limit: tables and records have kilobytes."""
 _LARGEST_YAML = 1 << 20  # bytes; the largest table has 17 kB
-_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")  # of UTF-8 and UTF-16
+_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")  # byte-order marks of UTF-8 and UTF-16
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path` by a temporary file and a rename.
+    """Write `content` to `path` by a temporary file and a rename, so that the file is never incomplete.
 
     Raises:
-        DpbenchError: no permission, disk full, read-only file system; what was there before is untouched.
+        DpbenchError: no permission, disk full, read-only file system; an existing file is unchanged then.
     """
     data = content.encode() if isinstance(content, str) else content
 
@@ -40,21 +40,21 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_atomic_with(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
-    """As `write_atomic`, with the content written by `fill(handle)`.
+    """Write a file as `write_atomic` does, with the content written by `fill(handle)`.
 
-    What writers of the same file left behind when they were killed is removed; a file that is being written now is not.
+    Temporary files that killed writers of the same file have left are removed; those that are being written are not.
     """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
-        descriptor, temporary = _temporary_beside(path)
+        descriptor, temporary = _create_temporary(path)
         with os.fdopen(descriptor, "wb") as handle:
             fill(handle)
             handle.flush()
             os.fsync(handle.fileno())
             os.chmod(temporary, 0o644)  # mkstemp makes files only its owner can read
-            if os.name == "posix":  # before it is closed: the lock that spares it from sweeping goes with the descriptor
+            if os.name == "posix":  # before it is closed: closing releases the lock that protects it from `_sweep`
                 os.replace(temporary, path)
         if os.name != "posix":  # an open file cannot be renamed there, nor be swept
             os.replace(temporary, path)
@@ -67,22 +67,22 @@ def write_atomic_with(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
 
 
 def write_cache(path: Path, content: str | bytes) -> None:
-    """As `write_atomic`, for what can be computed again: a cache that cannot be written costs time, not the run."""
+    """Write a file as `write_atomic` does, but ignore errors: the content of a cache can be computed again."""
     with contextlib.suppress(DpbenchError):
         write_atomic(path, content)
 
 
-def _temporary_beside(path: Path) -> tuple[int, str]:
-    """A new file in the folder of `path`, locked for as long as its writer lives."""
+def _create_temporary(path: Path) -> tuple[int, str]:
+    """Create a new file in the folder of `path`, locked for as long as its writer lives; return its descriptor and name."""
     while True:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         if _lock(descriptor, wait=True) is not False and os.fstat(descriptor).st_nlink:
             return descriptor, name
-        os.close(descriptor)  # swept by another writer before it was locked
+        os.close(descriptor)  # removed by another writer before it was locked
 
 
 def _sweep(path: Path) -> None:
-    """Remove temporary files of `path` whose writers are dead: those whose lock is free."""
+    """Remove temporary files of `path` whose writers have ended: those whose lock is free."""
     pattern = re.compile(re.escape(f".{path.name}.") + r"[a-z0-9_]{8}")
     with os.scandir(path.parent) as entries:
         names = [entry.name for entry in entries if pattern.fullmatch(entry.name)]
@@ -97,7 +97,7 @@ def _sweep(path: Path) -> None:
 
 
 def _lock(descriptor: int, wait: bool) -> bool | None:
-    """Lock an open file until it is closed; False if another process holds it, None where files cannot be locked."""
+    """Lock an open file until it is closed; return False if another process holds the lock, None where locks do not work."""
     try:
         import fcntl
 
@@ -110,7 +110,7 @@ def _lock(descriptor: int, wait: bool) -> bool | None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or one that it came from, says that there is no space left, in whatever library it was raised."""
+    """Return whether an error, or one that caused it, means that there is no space left, whatever library raised it."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -124,26 +124,26 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def full_error(place: Path | str) -> DpbenchError:
-    """The user's words for a disk without space."""
+    """Return the error for a disk without space."""
     return DpbenchError(f"{place}: the disk is full", "free some space and start again; finished records are kept")
 
 
 def write_error(path: Path, error: OSError) -> DpbenchError:
-    """The user's words for a failed write."""
+    """Return the error for a failed write."""
     if error.errno in _FULL:
         return full_error(path)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return DpbenchError(f"{path}: no permission to write", "make the folder writable, or work in another clone")
-    return DpbenchError(f"{path}: cannot be written ({error.strerror})", "see that the path is a usable folder")
+    return DpbenchError(f"{path}: cannot be written ({error.strerror})", "check that the path is in a usable folder")
 
 
 def canonical_json(value: Any) -> str:
-    """One text per value: sorted keys, no spaces, no NaN."""
+    """Return the one JSON text of a value: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Return the hex sha256 of a file's bytes."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -152,16 +152,16 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# Reading. Everything that people write or that another machine sent is read by the three functions below: regular files only, of
-# limited size, depth and number of parts, and every fault is one DpbenchError that names the file and the line.
+# Reading. The functions below read everything that people write or that another machine sends: regular files only, of limited
+# size, depth and number of parts; every fault is one DpbenchError that names the file and the line.
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a file for reading.
+    """Open a regular file for reading.
 
     Raises:
         DpbenchError: a folder, FIFO, socket or device.
-        OSError, ValueError: it cannot be opened; `read_error` has the words.
+        OSError, ValueError: it cannot be opened; `read_error` turns this into an error for users.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # O_NONBLOCK: opening a FIFO must not wait
     mode = os.fstat(descriptor).st_mode
@@ -172,14 +172,14 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def read_bytes(path: Path, limit: int = LARGEST, hint: str = "") -> bytes:
-    """The bytes of a regular file.
+    """Return the bytes of a regular file.
 
     Args:
-        limit: bytes; a larger file is refused before it is read.
-        hint: what to do about a file that is not there or cannot be used, where the caller knows better.
+        limit: bytes; a larger file is refused, and no more than this is read of it.
+        hint: a better hint than the default about a missing or unusable file.
 
     Raises:
-        DpbenchError: missing, no permission, a folder, FIFO or device, too large, or a disk that fails.
+        DpbenchError: missing, no permission, a folder, FIFO or device, too large, or a disk error.
     """
     try:
         with open_regular(path) as handle:
@@ -192,7 +192,7 @@ def read_bytes(path: Path, limit: int = LARGEST, hint: str = "") -> bytes:
 
 
 def read_text(path: Path, limit: int = LARGEST, hint: str = "") -> str:
-    """The text of a UTF-8 file, with its line ends as they are.
+    """Return the text of a UTF-8 file, with its line ends unchanged.
 
     Raises:
         DpbenchError: as `read_bytes`; a byte-order mark, or bytes that are not UTF-8: names the line.
@@ -201,7 +201,7 @@ def read_text(path: Path, limit: int = LARGEST, hint: str = "") -> str:
 
 
 def decoded(data: bytes, where: str) -> str:
-    """UTF-8 bytes as text.
+    """Return UTF-8 bytes as text.
 
     Raises:
         DpbenchError: a byte-order mark, or bytes that are not UTF-8: names the line.
@@ -218,7 +218,7 @@ def decoded(data: bytes, where: str) -> str:
 
 
 def read_json(path: Path, limit: int = LARGEST, hint: str = "") -> Any:
-    """The value of a JSON file, held to `parse_json`.
+    """Return the value of a JSON file, checked by `parse_json`.
 
     Raises:
         DpbenchError: as `read_text` and `parse_json`.
@@ -227,7 +227,7 @@ def read_json(path: Path, limit: int = LARGEST, hint: str = "") -> Any:
 
 
 def read_yaml(path: Path, hint: str = "") -> Any:
-    """The value of a YAML file, held to `parse_yaml`.
+    """Return the value of a YAML file, checked by `parse_yaml`.
 
     Raises:
         DpbenchError: as `read_text` and `parse_yaml`.
@@ -236,10 +236,10 @@ def read_yaml(path: Path, hint: str = "") -> Any:
 
 
 def read_error(path: Path, error: OSError | ValueError, hint: str = "") -> DpbenchError:
-    """The user's words for a failed read."""
+    """Return the error for a failed read."""
     number = getattr(error, "errno", None)
     if number == errno.ENOENT:
-        return DpbenchError(f"{path}: no such file", hint or "see the folder's listing for the names there are")
+        return DpbenchError(f"{path}: no such file", hint or "list the folder for the names of its files")
     if number in (errno.EACCES, errno.EPERM):
         return DpbenchError(f"{path}: no permission to read", "make the file readable")
     if number == errno.ENOTDIR:
@@ -249,7 +249,7 @@ def read_error(path: Path, error: OSError | ValueError, hint: str = "") -> Dpben
     if number == errno.ENXIO:
         return DpbenchError(f"{path}: a socket or device, not a file", hint or "give the path of a file")
     reason = error.strerror if isinstance(error, OSError) else error
-    return DpbenchError(f"{str(path)[:300]!r}: cannot be read ({reason})", hint or "see that the path is a usable file")
+    return DpbenchError(f"{str(path)[:300]!r}: cannot be read ({reason})", hint or "check that the path is a usable file")
 
 
 def _kind(mode: int) -> str:

@@ -1,4 +1,4 @@
-"""Where things are: everything is relative to the folder that holds `benchmarks/`."""
+"""The folders of the working tree: all are relative to the folder that contains `benchmarks/`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def root() -> Path:
-    """The working tree: `DPBENCH_ROOT`, else the current folder or a parent that holds `benchmarks/`."""
-    if given := os.environ.get("DPBENCH_ROOT"):
-        return Path(given)
+    """Return the working tree: `DPBENCH_ROOT`, else the current folder or the nearest parent that contains `benchmarks/`."""
+    if folder_name := os.environ.get("DPBENCH_ROOT"):
+        return Path(folder_name)
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "benchmarks").is_dir():
@@ -32,7 +32,7 @@ def recorded() -> Path:
 
 
 def cache() -> Path:
-    """Things that are costly to make and safe to delete: `DPBENCH_CACHE`, else `results/cache`."""
-    if given := os.environ.get("DPBENCH_CACHE"):
-        return Path(given)
+    """Return the folder for things that are costly to compute and safe to delete: `DPBENCH_CACHE`, else `results/cache`."""
+    if folder_name := os.environ.get("DPBENCH_CACHE"):
+        return Path(folder_name)
     return root() / "results" / "cache"

@@ -37,7 +37,7 @@ def test_what_a_killed_writer_leaves_is_swept_by_the_next_write(tmp_path):
 
 def test_a_file_that_is_being_written_is_not_swept(tmp_path):
     path = tmp_path / "record.json"
-    descriptor, temporary = files._temporary_beside(path)
+    descriptor, temporary = files._create_temporary(path)
     write_atomic(path, "another writer's")
     assert os.path.exists(temporary)
     os.close(descriptor)

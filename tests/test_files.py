@@ -20,8 +20,8 @@ MERGE_BOMB = "a0: &a0 {k: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{
 CHAIN = "".join(f"a{i}: &a{i} [{f'*a{i - 1}' if i else 'x'}]\n" for i in range(100))
 
 JSON = [
-    ("", "not a whole JSON file: line 1"),
-    ('{"a": [1,\n2', "not a whole JSON file: line 2"),
+    ("", "not a complete JSON file: line 1"),
+    ('{"a": [1,\n2', "not a complete JSON file: line 2"),
     ("{} {}", "line 1, column 4: Extra data"),
     ('{"a": 1,}', "line 1"),
     ("{'a': 1}", "line 1, column 2"),
@@ -30,8 +30,8 @@ JSON = [
     ('["NaN",\n\nInfinity]', "line 3: Infinity"),
     ('{\n"x": 1e999}', "line 2: the number 1e999 is too large"),
     ("[1,\n" + "9" * 5000 + "]", "line 2: a whole number of 5000 characters"),
-    ('{"a": 1,\n"b": 2,\n"b": 3}', "line 3: the key 'b' stands twice"),
-    ('{"a": {"c": 1, "c": 2}, "b": {"c": 3}}', "the key 'c' stands twice"),
+    ('{"a": 1,\n"b": 2,\n"b": 3}', "line 3: the key 'b' occurs twice"),
+    ('{"a": {"c": 1, "c": 2}, "b": {"c": 3}}', "the key 'c' occurs twice"),
     ("[" * 10**5 + "]" * 10**5, "nested more than"),
     ('{"a":' * 10**5 + "1" + "}" * 10**5, "nested more than"),
     ("[" * (DEPTH + 1) + "]" * (DEPTH + 1), "nested more than"),
@@ -54,12 +54,12 @@ YAML = [
     ("{a: " * 10**5, "nested more than"),
     ("- " * 10**5, "nested more than"),
     ("\n".join(" " * i + "a:" for i in range(1000)), "line 65, .* nested more than"),
-    ("a: &a [*a]", "line 1, column 8: .*stands inside itself"),
+    ("a: &a [*a]", "line 1, column 8: .*is inside itself"),
     ("- &a x\n- &a y", "line 2, column 3: second occurrence"),
     ("a: *b", "line 1, column 4: found undefined alias"),
-    ("a: 1\nb: 2\na: 3", "line 3, column 1: the key 'a' stands twice"),
-    ("1: a\n0x1: b", "line 2, column 1: the key '1' stands twice"),
-    ("x:\n  - {a: 1, a: 2}", "line 2, column 12: the key 'a' stands twice"),
+    ("a: 1\nb: 2\na: 3", "line 3, column 1: the key 'a' occurs twice"),
+    ("1: a\n0x1: b", "line 2, column 1: the key '1' occurs twice"),
+    ("x:\n  - {a: 1, a: 2}", "line 2, column 12: the key 'a' occurs twice"),
     ("? [a]\n: b", "a list or mapping is no key"),
     ("a: 1\nb: .nan", "line 2, column 4: .nan is not a finite number"),
     ("a: -.inf", "line 1, column 4: -.inf is not a finite number"),
@@ -189,7 +189,7 @@ def test_no_permission_is_named(tmp_path):
 
 
 def test_an_option_is_named_as_a_file_is():
-    with pytest.raises(DpbenchError, match=r"^--sources: not a whole JSON file: line 1"):
+    with pytest.raises(DpbenchError, match=r"^--sources: not a complete JSON file: line 1"):
         parse_json("{", "--sources")
 
 

@@ -1,4 +1,4 @@
-"""For authors of plug-ins: a commented template to start from, and the contract tests on what they wrote."""
+"""Help authors of plug-ins: write a commented template to start from, and run the contract tests on their plug-in."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TESTED = {"method": "engine", "clipping": "function", "dataset": "dataset", "ta
 
 
 def kinds() -> list[str]:
-    """Return what there are templates for."""
+    """Return the kinds of template."""
     return sorted(path.stem for path in TEMPLATES.iterdir() if path.suffix in {".py", ".yaml"})
 
 
@@ -36,16 +36,16 @@ def write_template(kind: str, name: str, folder: Path) -> Path:
     """Write a commented template to start from; return its file.
 
     Raises:
-        DpbenchError: an unknown kind, a name that is none, a plug-in or file of that name.
+        DpbenchError: an unknown kind, an invalid name, or a plug-in or file of that name exists already.
     """
     if kind not in kinds():
         raise unknown("template", kind, kinds())
     if _NAME.fullmatch(name) is None:
-        raise DpbenchError(f"{name!r} is no name of a plug-in", "use lower-case letters, digits and underscores")
+        raise DpbenchError(f"{name!r} is not a valid name of a plug-in", "use lower-case letters, digits and underscores")
     template = next(path for path in TEMPLATES.iterdir() if path.stem == kind)
     path = folder / f"{name}{template.suffix}"
     if path.exists():
-        raise DpbenchError(f"{path}: is there already", "choose another name, or delete it")
+        raise DpbenchError(f"{path} exists already", "choose another name, or delete it")
     if kind in _TESTED and name in plugins.discover(_TESTED[kind]):
         raise DpbenchError(f"a {kind} is called {name} already: {plugins.get(_TESTED[kind], name).path}", "choose another name")
     write_atomic(path, read_text(template, _LARGEST, "install dpbench again").replace("NAME", name))
@@ -53,22 +53,22 @@ def write_template(kind: str, name: str, folder: Path) -> Path:
 
 
 def test_plugin(name: str) -> int:
-    """Run the tests that every plug-in is held to on one of them, wherever it lies; return pytest's exit code.
+    """Run the contract tests on one plug-in, of the package or of another folder; return pytest's exit code.
 
     Raises:
-        DpbenchError: no plug-in has that name; there are no tests or no pytest here.
+        DpbenchError: no plug-in has that name; the tests or pytest are not installed.
     """
-    found = {plugin.key: plugin for kind in plugins.FOLDERS for plugin in plugins.discover(kind).values()}
-    keys = [key for key, plugin in found.items() if plugin.name == name]
+    by_key = {plugin.key: plugin for kind in plugins.FOLDERS for plugin in plugins.discover(kind).values()}
+    keys = [key for key, plugin in by_key.items() if plugin.name == name]
     if not keys:
-        raise unknown("plug-in", name, {plugin.name for plugin in found.values()})
+        raise unknown("plug-in", name, {plugin.name for plugin in by_key.values()})
     tests = PACKAGE.parent / "tests"
     if not tests.is_dir():
         raise DpbenchError("the tests are not installed", "run this from a clone of dpbench (`make install`)")
     if subprocess.run([sys.executable, "-c", "import pytest"], check=False, stderr=subprocess.DEVNULL).returncode:
         raise DpbenchError("pytest is not installed", "pip install pytest hypothesis")
     for key in keys:
-        print(f"{key}: {found[key].path}", flush=True)
+        print(f"{key}: {by_key[key].path}", flush=True)
     words = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-k", name]
     return subprocess.run(
         [*words, *(str(tests / test) for test in _TESTS)], cwd=tests.parent, env=dict(os.environ), check=False

@@ -1,4 +1,4 @@
-"""A folder with all that a machine without a network needs for a tier: wheels, data files, weights, and how to use them."""
+"""Fill a folder with what a machine without a network needs for a tier: wheels, data, weights and a script to activate them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PACKAGES = (
     *("numpy", "scipy", "cryptography", "pillow", "pyarrow", "tqdm", "filelock", "psutil", "packaging", "peft"),
     *("sacrebleu", "rouge-score", "nltk"),
 )
-"""What `dpbench record` imports; report and workflow are made elsewhere."""
+"""The packages that `dpbench record` imports; the report and the workflow run on another machine."""
 GLIBC = (39, 35, 34, 31, 28, 27, 24, 17)  # manylinux names, newest first; pip takes each only as it is spelled
 
 ACTIVATE = """\
@@ -42,42 +42,47 @@ export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 DPBENCH_DATA
 def bundle(
     tier: str, out: Path, tables: list[str] | None, have: Iterable[str], python: str, machine: str, half: bool
 ) -> list[str]:
-    """Fill `out` for a tier; returns a line on each thing that is in it.
+    """Fill `out` for a tier; return a line on each thing that is in it.
 
     Args:
-        have: distributions that are there already; neither they nor what only they need is fetched.
-        python: its version there, such as 3.12; machine: x86_64 or aarch64.
-        half: keep weights in fp16, half the size. The runs' hashes and records then say so by the weights' sha256.
+        have: distributions that the machine already has; neither they nor what only they need is fetched.
+        python: the machine's version of Python, such as 3.12; machine: x86_64 or aarch64.
+        half: store weights in fp16, half the size. The sha256 of the weights shows this in the runs' names and records.
 
     Raises:
-        DpbenchError: `out` holds something else, a wheel cannot be had, or a file is damaged.
+        DpbenchError: `out` contains something else, there is no wheel of a package, or a file is damaged.
     """
     if out.exists() and not (out / "activate.sh").exists() and any(out.iterdir()):
         raise DpbenchError(f"{out} is not empty and not a bundle", "name another folder")
     shutil.rmtree(out, ignore_errors=True)
     for name in ("wheels", "data", "models"):
         (out / name).mkdir(parents=True)
-    found = study_at(tier, tables, "bundle")
-    sources = {key: source for run in found.runs.values() for key, source in run.sources.items()}
+    selected = study_at(tier, tables, "bundle")
+    sources = {key: source for run in selected.runs.values() for key, source in run.sources.items()}
     lines = [_copy(key, source, out, half) for key, source in sorted(sources.items())]
     lines += _wheels(needed(PACKAGES, have, python), out / "wheels", python, machine)
     (out / "activate.sh").write_text(ACTIVATE, encoding="utf-8")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return [*lines, f"{size / 2**20:.0f} MiB in {out}; there: source {out.name}/activate.sh"]
+    return [*lines, f"{size / 2**20:.0f} MiB in {out}; on that machine: source {out.name}/activate.sh"]
 
 
 def needed(names: Iterable[str], have: Iterable[str], python: str) -> dict[str, str]:
-    """Distribution -> version installed here, for `names` and what they require there, without `have`.
+    """Return distribution -> version installed here, for `names` and what they require on the machine, without `have`.
 
     Raises:
         DpbenchError: one is not installed here, so that its version is not known.
     """
-    there = {canonicalize_name(name) for name in have}
-    where = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux", "platform_system": "Linux"}
+    present = {canonicalize_name(name) for name in have}
+    markers = {
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+    }
     try:
-        return packages.needed(names, there.__contains__, where)
+        return packages.needed(names, present.__contains__, markers)
     except PackageNotFoundError as error:
-        raise DpbenchError(f"{error.name} is not installed here", f"run `make install`, or say --have {error.name}") from error
+        raise DpbenchError(f"{error.name} is not installed here", f"run `make install`, or add --have {error.name}") from error
 
 
 def _copy(key: str, source: Source, out: Path, half: bool) -> str:
@@ -107,7 +112,7 @@ def _halve(weights: Path) -> None:
 
 
 def _wheels(versions: dict[str, str], out: Path, python: str, machine: str) -> list[str]:
-    """Download each wheel by itself, so that the first that cannot be had is named."""
+    """Download each wheel by itself, so that the error names the first that cannot be downloaded."""
     words = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(out)]
     words += ["--python-version", python, "--implementation", "cp"]
     words += [word for minor in GLIBC for word in ("--platform", f"manylinux_2_{minor}_{machine}")]
@@ -116,15 +121,15 @@ def _wheels(versions: dict[str, str], out: Path, python: str, machine: str) -> l
     for name, version in sorted(versions.items()):
         pin = f"{name}=={version}"
         done = subprocess.run([*words, pin], capture_output=True, text=True, check=False)
-        if done.returncode and not _built(pin, out):
+        if done.returncode and not _build_wheel(pin, out):
             why = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-            raise DpbenchError(f"no wheel of {name} {version} for Python {python} on {machine}: {why}", f"say --have {name}")
+            raise DpbenchError(f"no wheel of {name} {version} for Python {python} on {machine}: {why}", f"add --have {name}")
         lines.append(f"{name} {version}")
     return lines
 
 
-def _built(pin: str, out: Path) -> bool:
-    """Whether a package that is published as source alone gave a wheel here that serves every machine."""
+def _build_wheel(pin: str, out: Path) -> bool:
+    """Build a wheel of a package that is published as source alone; return whether it is one for every machine."""
     with tempfile.TemporaryDirectory() as scratch:
         words = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", scratch, pin]
         done = subprocess.run(words, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Prove a tier without running it: every run's model on the meta device, its engine, its data's schema, its budget."""
+"""Dry-run a tier: build every run's model on the meta device, attach its method, check its data and its privacy budget."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ FAILED = "FAILED"
 
 
 def check(tier: str, tables: list[str] | None = None) -> int:
-    """Print one line a run; returns the exit code: 0 if all stand, 1 if any does not.
+    """Print one line per run and return the exit code: 0 if all runs are OK, 1 if any failed.
 
     Raises:
-        DpbenchError: an unknown tier or table, or a YAML that does not hold.
+        DpbenchError: an unknown tier or table, or an invalid YAML file.
     """
-    found = study_at(tier, tables, "check")
+    selected = study_at(tier, tables, "check")
     seconds, cores = recorded_seconds(), environment.cores()
-    seen: dict[str, str] = {}
-    answers: dict[str, str] = {}  # runs that only their seed tells apart are checked once
+    result_of: dict[str, str] = {}
+    result_of_settings: dict[str, str] = {}  # runs that differ only in their seed are checked once
     failed = 0
-    for name, plan in found.plans.items():
+    for name, plan in selected.plans.items():
         print(f"{name}: {len(plan.cells)} cells, {len(plan.runs)} runs, {duration(plan.runs.values(), seconds, cores)}")
         for run in plan.runs.values():
-            if run.id in seen:
-                print(f"  {run.id} {seen[run.id]} (shared)")
+            if run.id in result_of:
+                print(f"  {run.id} {result_of[run.id]} (shared)")
                 continue
-            asked = canonical_json({key: run.config[key] for key in ("job", "settings", "sources", "versions")})
-            if asked not in answers:
-                answers[asked] = _checked(run, name)
-            seen[run.id] = answers[asked]
-            failed += FAILED in seen[run.id]
-            print(f"  {run.id} {seen[run.id]}", flush=True)
-    for paper in dict.fromkeys(name.split("/")[0] for name in found.plans):
-        own = {id_: found.runs[id_] for name, plan in found.plans.items() if name.startswith(f"{paper}/") for id_ in plan.runs}
-        print(f"{paper}: {len(own)} runs, {duration(own.values(), seconds, cores)}")
-    print(f"{tier}: {len(seen) - failed} runs stand, {failed} do not; {duration(found.runs.values(), seconds, cores)}")
+            settings_key = canonical_json({key: run.config[key] for key in ("job", "settings", "sources", "versions")})
+            if settings_key not in result_of_settings:
+                result_of_settings[settings_key] = _checked(run, name)
+            result_of[run.id] = result_of_settings[settings_key]
+            failed += FAILED in result_of[run.id]
+            print(f"  {run.id} {result_of[run.id]}", flush=True)
+    for paper in dict.fromkeys(name.split("/")[0] for name in selected.plans):
+        plans = [plan for name, plan in selected.plans.items() if name.startswith(f"{paper}/")]
+        runs = {id_: selected.runs[id_] for plan in plans for id_ in plan.runs}
+        print(f"{paper}: {len(runs)} runs, {duration(runs.values(), seconds, cores)}")
+    print(f"{tier}: {len(result_of) - failed} runs OK, {failed} failed; {duration(selected.runs.values(), seconds, cores)}")
     return 1 if failed else 0
 
 

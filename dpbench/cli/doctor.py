@@ -1,4 +1,4 @@
-"""What is installed, which data and models are found where, which devices there are, what each tier would take."""
+"""Report what is installed, where data and models are found, which devices there are, and what each tier would take."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from dpbench.spec.models import TIERS
 
 
 def report() -> str:
-    """Everything, as text; nothing here fails for what is missing."""
+    """Return the report as text; nothing that is missing makes it fail."""
     return "\n".join([*_installed(), "", *_devices(), "", *_sources(), "", *_engines(), "", *_plugins(), "", *_tiers()])
 
 
 def _installed() -> Iterator[str]:
-    found = environment.describe()
-    yield f"dpbench on Python {found.python}, {found.platform}"
+    here = environment.describe()
+    yield f"dpbench on Python {here.python}, {here.platform}"
     for name in environment.PACKAGES:
-        yield f"  {name:14} {found.packages.get(name, 'not installed')}"
+        yield f"  {name:14} {here.packages.get(name, 'not installed')}"
 
 
 def _devices() -> Iterator[str]:
     import torch
 
-    found = environment.describe()
+    here = environment.describe()
     yield "Devices"
-    yield f"  cpu            {found.cpu}, {found.cores} cores, {found.memory_gib} GiB"
+    yield f"  cpu            {here.cpu}, {here.cores} cores, {here.memory_gib} GiB"
     noise = "compiled" if gaussian.compiled() is not None else "by numpy, half as fast (no C compiler was found, or it failed)"
     yield f"  cpu noise      {noise}"
     yield f"  cpu kernels    {native.unavailable() or 'compiled'}"
@@ -49,15 +49,15 @@ def _devices() -> Iterator[str]:
 
 
 def _triton() -> str:
-    """Whether the Triton kernels can run here."""
+    """Say whether the Triton kernels can run here."""
     import torch
 
     from dpbench.kernels import launch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    why = launch.unavailable(device)
-    if why is not None:
-        return f"its kernels cannot run here ({why}); torch's are used"
+    reason = launch.unavailable(device)
+    if reason is not None:
+        return f"its kernels cannot run here ({reason}); torch's are used"
     return "its kernels run in the interpreter, for tests" if launch.interpreting() else "its kernels run here (kernels: auto)"
 
 
@@ -81,11 +81,11 @@ def _engines() -> Iterator[str]:
 
 
 def _plugins() -> Iterator[str]:
-    """Those whose runs are named by content, as they are not the locked ones."""
+    """Yield the number of locked plug-ins and a line on each other one: its content is part of the name of its runs."""
     yield f"Plug-ins ({plugins.VARIABLE} is {'set' if os.environ.get(plugins.VARIABLE) else 'not set'})"
-    every = [(plugin, identity(plugin)) for kind in plugins.FOLDERS for plugin in plugins.discover(kind).values()]
-    yield f"  {sum(isinstance(value, int) for _, value in every)} as locked"
-    for plugin, value in every:
+    identities = [(plugin, identity(plugin)) for kind in plugins.FOLDERS for plugin in plugins.discover(kind).values()]
+    yield f"  {sum(isinstance(value, int) for _, value in identities)} as locked"
+    for plugin, value in identities:
         if not isinstance(value, int):
             yield f"  {plugin.key} {value}: {plugin.path}"
 
@@ -94,7 +94,7 @@ def _tiers() -> Iterator[str]:
     yield "Tiers"
     seconds = recorded_seconds()
     for tier in TIERS:
-        found = study(Config(tier=tier))
-        gpu = ", needs a GPU" if any(run.resources.gpu for run in found.runs.values()) else ""
-        takes = duration(found.runs.values(), seconds, environment.cores())
-        yield f"  {tier:14} {len(found.plans)} tables, {len(found.runs)} runs, {takes}{gpu}"
+        selected = study(Config(tier=tier))
+        gpu = ", needs a GPU" if any(run.resources.gpu for run in selected.runs.values()) else ""
+        time_text = duration(selected.runs.values(), seconds, environment.cores())
+        yield f"  {tier:14} {len(selected.plans)} tables, {len(selected.runs)} runs, {time_text}{gpu}"

@@ -1,4 +1,4 @@
-"""What packages need, as installed here."""
+"""Find the packages that others need, in the versions installed here."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from packaging.utils import canonicalize_name
 
 
 def needed(names: Iterable[str], without: Callable[[str], bool], where: dict[str, str] | None = None) -> dict[str, str]:
-    """Distribution -> its public version here, for `names` and all they require.
+    """Return distribution -> its public version here, for `names` and all they require.
 
     Args:
-        without: whether a distribution, by its canonical name, is left out, and with it what only it needs.
-        where: markers of another environment, such as `python_version`; what it does not say is as here.
+        without: returns whether a distribution, by its canonical name, is left out, and with it what only it needs.
+        where: markers of another environment, such as `python_version`; missing markers are those of this environment.
 
     Raises:
         PackageNotFoundError: one is not installed here, so that its version is not known.
     """
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
     todo = [Requirement(name) for name in names]
     while todo:
@@ -29,9 +29,9 @@ def needed(names: Iterable[str], without: Callable[[str], bool], where: dict[str
             continue
         seen.add((name, extras))
         installed = distribution(name)
-        found[name] = installed.version.split("+")[0]
+        versions[name] = installed.version.split("+")[0]
         for text in installed.requires or []:
             child = Requirement(text)
             if child.marker is None or any(child.marker.evaluate((where or {}) | {"extra": e}) for e in extras or {""}):
                 todo.append(child)
-    return found
+    return versions

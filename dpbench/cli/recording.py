@@ -1,4 +1,4 @@
-"""Results that outlive their machine: run what a tier is missing, pack the records, file them under `results/recorded/`."""
+"""Record results for other machines: run what a tier is missing, pack the records, file them under `results/recorded/`."""
 
 from __future__ import annotations
 
@@ -34,48 +34,48 @@ from dpbench.spec.expand import Run
 from dpbench.spec.tables import papers, tables_of
 
 _PACK = "pack it again with dpbench record"
-_BETWEEN = 60.0  # seconds at least between two writes of the archive: with hundreds of records one takes seconds
+_BETWEEN = 60.0  # seconds at least between two writes of the archive: with hundreds of records one write takes seconds
 
 
 def record(tier: str, minutes: float, out: Path | None, tables: list[str] | None = None, threads: int = 1) -> None:
-    """Run, one after another, what `tier` has no record of; tables without any record first. Needs no Snakemake.
+    """Run, one after another, the runs of `tier` without a record; tables without any record first. Needs no Snakemake.
 
     Args:
-        minutes: no run is started that is not expected to end in time, and one that does not is ended.
+        minutes: a run that is not expected to end within this time is not started, and one that does not end is killed.
         out: a .tar.gz with all finished records of the tier, rewritten at the end and at most once a minute until then.
-        threads: of runs that want all.
+        threads: CPU threads of runs that take all.
 
     Raises:
         DpbenchError: unknown tier or table, or the archive cannot be written.
     """
     out = out or paths.root() / f"dpbench-{tier}.tar.gz"
     end = time.monotonic() + 60 * minutes
-    found = study_at(tier, tables, "record")
+    selected = study_at(tier, tables, "record")
     done = {s.record.run for s in recorded_records()}
-    runs = list(_in_order(found, done))
-    print(f"{tier}: {len(runs)} runs to make, {len(found.runs) - len(runs)} there already", flush=True)
+    runs = list(_in_order(selected, done))
+    print(f"{tier}: {len(runs)} runs to do, {len(selected.runs) - len(runs)} done already", flush=True)
     plan = paths.root() / "results" / "plans" / f"{tier}-record.json"
-    write_plan(found.plans.values(), plan)
-    pack(found, out)
+    write_plan(selected.plans.values(), plan)
+    pack(selected, out)
     packed = time.monotonic()
     for number, run in enumerate(runs, 1):
-        if _there(run):  # another recorder has made it since
+        if _is_finished(run):  # by another recorder, in the meantime
             continue
         left = end - time.monotonic()
         if left < 60 * run.resources.minutes:
             print(f"stopped in time: {len(runs) - number + 1} runs left, the next may take {run.resources.minutes:g} minutes")
             break
-        own = threads if run.resources.threads == "all" else min(run.resources.threads, threads)
+        run_threads = threads if run.resources.threads == "all" else min(run.resources.threads, threads)
         begun = time.monotonic()
-        code = _run(run, plan, own, left)
+        code = _run(run, plan, run_threads, left)
         print(f"[{number}/{len(runs)}] {run.config['job']} {run.id}: {code}, {time.monotonic() - begun:.0f} s", flush=True)
         if time.monotonic() - packed > _BETWEEN:
-            pack(found, out)
+            pack(selected, out)
             packed = time.monotonic()
-    pack(found, out)
+    pack(selected, out)
 
 
-def _there(run: Run) -> bool:
+def _is_finished(run: Run) -> bool:
     return (paths.runs() / run.id / NAME).exists()
 
 
@@ -86,36 +86,38 @@ def _run(run: Run, plan: Path, threads: int, seconds: float) -> str:
     try:
         code = subprocess.run(words, timeout=seconds, check=False).returncode
     except subprocess.TimeoutExpired:
-        return "ended, as its time was up"
+        return "killed, as its time was up"
     return "done" if code == 0 else f"failed with exit code {code}"
 
 
-def _in_order(found: Study, done: set[str]) -> Iterator[Run]:
-    """Missing runs: of tables without any record first, parents before children. A parent whose record alone is
-    committed is made again where a child needs its artefacts."""
+def _in_order(selected: Study, done: set[str]) -> Iterator[Run]:
+    """Yield the missing runs: those of tables without any record first, parents before children.
+
+    A parent of which only the record is committed runs again where a child needs its artefacts.
+    """
     missing_by_table = []
-    for plan in found.plans.values():
+    for plan in selected.plans.values():
         cells = {cell.run for cell in plan.cells}
-        missing = {r for r in cells if r not in done and not _there(plan.runs[r])}
-        needed = {p.id for r in missing for p in plan.runs[r].parents.values() if not _there(p)}
-        wanted = [run for run in plan.runs.values() if run.id in missing | needed]
-        missing_by_table.append((len(missing) < len(cells), wanted))
-    given: set[str] = set()
-    for _, wanted in sorted(missing_by_table, key=lambda item: item[0]):
-        for run in wanted:
-            if run.id not in given:
-                given.add(run.id)
+        missing = {r for r in cells if r not in done and not _is_finished(plan.runs[r])}
+        needed = {p.id for r in missing for p in plan.runs[r].parents.values() if not _is_finished(p)}
+        table_runs = [run for run in plan.runs.values() if run.id in missing | needed]
+        missing_by_table.append((len(missing) < len(cells), table_runs))
+    yielded: set[str] = set()
+    for _, table_runs in sorted(missing_by_table, key=lambda item: item[0]):
+        for run in table_runs:
+            if run.id not in yielded:
+                yielded.add(run.id)
                 yield run
 
 
-def pack(found: Study, out: Path) -> int:
-    """Write all finished records of a study to `out`, without text of their datasets; returns how many.
+def pack(selected: Study, out: Path) -> int:
+    """Write all finished records of a study to `out`, without text of their datasets; return their number.
 
-    One that does not hold is left out, with a warning on stderr.
+    An invalid record is left out, with a warning on stderr.
     """
     files: list[tuple[str, bytes, float]] = []
     packed = 0
-    for stored in local_records(found.runs):
+    for stored in local_records(selected.runs):
         run, steps = stored.record.run, stored.path.parent / STEPS
         files.append((f"{run}/{NAME}", record_text(public(stored.record)).encode(), stored.path.stat().st_mtime))
         packed += 1
@@ -130,21 +132,21 @@ def pack(found: Study, out: Path) -> int:
 
 
 def merge(archive: Path, left_out: list[LeftOut] | None = None) -> list[str]:
-    """Check every record of an archive and file the sound ones under `results/recorded/<machine>/<paper>.jsonl`.
+    """Check every record of an archive and file the valid ones under `results/recorded/<machine>/<paper>.jsonl`.
 
-    An archive that is itself damaged, or holds what no archive of `dpbench record` does, files nothing.
+    Nothing is filed from an archive that is damaged, or that contains what `dpbench record` does not write.
 
     Args:
-        left_out: gets the records that are not sound, each of which is also one warning on stderr.
+        left_out: the invalid records are appended to it; each is also one warning on stderr.
 
     Returns:
-        What was done, a line for each record that is sound.
+        A line for each valid record, which says what was done with it.
 
     Raises:
-        DpbenchError: not a whole archive of `dpbench record`, or a file of recorded results cannot be read or written.
+        DpbenchError: not a complete archive of `dpbench record`, or a file of recorded results cannot be read or written.
     """
     lines: list[str] = []
-    filed: list[tuple[Record, str]] = []
+    accepted: list[tuple[Record, str]] = []
     recorded = {(s.machine, s.record.run): s.record for s in recorded_records()}
     with tempfile.TemporaryDirectory() as scratch:
         for run, names in sorted(unpack(archive, Path(scratch)).items()):
@@ -154,14 +156,14 @@ def merge(archive: Path, left_out: list[LeftOut] | None = None) -> list[str]:
                 leave_out(run, f"{archive}: {run}/{NAME}", error, left_out)
                 continue
             machine = environment.machine(record.environment)
-            before = recorded.get((machine, run))
-            if before is not None and before.created >= record.created:
-                lines.append(f"{run}: there already, {before.created}")
+            old = recorded.get((machine, run))
+            if old is not None and old.created >= record.created:
+                lines.append(f"{run}: filed already, {old.created}")
                 continue
-            filed.append((public(record), machine))
-            dirty = ", made from a changed working tree" if record.environment.dirty else ""
+            accepted.append((public(record), machine))
+            dirty = ", from a changed working tree" if record.environment.dirty else ""
             lines.append(f"{run}: filed in {shown(file_of(record, machine))}{dirty}")
-    file_records(filed)
+    file_records(accepted)
     return lines
 
 
@@ -169,7 +171,7 @@ def _checked(archive: Path, folder: Path, names: list[str]) -> Record:
     """Return the record in an unpacked folder.
 
     Raises:
-        DpbenchError: it is not there, does not hold, or asks for a table that there is not; or its steps are not JSON.
+        DpbenchError: it is missing or invalid, or names an unknown table; or its steps are not JSON.
     """
     run = folder.name
     if NAME not in names:
@@ -196,17 +198,18 @@ def show(run: str) -> str:
     """Return a run's record as indented JSON: this machine's, else the recorded ones of all machines.
 
     Args:
-        run: its id, or the first digits of it.
+        run: the id of the run, or its first digits.
 
     Raises:
-        DpbenchError: no record is of that run, or of several.
+        DpbenchError: no record is of that run, or several runs begin with these digits.
     """
     local = [s for s in local_records() if s.record.run.startswith(run)]
-    found = local or [s for s in recorded_records() if s.record.run.startswith(run)]
-    if not found:
-        raise DpbenchError(f"there is no record of run {run}", "the report and results/long.csv name the runs that there are")
-    if len({s.record.run for s in found}) > 1:
+    stored_records = local or [s for s in recorded_records() if s.record.run.startswith(run)]
+    if not stored_records:
+        raise DpbenchError(f"there is no record of run {run}", "the report and results/long.csv list all runs")
+    if len({s.record.run for s in stored_records}) > 1:
         raise DpbenchError(
-            f"{len(found)} runs begin with {run}", f"give more digits: {', '.join(s.record.run for s in found[:5])}"
+            f"{len(stored_records)} runs begin with {run}",
+            f"give more digits: {', '.join(s.record.run for s in stored_records[:5])}",
         )
-    return "".join(record_text(stored.record) for stored in found)
+    return "".join(record_text(stored.record) for stored in stored_records)

@@ -1,4 +1,4 @@
-"""JSON schemas of the three files people write or read: config, table, record."""
+"""Write the JSON schemas of the three files that people write or read: config, table, record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dpbench.files import write_atomic
 
 
 def schemas() -> dict[str, str]:
-    """File name -> its text."""
+    """Return file name -> text of each schema."""
     # records import spec, so spec's other modules must not need this one
     from dpbench.records.schema import Record
     from dpbench.spec.config import Config
@@ -26,7 +26,7 @@ def _schema(model: type[BaseModel]) -> dict[str, object]:
 
 
 def write_schemas(folder: Path) -> list[Path]:
-    """Write every schema into `folder`; the pydantic models are the truth, the files are for editors and readers."""
+    """Write every schema into `folder`, for editors and readers; they are generated from the pydantic models."""
     written = []
     for name, text in schemas().items():
         write_atomic(folder / name, text)

@@ -1,4 +1,4 @@
-"""What a job gets and gives back."""
+"""The interface of a job: the context that it gets and the outcome that it returns."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dpbench.spec.sources import Source
 
 @dataclass
 class Context:
-    """Everything a job may touch.
+    """Everything that a job may use.
 
     out: the run's folder, for artefacts; sources: `dataset:sst2` -> source; parents: role -> folder of the parent run;
-    ids: role -> the run that it must be of; report: called with (done, total, text) so that a person sees progress.
+    ids: role -> id of the parent run; report: called with (done, total, text) to show progress.
     """
 
     out: Path
@@ -35,32 +35,32 @@ class Context:
     report: Callable[[int, int, str], None] = lambda done, total, text: None
 
     def parent(self, role: str) -> Record:
-        """The record of a parent run.
+        """Return the record of a parent run.
 
         Raises:
-            DpbenchError: the parent has not run, or its record does not hold.
+            DpbenchError: the parent has not run, or its record is invalid.
         """
         from dpbench.records.store import NAME, read_record
 
         return read_record(self.parents[role] / NAME, self.ids.get(role))
 
     def artefact(self, role: str, name: str) -> Path:
-        """A file a parent run left, as it was when the parent's record was written.
+        """Return a file of a parent run, unchanged since the parent's record was written.
 
         Raises:
-            DpbenchError: the parent has not run, its record does not hold or names no such file, or the file is gone or changed.
+            DpbenchError: the parent has not run, its record is invalid or names no such file, or the file is missing or changed.
         """
         path = self.parents[role] / name
-        again = f"delete {self.parents[role]} and run the parent again"
-        stated = self.parent(role).artefacts.get(name) if path.is_file() else None
-        if stated is None:
-            raise DpbenchError(f"{path}: the run before this one has not left {name}", again)
-        if (got := sha256_file(path)) != stated:
-            raise DpbenchError(f"{path}: damaged or replaced: its sha256 is {got}, the record beside it says {stated}", again)
+        hint = f"delete {self.parents[role]} and run the parent again"
+        recorded = self.parent(role).artefacts.get(name) if path.is_file() else None
+        if recorded is None:
+            raise DpbenchError(f"{path}: the run before this one has not left {name}", hint)
+        if (actual := sha256_file(path)) != recorded:
+            raise DpbenchError(f"{path}: damaged or replaced: its sha256 is {actual}, the record beside it says {recorded}", hint)
         return path
 
     def artefacts(self, role: str, names: Sequence[str]) -> Path:
-        """The folder of a parent run in which each of `names` is as `artefact` has it.
+        """Return the folder of a parent run after checking each of `names` as `artefact` does.
 
         Raises:
             DpbenchError: as `artefact`.
@@ -72,7 +72,7 @@ class Context:
 
 @dataclass
 class Outcome:
-    """What a job measured."""
+    """The results of a job."""
 
     metrics: list[Metric]
     mechanism: dict[str, Any] | None = None
@@ -84,11 +84,11 @@ class Outcome:
 
 
 def metric(name: str, value: float, unit: str) -> Metric:
-    """A metric of a run that is one cell."""
+    """Return a metric of a run that is one cell."""
     return Metric(name=name, value=float(value), unit=unit)
 
 
 def over_rounds(name: str, unit: str, labels: dict[str, str], values: list[float]) -> Metric:
-    """The median over rounds, with its 20 % and 80 % quantiles."""
+    """Return a metric that is the median over rounds, with its 20 % and 80 % quantiles."""
     low, high = (float(q) for q in np.quantile(values, [0.2, 0.8]))
     return Metric(name=name, value=statistics.median(values), unit=unit, labels=labels, rounds=values, low=low, high=high)

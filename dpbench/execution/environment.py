@@ -1,4 +1,4 @@
-"""Where and with what a run is made. Holds no host name and no path."""
+"""Describe the hardware and software of a run, without host name and paths."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ PACKAGES = (
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(device: str = "cpu", threads: int = 1) -> Environment:
-    """The environment of this process, for a run on `device`."""
+    """Return the environment of this process, for a run on `device`."""
     commit, dirty = _git()
     return Environment(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
-        packages={"dpbench": __version__} | {name: found for name in PACKAGES if (found := _version(name))},
+        packages={"dpbench": __version__} | {name: installed for name in PACKAGES if (installed := _version(name))},
         device=device,
         device_name=_device_name(device),
         cpu=cpu_name(),
@@ -55,14 +55,14 @@ def describe(device: str = "cpu", threads: int = 1) -> Environment:
 
 
 def machine(environment: Environment) -> str:
-    """A folder name for records of this kind of machine: `amd-epyc-2-cores`, `nvidia-h100-80gb-hbm3`."""
+    """Return a folder name for records of this kind of machine: `amd-epyc-2-cores`, `nvidia-h100-80gb-hbm3`."""
     name = environment.device_name if environment.device != "cpu" else f"{environment.cpu} {environment.cores} cores"
     words = "".join(c.lower() if c.isalnum() else " " for c in name).split()
     return "-".join(words)[:60] or "unknown"
 
 
 def cpu_name() -> str:
-    """The processor's model name."""
+    """Return the processor's model name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as handle:
             for line in handle:
@@ -88,14 +88,14 @@ def _version(name: str) -> str | None:
 
 
 def _git() -> tuple[str | None, bool | None]:
-    """(commit, whether tracked files differ from it); None outside a checkout."""
+    """Return (commit, whether tracked files differ from it); None outside a checkout."""
 
     def ask(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", *words], cwd=paths.root(), capture_output=True, text=True, timeout=10, check=False)
+            process = subprocess.run(["git", *words], cwd=paths.root(), capture_output=True, text=True, timeout=10, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return process.stdout.strip() if process.returncode == 0 else None
 
     commit = ask("rev-parse", "HEAD")
     changes = ask("status", "--porcelain", "--untracked-files=no") if commit else None
@@ -103,7 +103,7 @@ def _git() -> tuple[str | None, bool | None]:
 
 
 def require_device(device: str) -> None:
-    """Stop before long work if the device is not there.
+    """Fail before long work if the device is not available.
 
     Raises:
         DpbenchError: no CUDA device.

@@ -1,4 +1,4 @@
-"""One process at a time: a lock that dies with its holder, and says to whoever waits which process that is."""
+"""Let one process work at a time, by a lock that ends with its holder and tells those who wait which process that is."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ from dpbench.errors import DpbenchError
 from dpbench.files import write_error
 
 BEAT = 5.0
-"""Seconds between two signs of life of a holder."""
+"""Seconds between two signs of life of the process that holds a lock."""
 LIMIT = 600.0
-"""Seconds without a sign of life after which nobody waits for a holder any longer. One that works is waited for."""
-_QUIET = 3.0  # seconds of waiting that nobody needs to hear of
+"""Seconds without a sign of life after which nobody waits for the holder any longer."""
+_QUIET = 3.0  # seconds of waiting without a message
 _POLL = 0.1
 
 
 @contextmanager
 def alone(lock: Path, what: str, limit: float = LIMIT, say: Callable[[str], None] | None = None) -> Iterator[bool]:
-    """Hold `lock`, a file in a folder that is there; yields whether another process had it before.
+    """Hold `lock`, a file in an existing folder; yield whether this process had to wait for another one.
 
-    The lock goes with the process that holds it, however it ends.
+    The lock is released when the process that holds it ends, in whatever way.
 
     Args:
-        what: what is held, for the messages: `run 0123456789ab`.
-        limit: seconds without a sign of life of the holder after which this gives up.
-        say: is told once whom this waits for; standard error by default.
+        what: the locked thing, for the messages: `run 0123456789ab`.
+        limit: seconds without a sign of life of the holder after which waiting ends with an error.
+        say: called once with the name of the process that this one waits for; prints to standard error by default.
 
     Raises:
-        DpbenchError: the holder is stopped or hangs, or the lock cannot be made here.
+        DpbenchError: the holder is stopped or hangs, or the lock file cannot be created.
     """
     from filelock import FileLock, Timeout
 
-    held = FileLock(lock)
-    holder = lock.with_name(lock.name + ".process")
+    file_lock = FileLock(lock)
+    holder_file = lock.with_name(lock.name + ".process")
     try:
-        held.acquire(timeout=0)
+        file_lock.acquire(timeout=0)
         waited = False
     except Timeout:
-        _wait(held, holder, what, limit, say or _print)
+        _wait(file_lock, holder_file, what, limit, say or _print)
         waited = True
     except OSError as error:
         raise write_error(lock, error) from error
-    beats = _Beats(holder)
+    beats = _Beats(holder_file)
     try:
         yield waited
     finally:
         beats.end()
-        held.release()
+        file_lock.release()
 
 
 def alone_until_exit(lock: Path, what: str) -> None:
-    """Hold `lock` from here until this process ends, however often this is called. Arguments and errors are those of `alone`."""
+    """Hold `lock` from now until this process ends; further calls do nothing. Arguments and errors are those of `alone`."""
     if lock.resolve() not in _until_exit:
         stack = contextlib.ExitStack()
         stack.enter_context(alone(lock, what))
@@ -70,30 +70,30 @@ def alone_until_exit(lock: Path, what: str) -> None:
 _until_exit: set[Path] = set()
 
 
-def _wait(held, holder: Path, what: str, limit: float, say: Callable[[str], None]) -> None:  # type: ignore[no-untyped-def]
+def _wait(file_lock, holder_file: Path, what: str, limit: float, say: Callable[[str], None]) -> None:  # type: ignore[no-untyped-def]
     from filelock import Timeout
 
-    begun = heard = time.monotonic()
-    sign, told = _sign(holder), False
+    started = last_sign = time.monotonic()
+    sign, has_told = _sign(holder_file), False
     while True:
         try:
-            held.acquire(timeout=_POLL, poll_interval=_POLL)
+            file_lock.acquire(timeout=_POLL, poll_interval=_POLL)
             return
         except Timeout:
             pass
         except OSError as error:
-            raise write_error(Path(held.lock_file), error) from error
+            raise write_error(Path(file_lock.lock_file), error) from error
         now = time.monotonic()
-        if (latest := _sign(holder)) != sign:
-            sign, heard = latest, now
-        if now - heard > limit:
+        if (latest := _sign(holder_file)) != sign:
+            sign, last_sign = latest, now
+        if now - last_sign > limit:
             raise DpbenchError(
-                f"{what}: {_name(holder)} holds {held.lock_file} and has given no sign of life for {limit:.0f} s",
+                f"{what}: {_name(holder_file)} holds {file_lock.lock_file} and has given no sign of life for {limit:.0f} s",
                 "end that process, or let it go on, and start again",
             )
-        if not told and now - begun > _QUIET:
-            say(f"{what}: waits for {_name(holder)}, which is at work on it")
-            told = True
+        if not has_told and now - started > _QUIET:
+            say(f"{what}: waits for {_name(holder_file)}, which is working on it")
+            has_told = True
 
 
 def _print(text: str) -> None:
@@ -108,7 +108,7 @@ def _sign(holder: Path) -> tuple[int, int] | None:
 
 
 def _name(holder: Path) -> str:
-    """`process 123`, with its machine where that is another one."""
+    """Return `process 123`, with its machine if that is another one."""
     with contextlib.suppress(OSError, ValueError):
         process, machine = holder.read_text(encoding="utf-8").split()
         return f"process {int(process)}" + (f" on {machine}" if machine != socket.gethostname() else "")
@@ -116,11 +116,11 @@ def _name(holder: Path) -> str:
 
 
 class _Beats:
-    """Says in a file who holds the lock, and touches it again and again."""
+    """The signs of life of a holder: a file that names its process and is touched at intervals."""
 
     def __init__(self, holder: Path) -> None:
         self._holder, self._ended = holder, threading.Event()
-        with contextlib.suppress(OSError):  # without it a waiting process knows less
+        with contextlib.suppress(OSError):  # the file only informs waiting processes
             holder.write_text(f"{os.getpid()} {socket.gethostname()}\n", encoding="utf-8")
         self._thread = threading.Thread(target=self._beat, name="signs of life", daemon=True)
         self._thread.start()

@@ -1,4 +1,4 @@
-"""The plan of a tier: which cells ask for each run. Written once, by whoever starts the runs, and read by each of them."""
+"""The plan file of a tier: the cells that ask for each run. Whoever starts the runs writes it once; each run reads it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ _AGAIN = "start snakemake again, which writes it"
 
 
 class PlanFile(Strict):
-    """What `results/plans/<tier>.json` holds: run -> the cells that ask for it."""
+    """The content of `results/plans/<tier>.json`: run -> the cells that ask for it."""
 
     requests: dict[RunId, list[Request]] = Field(default_factory=dict)
 
 
 def requests_of(plans: Iterable[Plan]) -> dict[str, list[Request]]:
-    """Return, for each run, the cells of all tables that ask for it; tables whose runs build on it, without labels."""
+    """Return for each run the cells of all tables that ask for it.
+
+    For a run that is only a parent, the requests are those of the tables whose runs build on it, without labels.
+    """
     requests: dict[str, list[Request]] = defaultdict(list)
     for plan in plans:
         paper, table = plan.spec.paper, plan.spec.table
@@ -43,7 +46,7 @@ def requests_of(plans: Iterable[Plan]) -> dict[str, list[Request]]:
 
 
 def write_plan(plans: Iterable[Plan], path: Path) -> None:
-    """Write the plan file of some tables' plans.
+    """Write the plan file for the plans of some tables.
 
     Raises:
         DpbenchError: it cannot be written.
@@ -53,10 +56,10 @@ def write_plan(plans: Iterable[Plan], path: Path) -> None:
 
 
 def read_requests(path: Path, run: str) -> list[Request]:
-    """Return the cells that ask for a run, none where the plan does not name it.
+    """Return the cells that ask for a run, none if the plan does not name it.
 
     Raises:
-        DpbenchError: the file is not there, or no plan.
+        DpbenchError: the file is missing, or not a plan.
     """
     values = read_json(path, hint=_AGAIN)
     known = values.get("requests", {}) if isinstance(values, dict) else None

@@ -1,4 +1,4 @@
-"""No process outlives the one it works for."""
+"""See that no process outlives the one it works for."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _POLL = 0.5  # seconds
 
 
 def end_with(owner: int, end: Callable[[], None] | None = None) -> None:
-    """From here on this process ends, at once and without a word, when the process `owner` has ended.
+    """End this process, at once and without a message, as soon as the process `owner` has ended.
 
-    What a run leaves is whole at any moment, so nothing is lost but time. A process that is not there counts as ended.
+    The files of a run are complete at any moment, so only time is lost. A process that does not exist counts as ended.
 
     Args:
-        end: called then instead of ending this process alone.
+        end: called instead of ending this process.
     """
     watched = _Watched(owner)
     threading.Thread(target=_follow, args=(watched, end or _end), name="end with the owner", daemon=True).start()
 
 
 def die_with(parent: int) -> None:
-    """As `end_with`, for the process that started this one. On Linux the system sees to it, without a thread."""
+    """End this process when the one that started it has ended, as `end_with` does. Linux does it without a thread."""
     if sys.platform != "linux":
         end_with(parent)
         return
@@ -41,13 +41,13 @@ def die_with(parent: int) -> None:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process is there and has not ended; one that nobody has waited for yet has ended."""
+    """Return whether a process exists and has not ended; a zombie, which nobody has waited for yet, has ended."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True  # somebody else's
+        return True  # a process of another user
     status = Path(f"/proc/{process}/stat")
     try:
         return status.read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
@@ -56,7 +56,7 @@ def is_alive(process: int) -> bool:
 
 
 class _Watched:
-    """A process, held by a descriptor where the system has them: its number may be given to another one later."""
+    """A process, identified by a descriptor where the system has them: its number may be that of another process later."""
 
     def __init__(self, process: int) -> None:
         self._process, self._ends = process, None  # type: int, select.poll | None
@@ -67,7 +67,7 @@ class _Watched:
                 self._ends.register(descriptor, select.POLLIN)
 
     def wait(self, seconds: float) -> bool:
-        """Whether it has ended within so many seconds."""
+        """Wait up to so many seconds; return whether the process has ended."""
         if self._ends is None:
             time.sleep(seconds)
         elif self._ends.poll(1000 * seconds):

@@ -1,4 +1,4 @@
-"""One run from its config to its record: `python -m dpbench run CONFIG --out DIR`."""
+"""Execute one run from its config to its record: `python -m dpbench run CONFIG --out DIR`."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from dpbench.validation import parse
 
 CONFIG, STEPS, LOCK = "config.json", "steps.jsonl", ".lock"
 NEXT = ".next"
-"""Folder of a run that is made again: what is finished stays as it is until the new record is written there."""
+"""Folder inside that of a run that is repeated: the finished files are not touched until the new record is written here."""
 
 
 def read_config(text_or_path: str) -> dict[str, Any]:
-    """A run's config, given as JSON or as the path of a JSON file.
+    """Read a run's config from JSON text or from a JSON file.
 
     Raises:
-        DpbenchError: no such file, not JSON, keys or values of another kind, unknown plug-ins or settings, a version that is no
-            longer the present one, or sources and parents that are not those the settings ask for.
+        DpbenchError: no such file, not JSON, invalid keys or values, unknown plug-ins or settings, a version that is not the
+            current one, or sources and parents that are not those that the settings ask for.
     """
     hint = "give a run's config.json"
     if text_or_path.lstrip().startswith("{"):
@@ -52,14 +52,14 @@ def read_config(text_or_path: str) -> dict[str, Any]:
         kind, _, plugin = name.partition(":")
         if kind not in plugins.FOLDERS:
             raise unknown("kind of plug-in", kind, plugins.FOLDERS, f"{where}: versions")
-        present = identity(plugins.get(kind, plugin, where))
-        if present != version:
+        current = identity(plugins.get(kind, plugin, where))
+        if current != version:
             raise DpbenchError(
-                f"{where}: made for {name} version {version}, this dpbench has {present}", "name the runs again (snakemake)"
+                f"{where}: made for {name} version {version}, this dpbench has {current}", "name the runs again (snakemake)"
             )
     plugins.get("job", config["job"], where)
-    if (own := f"job:{config['job']}") not in config["versions"]:
-        raise DpbenchError(f"{where}: versions: {own} is missing", hint)
+    if (job_key := f"job:{config['job']}") not in config["versions"]:
+        raise DpbenchError(f"{where}: versions: {job_key} is missing", hint)
     check_names(config, where)
     return config
 
@@ -73,17 +73,17 @@ def execute(
     keep: bool = False,
     requests: Sequence[Request] = (),
 ) -> Record:
-    """Run `config` into `out`: record.json (last, whole), steps.jsonl, config.json, artefacts.
+    """Run `config` and write its files into `out`: steps.jsonl, config.json, artefacts, and last, atomically, record.json.
 
-    Two processes never run the same folder at once: the second waits, and takes the record if there is one by then. A finished
-    record is replaced by a finished one: until then it stays, with its steps and artefacts.
+    Two processes never run the same folder at once: the second one waits, and then returns the record of the first, if there is
+    one. A finished record, with its steps and artefacts, is replaced only when the new one is finished.
 
     Args:
-        keep: take the record of this config that is there, whoever made it, instead of making it again.
+        keep: return an existing record of this config, whoever wrote it, instead of running again.
         requests: the cells that ask for the run.
 
     Raises:
-        DpbenchError: anything a user can put right; no record is written then.
+        DpbenchError: an error that a user can correct; no record is written then.
     """
     name = run_id(config)
     module = plugins.get("job", config["job"]).load()
@@ -95,29 +95,29 @@ def execute(
         raise write_error(out, error) from error
     with alone(out / LOCK, f"run {name}") as waited:
         _settle(out)
-        if (waited or keep) and (there := finished(config, out)) is not None:
-            return there
+        if (waited or keep) and (existing := finished(config, out)) is not None:
+            return existing
         parents = {role: out.parent / parent for role, parent in config["parents"].items()}
         for parent in parents.values():
             settle(parent)
-        again = (out / NAME).exists()
-        work = out / NEXT if again else out
+        is_repeated = (out / NAME).exists()
+        folder = out / NEXT if is_repeated else out
         try:
-            work.mkdir(exist_ok=True)
-            write_atomic(work / CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")
-            record = _run(name, module, settings, config, sources, parents, work, threads, tracking, quiet, requests)
+            folder.mkdir(exist_ok=True)
+            write_atomic(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")
+            record = _run(name, module, settings, config, sources, parents, folder, threads, tracking, quiet, requests)
         except Exception as error:
             if is_disk_full(error) and not isinstance(error, DpbenchError):
                 raise full_error(out) from error
             raise
         finally:
-            if again:
+            if is_repeated:
                 _settle(out)
         return record
 
 
 def finished(config: dict[str, Any], out: Path) -> Record | None:
-    """The record in `out` if it is whole, of this config, and has its artefacts beside it."""
+    """Return the record in `out` if it is valid, of this config, and has all its artefacts beside it."""
     try:
         record = read_record(out / NAME, run_id(config))
     except DpbenchError:
@@ -126,15 +126,17 @@ def finished(config: dict[str, Any], out: Path) -> Record | None:
 
 
 def settle(out: Path) -> None:
-    """Finish what a process that was killed had begun in a run's folder, unless another process is at work there."""
+    """Finish the move of a repeated run that a killed process began, after waiting for any process that works there."""
     if (out / NEXT / NAME).exists():
         with alone(out / LOCK, f"run {out.name}"):
             _settle(out)
 
 
 def _settle(out: Path) -> None:
-    """Move a run that was made again into its place, if it is finished, and clear up after it. Its record comes last and
-    leaves `NEXT` last: whoever is killed on the way leaves enough for the next one to go on."""
+    """Move a repeated run into its place if it is finished, and delete its folder `NEXT`.
+
+    The record is moved last: if the process is killed on the way, the next process can continue.
+    """
     new = out / NEXT
     if not new.is_dir():
         return
@@ -142,9 +144,9 @@ def _settle(out: Path) -> None:
         if (new / NAME).exists():
             files = [path for path in new.rglob("*") if not path.is_dir()]
             for path in sorted(files, key=lambda path: path == new / NAME):
-                place = out / path.relative_to(new)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, place)
+                target = out / path.relative_to(new)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
         shutil.rmtree(new)
     except OSError as error:
         raise write_error(out, error) from error
@@ -157,7 +159,7 @@ def _run(
     config: dict[str, Any],
     sources: dict[str, Source],
     parents: dict[str, Path],
-    work: Path,
+    folder: Path,
     threads: int,
     tracking: str,
     quiet: bool,
@@ -166,24 +168,24 @@ def _run(
     import torch
 
     inherited: dict[str, Source] = {}
-    for role, folder in parents.items():
-        inherited |= read_record(folder / NAME, config["parents"][role]).all_sources
+    for role, parent in parents.items():
+        inherited |= read_record(parent / NAME, config["parents"][role]).all_sources
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(config["seed"])
-    steps = StepLog(work / STEPS, tracking, name, config)
-    begun = time.perf_counter()
+    steps = StepLog(folder / STEPS, tracking, name, config)
+    started = time.perf_counter()
     try:
         with _progress(f"{config['job']} {name}", quiet) as report:
-            context = Context(work, config["seed"], sources, steps, threads, parents, config["parents"], report)
-            with remarks.collected() as odd:
+            context = Context(folder, config["seed"], sources, steps, threads, parents, config["parents"], report)
+            with remarks.collected() as data_remarks:
                 outcome: Outcome = module.run(settings, context)
     except BaseException:
-        with suppress(DpbenchError):  # what ended the run says more
+        with suppress(DpbenchError):  # the error that ended the run is more useful
             steps.close()
         raise
     steps.close()
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     values = {
         "run": name,
         "config": config,
@@ -195,49 +197,50 @@ def _run(
         "privacy": outcome.privacy,
         "environment": environment.describe(outcome.device, threads),
         "facts": outcome.facts,
-        "artefacts": {file: sha256_file(work / file) for file in outcome.artefacts},
-        "warnings": [*outcome.warnings, *odd, *steps.warnings],
+        "artefacts": {file: sha256_file(folder / file) for file in outcome.artefacts},
+        "warnings": [*outcome.warnings, *data_remarks, *steps.warnings],
         "seconds": round(seconds, 3),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    record = parse(Record, values, str(work / NAME), "report this: it is a fault of the job")
-    write_record(record, work)
+    record = parse(Record, values, str(folder / NAME), "report this: it is an error in the job")
+    write_record(record, folder)
     return record
 
 
 def _sources(config: dict[str, Any]) -> dict[str, Source]:
-    """Where each dataset and model of a config lies now.
+    """Return the current source of each dataset and model of a config.
 
     Raises:
-        DpbenchError: it is no longer what the run was named after.
+        DpbenchError: a source has changed since the run was named.
     """
     from dpbench.data import registry as datasets
     from dpbench.models import registry as models
 
     registries = {"dataset": datasets, "model": models}
-    found = {}
-    for key, known in config["sources"].items():
-        what, _, name = key.partition(":")
-        registry = registries[what]
+    sources = {}
+    for key, expected in config["sources"].items():
+        registry_name, _, name = key.partition(":")
+        registry = registries[registry_name]
         reason = changed = ""
-        for kind in [known["kind"]] if "kind" in known else registry.KINDS:  # files of the same content may lie anywhere
+        # files of the same content may be anywhere
+        for kind in [expected["kind"]] if "kind" in expected else registry.KINDS:
             try:
                 source = registry.resolve(name, kind)
             except DpbenchError as error:
                 reason = reason or f" ({error.what})"
                 continue
-            if source.identity == known:
-                found[key] = source
+            if source.identity == expected:
+                sources[key] = source
                 break
-            changed = changed or f" ({kind}: {_difference(source.identity, known)})"
-        if key not in found:
-            again = "name the runs again (start snakemake anew)"
-            raise DpbenchError(f"{key} is no longer what this run was named after{changed or reason}", again)
-    return found
+            changed = changed or f" ({kind}: {_difference(source.identity, expected)})"
+        if key not in sources:
+            hint = "name the runs again (start snakemake again)"
+            raise DpbenchError(f"{key} is no longer what this run was named after{changed or reason}", hint)
+    return sources
 
 
 def _difference(now: dict[str, Any], then: dict[str, Any]) -> str:
-    """What a source is now that it was not when the run was named."""
+    """Return what has changed in a source since the run was named."""
     if "files" in now and "files" in then:
         names = sorted(n for n in {*now["files"], *then["files"]} if now["files"].get(n) != then["files"].get(n))
         return f"{', '.join(names[:3])} changed since"

@@ -1,4 +1,4 @@
-"""The whole study, for the workflow: config -> tables -> runs. Imports no torch, so that `snakemake -n` stays fast."""
+"""Expand a config into tables and runs, for the workflow. Imports no torch, so that `snakemake -n` stays fast."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ LISTS = ("papers", "tables", "seeds")
 
 @dataclass
 class Study:
-    """What a config asks for.
+    """The tables and runs that a config asks for.
 
-    plans: `paper/table` -> its cells and runs; runs: id -> run, those of all tables, parents before their children.
+    plans: `paper/table` -> its cells and runs; runs: id -> run, for all tables, parents before their children.
     """
 
     config: Config
@@ -33,19 +33,19 @@ class Study:
 
 
 def config_of(values: dict[str, Any]) -> Config:
-    """`config_from` for a command line, where `papers=dpzero`, `papers=dpzero,flashdp` or `seeds=3` stand for lists.
+    """Validate a config from a command line, on which `papers=dpzero`, `papers=dpzero,flashdp` and `seeds=3` are lists.
 
     Raises:
         DpbenchError: unknown keys or values.
     """
-    given = {key: value for key, value in values.items() if value is not None}
+    options = {key: value for key, value in values.items() if value is not None}
     for key in LISTS:
-        value = given.get(key)
+        value = options.get(key)
         if isinstance(value, str) and value != "all":
-            given[key] = [part.strip() for part in value.split(",") if part.strip()]
+            options[key] = [part.strip() for part in value.split(",") if part.strip()]
         elif isinstance(value, int):
-            given[key] = [value]
-    config = config_from(given, "config")
+            options[key] = [value]
+    config = config_from(options, "config")
     folders = [config.plugins] if isinstance(config.plugins, str) else config.plugins or []
     for folder in folders:
         plugins.add_folder(paths.root() / Path(folder).expanduser())
@@ -53,9 +53,9 @@ def config_of(values: dict[str, Any]) -> Config:
 
 
 def resolver(config: Config) -> Resolve:
-    """Says, once a name, where a dataset or model comes from, as `config.sources` wants it.
+    """Return the function that resolves the source of each dataset or model, once per name, according to `config.sources`.
 
-    Sets DPBENCH_DATA and DPBENCH_MODELS for this process and its children where the config names a folder and the
+    This sets DPBENCH_DATA and DPBENCH_MODELS for this process and its children if the config names a folder and the
     environment does not.
 
     Raises:
@@ -81,32 +81,35 @@ def resolver(config: Config) -> Resolve:
 
 
 def study(config: Config) -> Study:
-    """Every chosen table at the config's tier, and every run behind them, each once.
+    """Expand every chosen table at the config's tier; a run that several tables need is in the study once.
 
     Raises:
         DpbenchError: an unknown tier, paper, table, setting, plug-in, dataset or model.
     """
-    found, resolve = Study(config), resolver(config)
+    selected, resolve = Study(config), resolver(config)
     for spec in config.chosen():
         plan = expand(spec, config.tier, resolve, config.seeds)
-        found.plans[f"{spec.paper}/{spec.table}"] = plan
+        selected.plans[f"{spec.paper}/{spec.table}"] = plan
         for name, run in plan.runs.items():
-            known = found.runs.get(name, run)
-            found.runs[name] = replace(known, resources=_largest(known.resources, run.resources))
-    return found
+            known = selected.runs.get(name, run)
+            selected.runs[name] = replace(known, resources=_largest(known.resources, run.resources))
+    return selected
 
 
 def study_at(tier: str, tables: list[str] | None, where: str) -> Study:
-    """The study of a tier, of all tables or of those named; `where` opens what is said of a wrong name.
+    """Return the study of a tier, of all tables or of `tables`.
+
+    Args:
+        where: the start of the message about a wrong name.
 
     Raises:
-        DpbenchError: an unknown tier or table, or a YAML that does not hold.
+        DpbenchError: an unknown tier or table, or an invalid YAML file.
     """
     return study(config_from({"tier": tier} | ({} if tables is None else {"tables": tables}), where))
 
 
 def _largest(one: Resources, other: Resources) -> Resources:
-    """Enough for both: two tables may plan differently for a run they share."""
+    """Return resources that are enough for both: two tables may plan a shared run differently."""
     threads = (one.threads, other.threads)
     return Resources(
         threads="all" if "all" in threads else max(int(t) for t in threads),

@@ -1,4 +1,4 @@
-"""`steps.jsonl`, and its mirror in Weights & Biases. The file is the truth; the mirror is never read back."""
+"""Write `steps.jsonl` and its mirror in Weights & Biases. Only the file is ever read; the mirror is for people."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MODES = ("off", "offline", "online")
 
 
 class StepLog:
-    """One JSON object a line, a line a step, flushed as it is written.
+    """A log with one line per step, a JSON object, which is flushed as it is written.
 
     Args:
         path: truncated on opening: a run that starts again starts its log again.
-        mirror: `off`, `offline` or `online`; trouble with the mirror is a warning of the run, never its end.
+        mirror: `off`, `offline` or `online`; an error of the mirror becomes a warning of the run and never ends it.
     """
 
     def __init__(self, path: Path, mirror: str = "off", run: str = "", config: dict[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a Snakemake does before its first job: it takes its turn in the folder, and says which records may be made again."""
+"""Prepare a Snakemake before its first job: it waits for its turn in the folder and decides which records it may replace."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from dpbench.execution.locking import alone_until_exit
 
 KEEP = "SNAKEMAKE_DPBENCH_KEEP"
-"""Environment variable: the option of `dpbench run` that keeps a finished record, or nothing."""
+"""Environment variable with the option of `dpbench run` that keeps a finished record, or empty."""
 
 
 def take_turn(folder: Path = Path(".snakemake")) -> None:
-    """Wait until no other Snakemake works in this folder with the same GPUs, and keep others out until this one ends.
+    """Wait until no other Snakemake works in this folder with the same GPUs, and make others wait until this one ends.
 
-    Two would disturb each other's timings, and the times of files by which each of them judges.
+    Two at once would disturb each other's timings, and the file times by which each decides what to run.
 
     Raises:
         DpbenchError: the other one is stopped or hangs.
@@ -26,8 +26,10 @@ def take_turn(folder: Path = Path(".snakemake")) -> None:
 
 
 def keep_records_unless_forced(settings: Any) -> None:
-    """Make a finished record again only where --forceall, --forcerun or --force asked for it, whatever the plan says: another
-    process may have made it since. A Snakemake that is started for one job of a cluster finds the answer in its environment.
+    """Replace a finished record only if --forceall, --forcerun or --force asks for it, whatever the plan says.
+
+    Another process may have written the record since the plan. A Snakemake that is started for one job of a cluster reads the
+    decision from its environment.
 
     Args:
         settings: Snakemake's `workflow.dag_settings`.

@@ -1,12 +1,12 @@
-"""Discovery of plug-ins: one file each, found by a literal `PLUGIN = {...}`, read without importing it.
+"""Discover plug-ins. A plug-in is one file with a literal `PLUGIN = {...}`, which is read without importing the file.
 
 A declaration is read from the syntax tree, so that naming runs (which needs each plug-in's version) never imports
 torch. `kind`, `name`, `version` and `summary` are required; a plug-in may declare more.
 
-Plug-ins lie in the package, in folders that `--plugins` or the variable DPBENCH_PLUGINS names, as PATH names folders, or in an
-installed package whose entry point of the group `dpbench.plugins` names a folder of it, such as `mine = "my_package.plugins"`:
-every `*.py` there that declares a PLUGIN. Such a file is a module of its own: it imports what is installed, and nothing that lies
-beside it. What of a plug-in is part of a run's name: `dpbench.plugins.identity`.
+Plug-ins are every `*.py` with a PLUGIN in the package, in the folders that `--plugins` or the variable DPBENCH_PLUGINS names, as
+PATH names folders, and in installed packages whose entry point of the group `dpbench.plugins` names a folder of theirs, such as
+`mine = "my_package.plugins"`. Outside the package such a file is a separate module: it can import installed packages, but no file
+beside it. `dpbench.plugins.identity` decides which part of a plug-in enters a run's name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ENTRY_POINTS = "dpbench.plugins"
 FOLDERS = {
     "job": ("jobs",),
     "engine": ("methods/engines", "methods/engines/adapters"),
-    # What a paper's published code does, faults included. A kind of its own: nothing that offers or trusts engines sees them.
+    # A paper's published code, errors included. This is a separate kind, so that nothing that lists or trusts engines uses them.
     "published_engine": ("methods/published",),
     "function": ("privacy/clipping",),
     "scope": ("privacy/clipping",),
@@ -44,7 +44,7 @@ FOLDERS = {
 }
 _REQUIRED = {"kind": str, "name": str, "version": int, "summary": str}
 _DECLARES = {"engine": ("private", "scopes"), "published_engine": ("scopes",), "zeroth": ("private",)}
-"""What plug-ins of a kind declare beyond that."""
+"""What plug-ins of a kind declare in addition."""
 _DEFINES = {
     "job": ("Settings", "uses", "check", "run"),
     "engine": ("Engine",),
@@ -52,15 +52,15 @@ _DEFINES = {
     "function": ("factor",),
     "scope": ("groups",),
 }
-"""What a module of a kind holds."""
+"""The names that a module of a kind must define."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """What a plug-in says of itself.
+    """The declaration of a plug-in.
 
-    name: how tables and configs call it; version: raised by a fix that changes numbers; module: what it is imported as;
-    path: where it lies.
+    name: its name in tables and configs; version: raised by a fix that changes numbers; module: the name it is imported by;
+    path: its file; extra: the other keys of its declaration.
     """
 
     kind: str
@@ -78,22 +78,22 @@ class Plugin:
 
     @property
     def outside(self) -> bool:
-        """Whether it lies in a folder outside the package."""
+        """Whether its file is outside the package."""
         return not self.module.startswith("dpbench.")
 
     @property
     def missing(self) -> str | None:
-        """Why a peer's adapter cannot run here: its `package` is not installed, and how to `get` it. None where it can."""
+        """Why an adapter cannot run here: its `package` is not installed, and how to `get` it. None if it can run."""
         package = self.extra.get("package")
         if not isinstance(package, str) or importlib.util.find_spec(package) is not None:
             return None
         return f"{package} is not installed ({self.extra['get']})"
 
     def load(self) -> ModuleType:
-        """Import the module (this is where torch comes in).
+        """Import the module, and with it torch.
 
         Raises:
-            DpbenchError: a file outside the package cannot be imported, or lacks what its kind must define; names it.
+            DpbenchError: a file outside the package cannot be imported, or lacks a name that its kind must define.
         """
         if not self.outside:
             return importlib.import_module(self.module)
@@ -111,22 +111,22 @@ def folders() -> list[Path]:
         DpbenchError: one is not a folder.
     """
     value = os.environ.get(VARIABLE) or ""
-    named = [Path(name).expanduser().resolve() for name in value.split(os.pathsep) if name]
-    for path in named:
+    paths = [Path(name).expanduser().resolve() for name in value.split(os.pathsep) if name]
+    for path in paths:
         if not path.is_dir():
-            raise DpbenchError(f"{VARIABLE}: {path} is not a folder", f"make it, or take it out of {VARIABLE}")
-    return list(dict.fromkeys([*named, *_installed_folders()]))
+            raise DpbenchError(f"{VARIABLE}: {path} is not a folder", f"create it, or remove it from {VARIABLE}")
+    return list(dict.fromkeys([*paths, *_installed_folders()]))
 
 
 def add_folder(folder: str | Path) -> None:
-    """Look for plug-ins in one more folder, in this process and those that it starts.
+    """Look for plug-ins in one more folder, in this process and in those that it starts.
 
     Raises:
-        DpbenchError: it is not a folder.
+        DpbenchError: `folder` is not a folder.
     """
     path = Path(folder).expanduser().resolve()
     if not path.is_dir():
-        raise DpbenchError(f"plugins: {path} is not a folder", "make it, or name another one")
+        raise DpbenchError(f"plugins: {path} is not a folder", "create it, or name another one")
     names = (os.environ.get(VARIABLE) or "").split(os.pathsep)
     if str(path) not in names:
         os.environ[VARIABLE] = os.pathsep.join([*(name for name in names if name), str(path)])
@@ -134,12 +134,12 @@ def add_folder(folder: str | Path) -> None:
 
 @cache
 def _installed_folders() -> tuple[Path, ...]:
-    """Return the folders that installed packages name by an entry point; none of them is imported.
+    """Return the folders that installed packages name by an entry point, without importing the packages.
 
     Raises:
-        DpbenchError: an entry point names what is no folder of its package.
+        DpbenchError: an entry point does not name a folder of its package.
     """
-    found = []
+    plugin_folders = []
     for point in entry_points(group=ENTRY_POINTS):
         top, *inner = point.module.split(".")
         spec = importlib.util.find_spec(top)
@@ -149,21 +149,21 @@ def _installed_folders() -> tuple[Path, ...]:
             raise DpbenchError(
                 f"entry point {point.name} of {ENTRY_POINTS}: {point.value} is no folder of plug-ins", "name a package with them"
             )
-        found.append(path)
-    return tuple(found)
+        plugin_folders.append(path)
+    return tuple(plugin_folders)
 
 
 def discover(kind: str) -> dict[str, Plugin]:
-    """All plug-ins of a kind, by name; those of the package first.
+    """Return all plug-ins of a kind, by name; those of the package first.
 
     Raises:
-        DpbenchError: a folder of DPBENCH_PLUGINS or a declaration that is wrong, or two plug-ins of one name.
+        DpbenchError: DPBENCH_PLUGINS names a path that is not a folder, a declaration is invalid, or two plug-ins have one name.
     """
     return _discovered(kind, tuple(folders()))
 
 
 def get(kind: str, name: str, where: str = "") -> Plugin:
-    """The plug-in called `name`.
+    """Return the plug-in called `name`.
 
     Raises:
         DpbenchError: no such plug-in; names the nearest.
@@ -191,8 +191,8 @@ def _discovered(kind: str, outside: tuple[Path, ...]) -> dict[str, Plugin]:
 
 @cache
 def _folder(folder: Path) -> tuple[Plugin, ...]:
-    read = (_read(path) for path in sorted(folder.glob("*.py")))
-    return tuple(plugin for plugin in read if plugin is not None)
+    plugins = (_read(path) for path in sorted(folder.glob("*.py")))
+    return tuple(plugin for plugin in plugins if plugin is not None)
 
 
 def _read(path: Path) -> Plugin | None:
@@ -232,17 +232,17 @@ def _declaration(path: Path) -> dict[str, Any] | None:
 
 
 def syntax_tree(path: Path) -> ast.Module:
-    """The parsed file.
+    """Return the syntax tree of a file.
 
     Raises:
-        DpbenchError: it cannot be read, or is not Python; names file and line.
+        DpbenchError: the file cannot be read, or is not Python; names file and line.
     """
     try:
         return ast.parse(path.read_bytes(), filename=str(path))
     except SyntaxError as error:
-        raise DpbenchError(f"{path}, line {error.lineno}: {error.msg}", "put it right, or move the file elsewhere") from error
+        raise DpbenchError(f"{path}, line {error.lineno}: {error.msg}", "correct it, or move the file elsewhere") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise DpbenchError(f"{path}: cannot be read ({error})", "put it right, or move the file elsewhere") from error
+        raise DpbenchError(f"{path}: cannot be read ({error})", "correct it, or move the file elsewhere") from error
 
 
 def _module_name(path: Path) -> str:
@@ -258,10 +258,10 @@ def _load_outside(path: Path, name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up while it is made
+    sys.modules[name] = module  # dataclasses look up their module while it is executed
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise DpbenchError(f"{path}: cannot be imported ({type(error).__name__}: {error})", "put the plug-in right") from error
+        raise DpbenchError(f"{path}: cannot be imported ({type(error).__name__}: {error})", "correct the plug-in") from error
     return module

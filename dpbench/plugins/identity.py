@@ -1,16 +1,15 @@
-"""What of a plug-in is part of a run's name: its version, and its content wherever that is not the locked one.
+"""Decide which part of a plug-in enters a run's name: its version, and its content if that is not the locked content.
 
-`plugins.lock` holds, for every plug-in of the package, its version and the hash of its content at that version. A plug-in that is
-as locked gives a run's config its version alone. One that was edited since, and one that is not in the lock, such as any in a
-folder of DPBENCH_PLUGINS, gives `version+hash`: its runs are others than before, so that an edited method never meets its old
-results. Whoever edits a plug-in of the package therefore says which it is: numbers change, then `version` is raised; or they
-stay, then the new content is locked with a reason (`python -m dpbench plugins --lock NAME --why "..."`).
+`plugins.lock` has, for every plug-in of the package, its version and the hash of its content at that version. A plug-in with its
+locked content enters a run's config by its version alone. A plug-in that was edited since, or that is not in the lock, such as
+any in a folder of DPBENCH_PLUGINS, enters as `version+hash`: its runs get new names, so that an edited method never uses its old
+results. Whoever edits a plug-in of the package therefore declares the effect: if numbers change, by raising `version`; if they do
+not, by locking the new content with a reason (`python -m dpbench plugins --lock NAME --why "..."`).
 
-The content of a plug-in is its own file without comments, docstrings, `version` and `summary`. What it imports is not in it: a
-run would lose its name with every change of `engines/base.py`. Shared modules are locked by folder, as `core:engines` and the
-like, and these hashes are in no run's name: they make a test fail when a shared module changed and nobody said what that does to
-numbers.
-A plug-in outside the package may import what is installed only; that is not in its hash either.
+The content of a plug-in is its file without comments, docstrings, `version` and `summary`. It does not include imported modules:
+every change of `engines/base.py` would rename the runs. Shared modules are locked by folder, as `core:methods` and so on. These
+hashes are in no run's name: a test fails when a shared module has changed and nobody has declared the effect on numbers.
+A plug-in outside the package can only import installed packages; they are not in its hash either.
 """
 
 from __future__ import annotations
@@ -36,15 +35,16 @@ CORE = (
     *("simulate", "tasks", "training"),
 )
 """Folders whose shared modules decide numbers."""
-_NO_NUMBERS = ("version", "summary")  # of a declaration
+_NO_NUMBERS = ("version", "summary")  # keys of a declaration that decide no numbers
 
 
 @dataclass(frozen=True)
 class Locked:
-    """content: hash at this version; why: the reason for which numbers stay, where content changed without a new version.
+    """One entry of the lock.
 
-    file: hash of the file's bytes then, "" for a folder. Where it is the same content is, and need not be formed: parsing every
-    plug-in takes half a second, and each run does it. Where it is not, nothing follows.
+    content: hash at this version; why: the reason why numbers did not change, where content changed without a new version.
+    file: hash of the file's bytes at that time, "" for a folder. If it is the same, so is the content, which then need not be
+    computed: parsing every plug-in takes half a second in each run. If it differs, the content may still be the same.
     """
 
     version: int
@@ -54,7 +54,7 @@ class Locked:
 
 
 def identity(plugin: Plugin) -> int | str:
-    """What a run's config says of a plug-in: its version; `version+content` where its content is not the locked one."""
+    """Return a plug-in as a run's config names it: its version, or `version+content` if its content is not the locked one."""
     return _identity(plugin.key, plugin.version, plugin.path, plugin.outside)
 
 
@@ -67,14 +67,15 @@ def _identity(key: str, version: int, path: Path, outside: bool) -> int | str:
 
 
 def unlocked(versions: dict[str, Any]) -> list[str]:
-    """The plug-ins of a run's config that were not as locked: `kind:name version+content`."""
+    """Return the plug-ins of a run's config whose content was not the locked one: `kind:name version+content`."""
     return [f"{key} {value}" for key, value in versions.items() if not isinstance(value, int)]
 
 
 @cache
 def content_of(path: Path) -> str:
-    """Twelve hex digits over all of a plug-in's file that can decide a number; the same for every version of Python, and in a
-    process that of its first reading, as the declaration is.
+    """Return twelve hex digits over all of a plug-in's file that can decide a number.
+
+    They are the same for every version of Python. A process reads a file once, as it does the declaration.
 
     Raises:
         DpbenchError: the file cannot be read, or is not Python.
@@ -84,10 +85,10 @@ def content_of(path: Path) -> str:
 
 @cache
 def locked() -> dict[str, Locked]:
-    """What `plugins.lock` holds, by `kind:name` and `core:folder`.
+    """Return the entries of `plugins.lock`, by `kind:name` and `core:folder`.
 
     Raises:
-        DpbenchError: it is not there, or not a lock.
+        DpbenchError: the file is missing, or not a lock.
     """
     try:
         entries = json.loads(LOCK.read_text(encoding="utf-8"))
@@ -97,15 +98,15 @@ def locked() -> dict[str, Locked]:
 
 
 def present() -> dict[str, Locked]:
-    """What the lock of the package as it is would hold, without reasons."""
-    inside = [p for kind in plugins.FOLDERS for p in plugins.discover(kind).values() if not p.outside]
-    entries = {p.key: Locked(p.version, content_of(p.path), _file_hash(p.path)) for p in inside}
+    """Return the entries that a lock of the current package would have, without reasons."""
+    packaged = [p for kind in plugins.FOLDERS for p in plugins.discover(kind).values() if not p.outside]
+    entries = {p.key: Locked(p.version, content_of(p.path), _file_hash(p.path)) for p in packaged}
     entries |= {f"core:{folder}": Locked(1, _core(folder)) for folder in CORE}
     return dict(sorted(entries.items()))
 
 
 def stale() -> dict[str, str]:
-    """`kind:name` -> what is to be done about it, for all that is not as locked; empty where the lock is up to date."""
+    """Return `kind:name` -> what to do, for all that differs from the lock; empty if the lock is up to date."""
     before, now = locked(), present()
     findings = {key: "is locked but not there: lock again" for key in before if key not in now}
     for key, entry in now.items():
@@ -117,20 +118,20 @@ def stale() -> dict[str, str]:
         elif entry.version > old.version:
             findings[key] = f"has version {entry.version}, locked is {old.version}: lock it"
         elif entry.content != old.content:
-            raised = "raise the version of every plug-in whose numbers change" if key.startswith("core:") else "raise its version"
-            findings[key] = f"was edited: if numbers change, {raised}; if they stay, lock it with the reason (--why)"
+            remedy = "raise the version of every plug-in whose numbers change" if key.startswith("core:") else "raise its version"
+            findings[key] = f"was edited: if numbers change, {remedy}; if they stay, lock it with the reason (--why)"
     return dict(sorted(findings.items()))
 
 
 def lock(names: Iterable[str] = (), why: str = "") -> list[str]:
-    """Write present versions and contents into `plugins.lock`; returns the keys that changed.
+    """Write current versions and contents into `plugins.lock`; return the keys that changed.
 
     Args:
-        names: `kind:name` or `core:folder`; all that is not as locked if none.
-        why: the reason for which numbers stay, where content changed and the version did not.
+        names: `kind:name` or `core:folder`; if there are none, all that differs from the lock.
+        why: the reason why numbers did not change, where content changed and the version did not.
 
     Raises:
-        DpbenchError: an unknown name, a version that was lowered, an edited plug-in without a reason.
+        DpbenchError: an unknown name, a lowered version, or an edited plug-in without a reason.
     """
     before, now, findings = locked(), present(), stale()
     chosen = list(names) or list(findings)
@@ -154,7 +155,7 @@ def lock(names: Iterable[str] = (), why: str = "") -> list[str]:
 
 
 def write_lock(entries: dict[str, Locked]) -> None:
-    """One plug-in a line, so that a merge of two edits is a merge of two lines."""
+    """Write the lock with one plug-in per line, so that a merge of two edits is a merge of two lines."""
     lines = (f"{json.dumps(key)}: {json.dumps(_without_empty(entry))}" for key, entry in sorted(entries.items()))
     write_atomic(LOCK, "{\n" + ",\n".join(lines) + "\n}\n")
     locked.cache_clear()
@@ -170,9 +171,9 @@ def _file_hash(path: Path) -> str:
 
 
 def _core(folder: str) -> str:
-    """Over all files of a folder that are no plug-in; C as it is, Python as of a plug-in."""
-    inside = {p.path for kind in plugins.FOLDERS for p in plugins.discover(kind).values()}
-    files = sorted(p for p in (PACKAGE / folder).rglob("*") if p.suffix in {".py", ".c", ".h"} and p not in inside)
+    """Return the hash of all files of a folder that are not plug-ins: the bytes of C files, the content of Python files."""
+    plugin_files = {p.path for kind in plugins.FOLDERS for p in plugins.discover(kind).values()}
+    files = sorted(p for p in (PACKAGE / folder).rglob("*") if p.suffix in {".py", ".c", ".h"} and p not in plugin_files)
     digest = hashlib.sha256()
     for path in files:
         content = content_of(path) if path.suffix == ".py" else _file_hash(path)
@@ -181,7 +182,7 @@ def _core(folder: str) -> str:
 
 
 def _numbers_only(tree: ast.Module) -> ast.Module:
-    """Without docstrings and other lone texts, and without what a declaration says that decides nothing."""
+    """Remove docstrings, other lone strings, and the keys of a declaration that decide no numbers; return the tree."""
     for node in ast.walk(tree):
         for name in ("body", "orelse", "finalbody"):
             statements = getattr(node, name, None)
@@ -202,9 +203,10 @@ def _is_text(statement: ast.stmt) -> bool:
 
 
 def _canonical(value: Any) -> Any:
-    """A syntax tree as nested tuples, the same for every version of Python, as `ast.dump` is not.
+    """Return a syntax tree as nested tuples that, unlike `ast.dump`, are the same for every version of Python.
 
-    Empty fields, some of which came with a version, are left out, as is whether a name is read or written: its place says that.
+    Empty fields, some of which are new in a version, are left out, and so is whether a name is read or written: its place tells
+    that.
     """
     if isinstance(value, ast.AST):
         fields = ((name, _canonical(v)) for name, v in ast.iter_fields(value) if name not in ("ctx", "kind", "type_comment"))

@@ -1,1 +1,1 @@
-"""A run's result file: written whole or not at all, its meaning and its digest checked on every read."""
+"""Records, the result files of runs: written atomically; every read checks their meaning and their digest."""

@@ -1,6 +1,6 @@
-"""Archives of records, as somebody sends them: read in one pass, with limits on the whole, before anything in them is believed.
+"""Read archives of records that somebody sends, in one pass and with limits, before anything in them is trusted.
 
-Python's tarfile reads extended headers whole, of whatever size they say they are, so blocks are read here one by one.
+Python's tarfile reads an extended header at once, whatever size it claims, so this module reads block by block.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from dpbench.validation import short
 
 STEPS = "steps.jsonl"
 LARGEST = 8 << 20
-"""Bytes of one member: a record is kilobytes."""
+"""Bytes of one member: a record has kilobytes."""
 MEMBERS = 20_000
 TOTAL = 512 << 20
 """Bytes of all members and headers together, unpacked."""
 RATIO = 100
-"""Of unpacked to packed bytes, beyond the first 16 MiB: records come to about 10."""
+"""Largest ratio of unpacked to packed bytes, beyond the first 16 MiB: records have about 10."""
 _FREE = 16 << 20
-_HEADER = 16 << 10  # bytes of an extended header: the times that tarfile writes take a hundred
+_HEADER = 16 << 10  # bytes of an extended header: one with times, as tarfile writes it, has about a hundred
 _BLOCK = 512
 _PIECE = 1 << 16
 _MEMBER = re.compile(rf"([0-9a-f]{{12}})/({re.escape(NAME)}|{re.escape(STEPS)})")
-_KEY = re.compile(rb"(\d{1,5}) ([^=]+)=")  # of an extended header: the length of the entry, its key
+_KEY = re.compile(rb"(\d{1,5}) ([^=]+)=")  # start of an entry of an extended header: its length and its key
 _RENAMES = {b"path", b"linkpath", b"size"}  # keys by which an extended header changes the member after it
 _KINDS = {
     tarfile.LNKTYPE: "a hard link",
@@ -45,39 +45,39 @@ _KINDS = {
     tarfile.GNUTYPE_LONGLINK: "a long link",
     tarfile.GNUTYPE_SPARSE: "a file with holes",
 }
-_WHOLE = "give a whole .tar.gz of dpbench record"
+_COMPLETE = "give a complete .tar.gz of dpbench record"
 _FEWER = "pack fewer tables at once (dpbench record --tables)"
 _WRITTEN = "give an archive written by dpbench record"
 
 
 def unpack(archive: Path, folder: Path) -> dict[str, list[str]]:
-    """Write an archive's members into `folder`, one at a time; returns run -> names of its files.
+    """Write an archive's members into `folder`, one at a time; return run -> names of its files.
 
     Raises:
-        DpbenchError: it cannot be read, is empty, damaged or cut, goes beyond a limit, holds anything but `<run>/record.json` and
-            `<run>/steps.jsonl`, or one of them twice; what was written by then is to be thrown away.
+        DpbenchError: it cannot be read, is empty, damaged or cut, exceeds a limit, contains anything but `<run>/record.json` and
+            `<run>/steps.jsonl`, or one of them twice. The caller has to delete the files that were written until then.
     """
-    found: dict[str, list[str]] = {}
+    files_of: dict[str, list[str]] = {}
     try:
         with open_regular(archive) as raw:
             for name, content in _Reader(archive, raw).members():
                 run, file = name.split("/")
                 (folder / run).mkdir(exist_ok=True)
                 (folder / run / file).write_bytes(content)
-                found.setdefault(run, []).append(file)
+                files_of.setdefault(run, []).append(file)
     except FileNotFoundError as error:
-        raise DpbenchError(f"{archive}: cannot be read as an archive (no such file)", _WHOLE) from error
+        raise DpbenchError(f"{archive}: cannot be read as an archive (no such file)", _COMPLETE) from error
     except zlib.error as error:
-        raise DpbenchError(f"{archive}: cannot be read as an archive ({error})", _WHOLE) from error
+        raise DpbenchError(f"{archive}: cannot be read as an archive ({error})", _COMPLETE) from error
     except (OSError, ValueError) as error:
         raise read_error(archive, error) from error
-    if not found:
+    if not files_of:
         raise DpbenchError(f"{archive}: holds no record", _WRITTEN)
-    return found
+    return files_of
 
 
 def pack_files(files: Iterable[tuple[str, bytes, float]]) -> bytes:
-    """A .tar.gz of (name, content, time of change in seconds) that says nothing of who made it."""
+    """Return a .tar.gz of files (name, content, time of change in seconds), without a trace of who packed it."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.USTAR_FORMAT) as archive:
         for name, content, changed in files:
@@ -88,7 +88,7 @@ def pack_files(files: Iterable[tuple[str, bytes, float]]) -> bytes:
 
 
 class _Reader:
-    """The members of a tar inside a gzip stream, one after another, none of them trusted."""
+    """A reader of the members of a tar inside a gzip stream, one after another; it trusts none of them."""
 
     def __init__(self, archive: Path, raw: IO[bytes]) -> None:
         self._archive = archive
@@ -97,7 +97,7 @@ class _Reader:
         self._packed = self._unpacked = 0
 
     def members(self) -> Iterator[tuple[str, bytes]]:
-        """(name, content) of each member; then the stream is read to its end, where its checksum is."""
+        """Yield (name, content) of each member; then read the stream to its end, where its checksum is."""
         seen: set[str] = set()
         for number in range(1, 2 * MEMBERS + 2):  # an extended header counts as a member here
             header = self._take(_BLOCK)
@@ -110,7 +110,7 @@ class _Reader:
             if _MEMBER.fullmatch(member.name) is None:
                 self._refuse(f"unexpected member {short(repr(member.name))}", _WRITTEN)
             if member.name in seen:
-                self._refuse(f"{member.name} stands twice", _WRITTEN)
+                self._refuse(f"{member.name} occurs twice", _WRITTEN)
             seen.add(member.name)
             yield member.name, self._content(member, LARGEST)
         self._refuse(f"more than {MEMBERS} members", _FEWER)
@@ -119,7 +119,7 @@ class _Reader:
         try:
             member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
         except (tarfile.HeaderError, ValueError) as error:
-            self._refuse(f"cannot be read as an archive (header {number}: {error})", _WHOLE)
+            self._refuse(f"cannot be read as an archive (header {number}: {error})", _COMPLETE)
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.XHDTYPE):
             kind = _KINDS.get(member.type, "of an unknown kind")
             self._refuse(f"unexpected member {short(repr(member.name))}: {kind}", _WRITTEN)
@@ -133,35 +133,35 @@ class _Reader:
         return content
 
     def _check_extended(self, content: bytes, number: int) -> None:
-        """An extended header may say when a file was changed, as tarfile's do, not what the next member is called or how long."""
-        at = 0
-        while at < len(content):
-            match = _KEY.match(content, at)
+        """Refuse an extended header that changes the next member's name or size; it may have times of change."""
+        start = 0
+        while start < len(content):
+            match = _KEY.match(content, start)
             length = int(match[1]) if match else 0
-            if match is None or length < match.end() - at + 1 or content[at + length - 1 : at + length] != b"\n":
-                self._refuse(f"cannot be read as an archive (header {number} is damaged)", _WHOLE)
+            if match is None or length < match.end() - start + 1 or content[start + length - 1 : start + length] != b"\n":
+                self._refuse(f"cannot be read as an archive (header {number} is damaged)", _COMPLETE)
             if match[2] in _RENAMES or match[2].startswith(b"GNU.sparse"):
                 self._refuse(f"header {number} gives the next member another {match[2].decode('ascii', 'replace')}", _WRITTEN)
-            at += length
+            start += length
 
     def _take(self, size: int) -> bytes:
-        """Exactly `size` bytes."""
+        """Return exactly `size` bytes."""
         parts = []
         while size:
             data = self._next(size)
             if not data:
-                self._refuse("cannot be read as an archive (it ends too early)", _WHOLE)
+                self._refuse("cannot be read as an archive (it ends too early)", _COMPLETE)
             parts.append(data)
             size -= len(data)
         return b"".join(parts)
 
     def _next(self, most: int) -> bytes:
-        """At most `most` bytes, none only at the end of the stream, whose checksum zlib has compared by then."""
+        """Return at most `most` bytes, none only at the end of the stream, whose checksum zlib has compared by then."""
         data = b""
         while not data and not self._gzip.eof:
             packed = self._gzip.unconsumed_tail or self._raw.read(_PIECE)
             if not packed:
-                self._refuse("cannot be read as an archive (it ends too early)", _WHOLE)
+                self._refuse("cannot be read as an archive (it ends too early)", _COMPLETE)
             data = self._gzip.decompress(packed, most)
             self._packed += len(packed) - len(self._gzip.unconsumed_tail)
         self._unpacked += len(data)
@@ -172,12 +172,12 @@ class _Reader:
         return data
 
     def _end(self) -> None:
-        """Zeros, as tar pads with, up to the end of the stream, and nothing after it."""
+        """Read to the end of the stream; refuse anything but the zeros that tar pads with, and anything after the end."""
         while data := self._next(_PIECE):
             if data.strip(b"\0"):
-                self._refuse("something follows its last member", _WHOLE)
+                self._refuse("something follows its last member", _COMPLETE)
         if self._gzip.unused_data or self._raw.read(1):
-            self._refuse("something follows its end", _WHOLE)
+            self._refuse("something follows its end", _COMPLETE)
 
     def _refuse(self, what: str, hint: str) -> NoReturn:
         raise DpbenchError(f"{self._archive}: {what}", hint)

@@ -1,7 +1,8 @@
-"""Recorded results: one file of JSON lines a machine and paper, a record a line, in the order of runs.
+"""Recorded results: one file of JSON lines per machine and paper, one record per line, sorted by run.
 
-`results/recorded/<machine>/<paper>.jsonl`; a record that cells of several papers ask for is filed under the first of them. Lines
-are compact JSON with sorted keys, so that filing a record changes one line, and two branches that file different ones merge.
+The file is `results/recorded/<machine>/<paper>.jsonl`; a record that cells of several papers ask for is filed under the first of
+them. Lines are compact JSON with sorted keys, so that filing a record changes one line, and branches that file different records
+can be merged.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def recorded_records(left_out: list[LeftOut] | None = None) -> Iterator[Stored]:
     """Yield the recorded results of all machines.
 
     Args:
-        left_out: gets the lines that cannot be used, each of which is also one warning on stderr.
+        left_out: the lines that cannot be used are appended to it; each is also one warning on stderr.
     """
     for path in sorted(paths.recorded().glob("*/*.jsonl")):
         yield from read_packed(path, left_out)
@@ -54,7 +55,7 @@ def _record(line: str, where: str) -> Record:
     """Return the record of a line.
 
     Raises:
-        DpbenchError: it is cut, no JSON, or not a record that holds.
+        DpbenchError: it is cut, not JSON, or not a valid record.
     """
     try:
         return record_from(parse_json(line, where, _RESTORE), where)
@@ -63,13 +64,13 @@ def _record(line: str, where: str) -> Record:
 
 
 def _run_of(line: str) -> str:
-    """Return the run that a damaged line says it is of, if it still says so."""
-    _, found, rest = line.rpartition('"run":"')
-    return rest[:12] if found and rest[:12].isalnum() else ""
+    """Return the run that a damaged line names, if it still names one."""
+    _, key, tail = line.rpartition('"run":"')
+    return tail[:12] if key and tail[:12].isalnum() else ""
 
 
 def line_of(record: Record) -> str:
-    """Return a record's line, its digest computed anew.
+    """Return a record's line, with its digest computed again.
 
     Raises:
         DpbenchError: a number in it is not finite.
@@ -79,13 +80,13 @@ def line_of(record: Record) -> str:
 
 
 def file_of(record: Record, machine: str) -> Path:
-    """Return the file that a record of a machine belongs into."""
+    """Return the file for a record of a machine."""
     paper = min(request.paper for request in record.requests) if record.requests else "other"
     return paths.recorded() / machine / f"{paper}.jsonl"
 
 
 def file_records(records: Iterable[tuple[Record, str]]) -> None:
-    """File records, each with its machine, in place of earlier ones of the same runs; other lines stay as they are.
+    """File records, each with its machine, in place of earlier ones of the same runs; other lines do not change.
 
     Raises:
         DpbenchError: a file cannot be read or written.
@@ -95,12 +96,12 @@ def file_records(records: Iterable[tuple[Record, str]]) -> None:
         by_file.setdefault(file_of(record, machine), {})[record.run] = line_of(record)
     for path, lines in by_file.items():
         old = read_text(path, LARGEST, _RESTORE).splitlines() if path.exists() else []
-        kept = {_key(line): line for line in old} | lines
-        write_atomic(path, "".join(f"{line}\n" for _, line in sorted(kept.items())))
+        line_of_run = {_key(line): line for line in old} | lines
+        write_atomic(path, "".join(f"{line}\n" for _, line in sorted(line_of_run.items())))
 
 
 def _key(line: str) -> str:
-    """Return the run of a line; a damaged one that does not say which is kept, under itself."""
+    """Return the run of a line; a damaged line that names none is its own key, so that it stays in the file."""
     try:
         values: Any = json.loads(line)
         return str(values["run"])

@@ -1,4 +1,4 @@
-"""What a record says of the privacy of a run."""
+"""The privacy statement in the record of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dpbench.records.schema import Privacy
 
 
 def privacy_of(mechanism: Mechanism | Composition) -> Privacy | None:
-    """Both accountants' epsilon of a whole run; None for a non-private one."""
+    """Return the privacy statement of a run, with both accountants' epsilon; None for a non-private run."""
     if not mechanism.private:
         return None
     note = ""

@@ -1,15 +1,15 @@
-"""Samples of generated text in a record (`facts.samples`), and what of them may leave this machine."""
+"""Samples of generated text in a record (`facts.samples`), and the part of them that may leave this machine."""
 
 from __future__ import annotations
 
 from dpbench.records.schema import Record
 
 SHOWN = ("place", "index", "output", "bleu")
-"""place: `best` or `worst`; index: of the input in its split. A local record also has `input` and `references`."""
+"""place: `best` or `worst`; index: that of the input in its split. A local record also has `input` and `references`."""
 
 
 def public(record: Record) -> Record:
-    """The record without text of its dataset: of each sample, what the model wrote and which input it was for."""
+    """Return the record without text of its dataset: each sample has the model's output and the index of the input only."""
     samples = record.facts.get("samples")
     if not samples or all(set(sample) <= set(SHOWN) for sample in samples):
         return record

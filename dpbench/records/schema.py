@@ -1,4 +1,4 @@
-"""What a record holds, and what its values may be: whoever reads one relies on no more than what is checked here."""
+"""The fields of a record and their valid values: readers of records rely only on what is checked here."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SCHEMA_VERSION = 2
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Amount = Annotated[float, Field(allow_inf_nan=False, ge=0)]
 Line = Annotated[str, StringConstraints(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
-"""A text that stands in one cell of a table."""
+"""A text for one cell of a table."""
 MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_ .-]*$", max_length=100)]
-"""Of a metric; those of kernels have words: `error of norms`."""
+"""The name of a metric; the metrics of kernels are named by words: `error of norms`."""
 Text = Annotated[str, StringConstraints(max_length=20_000)]
-"""A text of its own: a note, a warning, what a model wrote."""
+"""A longer text: a note, a warning, the output of a model."""
 
 
 def digest_of(values: dict[str, Any]) -> str:
-    """Hex sha256 of a record's canonical JSON without its `digest`.
+    """Return the hex sha256 of a record's canonical JSON without its `digest`.
 
-    It finds damage, and edits by hand that nobody thought about. It is no signature: whoever changes a record on purpose can
-    compute it anew. Who made a record is vouched for by the commit that filed it, not by the record.
+    It detects damage and careless edits by hand. It is not a signature: whoever changes a record on purpose can compute it again.
+    The commit that filed a record shows who recorded it, not the record itself.
     """
     return sha256_text(canonical_json({key: value for key, value in values.items() if key != "digest"}))
 
@@ -39,8 +39,8 @@ def digest_of(values: dict[str, Any]) -> str:
 class Metric(Strict):
     """One measured value.
 
-    labels: which of the run's inner cells it belongs to (`{"engine": "fused"}`), empty where the run is one cell;
-    rounds: the repetitions it is the median of; low, high: their 20 and 80 % quantiles; value None: not measured, for the
+    labels: the cell that it belongs to among the cells of the run (`{"engine": "fused"}`), empty where the run is one cell;
+    rounds: the repetitions whose median is the value; low, high: their 20 and 80 % quantiles; value None: not measured, for the
     reason in `note`; kind `counted`: exact, so that one value decides; text: printed where there is nothing to measure, such as
     `none` for an epsilon that does not exist.
     """
@@ -63,14 +63,14 @@ class Metric(Strict):
         if self.value is not None and self.text:
             raise ValueError("a metric with a value is printed as that value, not as a text")
         if self.low is not None and self.high is not None and self.low > self.high:
-            raise ValueError("its 20 % quantile lies above its 80 % quantile")
+            raise ValueError("its 20 % quantile is above its 80 % quantile")
         return self
 
 
 class Privacy(Strict):
-    """What the run's mechanism gives, and whether to believe it.
+    """The privacy guarantee of the run's mechanism, and whether it can be trusted.
 
-    epsilon: by PLD, the reported one; epsilon_rdp: beside it, None with `unsupported` in `rdp_note` where RDP refuses;
+    epsilon: the reported one, by PLD; epsilon_rdp: by RDP, or None with `unsupported` in `rdp_note` where RDP does not apply;
     validity: `valid`, or `nominal` with the reasons; noise_multiplier: noise std / add-or-remove sensitivity.
     """
 
@@ -97,7 +97,7 @@ class Privacy(Strict):
 
 
 class Environment(Strict):
-    """Where and with what a run was made. Holds no host name and no path."""
+    """Hardware and software of a run. It contains no host name and no path."""
 
     python: Line
     platform: Line
@@ -115,8 +115,8 @@ class Environment(Strict):
 class Request(Strict):
     """A cell that asked for this run; or, without labels, a table whose runs build on this one.
 
-    labels: axis -> value of the cell; select: the labels that pick the cell's metrics among the run's; key: `Run.key` as it was
-    then: a cell that asks for another one now has this record no longer.
+    labels: axis -> value of the cell; select: the labels that pick the cell's metrics among the run's; key: `Run.key` at the time
+    of the run: this record no longer fills a cell that asks for another key now.
     """
 
     paper: Name
@@ -128,14 +128,14 @@ class Request(Strict):
 
 
 class _Sampling(BaseModel):
-    """What is read of a mechanism's sampling."""
+    """The fields of a mechanism's sampling that are read."""
 
     model_config = ConfigDict(extra="allow")
     kind: Literal["poisson", "fixed"]
 
 
 class _Mechanism(BaseModel):
-    """What is read of a mechanism; the rest of `Mechanism.describe()` is shown as it is."""
+    """The fields of a mechanism that are read; the others of `Mechanism.describe()` are shown unchanged."""
 
     model_config = ConfigDict(extra="allow")
     sampling: _Sampling | None = None
@@ -148,7 +148,7 @@ class _Mechanism(BaseModel):
 
 
 class _Sample(Strict):
-    """A text that a model wrote. input, references: of the dataset, in a record that has not left its machine."""
+    """A text that a model wrote. input, references: from the dataset, only in a record that has not left its machine."""
 
     place: Name
     index: int = Field(ge=0)
@@ -163,7 +163,7 @@ Point = Annotated[list[Finite], Field(min_length=2, max_length=2)]
 
 
 class _Facts(BaseModel):
-    """What is read of a job's facts; the rest is shown as it is."""
+    """The fields of a job's facts that are read; the others are shown unchanged."""
 
     model_config = ConfigDict(extra="allow")
     curve: list[Point] | None = None
@@ -183,7 +183,7 @@ class Record(Strict):
     requests: list[Request] = Field(default_factory=list)
     sources: dict[str, Source] = Field(default_factory=dict)
     inherited_sources: dict[str, Source] = Field(
-        default_factory=dict, description="Of the runs that it builds on, where these are not its own."
+        default_factory=dict, description="Those of the runs that it builds on, except its own."
     )
     metrics: list[Metric]
     mechanism: dict[str, Any] | None = None
@@ -194,36 +194,38 @@ class Record(Strict):
     warnings: list[Text] = Field(default_factory=list)
     seconds: Amount
     created: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$", description="UTC, ISO 8601.")
-    digest: str = Field("", description="Sha256 of all the rest, as canonical JSON. Finds damage and edits; it is no signature.")
+    digest: str = Field(
+        "", description="Sha256 of all other fields as canonical JSON. It detects damage and edits, but is not a signature."
+    )
 
     @property
     def all_sources(self) -> dict[str, Source]:
-        """Data and models that it was made from, those of the runs that it builds on among them."""
+        """The data and models of this run and of the runs that it builds on."""
         return self.inherited_sources | self.sources
 
     @property
     def synthetic(self) -> bool:
-        """Whether any of its data or weights were generated."""
+        """Whether any of its data or weights are synthetic."""
         return any(source.synthetic for source in self.all_sources.values())
 
     @field_validator("config")
     @classmethod
     def _config(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return _held(RunConfig, value)
+        return _validated(RunConfig, value)
 
     @field_validator("mechanism")
     @classmethod
     def _mechanism(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if value is None else _held(_Mechanism, value)
+        return None if value is None else _validated(_Mechanism, value)
 
     @field_validator("facts")
     @classmethod
     def _facts(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return _held(_Facts, value)
+        return _validated(_Facts, value)
 
     @field_validator("created")
     @classmethod
-    def _a_time(cls, value: str) -> str:
+    def _is_a_time(cls, value: str) -> str:
         datetime.datetime.fromisoformat(value)
         return value
 
@@ -232,20 +234,20 @@ class Record(Strict):
         identities = Counter((m.name, canonical_json(m.labels)) for m in self.metrics)
         for (name, labels), times in identities.items():
             if times > 1:
-                raise ValueError(f"metrics: {name} with the labels {labels} stands {times} times")
-        stated = self.config["sources"]
-        for key in {**stated, **self.sources}:
-            if key not in stated or key not in self.sources or self.sources[key].identity != stated[key]:
+                raise ValueError(f"metrics: {name} with the labels {labels} occurs {times} times")
+        config_sources = self.config["sources"]
+        for key in {**config_sources, **self.sources}:
+            if key not in config_sources or key not in self.sources or self.sources[key].identity != config_sources[key]:
                 raise ValueError(f"sources: {key} is not what config.sources says")
         self._check_privacy()
         return self
 
     def _check_privacy(self) -> None:
-        """What a mechanism is and what is said of it must be of one piece."""
+        """Check that the privacy statement fits the mechanism."""
         mechanism = self.mechanism or {}
         if self.privacy is None:
             if mechanism.get("clipping") is not None and mechanism.get("noise_multiplier"):
-                raise ValueError("privacy: nothing is said of a mechanism that clips and adds noise")
+                raise ValueError("privacy: missing for a mechanism that clips and adds noise")
             return
         for key in ("noise_multiplier", "delta", "relation"):
             stated = getattr(self.privacy, key)
@@ -254,7 +256,7 @@ class Record(Strict):
 
     @model_validator(mode="after")
     def _with_digest(self) -> Record:
-        """A record that is made here has its digest from the start; of one that was read, the reader checks it."""
+        """Add the digest to a new record; `record_from` checks the digest of a record that was read."""
         if not self.digest:
             for key in ("config", "mechanism", "facts"):
                 _check_finite(key, getattr(self, key))
@@ -263,7 +265,7 @@ class Record(Strict):
 
 
 def _check_finite(key: str, value: Any) -> None:
-    """Pydantic writes NaN as null, which would say that there is no such number.
+    """Refuse numbers that are not finite: pydantic writes NaN as null, which would mean that there is no such number.
 
     Raises:
         ValueError: names the key.
@@ -274,11 +276,11 @@ def _check_finite(key: str, value: Any) -> None:
         raise ValueError(f"{key}: holds a number that is not finite") from None
 
 
-def _held(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:
-    """`value` as it is, after it has been held to `model`.
+def _validated(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:
+    """Return `value` unchanged after validation by `model`.
 
     Raises:
-        ValueError: names the first key that does not hold.
+        ValueError: a value is invalid; names the first such key.
     """
     try:
         model.model_validate(value, strict=True)

@@ -1,4 +1,4 @@
-"""Reading and writing records. Every record.json, of this machine, committed or sent, comes in by `record_from`."""
+"""Read and write records. `record_from` checks every record, whether of this machine, committed or sent."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from dpbench.validation import Strict, parse, short
 NAME = "record.json"
 _AGAIN = "delete it and run again; only that run is repeated"
 _LONGEST = 20_000  # characters of one text
-_SAID = 400  # characters of one warning
+_WARNING = 400  # characters of one warning
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A record and the file it was found in. machine: of a recorded result, None for this machine's own runs."""
+    """A record and its file. machine: the machine of a recorded result, None for runs of this machine."""
 
     record: Record
     path: Path
@@ -33,7 +33,7 @@ class Stored:
 
 
 class LeftOut(Strict):
-    """A record that was not used. where: the file, from the working tree on; why: what is wrong with it, in one line."""
+    """A record that was not used. where: the file, relative to the working tree; why: what is wrong with it, in one line."""
 
     run: str
     where: str
@@ -44,10 +44,10 @@ class LeftOut(Strict):
 
 
 def write_record(record: Record, folder: Path) -> Path:
-    """Validate and write `folder/record.json`, whole or not at all.
+    """Validate and write `folder/record.json` atomically.
 
     Raises:
-        DpbenchError: the record does not hold its own schema, or the file cannot be written.
+        DpbenchError: the record is not valid, or the file cannot be written.
     """
     path = folder / NAME
     text = record_text(record)
@@ -57,16 +57,16 @@ def write_record(record: Record, folder: Path) -> Path:
 
 
 def record_text(record: Record) -> str:
-    """What `record.json` holds, its digest computed anew.
+    """Return the text of `record.json`, with its digest computed again.
 
     Raises:
-        DpbenchError: a number in it is not finite, or it holds what JSON cannot.
+        DpbenchError: a number in it is not finite, or a value cannot be written as JSON.
     """
     return text_of(record.model_dump(mode="json"))
 
 
 def text_of(values: dict[str, Any]) -> str:
-    """`record_text` for a record's values."""
+    """Return the text of `record.json` for a record's values, as `record_text` does."""
     try:
         return json.dumps(values | {"digest": digest_of(values)}, indent=1, sort_keys=True, allow_nan=False) + "\n"
     except (ValueError, TypeError) as error:
@@ -79,29 +79,29 @@ def read_record(path: Path, run: str | None = None) -> Record:
     """Read and validate a record.
 
     Args:
-        run: the one that it must be of: the name of its folder, wherever folders are named after runs.
+        run: the run that the record must be of: the name of its folder, wherever folders are named after runs.
 
     Raises:
-        DpbenchError: as `record_from`; or the file is missing, truncated or no JSON.
+        DpbenchError: as `record_from`; or the file is missing, truncated or not JSON.
     """
     try:
         values = read_json(path, hint=_AGAIN)
     except DpbenchError as error:
         if not path.exists():
-            raise DpbenchError(f"{path}: no such record", "run the job that makes it") from error
+            raise DpbenchError(f"{path}: no such record", "run the job that writes it") from error
         raise
     return record_from(values, str(path), run)
 
 
 def record_from(values: Any, where: str, run: str | None = None) -> Record:
-    """The record that the value of a JSON file is.
+    """Check the value of a JSON file and return it as a record.
 
     Args:
-        where: opens every message; run: as in `read_record`.
+        where: the start of every message; run: as in `read_record`.
 
     Raises:
-        DpbenchError: another schema version, unknown or wrong fields, a value that cannot be, content that its digest does not
-            cover, or a name that is not the hash of its config.
+        DpbenchError: another schema version, unknown or wrong fields, an impossible value, a digest that does not fit,
+            or a name that is not the hash of its config.
     """
     version = values.get("schema_version") if isinstance(values, dict) else None
     if type(version) is not int or version != SCHEMA_VERSION:
@@ -115,7 +115,7 @@ def record_from(values: Any, where: str, run: str | None = None) -> Record:
     _check_texts(values, where)
     try:
         record = parse(Record, values, where, strict=True)
-    except DpbenchError as error:  # nobody mends a record by hand
+    except DpbenchError as error:  # the hint of `parse` is for files that people edit
         raise DpbenchError(error.what, _AGAIN) from error
     if record.run != run_id(record.config):
         raise DpbenchError(
@@ -128,42 +128,42 @@ def record_from(values: Any, where: str, run: str | None = None) -> Record:
         )
     if values["digest"] != digest_of(values):
         raise DpbenchError(
-            f"{where}: its content is not what its digest was made of", "the file was damaged or edited; delete it and run again"
+            f"{where}: its content does not fit its digest", "the file was damaged or edited; delete it and run again"
         )
     return record
 
 
 def _check_texts(values: dict[str, Any], where: str) -> None:
-    """No text, wherever it stands, is longer than a person would read."""
+    """Refuse texts, at any depth, that are longer than a person would read."""
     for key, value in values.items():
-        left = [value]
-        while left:
-            part = left.pop()
+        pending = [value]
+        while pending:
+            part = pending.pop()
             if type(part) is dict:
-                left += part.values()
-                left += part
+                pending += part.values()
+                pending += part
             elif type(part) is list:
-                left += part
+                pending += part
             elif type(part) is str and len(part) > _LONGEST:
                 raise DpbenchError(f"{where}: {short(key)}: a text of {len(part)} characters, {part[:40]!r}...", _AGAIN)
 
 
 def local_records(runs: Iterable[str] | None = None, left_out: list[LeftOut] | None = None) -> Iterator[Stored]:
-    """This machine's records, or those of `runs` that exist.
+    """Yield this machine's records, or those of `runs` that exist.
 
     Args:
-        left_out: gets what cannot be used, each of which is also one warning on stderr.
+        left_out: records that cannot be used are appended to it; each is also one warning on stderr.
     """
     folder = paths.runs()
     names = sorted(p.name for p in folder.iterdir()) if runs is None and folder.is_dir() else runs or []
     for name in names:
         path = folder / name / NAME
         if path.is_symlink() or path.exists():
-            yield from _sound(path, left_out)
+            yield from _read_valid(path, left_out)
 
 
-def _sound(path: Path, left_out: list[LeftOut] | None) -> Iterator[Stored]:
-    """The record at `path`, or nothing and a warning."""
+def _read_valid(path: Path, left_out: list[LeftOut] | None) -> Iterator[Stored]:
+    """Yield the record at `path`; an invalid one gives a warning instead."""
     try:
         record = read_record(path, path.parent.name)
     except DpbenchError as error:
@@ -173,15 +173,15 @@ def _sound(path: Path, left_out: list[LeftOut] | None) -> Iterator[Stored]:
 
 
 def leave_out(run: str, where: str, error: DpbenchError, left_out: list[LeftOut] | None) -> None:
-    """Say in one line on stderr that a record is not used, and note it in `left_out`."""
+    """Print in one line on stderr that a record is not used, and append it to `left_out`."""
     what = error.what.replace(f"{where}: ", "").replace(f"{paths.root() / where}: ", "").replace(f"{paths.root()}/", "")
     line = f"{' '.join(what.split())} (hint: {' '.join(error.hint.split())})"
-    item = LeftOut(run=run, where=where, why=line if len(line) <= _SAID else f"{line[: _SAID - 3]}...")
+    item = LeftOut(run=run, where=where, why=line if len(line) <= _WARNING else f"{line[: _WARNING - 3]}...")
     print(f"warning: {item}", file=sys.stderr, flush=True)
     if left_out is not None:
         left_out.append(item)
 
 
 def shown(path: Path) -> str:
-    """A path as it is said to people: from the working tree on, so that it names no machine's folders."""
+    """Return a path as it is shown to people: relative to the working tree, so that it names no folder of a machine."""
     return str(path.relative_to(paths.root())) if path.is_relative_to(paths.root()) else str(path)

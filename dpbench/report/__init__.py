@@ -1,1 +1,1 @@
-"""From records to tables, plots, verdicts and the page. Nothing here imports torch or runs anything."""
+"""Turn records into tables, plots, verdicts and the report page. Nothing here imports torch or runs anything."""

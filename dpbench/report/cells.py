@@ -1,4 +1,4 @@
-"""Cells of CSV files."""
+"""Guard the cells of CSV files against being read as formulas."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from typing import Any
 
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
-"""What spreadsheets begin a formula with, the last four in East Asian width."""
+"""Characters with which a formula begins in a spreadsheet; the last four are of East Asian width."""
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", re.ASCII)
 
 
 def cell(value: Any) -> Any:
-    """A value for a CSV: a text that a spreadsheet would compute is quoted by an apostrophe before it, all else is as it was."""
+    """Return a value for a CSV: a text that a spreadsheet would compute gets an apostrophe in front, all else is unchanged."""
     if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA) and _NUMBER.fullmatch(value) is None:
         return f"'{value}"
     return value

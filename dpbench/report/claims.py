@@ -1,4 +1,4 @@
-"""Claims of a table -> verdicts, each with the evidence it stands on."""
+"""Judge the claims of a table: a verdict for each, with the evidence for it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "inconclusive",
 
 
 class Evidence(Strict):
-    """One claim judged at one place: one tier of one machine.
+    """The judgement of one claim at one place, which is one tier of one machine.
 
-    reasons: why the verdict is not stronger; missing: pairs that were asked for and have no values there.
+    reasons: why the verdict is not stronger; missing: comparisons that the claim asks for and that have no values there.
     """
 
     origin: Literal["recorded", "here"]
@@ -45,12 +45,12 @@ class Evidence(Strict):
 
     @property
     def decisive(self) -> Pairing:
-        """The pairing with the worst verdict; of equals, the one with the least favourable estimate comes first."""
+        """The pairing with the worst verdict; among equals, the one with the least favourable estimate."""
         return min(self.pairings, key=lambda p: (_WORST.index(p.verdict), -math.inf if p.shortfall is None else -p.shortfall))
 
 
 class Judgement(Strict):
-    """A claim with its verdict. evidence: None where nothing was run; others: the same claim at the other places."""
+    """A claim with its verdict. evidence: None where nothing was run; others: the evidence from the other places."""
 
     paper: str
     table: str
@@ -70,10 +70,10 @@ class Judgement(Strict):
 
 
 def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Evidence | None:
-    """The claim judged on the entries of one place, None where no pair of cells has values."""
-    there = [e for e in table.entries if e.place == place]
-    entries = [e for e in there if e.metric == claim.test.metric]
-    pairings, missing, used, left_out, empty = [], [], [], [], []
+    """Judge a claim on the entries of one place; None where no pair of cells has values."""
+    place_entries = [e for e in table.entries if e.place == place]
+    entries = [e for e in place_entries if e.metric == claim.test.metric]
+    pairings, missing, used, left_out, uninformative = [], [], [], [], []
     cells = next((info.cells for info in table.tiers if info.tier == place[1]), [])
     for of, against, pairs in pairs_of(claim.test, entries, table.rows + table.columns, cells):
         valued = [(a, b) for a, b in pairs if a.value is not None and b.value is not None]
@@ -82,20 +82,20 @@ def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Ev
             missing.append(f"{spell(of)} against {spell(against)}" + (f" ({'; '.join(notes)})" if notes else ""))
             continue
         used += [e for pair in valued for e in pair]
-        if (provided := claim.test.precondition) is not None:
-            why = [unmet(provided, a.labels, there) for a, _ in valued]
-            left_out += [w for w in why if w]
-            if all(why):
-                empty.append(judge_pairing(claim.test, of, against, valued))
+        if (precondition := claim.test.precondition) is not None:
+            unmet_reasons = [unmet(precondition, a.labels, place_entries) for a, _ in valued]
+            left_out += [reason for reason in unmet_reasons if reason]
+            if all(unmet_reasons):
+                uninformative.append(judge_pairing(claim.test, of, against, valued))
                 continue
-            valued = [pair for pair, w in zip(valued, why, strict=True) if not w]
+            valued = [pair for pair, reason in zip(valued, unmet_reasons, strict=True) if not reason]
         groups = [valued] if claim.test.quantifier == "mean" else [[pair] for pair in valued]
-        judged = [judge_pairing(claim.test, *_named(of, against, group, claim.test), group) for group in groups]
-        if isinstance(wanted := claim.test.quantifier, int):
-            missing += [f"{wanted - len(judged)} more of {wanted} settings"] if len(judged) < wanted else []
-            judged = sorted(judged, key=_best)[:wanted]
+        judged = [judge_pairing(claim.test, *_compared_labels(of, against, group, claim.test), group) for group in groups]
+        if isinstance(count := claim.test.quantifier, int):
+            missing += [f"{count - len(judged)} more of {count} settings"] if len(judged) < count else []
+            judged = sorted(judged, key=_best)[:count]
         pairings += judged
-    nothing, pairings = not pairings, pairings or empty
+    preconditions_fail, pairings = not pairings, pairings or uninformative
     if not pairings:
         return None
     verdict = min((p.verdict for p in pairings), key=_WORST.index)
@@ -103,14 +103,14 @@ def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Ev
     if missing and verdict == "reproduced":
         verdict = "inconclusive"
         reasons.append(f"no values for {', '.join(missing)}")
-    reasons += [f"left out: {why}" for why in dict.fromkeys(left_out)]
-    if nothing:
+    reasons += [f"left out: {reason}" for reason in dict.fromkeys(left_out)]
+    if preconditions_fail:
         verdict = "inconclusive"
     synthetic, simulated = any(e.synthetic for e in used), any(e.simulated for e in used)
     if verdict != "inconclusive":
         weak = [
-            why
-            for why, holds in (
+            reason
+            for reason, holds in (
                 ("the smoke tier proves that the code runs, not what the paper says", place[1] == "smoke"),
                 ("the data or weights are synthetic", synthetic),
                 ("the values are simulated", simulated),
@@ -134,10 +134,10 @@ def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Ev
     )
 
 
-def _named(
+def _compared_labels(
     of: dict[str, str], against: dict[str, str], group: list[tuple[Entry, Entry]], test: ClaimTest
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """What is compared, and in which setting where settings are judged apart."""
+    """Return the labels of both sides, with those of the setting where each setting is judged by itself."""
     if test.quantifier == "mean":
         return of, against
     setting = {axis: value for axis, value in group[0][0].labels.items() if axis not in of}
@@ -145,25 +145,25 @@ def _named(
 
 
 def _best(pairing: Pairing) -> tuple[int, float]:
-    """The best verdict first, then the least shortfall."""
+    """Return a sort key: the best verdict first, then the least shortfall."""
     return -_WORST.index(pairing.verdict), pairing.shortfall if pairing.shortfall is not None else math.inf
 
 
 def _rank(evidence: Evidence) -> tuple[bool, bool, int, bool, int]:
-    """Measured on real data first, then all pairs present, then the highest tier, then recorded, then the most repetitions."""
+    """Return how strong evidence is: by real data, by all pairs being present, by tier, by being recorded, by repetitions."""
     clean = not (evidence.synthetic or evidence.simulated)
     repetitions = min(p.n for p in evidence.pairings)
     return clean, not evidence.missing, TIERS.index(evidence.tier), evidence.origin == "recorded", repetitions
 
 
-def _sentence(claim: Claim, unit: str, evidence: Evidence | None, never: str) -> str:
+def _sentence(claim: Claim, unit: str, evidence: Evidence | None, why_not_run: str) -> str:
     if evidence is None:
-        return f"Nothing to judge by: {never}."
+        return f"Nothing to judge by: {why_not_run}."
     compares, side, threshold = claim.test.threshold
     worst = evidence.decisive
     points = "percentage points" if unit == "%" else unit
     unit_text = f" {points}" if compares == "difference" and unit else ""
-    asked = f"{side.replace('_', ' ')} {short(threshold)}{unit_text}"
+    requirement = f"{side.replace('_', ' ')} {short(threshold)}{unit_text}"
     folds = ", then ".join(f"{fold} over {axis.replace('_', ' ')}" for axis, fold in claim.test.reduce.items())
     text = f"{spell(worst.of)} against {spell(worst.against)}{f' ({folds})' if folds else ''}: "
     text += f"{compares} {short(worst.estimate)}{unit_text}"
@@ -172,7 +172,7 @@ def _sentence(claim: Claim, unit: str, evidence: Evidence | None, never: str) ->
         text += f", 95 % interval {short(worst.low)} to {short(worst.high)} over {repetitions}"
     elif worst.n:
         text += f" from {repetitions}"
-    text += f", where {asked} is claimed; {evidence.place}"
+    text += f", where {requirement} is claimed; {evidence.place}"
     if len(evidence.pairings) > 1:
         text += f"; the weakest of {len(evidence.pairings)} comparisons"
     if evidence.reasons:
@@ -182,15 +182,15 @@ def _sentence(claim: Claim, unit: str, evidence: Evidence | None, never: str) ->
 
 
 def judge(table: TableData) -> list[Judgement]:
-    """Every claim of a table with its verdict.
+    """Judge every claim of a table.
 
-    A claim is judged at one place only, the best there is evidence of: measured on real data before synthetic or simulated,
-    with every pair asked for before some, a higher tier before a lower, recorded before here. The verdict is that of the
-    worst pairing: `reproduced` if the paired 95 % t-interval lies wholly on the claimed side of the threshold, `not
-    reproduced` if wholly beyond, else `inconclusive`. Smoke, synthetic, simulated and single-repetition evidence is at
-    most `inconclusive`, but one exact count decides; without any, `not run`.
+    A claim is judged at one place only, the best with evidence: data that is real and measured comes before synthetic or
+    simulated data, evidence for every pair before evidence for some, a higher tier before a lower one, recorded before here.
+    The verdict is that of the worst pairing: `reproduced` if the paired 95 % t-interval is entirely on the claimed side of the
+    threshold, `not reproduced` if it is entirely beyond, else `inconclusive`. Smoke, synthetic, simulated and
+    single-repetition evidence is at most `inconclusive`, but one exact count decides. A claim without evidence is `not run`.
     """
-    found = []
+    judgements = []
     for claim in table.claims:
         places = dict.fromkeys(e.place for e in table.entries if e.origin != "published")
         evidence = [e for p in places if (e := _evidence(claim, table, p)) is not None]
@@ -198,7 +198,7 @@ def judge(table: TableData) -> list[Judgement]:
         best = evidence[0] if evidence else None
         compares, side, threshold = claim.test.threshold
         unit = table.metrics[claim.test.metric].unit
-        found.append(
+        judgements.append(
             Judgement(
                 paper=table.paper,
                 table=table.table,
@@ -217,7 +217,7 @@ def judge(table: TableData) -> list[Judgement]:
                 others=evidence[1:],
             )
         )
-    return found
+    return judgements
 
 
 def _why_not_run(claim: Claim, table: TableData) -> str:
@@ -232,16 +232,16 @@ def _why_not_run(claim: Claim, table: TableData) -> str:
 
 
 def write_claims(judgements: list[Judgement], path: Path) -> None:
-    """Write claims.json: a list of judgements, whole or not at all."""
+    """Write claims.json, a list of judgements, atomically."""
     values = [j.model_dump(mode="json") for j in judgements]
     write_atomic(path, json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_claims(path: Path) -> list[Judgement]:
-    """Read what `write_claims` wrote.
+    """Read the file that `write_claims` writes.
 
     Raises:
-        DpbenchError: missing, or not that.
+        DpbenchError: the file is missing, or is not a list of judgements.
     """
     values = read_json(path, hint="judge the claims first (dpbench claims)")
     if not isinstance(values, list):

@@ -1,4 +1,4 @@
-"""Records and published values -> one `TableData`."""
+"""Collect records and published values into one `TableData`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Key = tuple[str, ...]
 
 
 @dataclass
-class _Found:
-    """Records of one cell at one place, by what they were made from, then by seed."""
+class _CellRecords:
+    """The records of one cell at one place, by their data and models, then by seed."""
 
     labels: dict[str, str]
     select: dict[str, str]
     by_sources: dict[str, dict[int, Stored]]
 
     def best(self) -> dict[int, Stored]:
-        """Records that share data and models: never synthetic where there are real ones, then the most seeds, then the newest."""
+        """Return the best records that share data and models: real before synthetic, then the most seeds, then the newest."""
 
         def rank(by_seed: dict[int, Stored]) -> tuple[bool, int, str]:
             records = [s.record for s in by_seed.values()]
@@ -43,26 +43,26 @@ class _Found:
 
 def _gather(
     spec: TableSpec, plan: Plan, local: list[Stored], recorded: list[Stored], current: Current
-) -> dict[tuple[Place, Key], _Found]:
-    """Every record that fills a cell, under the place and cell it fills."""
-    gathered: dict[tuple[Place, Key], _Found] = {}
+) -> dict[tuple[Place, Key], _CellRecords]:
+    """Return every record that fills a cell, by place and cell."""
+    gathered: dict[tuple[Place, Key], _CellRecords] = {}
 
     def add(place: Place, labels: dict[str, str], select: dict[str, str], seed: int, stored: Stored) -> None:
         key = (place, tuple(labels[a] for a in spec.axes))
-        found = gathered.setdefault(key, _Found(labels, select, defaultdict(dict)))
-        found.by_sources[_fingerprint(stored)].setdefault(seed, stored)
+        cell_records = gathered.setdefault(key, _CellRecords(labels, select, defaultdict(dict)))
+        cell_records.by_sources[_fingerprint(stored)].setdefault(seed, stored)
 
-    own = {s.record.run: s for s in local}
+    local_by_run = {s.record.run: s for s in local}
     for cell in plan.cells:
-        if cell.run in own:
-            add(("here", plan.tier, ""), cell.labels, cell.select, cell.seed, own[cell.run])
+        if cell.run in local_by_run:
+            add(("here", plan.tier, ""), cell.labels, cell.select, cell.seed, local_by_run[cell.run])
     for stored in (*local, *recorded):
         for request in current.cells_of(stored.record):
             place: Place = ("recorded", request.tier, stored.machine) if stored.machine else ("here", request.tier, "")
-            if place != ("here", plan.tier, ""):  # what this machine was asked for is in the plan, by name
+            if place != ("here", plan.tier, ""):  # the plan above names the runs of this machine at this tier
                 add(place, request.labels, request.select, stored.record.config["seed"], stored)
-    part = _parts(gathered, ("here", plan.tier, ""))
-    return {key: found for key, found in gathered.items() if key[0] not in part}
+    redundant = _redundant_places(gathered, ("here", plan.tier, ""))
+    return {key: cell_records for key, cell_records in gathered.items() if key[0] not in redundant}
 
 
 def _fingerprint(stored: Stored) -> str:
@@ -70,24 +70,27 @@ def _fingerprint(stored: Stored) -> str:
     return canonical_json({name: source.identity for name, source in stored.record.all_sources.items()})
 
 
-def _parts(gathered: dict[tuple[Place, Key], _Found], asked: Place) -> set[Place]:
-    """Places whose records all stand at a larger tier of the same machine, or one with more, too; never the one asked for."""
+def _redundant_places(gathered: dict[tuple[Place, Key], _CellRecords], requested: Place) -> set[Place]:
+    """Return the places whose records are all at another tier of the same machine too, one with more records or a larger one.
+
+    The requested place is never among them.
+    """
     runs: dict[Place, set[str]] = defaultdict(set)
-    for (place, _), found in gathered.items():
-        runs[place] |= {stored.record.run for by_seed in found.by_sources.values() for stored in by_seed.values()}
+    for (place, _), cell_records in gathered.items():
+        runs[place] |= {stored.record.run for by_seed in cell_records.by_sources.values() for stored in by_seed.values()}
 
     def within(place: Place, other: Place) -> bool:
         same = (place[0], place[2]) == (other[0], other[2]) and place != other
         larger = TIERS.index(other[1]) > TIERS.index(place[1])
         return same and (runs[place] < runs[other] or (runs[place] == runs[other] and larger))
 
-    return {place for place in runs if place != asked and any(within(place, other) for other in runs)}
+    return {place for place in runs if place != requested and any(within(place, other) for other in runs)}
 
 
-def _entries(spec: TableSpec, gathered: dict[tuple[Place, Key], _Found]) -> list[Entry]:
-    found: list[Entry] = []
+def _entries(spec: TableSpec, gathered: dict[tuple[Place, Key], _CellRecords]) -> list[Entry]:
+    entries: list[Entry] = []
     for item in published(spec):
-        found.append(
+        entries.append(
             Entry(
                 origin="published",
                 labels=item.labels,
@@ -102,21 +105,21 @@ def _entries(spec: TableSpec, gathered: dict[tuple[Place, Key], _Found]) -> list
     for (place, _), cell in gathered.items():
         by_seed = cell.best()
         for name, metric in spec.metrics.items():
-            picked: dict[int, tuple[Metric, Stored]] = {}
+            by_seed_metrics: dict[int, tuple[Metric, Stored]] = {}
             for seed, stored in sorted(by_seed.items()):
                 for candidate in stored.record.metrics:
                     if candidate.name == name and candidate.labels == cell.select:
-                        picked[seed] = (candidate, stored)
-            if picked:
-                found.append(entry_of(place, cell.labels, name, metric.unit, picked))
-    return found
+                        by_seed_metrics[seed] = (candidate, stored)
+            if by_seed_metrics:
+                entries.append(entry_of(place, cell.labels, name, metric.unit, by_seed_metrics))
+    return entries
 
 
 def _axis_order(spec: TableSpec, tier: str, labels: Iterable[dict[str, str]]) -> dict[str, list[str]]:
-    """Axis -> values: the table's own order, then those that tiers or documents add."""
+    """Return each axis' values: in the table's order, then those that tiers or documents add."""
     order: dict[str, dict[str, None]] = {axis: {} for axis in spec.axes}
-    for axis, given in (spec.rows | spec.columns).items():
-        order[axis].update(dict.fromkeys(axis_values(axis, given)))
+    for axis, axis_spec in (spec.rows | spec.columns).items():
+        order[axis].update(dict.fromkeys(axis_values(axis, axis_spec)))
     for name in (tier, *TIERS):
         for axis, values in tier_axes(spec, name).items():
             order[axis].update(dict.fromkeys(values))
@@ -127,7 +130,7 @@ def _axis_order(spec: TableSpec, tier: str, labels: Iterable[dict[str, str]]) ->
 
 
 def _state(entries: list[Entry], tier: str, in_tier: bool, why: str | None) -> str:
-    """What is known of a cell, in words; the strongest statement first."""
+    """Return what is known of a cell, in words; the strongest statement wins."""
     valued = [e for e in entries if e.value is not None]
     here = sorted((e for e in valued if e.origin == "here"), key=lambda e: e.tier != tier)
     real = [e for e in here if not (e.synthetic or e.simulated or e.tier == "smoke")]
@@ -149,14 +152,14 @@ def _state(entries: list[Entry], tier: str, in_tier: bool, why: str | None) -> s
 
 
 def _tier_info(spec: TableSpec, tier: str, seeds: list[int] | None) -> TierInfo:
-    over = spec.tiers[tier]  # type: ignore[index]
+    tier_spec = spec.tiers[tier]  # type: ignore[index]
     return TierInfo(
         tier=tier,
-        settings=merge(spec.settings, over.settings),
+        settings=merge(spec.settings, tier_spec.settings),
         axes=tier_axes(spec, tier),
-        origin=spec.origin | over.origin,
-        seeds=seeds or over.seeds or spec.seeds,
-        note=over.note,
+        origin=spec.origin | tier_spec.origin,
+        seeds=seeds or tier_spec.seeds or spec.seeds,
+        note=tier_spec.note,
         overrides=overrides_of(spec, tier),
         cells=list(cells_at(spec, tier)),
     )
@@ -189,13 +192,13 @@ def build_table(
     seeds: list[int] | None = None,
     left_out: list[LeftOut] | None = None,
 ) -> TableData:
-    """Everything known of a table: published, recorded and this machine's values, side by side.
+    """Collect everything known of a table: published, recorded and this machine's values, side by side.
 
     Args:
-        tier: the one that this machine was asked to run.
-        resolve: where data and models come from now; local values at `tier` were made from those.
-        local: this machine's records; recorded: the committed ones. Both may hold other tables' records.
-        seeds: instead of the table's own; left_out: records that did not hold, to be named in the report.
+        tier: the tier that this machine was asked to run.
+        resolve: tells where data and models come from now; local values at `tier` were computed from those.
+        local: this machine's records; recorded: the committed ones. Both may contain other tables' records.
+        seeds: these replace the table's; left_out: invalid records, to be named in the report.
 
     Raises:
         DpbenchError: the table cannot be expanded at `tier`, or its published or related values or deviations are malformed.
@@ -211,12 +214,12 @@ def build_table(
     def order(labels: dict[str, str]) -> tuple[int, ...]:
         return tuple(rank[axis][labels[axis]] for axis in spec.axes)
 
-    names = list(spec.metrics)
+    metric_names = list(spec.metrics)
     origins = ("published", "recorded", "here")
     entries.sort(
         key=lambda e: (
             order(e.labels),
-            names.index(e.metric) if e.metric in names else len(names),
+            metric_names.index(e.metric) if e.metric in metric_names else len(metric_names),
             origins.index(e.origin),
             -TIERS.index(e.tier) if e.tier else 0,
             e.machine,
@@ -227,13 +230,13 @@ def build_table(
     skipped = {tuple(labels.values()): why for labels, why in plan.skipped}
     known: dict[Key, dict[str, str]] = {tuple(c.labels.values()): c.labels for c in plan.cells}
     known |= {tuple(labels.values()): labels for labels, _ in plan.skipped}
-    kept = set()
+    published_cells = set()
     for labels, why in current.paper_cells():
         known.setdefault(tuple(labels.values()), labels)
         if why is not None and tuple(labels.values()) not in in_tier:
             skipped.setdefault(tuple(labels.values()), why)
         if why is not None:
-            kept.add(tuple(labels.values()))
+            published_cells.add(tuple(labels.values()))
     by_cell: dict[Key, list[Entry]] = defaultdict(list)
     for entry in entries:
         key = tuple(entry.labels[a] for a in spec.axes)
@@ -244,7 +247,7 @@ def build_table(
             labels=labels,
             state=_state(by_cell[key], tier, key in in_tier, skipped.get(key)),
             in_tier=key in in_tier,
-            kept=key in kept,
+            kept=key in published_cells,
         )
         for key, labels in sorted(known.items(), key=lambda item: order(item[1]))
     ]

@@ -1,4 +1,4 @@
-"""What the command line's reporting verbs do: read, build, write."""
+"""The reporting commands of the command line: each reads its inputs, builds and writes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _LARGEST = 256 << 20  # bytes of a table's JSON, which holds all its records, an
 
 
 def write_table(name: str, tier: str, folder: Path, sources: dict[str, str], seeds: list[int] | None) -> list[LeftOut]:
-    """`folder`/TABLE.{csv,md,tex,html,json} of one table; records that do not hold are left out, each with a warning on stderr.
+    """Write `folder`/TABLE.{csv,md,tex,html,json} of one table; invalid records are left out, each with a warning on stderr.
 
     Returns:
-        Those left out that are of the table's own runs on this machine, so that its values are not all here.
+        The records left out that belong to this table's runs on this machine: their values are missing.
 
     Raises:
         DpbenchError: unknown table or tier.
@@ -35,19 +35,19 @@ def write_table(name: str, tier: str, folder: Path, sources: dict[str, str], see
     config = config_of({"tier": tier, "sources": sources, "seeds": seeds})
     left_out: list[LeftOut] = []
     local, resolve = list(local_records(left_out=left_out)), resolver(config)
-    ours = {item.run for item in left_out} & set(expand(spec, tier, resolve, seeds).runs) if left_out else set()
-    own = [item for item in left_out if item.run in ours]
+    run_ids = {item.run for item in left_out} & set(expand(spec, tier, resolve, seeds).runs) if left_out else set()
+    left_out_here = [item for item in left_out if item.run in run_ids]
     data = build_table(spec, tier, resolve, local, list(recorded_records(left_out)), seeds, left_out)
     tables.write_tables(data, folder)
     write_atomic(folder / f"{spec.table}.json", data.model_dump_json(indent=1) + "\n")
-    return own
+    return left_out_here
 
 
 def read_table(path: Path) -> TableData:
-    """A table's JSON.
+    """Read a table's JSON.
 
     Raises:
-        DpbenchError: missing, or not what this dpbench writes.
+        DpbenchError: the file is missing, or not of the form that this dpbench writes.
     """
     try:
         return TableData.model_validate_json(read_text(path, _LARGEST, "make the table first"))
@@ -58,7 +58,7 @@ def read_table(path: Path) -> TableData:
 
 
 def write_plot(name: str, plot: str, data: Path, out: Path) -> None:
-    """One plot of a table as SVG.
+    """Draw one plot of a table as SVG.
 
     Raises:
         DpbenchError: the table has no such plot.
@@ -77,45 +77,45 @@ def _plot(name: str, plot: str) -> Plot:
 
 
 def write_claims(paths: list[Path], out: Path) -> None:
-    """The verdict of every claim of the tables at `paths`."""
+    """Judge every claim of the tables at `paths` and write the verdicts."""
     claims.write_claims([j for path in paths for j in claims.judge(read_table(path))], out)
 
 
 def write_long_table(out: Path) -> None:
-    """All records, local and recorded, as CSV and parquet beside it."""
+    """Write all records, local and recorded, as CSV to `out` and as parquet beside it."""
     from dpbench.report import long  # pyarrow is slow to import
 
     long.write_long(long.long_rows([*local_records(), *recorded_records()]), out, out.with_suffix(".parquet"))
 
 
 def write_report(data: list[Path], svgs: list[Path], judged: Path, out: Path) -> None:
-    """The page from tables, plots named `.../<paper>/<table>/<plot>.svg`, and claims."""
-    found = {(p.parent.parent.name, p.parent.name, p.stem): read_text(p, _LARGEST, "draw the plot first") for p in svgs}
-    write_atomic(out, page.render([read_table(p) for p in data], claims.read_claims(judged), found, "here"))
+    """Write the page from tables, plots named `.../<paper>/<table>/<plot>.svg`, and claims."""
+    svg_texts = {(p.parent.parent.name, p.parent.name, p.stem): read_text(p, _LARGEST, "draw the plot first") for p in svgs}
+    write_atomic(out, page.render([read_table(p) for p in data], claims.read_claims(judged), svg_texts, "here"))
 
 
 def write_recorded_report(out: Path) -> None:
-    """The page from the committed records alone: the same on every machine."""
+    """Write the page from the committed records alone: it is the same on every machine."""
     from dpbench.execution.study import config_of, resolver
     from dpbench.report import plots
 
     left_out: list[LeftOut] = []
     recorded = list(recorded_records(left_out))
     resolve = resolver(config_of({"tier": "smoke"}))  # answers without looking at this machine's data
-    made = [
+    table_data = [
         build_table(spec, _highest(spec.paper, spec.table, recorded), resolve, [], recorded, left_out=left_out)
         for spec in all_tables()
     ]
     svgs = {
         (table.paper, table.table, plot.name): plots.draw(table, plot).decode()
-        for table in made
+        for table in table_data
         for plot in load_named(table.name).plots
     }
-    judged = [j for table in made for j in claims.judge(table)]
-    write_atomic(out, page.render(made, judged, svgs, "recorded"))
+    judged = [j for table in table_data for j in claims.judge(table)]
+    write_atomic(out, page.render(table_data, judged, svgs, "recorded"))
 
 
 def _highest(paper: str, table: str, recorded: list[Stored]) -> str:
-    """The highest tier a table has records of."""
+    """Return the highest tier that a table has records of."""
     tiers = {r.tier for s in recorded for r in s.record.requests if (r.paper, r.table) == (paper, table)}
     return max(tiers, key=TIERS.index, default="laptop")

@@ -1,4 +1,4 @@
-"""Which records still fill the cells of a table: those whose cell asks for the same run today as it did then."""
+"""Decide which records still fill the cells of a table: those whose cell asks for the same run today as it did then."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ANYWHERE = Source(kind="scratch", revision="anywhere")  # no part of a run's ke
 
 
 class Current:
-    """What a table asks for at each tier, wherever its data and models come from."""
+    """The runs that a table asks for at each tier, wherever its data and models come from."""
 
     def __init__(self, spec: TableSpec) -> None:
         self._spec = spec
@@ -24,15 +24,15 @@ class Current:
 
     def cells_of(self, record: Record) -> list[Request]:
         """Return the cells of this table that the record was made for and still fills."""
-        return [request for request in self._asked(record) if request.labels and self._holds(request)]
+        return [request for request in self._requests(record) if request.labels and self._is_current(request)]
 
     def is_part(self, record: Record) -> bool:
-        """Return whether the record is of a run that this table has now, a cell's or one that those build on."""
-        return any(self._holds(request) for request in self._asked(record))
+        """Return whether this table needs the record's run now, for a cell or as a parent of a cell's run."""
+        return any(self._is_current(request) for request in self._requests(record))
 
     def is_stale(self, record: Record) -> bool:
-        """Return whether the record was made for this table, which has no such run any more."""
-        return bool(self._asked(record)) and not self.is_part(record)
+        """Return whether the record was made for this table, which does not need its run any more."""
+        return bool(self._requests(record)) and not self.is_part(record)
 
     def paper_cells(self) -> list[tuple[dict[str, str], str | None]]:
         """Return the cells of the published table itself, each with the reason if it does not exist."""
@@ -44,10 +44,10 @@ class Current:
         }
         return [*cells.values(), *((dict(labels), why) for labels, why in plan.skipped)]
 
-    def _asked(self, record: Record) -> list[Request]:
+    def _requests(self, record: Record) -> list[Request]:
         return [r for r in record.requests if (r.paper, r.table) == (self._spec.paper, self._spec.table)]
 
-    def _holds(self, request: Request) -> bool:
+    def _is_current(self, request: Request) -> bool:
         plan = self._plan(request.tier)
         if plan is None:
             return False

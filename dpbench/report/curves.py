@@ -1,4 +1,4 @@
-"""A metric over the steps of its runs: a line per row, a panel per place and value of `x`."""
+"""Draw a metric over the steps of its runs: a line per row, a panel per place and value of `x`."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _REFERENCE = "inf"  # of `x`: a row without it (non-private training has no epsi
 
 
 def curves_of(table: TableData, entry: Entry) -> Curve:
-    """(step, mean over seeds) of the curves that an entry's records keep in `facts.curve`; empty if one keeps none."""
+    """Return (step, mean over seeds) of the curves in an entry's records (`facts.curve`); empty if one record has none."""
     records = {(info.run, info.machine): info.record for info in table.records}
-    found = [records.get((run, entry.machine), {}).get("facts", {}).get("curve") for run in entry.runs]
-    if not found or not all(found):
+    recorded_curves = [records.get((run, entry.machine), {}).get("facts", {}).get("curve") for run in entry.runs]
+    if not recorded_curves or not all(recorded_curves):
         return []
     by_step: dict[float, list[float]] = {}
-    for curve in found:
+    for curve in recorded_curves:
         for step, value in curve:
             by_step.setdefault(float(step), []).append(float(value))
-    return [(step, statistics.fmean(values)) for step, values in sorted(by_step.items()) if len(values) == len(found)]
+    return [(step, statistics.fmean(values)) for step, values in sorted(by_step.items()) if len(values) == len(recorded_curves)]
 
 
 def figure(table: TableData, plot: Plot, entries: list[Entry], colours: list[str], dashes: list[Any]) -> Figure | None:
-    """The drawing of `entries`, which all have values; None where no record keeps a curve."""
+    """Draw `entries`, which all have values; None where no record has a curve."""
     drawn = [(entry, curve) for entry in entries if (curve := curves_of(table, entry))]
     if not drawn:
         return None
@@ -40,12 +40,12 @@ def figure(table: TableData, plot: Plot, entries: list[Entry], colours: list[str
     panels = _panels(plot, drawn)
     across = 1 if len(panels) == 1 else 2
     down = -(-len(panels) // across)
-    made = Figure(figsize=(5.0 * across, 2.8 * down + 0.25 * len(names) / across + 0.3), layout="constrained")
-    flat = list(made.subplots(down, across, squeeze=False).flat)
+    fig = Figure(figsize=(5.0 * across, 2.8 * down + 0.25 * len(names) / across + 0.3), layout="constrained")
+    flat = list(fig.subplots(down, across, squeeze=False).flat)
     handles: dict[tuple[str, ...], Any] = {}
     unit = table.metrics[plot.metric].unit
-    for axes, ((place, *values), own) in zip(flat, panels.items(), strict=False):
-        for entry, curve in own:
+    for axes, ((place, *values), panel_curves) in zip(flat, panels.items(), strict=False):
+        for entry, curve in panel_curves:
             row = _row(entry, plot, lines, names)
             colour, dash, width = style[row]
             drawing = axes.plot(*zip(*curve, strict=True), color=colour, linestyle=dash, linewidth=width, label=names[row])
@@ -57,14 +57,15 @@ def figure(table: TableData, plot: Plot, entries: list[Entry], colours: list[str
         axes.grid(axis="y", alpha=0.18, linewidth=0.8)
     for axes in flat[len(panels) :]:
         axes.remove()
-    made.legend(handles=[handles[row] for row in names], loc="outside upper left", ncols=across, frameon=False, handlelength=2.2)
-    return made
+    fig.legend(handles=[handles[row] for row in names], loc="outside upper left", ncols=across, frameon=False, handlelength=2.2)
+    return fig
 
 
 def _names(table: TableData, plot: Plot, lines: list[str], entries: list[Entry]) -> dict[tuple[str, ...], str]:
-    """Row -> how its line is called, in the table's order; an axis on which all rows agree is not spelt out.
+    """Return the name of each row's line, in the table's order, without the axes on which all rows agree.
 
-    A row that is there with an x and without is two lines: the one without ends on that value of x.
+    A row that has runs both with a value of x and with the reference value is two lines; the key and the name of the reference
+    line end with the reference value.
     """
     across: dict[tuple[str, ...], set[str]] = {}
     for entry in entries:
@@ -80,22 +81,22 @@ def _names(table: TableData, plot: Plot, lines: list[str], entries: list[Entry])
 
 
 def _row(entry: Entry, plot: Plot, lines: list[str], names: dict[tuple[str, ...], str]) -> tuple[str, ...]:
-    """Which of `names` an entry's line is."""
+    """Return the key in `names` of an entry's line."""
     row = tuple(entry.labels[a] for a in lines)
-    apart = (*row, entry.labels[plot.x])
-    return apart if apart in names else row
+    reference_row = (*row, entry.labels[plot.x])
+    return reference_row if reference_row in names else row
 
 
 def _panels(plot: Plot, drawn: list[tuple[Entry, Curve]]) -> dict[tuple[str, ...], list[tuple[Entry, Curve]]]:
-    """(place, value of x, values of the panel axes) -> what is drawn there, the rows without an x in every panel."""
+    """Return the curves of each panel (place, value of x, values of the panel axes); reference rows are in every panel."""
     panels: dict[tuple[str, ...], list[tuple[Entry, Curve]]] = {}
     for entry, curve in drawn:
         key = (entry.place_text, entry.labels[plot.x], *(entry.labels[a] for a in plot.panels))
         panels.setdefault(key, []).append((entry, curve))
-    for place, x, *rest in [key for key in panels if key[1] == _REFERENCE]:
-        others = [key for key in panels if key[0] == place and list(key[2:]) == rest and key[1] != x]
+    for place, x, *panel_values in [key for key in panels if key[1] == _REFERENCE]:
+        others = [key for key in panels if key[0] == place and list(key[2:]) == panel_values and key[1] != x]
         for other in others:
-            panels[other] = panels[(place, x, *rest)] + panels[other]
+            panels[other] = panels[(place, x, *panel_values)] + panels[other]
         if others:
-            del panels[(place, x, *rest)]
+            del panels[(place, x, *panel_values)]
     return panels

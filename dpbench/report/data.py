@@ -1,4 +1,4 @@
-"""A table with all that is known of it: what every writer of this package reads."""
+"""The data of a table, with all that is known of it; every writer of this package reads these classes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ class Entry(Strict):
     """One value of one cell from one origin.
 
     origin: `published` (read off a document), `recorded` (committed, `machine` says where), `here` (this machine).
-    value: published, or the mean over seeds, or the median over rounds of a single run; None: not measured, `note` says why.
+    value: the published one, the mean over seeds, or the median over rounds of a single run; None: not measured, and `note` says
+        why.
     text: printed where there is nothing to measure, such as `none` for an epsilon that does not exist; `note` says why.
     spread: half-width as `spread_kind` says; low, high: 20 and 80 % quantiles over rounds.
-    runs: the records it comes from; source: the document a published value was read in.
+    runs: the records that it comes from; source: the document of a published value.
     """
 
     origin: Origin
@@ -59,7 +60,7 @@ class Entry(Strict):
 
     @property
     def place(self) -> tuple[Origin, str, str]:
-        """(origin, tier, machine): what a column of a table stands for."""
+        """(origin, tier, machine): what one column of values in a table shares."""
         return self.origin, self.tier, self.machine
 
     @property
@@ -68,16 +69,17 @@ class Entry(Strict):
 
 
 def place_text(place: tuple[str, str, str]) -> str:
-    """`published`, `recorded (gpu, a100)`, `here (laptop)`."""
+    """Return a place in words: `published`, `recorded (gpu, a100)`, `here (laptop)`."""
     origin, tier, machine = place
     inside = ", ".join(part for part in (tier, machine) if part)
     return f"{origin} ({inside})" if inside else origin
 
 
 class CellState(Strict):
-    """One row and column. in_tier: whether the tier of `here` has it; state: what is known of it, in words.
+    """The state of one cell, a row and a column.
 
-    kept: left out of the run, but a cell of the published table.
+    state: what is known of it, in words; in_tier: whether the tier of `here` has it; kept: whether it is shown although it is
+    left out of the run, because the published table has it.
     """
 
     labels: dict[str, str]
@@ -87,9 +89,9 @@ class CellState(Strict):
 
 
 class TierInfo(Strict):
-    """What a tier runs: settings shared by its cells, what each axis value changes, whose each setting is.
+    """The settings of a tier: those that its cells share, what each axis value changes, and the origin of each setting.
 
-    own: settings of some cells alone; cells: the labels of all.
+    overrides: settings of some cells alone; cells: the labels of all.
     """
 
     tier: str
@@ -103,7 +105,7 @@ class TierInfo(Strict):
 
 
 class StaleRecord(Strict):
-    """A record that asks to be in this table, but that no current settings or versions name. Never used in a value."""
+    """A record that was made for this table with other settings or versions than the current ones. No value uses it."""
 
     run: str
     machine: str
@@ -113,7 +115,7 @@ class StaleRecord(Strict):
 
 
 class RecordInfo(Strict):
-    """A record for the appendix. machine: empty for this machine's own."""
+    """A record for the appendix. machine: empty for a record of this machine."""
 
     run: str
     machine: str
@@ -130,7 +132,7 @@ class RecordInfo(Strict):
 
 
 class TableData(Strict):
-    """A table, its values side by side and where each came from. tier: the one that `here` was asked to run at."""
+    """A table with its values side by side and where each came from. tier: the tier that was requested for `here`."""
 
     paper: str
     table: str
@@ -158,7 +160,7 @@ class TableData(Strict):
         return f"{self.paper}/{self.table}"
 
     def find(self, labels: dict[str, str], metric: str, place: tuple[str, str, str]) -> Entry | None:
-        """The entry of a cell and metric from one place."""
+        """Return the entry of a cell and metric from one place."""
         for entry in self.entries:
             if entry.metric == metric and entry.place == place and entry.labels == labels:
                 return entry

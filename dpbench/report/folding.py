@@ -1,4 +1,4 @@
-"""Cells of one side of a claim folded along axes: a sum over a grid, the best of a row, the spread of the bests."""
+"""Fold the cells of one side of a claim along axes: a sum over a grid, the best of a row, the spread of the bests."""
 
 from __future__ import annotations
 
@@ -17,27 +17,32 @@ _FOLDS: dict[Fold, Callable[[Sequence[float]], float]] = {
 
 
 def folded(entries: list[Entry], over: dict[str, Fold], cells: list[dict[str, str]]) -> list[Entry]:
-    """One entry for each combination of labels that are left when the axes of `over` are folded, in that order.
+    """Fold the axes of `over`, in that order; return one entry for each combination of the other labels.
 
-    Seed by seed, over the seeds that all cells have. Part of a grid says nothing of the whole: where one of the cells has no
-    value, the folded one has none either, and says so.
+    Values are folded seed by seed, over the seeds that all cells have. A part of a grid tells nothing about all of it: where one
+    of the cells has no value, the folded entry has none either, and its note says so.
 
     Args:
-        entries: of one metric, place and side; cells: labels of all that this side has at that place's tier.
+        entries: the entries of one metric, place and side; cells: the labels of all cells of this side at that place's tier.
     """
     groups: dict[tuple[tuple[str, str], ...], list[Entry]] = {}
     for entry in entries:
-        groups.setdefault(_left(entry.labels, over), []).append(entry)
-    return [_one(dict(left), own, over, [c for c in cells if _left(c, over) == left]) for left, own in groups.items()]
+        groups.setdefault(_unfolded(entry.labels, over), []).append(entry)
+    return [
+        _fold(dict(labels), members, over, [c for c in cells if _unfolded(c, over) == labels])
+        for labels, members in groups.items()
+    ]
 
 
-def _left(labels: dict[str, str], over: dict[str, Fold]) -> tuple[tuple[str, str], ...]:
+def _unfolded(labels: dict[str, str], over: dict[str, Fold]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((axis, value) for axis, value in labels.items() if axis not in over))
 
 
-def _one(left: dict[str, str], own: list[Entry], over: dict[str, Fold], cells: list[dict[str, str]]) -> Entry:
-    valued = [e for e in own if e.value is not None]
-    base = own[0].model_copy(update={"labels": left, "rounds": [], "low": None, "high": None, "spread": None, "by_seed": {}})
+def _fold(labels: dict[str, str], members: list[Entry], over: dict[str, Fold], cells: list[dict[str, str]]) -> Entry:
+    valued = [e for e in members if e.value is not None]
+    base = members[0].model_copy(
+        update={"labels": labels, "rounds": [], "low": None, "high": None, "spread": None, "by_seed": {}}
+    )
     lacking = [c for c in cells if all(e.labels != c for e in valued)]
     if lacking or not valued:
         note = f"{len(cells) - len(lacking)} of {len(cells)} cells have a value"
@@ -58,11 +63,11 @@ def _one(left: dict[str, str], own: list[Entry], over: dict[str, Fold], cells: l
     )
 
 
-def _value(found: list[tuple[dict[str, str], float]], over: dict[str, Fold]) -> float:
-    """Axis after axis, each fold on what the one before has left."""
+def _value(labelled_values: list[tuple[dict[str, str], float]], over: dict[str, Fold]) -> float:
+    """Fold axis after axis: each fold works on the values that the one before it gave."""
     for axis, fold in over.items():
         groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
-        for labels, value in found:
+        for labels, value in labelled_values:
             groups.setdefault(tuple((a, v) for a, v in labels.items() if a != axis), []).append(value)
-        found = [(dict(labels), _FOLDS[fold](values)) for labels, values in groups.items()]
-    return found[0][1]
+        labelled_values = [(dict(labels), _FOLDS[fold](values)) for labels, values in groups.items()]
+    return labelled_values[0][1]

@@ -1,4 +1,4 @@
-"""A metric over two axes as coloured cells with their values: a panel per place and value of the other axes."""
+"""Draw a metric over two axes as coloured cells with their values: a panel per place and value of the other axes."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _MIDDLE = 0.55  # of the scale: below it cells are dark, and their text is white
 
 
 def figure(table: TableData, plot: Plot, entries: list[Entry]) -> Figure:
-    """The drawing of `entries`, which all have values: `x` across, `series` down, one scale for all panels."""
+    """Draw `entries`, which all have values: `x` across, `series` down, one colour scale for all panels."""
     panels = _panels(table, plot, entries)
     values = [entry.value or 0.0 for entry in entries]
     low, high = min(values), max(values)
     digits = min(1, table.metrics[plot.metric].digits)
     across = 1 if len(panels) == 1 else 2
     down = -(-len(panels) // across)
-    rows = max(len({e.labels[plot.series] for e in own}) for own in panels.values())
-    made = Figure(figsize=(5.0 * across, down * (0.34 * rows + 1.1) + 0.2), layout="constrained")
-    flat = list(made.subplots(down, across, squeeze=False).flat)
+    rows = max(len({e.labels[plot.series] for e in panel_entries}) for panel_entries in panels.values())
+    fig = Figure(figsize=(5.0 * across, down * (0.34 * rows + 1.1) + 0.2), layout="constrained")
+    flat = list(fig.subplots(down, across, squeeze=False).flat)
     colours = colormaps[_COLOURS]
-    for axes, (names, own) in zip(flat, panels.items(), strict=False):
-        xs, ys = (_present(table, axis, own) for axis in (plot.x, plot.series))
-        for entry in own:
+    for axes, (names, panel_entries) in zip(flat, panels.items(), strict=False):
+        xs, ys = (_present(table, axis, panel_entries) for axis in (plot.x, plot.series))
+        for entry in panel_entries:
             share = 0.5 if high == low else ((entry.value or 0.0) - low) / (high - low)
-            at = xs.index(entry.labels[plot.x]), ys.index(entry.labels[plot.series])
-            axes.add_patch(Rectangle((at[0] - 0.5, at[1] - 0.5), 1, 1, facecolor=colours(share), linewidth=0))
+            position = xs.index(entry.labels[plot.x]), ys.index(entry.labels[plot.series])
+            axes.add_patch(Rectangle((position[0] - 0.5, position[1] - 0.5), 1, 1, facecolor=colours(share), linewidth=0))
             ink = "white" if share < _MIDDLE else "black"
-            axes.text(*at, number(entry.value or 0.0, digits), ha="center", va="center", color=ink, fontsize=9)
+            axes.text(*position, number(entry.value or 0.0, digits), ha="center", va="center", color=ink, fontsize=9)
         axes.set_xlim(-0.5, len(xs) - 0.5)
         axes.set_ylim(-0.5, len(ys) - 0.5)
         axes.set_xticks(range(len(xs)), xs)
@@ -43,17 +43,17 @@ def figure(table: TableData, plot: Plot, entries: list[Entry]) -> Figure:
         axes.set_title(", ".join(names), loc="left")
     for axes in flat[len(panels) :]:
         axes.remove()
-    return made
+    return fig
 
 
 def _present(table: TableData, axis: str, entries: list[Entry]) -> list[str]:
-    """Values of an axis that have an entry, in the table's order."""
-    found = {e.labels[axis] for e in entries}
-    return [value for value in table.axes[axis] if value in found]
+    """Return the values of an axis that have an entry, in the table's order."""
+    present = {e.labels[axis] for e in entries}
+    return [value for value in table.axes[axis] if value in present]
 
 
 def _panels(table: TableData, plot: Plot, entries: list[Entry]) -> dict[tuple[str, ...], list[Entry]]:
-    """Title -> entries. An axis that neither x nor series shows is in the title if its values differ or the plot asks for it."""
+    """Return title -> entries. An axis that is neither x nor series is in the title if its values differ or the plot names it."""
     axes = [a for a in table.axes if a not in (plot.x, plot.series)]
     axes = [a for a in axes if a in plot.panels or len({e.labels[a] for e in entries}) > 1]
     panels: dict[tuple[str, ...], list[Entry]] = {}

@@ -1,4 +1,4 @@
-"""HTML fragments: a table with its numbers linked to their records."""
+"""Write HTML fragments: a table with its numbers linked to their records."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SYMBOLS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "≈", 
 
 
 def slug(*parts: str) -> str:
-    """An id for an element: `claim-automatic-glue_base-A1`."""
+    """Return an id for an element: `claim-automatic-glue_base-A1`."""
     return "-".join("".join(c if c.isalnum() or c in "_-" else "_" for c in part) for part in parts)
 
 
 def header_rows(block: Block) -> list[list[tuple[str, int]]]:
-    """Per column axis, (text, number of columns it spans), equal neighbours joined."""
+    """Return for each column axis its (text, number of columns it spans), with equal neighbours joined."""
     texts = [block.column_texts(c) for c in block.columns]
     rows = []
     for level in range(len(block.column_axes)):
@@ -31,20 +31,20 @@ def header_rows(block: Block) -> list[list[tuple[str, int]]]:
 
 
 def only_place(block: Block) -> str:
-    """Where all values of a table with several columns come from, if it is one place: said once then, not above every column."""
+    """Return the one place of all values of a table with several columns, else "": it is then named once, not in every column."""
     places = {column.place_text for column in block.columns if column.place}
     return places.pop() if len(places) == 1 and len(block.columns) > 1 else ""
 
 
 def href(table: TableData, entry: Entry) -> str:
-    """Where a number's evidence is: its record, or the document it was read in."""
+    """Return the link to the evidence of a number: its record, or the document it was read in."""
     if entry.runs:
         return f"#record-{entry.runs[0]}"
     return f"#{slug('source', table.paper, table.table, str(published_in(table).index(entry.source)))}"
 
 
 def hint(entry: Entry) -> str:
-    """What a pointer over a number shows."""
+    """Return the text that a pointer over a number shows."""
     parts = [entry.place_text, entry.spread_kind]
     parts += [f"{entry.n} seeds" if len(entry.by_seed) > 1 else ""]
     parts += [f"source: {entry.source}" if entry.source else "", f"record {', '.join(entry.runs)}" if entry.runs else ""]
@@ -52,15 +52,15 @@ def hint(entry: Entry) -> str:
 
 
 def environment() -> Environment:
-    """Jinja with this package's templates and words. Everything is escaped unless it is marked."""
-    made = Environment(
+    """Return a Jinja environment with this package's templates and functions. It escapes everything that is not `Markup`."""
+    jinja = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"short": short, "spell": spell, "slug": slug, "words": lambda text: str(text).replace("_", " ")}
+    jinja.filters |= {"short": short, "spell": spell, "slug": slug, "words": lambda text: str(text).replace("_", " ")}
     functions: dict[str, Any] = {
         "blocks": blocks,
         "header_rows": header_rows,
@@ -75,10 +75,13 @@ def environment() -> Environment:
         "published_in": published_in,
         "symbols": SYMBOLS,
     }
-    made.globals |= functions
-    return made
+    jinja.globals |= functions
+    return jinja
 
 
 def table_fragment(table: TableData) -> str:
-    """The table as a piece of HTML: blocks, legend and where published values were read. Record links lead within the report."""
+    """Return the table as a piece of HTML: blocks, legend and the sources of published values.
+
+    Its links to records lead to the report that contains it.
+    """
     return environment().get_template("fragment.html.j2").render(table=table)

@@ -1,4 +1,4 @@
-"""A table as it stands on paper: rows, columns, and under each column the origins that have a value there."""
+"""Lay a table out as it is printed: rows, columns, and under each column the origins that have a value in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_EMPTY_ROWS = 12
 
 @dataclass(frozen=True)
 class Column:
-    """labels: column axis -> value; place: (origin, tier, machine), None where nothing is known of the whole column."""
+    """One column. labels: column axis -> value; place: (origin, tier, machine), None where no value of the column is known."""
 
     labels: dict[str, str]
     place: tuple[str, str, str] | None
@@ -25,7 +25,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Slot:
-    """One place in the grid. entry: None where it is empty; why: the reason, spelt out in a footnote."""
+    """One place in the grid. entry: None where it is empty; why: the reason for that, given in a footnote."""
 
     entry: Entry | None
     text: str
@@ -53,11 +53,11 @@ class Block:
     footnotes: list[str] = field(default_factory=list)
 
     def row_values(self, row: dict[str, str]) -> list[str]:
-        """Axis values alone, for tables that head each row axis with its name."""
+        """Return the axis values alone, for tables that have the names of the row axes in their header."""
         return ["∞" if row[axis] == "inf" else row[axis] for axis in self.row_axes]
 
     def row_texts(self, row: dict[str, str]) -> list[str]:
-        """Axis values that say which axis they are of."""
+        """Return the axis values, each with the name of its axis where it needs one."""
         return [label_text(axis, row[axis]) for axis in self.row_axes]
 
     def column_texts(self, column: Column) -> list[str]:
@@ -74,14 +74,14 @@ class Block:
 
 
 def marks_of(entry: Entry) -> str:
-    """† synthetic, ‡ simulated, * epsilon only nominal. A published value carries none."""
+    """Return the marks of a value: † synthetic, ‡ simulated, * epsilon only nominal. A published value has none."""
     marks = "†" if entry.synthetic else ""
     marks += "‡" if entry.simulated else ""
     return marks + ("*" if entry.privacy is not None and entry.privacy.validity == "nominal" else "")
 
 
 def interval_of(entry: Entry, digits: int) -> str:
-    """`± 0.4`, or `(1180–1260)` for quantiles over rounds; nothing where they are equal as printed."""
+    """Return `± 0.4`, or `(1180–1260)` for quantiles over rounds; nothing where both quantiles are printed alike."""
     if entry.spread is not None:
         return f"± {number(entry.spread, digits)}"
     if entry.low is not None and entry.high is not None:
@@ -91,26 +91,28 @@ def interval_of(entry: Entry, digits: int) -> str:
 
 
 def _projections(table: TableData, axes: list[str], keep: set[tuple[str, ...]]) -> list[dict[str, str]]:
-    """Distinct values of `axes` over the cells in `keep`, in the table's order."""
+    """Return the distinct values of `axes` over the cells in `keep`, in the table's order."""
     rank = {a: {v: i for i, v in enumerate(table.axes[a])} for a in axes}
-    found = {tuple(c.labels[a] for a in axes) for c in table.cells if tuple(c.labels.values()) in keep}
-    ordered = sorted(found, key=lambda values: [rank[a][v] for a, v in zip(axes, values, strict=True)])
+    distinct = {tuple(c.labels[a] for a in axes) for c in table.cells if tuple(c.labels.values()) in keep}
+    ordered = sorted(distinct, key=lambda values: [rank[a][v] for a, v in zip(axes, values, strict=True)])
     return [dict(zip(axes, values, strict=True)) for values in ordered]
 
 
 def _places(entries: list[Entry], labels: dict[str, str], tier: str) -> list[tuple[str, str, str]]:
-    """Origins with a value in a column: published, recorded (largest tier first), here. Tiers that share all runs are shown once,
-    as the table's own tier or else the largest."""
-    own = [e for e in entries if e.known and all(e.labels[a] == v for a, v in labels.items())]
+    """Return the places with a value in a column: published, recorded (largest tier first), here.
+
+    Tiers that share all runs are shown once, as the tier of the table or else as the largest.
+    """
+    column_entries = [e for e in entries if e.known and all(e.labels[a] == v for a, v in labels.items())]
     runs: dict[tuple[str, str, str], set[str]] = {}
-    for entry in own:
+    for entry in column_entries:
         runs.setdefault(entry.place, set()).update(entry.runs)
     order = sorted(runs, key=lambda p: (p[1] != tier, -TIERS.index(p[1]) if p[1] else 0))
-    found: list[tuple[str, str, str]] = []
+    shown: list[tuple[str, str, str]] = []
     for place in order:
-        if not any(p[0] == place[0] != "published" and p[2] == place[2] and runs[place] <= runs[p] for p in found):
-            found.append(place)
-    return sorted(found, key=lambda p: (ORIGINS.index(p[0]), -TIERS.index(p[1]) if p[1] else 0, p[2]))
+        if not any(p[0] == place[0] != "published" and p[2] == place[2] and runs[place] <= runs[p] for p in shown):
+            shown.append(place)
+    return sorted(shown, key=lambda p: (ORIGINS.index(p[0]), -TIERS.index(p[1]) if p[1] else 0, p[2]))
 
 
 def _slot(table: TableData, metric: str, labels: dict[str, str], place: tuple[str, str, str] | None) -> Slot:
@@ -142,19 +144,22 @@ def _why_empty(table: TableData, labels: dict[str, str], place: tuple[str, str, 
 
 
 def blocks(table: TableData) -> list[Block]:
-    """One block per main metric. Rows and columns that do not exist at any tier are left out, with the reason below."""
+    """Return one block per main metric, without the rows and columns that exist at no tier; a footnote gives the reason."""
     return [_block(table, name, spec) for name, spec in table.metrics.items() if spec.main]
 
 
 def without_smoke(table: TableData, entries: list[Entry]) -> list[Entry]:
-    """Leaves out smoke values where another tier was asked for and has been run: they say nothing that it does not."""
+    """Leave out smoke values where the table is for another tier and has values of one: smoke adds nothing to them."""
     if table.tier == "smoke" or not any(e.tier not in ("", "smoke") and e.value is not None for e in entries):
         return entries
     return [e for e in entries if e.tier != "smoke"]
 
 
 def _known_rows(rows: list[dict[str, str]], entries: list[Entry]) -> tuple[list[dict[str, str]], int]:
-    """Rows with an entry first. Many rows without any are counted instead of shown, unless there are no others."""
+    """Return the rows to show, those with an entry first, and the number of rows that are only counted.
+
+    Many rows without an entry are counted instead of shown, unless there are no others.
+    """
     known = [r for r in rows if any(all(e.labels[a] == v for a, v in r.items()) for e in entries)]
     empty = [r for r in rows if r not in known]
     if known and len(empty) > MOST_EMPTY_ROWS:
@@ -164,8 +169,8 @@ def _known_rows(rows: list[dict[str, str]], entries: list[Entry]) -> tuple[list[
 
 def _block(table: TableData, metric: str, spec: MetricSpec) -> Block:
     entries = without_smoke(table, [e for e in table.entries if e.metric == metric])
-    noted = {tuple(e.labels[a] for a in table.axes) for e in entries}
-    exists = noted | {tuple(c.labels.values()) for c in table.cells if c.kept or not c.state.startswith("skipped:")}
+    cells_with_entry = {tuple(e.labels[a] for a in table.axes) for e in entries}
+    exists = cells_with_entry | {tuple(c.labels.values()) for c in table.cells if c.kept or not c.state.startswith("skipped:")}
     rows, unknown = _known_rows(_projections(table, table.rows, exists), entries)
     columns: list[Column] = []
     for labels in _projections(table, table.columns, exists):
@@ -177,20 +182,20 @@ def _block(table: TableData, metric: str, spec: MetricSpec) -> Block:
     block.legend = [f"{mark} {says}" for mark, says in MARKS.items() if mark in used]
     kinds = dict.fromkeys(e.spread_kind for e in entries if e.value is not None and e.spread_kind)
     block.footnotes = [f"Beside a value: {', '.join(kinds)}."] if kinds else []
-    block.footnotes += _texts_explained(slots)
+    block.footnotes += _explain_texts(slots)
     why = dict.fromkeys(slot.why for line in slots for slot in line if slot.why)
     if why:
         block.footnotes.append(f"{EMPTY} {'; '.join(why)}.")
     if unknown:
-        read = "not read off the paper, and " if table.source.number else ""
-        block.footnotes.append(f"{unknown} more rows have no value yet: {read}not run.")
+        not_read = "not read off the paper, and " if table.source.number else ""
+        block.footnotes.append(f"{unknown} more rows have no value yet: {not_read}not run.")
     if table.source.number and not any(e.origin == "published" and e.value is not None for e in entries):
         block.footnotes.append(f"Published: no value of this metric has been read off {table.source.number} yet.")
     return block
 
 
-def _texts_explained(slots: list[list[Slot]]) -> list[str]:
-    """`none: no clipping and no noise; ...`: what stands in place of a value, and all the reasons for it."""
+def _explain_texts(slots: list[list[Slot]]) -> list[str]:
+    """Explain each text that is printed in place of a value, with all its reasons: `none: no clipping and no noise; ...`."""
     reasons: dict[str, dict[str, None]] = {}
     for slot in (slot for line in slots for slot in line):
         if slot.entry is not None and slot.entry.text:
@@ -199,7 +204,7 @@ def _texts_explained(slots: list[list[Slot]]) -> list[str]:
 
 
 def sources_used(table: TableData) -> list[str]:
-    """Data and models of recorded values and of this machine's, one line for each place that has any."""
+    """Return the data and models of recorded values and of this machine's, one line for each place that has any."""
     lines: dict[str, dict[str, None]] = {}
     for entry in without_smoke(table, table.entries):
         if entry.value is not None and entry.origin != "published":
@@ -208,5 +213,5 @@ def sources_used(table: TableData) -> list[str]:
 
 
 def published_in(table: TableData) -> list[str]:
-    """The documents that published values were read in."""
+    """Return the documents that published values were read in."""
     return list(dict.fromkeys(e.source for e in table.entries if e.origin == "published"))

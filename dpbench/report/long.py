@@ -1,4 +1,4 @@
-"""One long table over all records: a row per record and metric, with all that a number must not be read without."""
+"""Write one long table over all records: a row per record and metric, with everything that is needed to interpret the number."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _sampler(mechanism: dict[str, Any] | None) -> str | None:
 
 
 def long_rows(stored: Iterable[Stored]) -> list[Row]:
-    """One row per record and metric; requests, labels and accountants are JSON, what is not known is None."""
+    """Return one row per record and metric; requests, labels and accountants are JSON, unknown values are None."""
     rows = []
     for item in stored:
         record, privacy, environment = item.record, item.record.privacy, item.record.environment
@@ -82,14 +82,14 @@ def long_rows(stored: Iterable[Stored]) -> list[Row]:
             shared |= {name: getattr(privacy, name) for name in names}
             shared |= {"reasons": "; ".join(privacy.reasons), "accountants": canonical_json(privacy.accountants)}
         for metric in record.metrics:
-            own = {name: getattr(metric, name) for name in ("value", "unit", "low", "high", "kind", "note")}
-            own |= {"metric": metric.name, "labels": canonical_json(metric.labels), "rounds": len(metric.rounds) or None}
-            rows.append(dict.fromkeys(COLUMNS) | shared | own)
+            values = {name: getattr(metric, name) for name in ("value", "unit", "low", "high", "kind", "note")}
+            values |= {"metric": metric.name, "labels": canonical_json(metric.labels), "rounds": len(metric.rounds) or None}
+            rows.append(dict.fromkeys(COLUMNS) | shared | values)
     return rows
 
 
 def write_long(rows: list[Row], csv_path: Path, parquet_path: Path) -> None:
-    """Write the rows as CSV and as parquet, each whole or not at all; the parquet's metadata holds the schema version.
+    """Write the rows as CSV and as parquet, each atomically; the parquet's metadata has the schema version.
 
     Raises:
         DpbenchError: a file cannot be written.

@@ -1,4 +1,4 @@
-"""The report: one self-contained page, without scripts and without network."""
+"""Render the report: one self-contained page, without scripts and without network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dpbench.spec.models import Plot
 Svgs = dict[tuple[str, str, str], str]
 """(paper, table, plot) -> SVG text."""
 
-_WIDE = 480  # points: two panels side by side; below that a phone shows it whole
+_WIDE = 480  # points, of two panels side by side; a narrower plot fits on the screen of a phone
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class _Tier:
 
 
 @dataclass(frozen=True)
-class _Spent:
-    """What one privacy statement holds for. cells: in words, each with its first run."""
+class _PrivacyStatement:
+    """One privacy statement and where it applies. cells: in words, each with its first run."""
 
     cells: list[tuple[str, str]]
     place: str
@@ -41,7 +41,7 @@ class _Spent:
 
 @dataclass(frozen=True)
 class _View:
-    """A table with what its section shows."""
+    """A table with the content of its section."""
 
     table: TableData
     blocks: list[Block]
@@ -50,7 +50,7 @@ class _View:
     sources: list[str]
     synthetic: bool
     measured: bool
-    privacy: list[_Spent]
+    privacy: list[_PrivacyStatement]
     notes: list[str]
     tiers: list[_Tier]
     cells: int
@@ -69,7 +69,7 @@ class _Paper:
 
 
 def inline_svg(text: str, name: str) -> Markup:
-    """An SVG for use inside a page: no prolog, no foreign addresses, its ids made its own by `name`."""
+    """Return an SVG for use inside a page: without prolog and foreign addresses, its ids made unique by `name`."""
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     ids = set(re.findall(r'\bid="([^"]+)"', body))
@@ -82,27 +82,27 @@ def inline_svg(text: str, name: str) -> Markup:
     return Markup(body)  # drawn by dpbench.report.plots, which escapes labels
 
 
-def _privacy(table: TableData) -> list[_Spent]:
-    """One per place and privacy statement, with the cells that share it. Axes that all cells agree on are not spelt out."""
-    found: dict[tuple[str, str], dict[tuple[str, ...], Entry]] = {}
+def _privacy(table: TableData) -> list[_PrivacyStatement]:
+    """Return the statements of each place, with the cells that share them. Axes on which all cells agree are not named."""
+    entries_of: dict[tuple[str, str], dict[tuple[str, ...], Entry]] = {}
     for entry in table.entries:
         if entry.privacy is not None and entry.runs:
-            cells = found.setdefault((entry.place_text, entry.privacy.model_dump_json()), {})
+            cells = entries_of.setdefault((entry.place_text, entry.privacy.model_dump_json()), {})
             cells.setdefault(tuple(entry.runs), entry)
-    every = [entry for cells in found.values() for entry in cells.values()]
-    differ = [a for a in table.axes if len({e.labels[a] for e in every}) > 1] or table.rows
-    spent = []
-    for (place, _), cells in found.items():
-        of = [(spell({a: e.labels[a] for a in differ}), e.runs[0]) for e in cells.values()]
-        spent.append(_Spent(of, place, next(iter(cells.values())).privacy))
-    return spent
+    all_entries = [entry for cells in entries_of.values() for entry in cells.values()]
+    differ = [a for a in table.axes if len({e.labels[a] for e in all_entries}) > 1] or table.rows
+    statements = []
+    for (place, _), cells in entries_of.items():
+        cell_texts = [(spell({a: e.labels[a] for a in differ}), e.runs[0]) for e in cells.values()]
+        statements.append(_PrivacyStatement(cell_texts, place, next(iter(cells.values())).privacy))
+    return statements
 
 
 def _tier_rows(info: TierInfo) -> _Tier:
     rows = [(key, _spell(value), whose(key, info.origin)) for key, value in flatten(info.settings)]
     for axis, values in info.axes.items():
-        for label, over in values.items():
-            for key, value in flatten(over):
+        for label, changed in values.items():
+            for key, value in flatten(changed):
                 rows.append((f"{axis} {label}: {key}", _spell(value), whose(key, info.origin)))
     for override in info.overrides:
         cells = ", ".join(f"{axis} {' or '.join(v) if isinstance(v, list) else v}" for axis, v in override.where.items())
@@ -118,9 +118,9 @@ def _spell(value: Any) -> str:
 
 
 def _states(table: TableData) -> str:
-    """`4 recorded, 2 not run`; reasons of skipped cells stand at the table itself."""
-    words = Counter(cell.state.split(":")[0] for cell in table.cells)
-    return ", ".join(f"{count} {state}" for state, count in words.most_common())
+    """Count the states: `4 recorded, 2 not run`; the reasons of skipped cells are given at the table itself."""
+    counts = Counter(cell.state.split(":")[0] for cell in table.cells)
+    return ", ".join(f"{count} {state}" for state, count in counts.most_common())
 
 
 def _view(table: TableData, judgements: list[Judgement], svgs: Svgs) -> _View:
@@ -149,11 +149,11 @@ def _view(table: TableData, judgements: list[Judgement], svgs: Svgs) -> _View:
 
 
 def render(tables: list[TableData], claims: list[Judgement], svgs: Svgs, scope: Literal["here", "recorded"]) -> str:
-    """The whole report as one HTML text.
+    """Render the report as one HTML text.
 
     Args:
         svgs: plots by (paper, table, plot); one that is missing is left out.
-        scope: `recorded` says in the head that nothing of this machine is in it.
+        scope: with `recorded` the head says that the report contains nothing of this machine.
     """
     views = [_view(table, claims, svgs) for table in tables]
     by_paper: dict[str, list[_View]] = {}
@@ -171,7 +171,7 @@ def render(tables: list[TableData], claims: list[Judgement], svgs: Svgs, scope: 
         tiers=list(dict.fromkeys(t.tier for t in tables)),
         newest=max((i.created for infos in records.values() for i in infos), default=""),
         views=views,
-        papers=[_Paper(key, found) for key, found in by_paper.items()],
+        papers=[_Paper(key, paper_views) for key, paper_views in by_paper.items()],
         claims=claims,
         verdicts=VERDICTS,
         records=dict(sorted(records.items())),

@@ -1,4 +1,4 @@
-"""Two selections of cells, paired: estimate, 95 % t-interval and verdict."""
+"""Pair two selections of cells and judge them: estimate, 95 % t-interval and verdict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 
 
 class CellEstimate(Strict):
-    """One pair of cells. labels: what they share; compared: their difference or ratio."""
+    """One pair of cells. labels: those they share; compared: their difference or ratio."""
 
     labels: dict[str, str]
     of: float
@@ -31,7 +31,7 @@ class Pairing(Strict):
     """All pairs of cells of one comparison, judged together.
 
     estimate: mean difference or geometric mean of ratios; low, high: its 95 % t-interval over `n` seeds or rounds;
-    shortfall: how far the estimate lies beyond the threshold, negative on the claimed side, None without an estimate.
+    shortfall: how far the estimate is beyond the threshold, negative on the claimed side, None without an estimate.
     """
 
     of: dict[str, str]
@@ -50,56 +50,59 @@ class Pairing(Strict):
 def pairs_of(
     test: ClaimTest, entries: list[Entry], axes: list[str], cells: list[dict[str, str]]
 ) -> Iterator[tuple[dict[str, str], dict[str, str], list[tuple[Entry, Entry]]]]:
-    """Each comparison that a test asks for, with the pairs of entries that agree on every axis it does not name.
+    """Yield each comparison that a test asks for, with the pairs of entries that agree on every axis it does not name.
 
-    Values that are asked for but have no entry give a comparison without pairs.
+    Values that the test asks for but that have no entry give a comparison without pairs.
 
     Args:
-        cells: labels of all cells of the entries' tier, so that no part of a grid is folded as if it were the whole.
+        cells: labels of all cells of the entries' tier, so that no part of a grid is folded as if it were all of it.
     """
-    left = [a for a in axes if a not in test.reduce]
-    named = [a for a in left if a in test.of or a in test.against]
-    rest = [a for a in left if a not in named]
-    inside = [e for e in entries if matches(e.labels, test.where)]
+    unfolded_axes = [a for a in axes if a not in test.reduce]
+    named_axes = [a for a in unfolded_axes if a in test.of or a in test.against]
+    shared_axes = [a for a in unfolded_axes if a not in named_axes]
+    candidates = [e for e in entries if matches(e.labels, test.where)]
     sides = []
-    for wanted in (test.of, test.against):
-        own = [e for e in inside if matches(e.labels, wanted)]
+    for selection in (test.of, test.against):
+        selected = [e for e in candidates if matches(e.labels, selection)]
         if test.reduce:
-            own = folded(own, test.reduce, [c for c in cells if matches(c, test.where) and matches(c, wanted)])
-        found: dict[tuple[str, ...], dict[tuple[str, ...], Entry]] = {}
-        for entry in own:
-            value = tuple(entry.labels[a] for a in named)
-            found.setdefault(value, {})[tuple(entry.labels[a] for a in rest)] = entry
-        sides.append((found, _absent(wanted, found, named)))
-    (of_found, of_absent), (against_found, against_absent) = sides
-    for of_value, of_cells in of_found.items():
-        of = dict(zip(named, of_value, strict=True))
-        for against_value, against_cells in against_found.items():
+            selected = folded(selected, test.reduce, [c for c in cells if matches(c, test.where) and matches(c, selection)])
+        by_value: dict[tuple[str, ...], dict[tuple[str, ...], Entry]] = {}
+        for entry in selected:
+            value = tuple(entry.labels[a] for a in named_axes)
+            by_value.setdefault(value, {})[tuple(entry.labels[a] for a in shared_axes)] = entry
+        sides.append((by_value, _absent(selection, by_value, named_axes)))
+    (of_by_value, of_absent), (against_by_value, against_absent) = sides
+    for of_value, of_cells in of_by_value.items():
+        of = dict(zip(named_axes, of_value, strict=True))
+        for against_value, against_cells in against_by_value.items():
             shared = [key for key in of_cells if key in against_cells]
-            against = dict(zip(named, against_value, strict=True))
+            against = dict(zip(named_axes, against_value, strict=True))
             yield of, against, [(of_cells[key], against_cells[key]) for key in shared]
         for against in against_absent:
             yield of, against, []
     for of in of_absent:
-        for against in [dict(zip(named, v, strict=True)) for v in against_found] + against_absent:
+        for against in [dict(zip(named_axes, v, strict=True)) for v in against_by_value] + against_absent:
             yield of, against, []
 
 
 def _absent(
-    wanted: dict[str, str | list[str]], found: dict[tuple[str, ...], dict[tuple[str, ...], Entry]], named: list[str]
+    selection: dict[str, str | list[str]], by_value: dict[tuple[str, ...], dict[tuple[str, ...], Entry]], named_axes: list[str]
 ) -> list[dict[str, str]]:
-    """Values of one axis that a test names and no entry has."""
+    """Return the values of one axis that a test names and no entry has."""
     absent = []
-    for axis, values in wanted.items():
-        if axis not in named:  # folded
+    for axis, values in selection.items():
+        if axis not in named_axes:  # folded
             continue
-        seen = {value[named.index(axis)] for value in found}
+        seen = {value[named_axes.index(axis)] for value in by_value}
         absent += [{axis: v} for v in (values if isinstance(values, list) else [values]) if v not in seen]
     return absent
 
 
 def _series(pairs: list[tuple[Entry, Entry]]) -> tuple[Literal["seeds", "rounds"], list[list[tuple[float, float]]]]:
-    """Per repetition, the (of, against) values of every pair. Seeds; rounds where there is one seed and it was repeated."""
+    """Return the kind of repetition, and for each one the (of, against) values of every pair.
+
+    Repetitions are seeds, or rounds where there is only one seed and it has several rounds.
+    """
     seeds = set.intersection(*({*a.by_seed} & {*b.by_seed} for a, b in pairs))
     if len(seeds) < 2 and all(len(a.rounds) >= 2 and len(b.rounds) >= 2 for a, b in pairs):
         n = min(min(len(a.rounds), len(b.rounds)) for a, b in pairs)
@@ -108,7 +111,7 @@ def _series(pairs: list[tuple[Entry, Entry]]) -> tuple[Literal["seeds", "rounds"
 
 
 def t_interval(values: list[float]) -> tuple[float, float, float]:
-    """(mean, low, high): the 95 % t-interval of the mean of at least two values; a single point where they are all equal."""
+    """Return (mean, low, high), the 95 % t-interval of the mean of at least two values; a single point if all are equal."""
     from scipy.special import stdtrit
 
     mean = statistics.fmean(values)
@@ -118,7 +121,10 @@ def t_interval(values: list[float]) -> tuple[float, float, float]:
 
 
 def decide(low: float, high: float, side: str, threshold: float) -> Verdict:
-    """Where an interval lies. The threshold is on the claimed side, to within rounding (exp of log moves the last digit)."""
+    """Return the verdict on an interval.
+
+    The threshold itself is on the claimed side, within rounding: exp of log changes the last digit.
+    """
     slack = 1e-12 * max(1.0, abs(threshold))
     if side == "at_most":
         low, high, threshold = -high, -low, -threshold
@@ -127,17 +133,21 @@ def decide(low: float, high: float, side: str, threshold: float) -> Verdict:
     return "not reproduced" if high < threshold - slack else "inconclusive"
 
 
-def unmet(wanted: Precondition, labels: dict[str, str], entries: list[Entry]) -> str:
-    """Why a setting says nothing, empty where it does. labels: of one cell of the setting."""
-    other = {axis: value for axis, value in labels.items() if axis not in wanted.of}
-    looked: dict[str, str | list[str]] = {**wanted.of, **other}
-    said = ", ".join(f"{axis} {value}" for axis, value in other.items())
+def unmet(condition: Precondition, labels: dict[str, str], entries: list[Entry]) -> str:
+    """Return why a setting does not meet a precondition, empty if it does.
+
+    Args:
+        labels: those of one cell of the setting.
+    """
+    setting = {axis: value for axis, value in labels.items() if axis not in condition.of}
+    selection: dict[str, str | list[str]] = {**condition.of, **setting}
+    where = ", ".join(f"{axis} {value}" for axis, value in setting.items())
     for entry in entries:
-        if entry.metric == wanted.metric and matches(entry.labels, looked) and entry.value is not None:
+        if entry.metric == condition.metric and matches(entry.labels, selection) and entry.value is not None:
             values = list(entry.by_seed.values()) or [entry.value]
             mean, low, high = t_interval(values) if len(values) > 1 else (values[0],) * 3
-            return "" if low > wanted.above else f"at {said} {wanted.metric} is {mean:.1f} ({low:.1f} to {high:.1f})"
-    return f"at {said} there is no {wanted.metric} of {', '.join(wanted.of.values())}"
+            return "" if low > condition.above else f"at {where} {condition.metric} is {mean:.1f} ({low:.1f} to {high:.1f})"
+    return f"at {where} there is no {condition.metric} of {', '.join(condition.of.values())}"
 
 
 def _compare(compares: str, of: float, against: float) -> float:
@@ -185,8 +195,8 @@ def judge_pairing(test: ClaimTest, of: dict[str, str], against: dict[str, str], 
         for a, b in pairs
         if a.value is not None and b.value is not None
     ]
-    beyond = None if estimate is None else (threshold - estimate if side == "at_least" else estimate - threshold)
-    return _pairing(of, against, verdict, (estimate, low, high), len(steps), over, cells, reasons, beyond)
+    shortfall = None if estimate is None else (threshold - estimate if side == "at_least" else estimate - threshold)
+    return _pairing(of, against, verdict, (estimate, low, high), len(steps), over, cells, reasons, shortfall)
 
 
 def _pairing(

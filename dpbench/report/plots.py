@@ -1,4 +1,4 @@
-"""A table's plots as SVG: the same bytes from the same values, readable on a phone, in light and in dark."""
+"""Draw a table's plots as SVG: the same values give the same bytes, readable on a phone, in light and in dark."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from dpbench.report.words import MARKS, label_text
 from dpbench.spec.models import Plot
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C8C8C", "#882255", "#999933", "#332288"]
-"""Okabe and Ito's colours that hold on white and on black."""
+"""Okabe and Ito's colours that can be seen on white and on black."""
 _MARKERS = "os^Dvp"
 _DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2))]
 _INK = "#010203"  # replaced by currentColor, so that text follows the page's colour
-_MEASURED = "DejaVu Sans"  # comes with matplotlib, and is wide: what it leaves room for, the reader's font fits in
+_MEASURED = "DejaVu Sans"  # comes with matplotlib, and is wide: the reader's font fits into the room that it takes
 _SHOWN = "system-ui, Helvetica, Arial, sans-serif"
 _STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a machine or a unit may be called anything
@@ -49,20 +49,20 @@ _Panel = tuple[tuple[str, str], ...]
 
 
 def _panels(table: TableData, plot: Plot, entries: list[Entry]) -> dict[_Panel, list[Entry]]:
-    """Entries by panel. An axis that neither x nor series shows gets panels too, if its values differ."""
+    """Return the entries of each panel. An axis that is neither x nor series gets panels too, if its values differ."""
     axes = [a for a in table.axes if a not in (plot.x, plot.series)]
     axes = [a for a in axes if a in plot.panels or len({e.labels[a] for e in entries}) > 1]
-    apart = plot.kind == "lines" and _far_apart(entries)
-    found: dict[_Panel, list[Entry]] = {}
+    panel_per_place = plot.kind == "lines" and _far_apart(entries)
+    panels: dict[_Panel, list[Entry]] = {}
     for entry in entries:
-        where = (("", entry.place_text),) if apart else ()
-        found.setdefault(tuple((a, entry.labels[a]) for a in axes) + where, []).append(entry)
+        where = (("", entry.place_text),) if panel_per_place else ()
+        panels.setdefault(tuple((a, entry.labels[a]) for a in axes) + where, []).append(entry)
     order = {a: {v: i for i, v in enumerate(table.axes[a])} for a in axes}
-    return dict(sorted(found.items(), key=lambda item: [order[a][v] if a else v for a, v in item[0]]))
+    return dict(sorted(panels.items(), key=lambda item: [order[a][v] if a else v for a, v in item[0]]))
 
 
 def _far_apart(entries: list[Entry]) -> bool:
-    """Whether one place's values would lie flat on the axis of another's."""
+    """Return whether one place's values would look like zero on the axis of another's."""
     largest: dict[tuple[str, str, str], float] = {}
     for entry in entries:
         largest[entry.place] = max(largest.get(entry.place, 0.0), abs(entry.value or 0.0))
@@ -77,7 +77,7 @@ def _number(label: str) -> float:
 
 
 def _reach(entry: Entry) -> tuple[float, float]:
-    """(below, above) the value: quantiles over rounds, else the spread over seeds, else nothing."""
+    """Return the (lower, upper) error: from quantiles over rounds, else from the spread over seeds, else 0."""
     value = entry.value or 0.0
     if entry.low is not None and entry.high is not None:
         return max(0.0, value - entry.low), max(0.0, entry.high - value)
@@ -85,7 +85,7 @@ def _reach(entry: Entry) -> tuple[float, float]:
 
 
 class _Drawing:
-    """What the panels of one figure share: colours by series, markers and dashes by place."""
+    """The style that the panels of one figure share: colours by series, markers and dashes by place."""
 
     def __init__(self, table: TableData, plot: Plot, entries: list[Entry]) -> None:
         self.table, self.plot = table, plot
@@ -103,13 +103,13 @@ class _Drawing:
         entries = [e for e in entries if math.isfinite(_number(e.labels[self.plot.x]))]
         for place in self.places:
             for value in self.series:
-                own = [e for e in entries if e.place == place and e.labels[self.plot.series] == value]
-                own.sort(key=lambda e: _number(e.labels[self.plot.x]))
-                if own:
+                drawn = [e for e in entries if e.place == place and e.labels[self.plot.series] == value]
+                drawn.sort(key=lambda e: _number(e.labels[self.plot.x]))
+                if drawn:
                     axes.errorbar(
-                        [_number(e.labels[self.plot.x]) for e in own],
-                        [e.value or 0.0 for e in own],
-                        yerr=list(zip(*(_reach(e) for e in own), strict=True)),
+                        [_number(e.labels[self.plot.x]) for e in drawn],
+                        [e.value or 0.0 for e in drawn],
+                        yerr=list(zip(*(_reach(e) for e in drawn), strict=True)),
                         color=self.colour[value],
                         marker=self.marker(place),
                         markerfacecolor=self.colour[value] if place[0] == "here" else "none",
@@ -136,9 +136,9 @@ class _Drawing:
         step = 0.8 / max(1, len(kinds))
         for entry in entries:
             value, place = entry.labels[self.plot.series], entry.place
-            at = groups.index(entry.labels[self.plot.x]) + (kinds.index((value, place)) - (len(kinds) - 1) / 2) * step
+            position = groups.index(entry.labels[self.plot.x]) + (kinds.index((value, place)) - (len(kinds) - 1) / 2) * step
             axes.errorbar(
-                [at],
+                [position],
                 [entry.value or 0.0],
                 yerr=[[side] for side in _reach(entry)],
                 color=self.colour[value],
@@ -176,9 +176,9 @@ class _Drawing:
 
 
 def draw(table: TableData, plot: Plot) -> bytes:
-    """One plot of this machine's and recorded values as SVG; published and missing values are not drawn.
+    """Draw one plot of this machine's and recorded values as SVG; published and missing values are not drawn.
 
-    Without any value it is a picture that says `not run`.
+    Without any value the picture says `not run`.
     """
     entries = [e for e in table.entries if e.metric == plot.metric and e.origin != "published" and e.value is not None]
     entries = without_smoke(table, entries)
@@ -188,8 +188,8 @@ def draw(table: TableData, plot: Plot) -> bytes:
         if not entries:
             return _not_run(plot)
         if plot.kind == "curves":
-            made = curves.figure(table, plot, entries, COLOURS, _DASHES)
-            return _not_run(plot) if made is None else _save(made, plot)
+            figure = curves.figure(table, plot, entries, COLOURS, _DASHES)
+            return _not_run(plot) if figure is None else _save(figure, plot)
         if plot.kind == "heatmap":
             return _save(heatmap.figure(table, plot, entries), plot)
         if plot.kind == "scatter":
@@ -204,8 +204,8 @@ def draw(table: TableData, plot: Plot) -> bytes:
         figure = Figure(figsize=(5.0 * across, height), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False)
         spec, flat = table.metrics[plot.metric], list(grid.flat)
-        for axes, (panel, own) in zip(flat, panels.items(), strict=False):
-            getattr(drawing, plot.kind)(axes, own)
+        for axes, (panel, panel_entries) in zip(flat, panels.items(), strict=False):
+            getattr(drawing, plot.kind)(axes, panel_entries)
             axes.set_title(", ".join(label_text(a, v) if a else v for a, v in panel), loc="left")
             axes.set_ylabel(f"{plot.metric.replace('_', ' ')}" + (f"\n({spec.unit})" if spec.unit else ""))
             axes.grid(axis="y", color=_INK, alpha=0.18, linewidth=0.8)
@@ -225,11 +225,11 @@ def _not_run(plot: Plot) -> bytes:
 
 
 def _save(figure: Figure, plot: Plot) -> bytes:
-    """A figure as SVG without date or creator, with a title for screen readers."""
+    """Return a figure as SVG without date or creator, with a title for screen readers."""
     out = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(out, format="svg", transparent=True, metadata=metadata)
     text = re.sub(r"<metadata>.*?</metadata>", "", out.getvalue(), flags=re.DOTALL).replace(_INK, "currentColor")
     text = text.replace(f"'{_MEASURED}'", _SHOWN)
     opening = re.compile(r"(<svg\b[^>]*?)>")
-    return opening.sub(lambda found: f'{found[1]} role="img">\n <title>{escape(plot.title)}</title>', text, count=1).encode()
+    return opening.sub(lambda match: f'{match[1]} role="img">\n <title>{escape(plot.title)}</title>', text, count=1).encode()

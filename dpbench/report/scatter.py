@@ -1,4 +1,4 @@
-"""A metric against another one: a marker per cell, its shape by `series`, a panel per place and value of `panels`."""
+"""Draw a metric against another one: a marker per cell, its shape by `series`, a panel per place and value of `panels`."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from dpbench.spec.models import Plot
 
 _MARKERS = "os^Dvp"
 _AREA = 36.0
-"""Of a marker in square points; the largest one of a plot in which areas differ has three times as much."""
+"""Area of a marker in square points; where areas differ, the largest marker has three times as much."""
 _CLOSE = 0.06
-"""Share of a panel's height within which two names stand as one."""
+"""Share of a panel's height within which two names are written as one."""
 Point = tuple[float, Entry]
-"""The value of the metric across, and the entry of the one upwards."""
+"""The value of the metric on the x axis, and the entry of the one on the y axis."""
 
 
 def points_of(table: TableData, plot: Plot, entries: list[Entry]) -> list[Point]:
-    """Entries whose cell has a value of the metric across too, by that value."""
-    found = [(table.find(entry.labels, plot.x, entry.place), entry) for entry in entries]
-    points = [(other.value, entry) for other, entry in found if other is not None and other.value is not None]
+    """Return the entries whose cell also has a value of the metric on the x axis, sorted by that value."""
+    pairs = [(table.find(entry.labels, plot.x, entry.place), entry) for entry in entries]
+    points = [(other.value, entry) for other, entry in pairs if other is not None and other.value is not None]
     return sorted(points, key=lambda point: point[0])
 
 
 def figure(table: TableData, plot: Plot, points: list[Point], colours: list[str]) -> Figure:
-    """The drawing of `points`, at least one."""
+    """Draw `points`, at least one."""
     panels: dict[tuple[str, ...], list[Point]] = {}
     for across, entry in points:
         title = (*(label_text(a, entry.labels[a]) for a in plot.panels), entry.place_text)
         panels.setdefault(title, []).append((across, entry))
     columns = 1 if len(panels) == 1 else 2
     rows = -(-len(panels) // columns)
-    made = Figure(figsize=(5.0 * columns, 2.6 * rows + 0.5), layout="constrained")
-    flat = list(made.subplots(rows, columns, squeeze=False).flat)
+    fig = Figure(figsize=(5.0 * columns, 2.6 * rows + 0.5), layout="constrained")
+    flat = list(fig.subplots(rows, columns, squeeze=False).flat)
     handles: dict[str, Any] = {}
     areas = _areas(table, plot, points)
-    for axes, (title, own) in zip(flat, panels.items(), strict=False):
+    for axes, (title, panel_points) in zip(flat, panels.items(), strict=False):
         for number, value in enumerate(table.axes[plot.series]):
-            drawn = [point for point in own if point[1].labels[plot.series] == value]
+            drawn = [point for point in panel_points if point[1].labels[plot.series] == value]
             if not drawn:
                 continue
             xs, ys = zip(*((across, entry.value or 0.0) for across, entry in drawn), strict=True)
             colour = colours[number % len(colours)]
-            path = len(drawn) == len(set(xs)) > 1  # cells of one x are not stations of a path
+            path = len(drawn) == len(set(xs)) > 1  # cells that share an x have no order along a line
             style: dict[str, Any] = {
                 "color": colour,
                 "marker": _MARKERS[number % len(_MARKERS)],
@@ -65,8 +65,10 @@ def figure(table: TableData, plot: Plot, points: list[Point], colours: list[str]
                 )
                 (line,) = axes.plot([], [], label=line.get_label(), **style)
             if len(drawn) > 1 and not path:
-                values = [entry.value or 0.0 for _, entry in own]
-                _name(axes, drawn, _varying(plot, own), colour, number % 2 == 0, _CLOSE * (max(values) - min(values)))
+                values = [entry.value or 0.0 for _, entry in panel_points]
+                _annotate(
+                    axes, drawn, _varying(plot, panel_points), colour, number % 2 == 0, _CLOSE * (max(values) - min(values))
+                )
             if path or value not in handles:
                 handles[value] = line
         axes.set_title(", ".join(title), loc="left")
@@ -77,30 +79,30 @@ def figure(table: TableData, plot: Plot, points: list[Point], colours: list[str]
         axes.grid(alpha=0.18, linewidth=0.8)
     for axes in flat[len(panels) :]:
         axes.remove()
-    made.legend(handles=[*handles.values()], loc="outside upper left", ncols=2 * columns, frameon=False, handlelength=2.2)
-    return made
+    fig.legend(handles=[*handles.values()], loc="outside upper left", ncols=2 * columns, frameon=False, handlelength=2.2)
+    return fig
 
 
 def _areas(table: TableData, plot: Plot, points: list[Point]) -> dict[int, float]:
-    """Each entry's marker in square points, by identity; that of a line's where the metric has no value."""
-    found = {id(entry): table.find(entry.labels, plot.area, entry.place) for _, entry in points} if plot.area else {}
-    values = {key: other.value for key, other in found.items() if other is not None and other.value}
+    """Return the area of each entry's marker in square points, by identity; `_AREA` where the metric has no value."""
+    area_entries = {id(entry): table.find(entry.labels, plot.area, entry.place) for _, entry in points} if plot.area else {}
+    values = {key: other.value for key, other in area_entries.items() if other is not None and other.value}
     largest = max(values.values(), default=1.0)
     return {id(entry): _AREA for _, entry in points} | {key: 3 * _AREA * value / largest for key, value in values.items()}
 
 
-def _varying(plot: Plot, own: list[Point]) -> list[str]:
-    """Axes that neither the marker nor the panel tells, but that differ within the panel."""
-    told = {plot.series, *plot.panels}
-    return [a for a in own[0][1].labels if a not in told and len({entry.labels[a] for _, entry in own}) > 1]
+def _varying(plot: Plot, points: list[Point]) -> list[str]:
+    """Return the axes that differ within a panel and that neither its markers nor its title show."""
+    shown = {plot.series, *plot.panels}
+    return [a for a in points[0][1].labels if a not in shown and len({entry.labels[a] for _, entry in points}) > 1]
 
 
-def _name(axes: Axes, drawn: list[Point], varying: list[str], colour: str, left: bool, close: float) -> None:
-    """Say beside the markers of one series which cells they are; one text for those that lie together."""
+def _annotate(axes: Axes, drawn: list[Point], varying: list[str], colour: str, left: bool, close: float) -> None:
+    """Write beside the markers of one series which cells they are; markers close to each other share one text."""
     groups: list[list[Point]] = []
     for point in sorted(drawn, key=lambda p: (p[0], p[1].value or 0.0)):
-        at = groups[-1][0] if groups else None
-        near = at is not None and at[0] == point[0] and (point[1].value or 0.0) - (at[1].value or 0.0) <= close
+        base = groups[-1][0] if groups else None
+        near = base is not None and base[0] == point[0] and (point[1].value or 0.0) - (base[1].value or 0.0) <= close
         groups[-1].append(point) if near else groups.append([point])
     for group in groups:
         text = "\n".join(" ".join(label_text(a, entry.labels[a]) for a in varying) for _, entry in reversed(group))

@@ -1,4 +1,4 @@
-"""A table as CSV, Markdown and LaTeX."""
+"""Write a table as CSV, Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from dpbench.report.words import EMPTY
 _VALUES = ["value", "text", "unit", "spread", "spread_kind", "low", "high", "n", "by_seed", "rounds", "runs"]
 _KINDS = ["synthetic", "simulated", "counted"]
 _PRIVACY = ["epsilon", "epsilon_rdp", "target_epsilon", "delta", "noise_multiplier", "relation", "validity", "reasons"]
-_REST = ["source", "sources", "warnings", "note"]
+_ORIGINS = ["source", "sources", "warnings", "note"]
 
 
 def csv_columns(table: TableData) -> list[str]:
-    """Columns of the CSV. An axis has its own name; the mechanism's own values start with `privacy_`."""
+    """Return the columns of the CSV. An axis is named as in the table; the values of the mechanism start with `privacy_`."""
     axes = [*table.rows, *table.columns]
     return [
         "paper",
@@ -38,12 +38,12 @@ def csv_columns(table: TableData) -> list[str]:
         *_VALUES,
         *_KINDS,
         *(f"privacy_{n}" for n in _PRIVACY),
-        *_REST,
+        *_ORIGINS,
     ]
 
 
 def _cell(value: Any) -> Any:
-    """What is not known is an empty field; lists and mappings are JSON."""
+    """Return a value for a field: an unknown value is an empty field; lists and mappings are JSON."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -56,18 +56,18 @@ def _cell(value: Any) -> Any:
 
 
 def csv_rows(table: TableData) -> Iterator[dict[str, Any]]:
-    """One row per entry."""
+    """Yield one row per entry."""
     for entry in table.entries:
         row: dict[str, Any] = {"paper": table.paper, "table": table.table, "metric": entry.metric}
         row |= {name: getattr(entry, name) for name in ("origin", "tier", "machine")} | entry.labels
-        row |= {name: getattr(entry, name) for name in [*_VALUES, *_KINDS, *_REST]}
-        row["n"] = entry.n or None  # of a published value it is not known
+        row |= {name: getattr(entry, name) for name in [*_VALUES, *_KINDS, *_ORIGINS]}
+        row["n"] = entry.n or None  # not known for a published value
         row |= {f"privacy_{n}": getattr(entry.privacy, n) if entry.privacy else None for n in _PRIVACY}
         yield {name: _cell(value) for name, value in row.items()}
 
 
 def to_csv(table: TableData) -> str:
-    """Every entry with all that is known of it; an empty field is an unknown value, never 0."""
+    """Return every entry with all that is known of it as CSV; an empty field is an unknown value, never 0."""
     out = io.StringIO()
     columns = csv_columns(table)
     writer = csv.DictWriter(out, columns, lineterminator="\n")
@@ -79,7 +79,7 @@ def to_csv(table: TableData) -> str:
 def _source_text(table: TableData) -> str:
     venue = f", {table.source.venue}" if table.source.venue else ""
     where = f" arXiv {table.source.arxiv}" if table.source.arxiv else ""
-    return f"{table.source.said}{where}{venue}"
+    return f"{table.source.phrase}{where}{venue}"
 
 
 def _md(text: str) -> str:
@@ -98,7 +98,7 @@ def _md(text: str) -> str:
 
 
 def to_markdown(table: TableData) -> str:
-    """One pipe table per main metric."""
+    """Return one pipe table per main metric."""
     lines = [f"# {_md(table.title)}", "", f"{_md(_source_text(table))}. Tier run here: {table.tier}.", ""]
     for block in blocks(table):
         heads = [" · ".join([*block.column_texts(c), c.place_text]) for c in block.columns]
@@ -151,21 +151,21 @@ _TEX = {
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX prints as it stands, with the marks of this package as mathematics."""
+    """Escape a text so that LaTeX prints it literally, with the marks of this package as mathematics."""
     return "".join(_TEX.get(character, character) for character in text)
 
 
 def _tex_header(block: Block) -> Iterator[str]:
-    """One line per column axis, equal neighbours joined, then the origins."""
+    """Yield the lines of the header: one per column axis, equal neighbours joined, then the origins."""
     lead = len(block.row_axes)
     texts = [block.column_texts(c) for c in block.columns]
     for level in range(len(block.column_axes)):
-        cells, rules, at = [], [], lead + 1
+        cells, rules, first_column = [], [], lead + 1
         for key, group in groupby(texts, key=lambda t: t[: level + 1]):
             width = len(list(group))
             cells.append(rf"\multicolumn{{{width}}}{{c}}{{{escape_latex(key[-1])}}}")
-            rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
-            at += width
+            rules.append(rf"\cmidrule(lr){{{first_column}-{first_column + width - 1}}}")
+            first_column += width
         yield " & ".join([""] * lead + cells) + r" \\"
         yield " ".join(rules)
     heads = [*(a.replace("_", " ") for a in block.row_axes), *(c.place_text for c in block.columns)]
@@ -177,7 +177,7 @@ def _tex_slot(slot: Slot) -> str:
 
 
 def to_latex(table: TableData) -> str:
-    """One booktabs table per main metric; the preamble needs \\usepackage{booktabs}."""
+    """Return one booktabs table per main metric; the preamble needs \\usepackage{booktabs}."""
     parts = [f"% {table.name}: needs \\usepackage{{booktabs}}"]
     for block in blocks(table):
         notes = [*block.legend, *block.footnotes]
@@ -199,12 +199,12 @@ def to_latex(table: TableData) -> str:
 
 
 def write_tables(table: TableData, folder: Path) -> list[Path]:
-    """Write `<folder>/<table>.{csv,md,tex,html}`, each whole or not at all.
+    """Write `<folder>/<table>.{csv,md,tex,html}`, each atomically.
 
     Raises:
         DpbenchError: a file cannot be written.
     """
-    made = []
+    written = []
     for ending, text in (
         ("csv", to_csv(table)),
         ("md", to_markdown(table)),
@@ -213,5 +213,5 @@ def write_tables(table: TableData, folder: Path) -> list[Path]:
     ):
         path = folder / f"{table.table}.{ending}"
         write_atomic(path, text)
-        made.append(path)
-    return made
+        written.append(path)
+    return written

@@ -1,4 +1,4 @@
-"""Metrics of a cell's records -> one entry."""
+"""Combine the metrics of a cell's records into one entry."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ def _unique(texts: list[str]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def entry_of(place: Place, labels: dict[str, str], name: str, unit: str, picked: dict[int, tuple[Metric, Stored]]) -> Entry:
-    """One metric of one cell: the mean over seeds, or one run's own median over rounds.
+def entry_of(
+    place: Place, labels: dict[str, str], name: str, unit: str, by_seed_metrics: dict[int, tuple[Metric, Stored]]
+) -> Entry:
+    """Return the entry of one metric of one cell: the mean over seeds, or the median over rounds of a single run.
 
     Args:
-        picked: seed -> the metric and the record it is in; all made from the same data and models.
+        by_seed_metrics: seed -> the metric and the record it is in; all runs used the same data and models.
     """
-    records = [stored.record for _, stored in picked.values()]
-    by_seed = {seed: metric.value for seed, (metric, _) in picked.items() if metric.value is not None}
-    missing = [f"seed {seed}: {m.note}" for seed, (m, _) in picked.items() if m.value is None]
-    metrics = [metric for metric, _ in picked.values() if metric.value is not None]
+    records = [stored.record for _, stored in by_seed_metrics.values()]
+    by_seed = {seed: metric.value for seed, (metric, _) in by_seed_metrics.items() if metric.value is not None}
+    missing = [f"seed {seed}: {m.note}" for seed, (m, _) in by_seed_metrics.items() if m.value is None]
+    metrics = [metric for metric, _ in by_seed_metrics.values() if metric.value is not None]
     spread, spread_kind, low, high, rounds = None, "", None, None, []
     n = len(by_seed)
     if n >= 2:
         spread, spread_kind = statistics.stdev(by_seed.values()), f"standard deviation over {n} seeds"
     elif n == 1:
-        only = metrics[0]
-        rounds, low, high = list(only.rounds), only.low, only.high
+        metric_of_one_seed = metrics[0]
+        rounds, low, high = list(metric_of_one_seed.rounds), metric_of_one_seed.low, metric_of_one_seed.high
         if len(rounds) >= 2:
             n = len(rounds)
             spread_kind = f"20-80 % over {n} rounds" if low is not None and high is not None else ""
     notes = _unique([m.note for m in metrics if m.note])
     text = ""
     if not by_seed:
-        notes = _unique([metric.note for metric, _ in picked.values()])
-        texts = _unique([metric.text for metric, _ in picked.values()])
+        notes = _unique([metric.note for metric, _ in by_seed_metrics.values()])
+        texts = _unique([metric.text for metric, _ in by_seed_metrics.values()])
         text = texts[0] if len(texts) == 1 else ""
     else:
         notes += missing

@@ -1,4 +1,4 @@
-"""One-liners for people: sources, environments, numbers, settings."""
+"""Write sources, environments, numbers and settings as one line for people."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KINDS = {
 
 
 def source_line(name: str, source: Source) -> str:
-    """`dataset sst2: local folder, real`; a generated one says `synthetic`."""
+    """Return a source in words: `dataset sst2: local folder, real`; generated data is called `synthetic`."""
     kind, _, plain = name.partition(":")
     parts = [_KINDS[source.kind] + (f" at {source.revision[:12]}" if source.revision else "")]
     if source.synthetic:
@@ -39,7 +39,7 @@ def source_line(name: str, source: Source) -> str:
 
 
 def environment_line(environment: Environment) -> str:
-    """Hardware and the versions that move numbers, in one line."""
+    """Return the hardware and the versions that affect numbers, in one line."""
     packages = environment.packages
     versions = [f"{name} {packages[name]}" for name in ("torch", "triton", "opacus") if name in packages]
     commit = "no commit"
@@ -57,13 +57,13 @@ def environment_line(environment: Environment) -> str:
 
 
 def number(value: float, digits: int) -> str:
-    """`value` with `digits` decimals; a rounded negative zero loses its sign."""
+    """Return `value` with `digits` decimals; a rounded negative zero loses its sign."""
     text = f"{value:.{digits}f}"
     return text[1:] if text.startswith("-") and float(text) == 0 else text
 
 
 def short(value: float | None, significant: int = 4) -> str:
-    """A number for prose; the dash where there is none."""
+    """Return a number for prose; a dash for None."""
     if value is None:
         return EMPTY
     if math.isinf(value):
@@ -72,7 +72,7 @@ def short(value: float | None, significant: int = 4) -> str:
 
 
 def label_text(axis: str, value: str) -> str:
-    """An axis value as it stands in a table: `ε = 3`, `batch size 8`; names that speak for themselves stand alone."""
+    """Return an axis value as it is printed in a table: `ε = 3`, `batch size 8`; a name is printed without its axis."""
     if axis == "epsilon":
         return f"ε = {'∞' if value == 'inf' else value}"
     try:
@@ -83,12 +83,12 @@ def label_text(axis: str, value: str) -> str:
 
 
 def spell(labels: dict[str, str]) -> str:
-    """Labels as one phrase."""
+    """Return labels as one phrase."""
     return ", ".join(label_text(axis, value) for axis, value in labels.items())
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as dotted keys."""
+    """Yield nested settings with dotted keys."""
     for key, value in settings.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and value:
@@ -98,9 +98,9 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def whose(key: str, origin: dict[str, str]) -> str:
-    """Whose a setting is: its own entry or that of the mapping it is in."""
+    """Return the origin of a setting: that of its key, else that of the mapping it is in."""
     parts = key.split(".")
     for end in range(len(parts), 0, -1):
-        if (found := origin.get(".".join(parts[:end]))) is not None:
-            return found
+        if (owner := origin.get(".".join(parts[:end]))) is not None:
+            return owner
     return "not stated"

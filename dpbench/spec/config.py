@@ -1,4 +1,4 @@
-"""`config/config.yaml`: what to study."""
+"""Read `config/config.yaml`, which says what to study."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Config(Strict):
     tier: str = Field("laptop", description="smoke, laptop, overnight, gpu or paper.")
     papers: Literal["all"] | list[str] = Field("all", description="Which papers; `all` or a list of their keys.")
     tables: Literal["all"] | list[str] = Field("all", description="Which tables; `all` or a list of PAPER/TABLE.")
-    seeds: list[Seed] | None = Field(None, description="Seeds of every training run; null keeps each table's own.")
-    data_folder: str | None = Field(None, description="Local datasets; DPBENCH_DATA says the same and wins.")
-    model_folder: str | None = Field(None, description="Local models; DPBENCH_MODELS says the same and wins.")
+    seeds: list[Seed] | None = Field(None, description="Seeds of every training run; null keeps those of each table.")
+    data_folder: str | None = Field(None, description="Folder of local datasets; DPBENCH_DATA overrides it.")
+    model_folder: str | None = Field(None, description="Folder of local models; DPBENCH_MODELS overrides it.")
     plugins: str | list[str] | None = Field(
         None, description="Folders of plug-ins and tables, beside those of DPBENCH_PLUGINS and installed packages."
     )
@@ -33,7 +33,7 @@ class Config(Strict):
     tracking: Literal["off", "offline", "online"] = Field("off", description="Mirror every run to Weights & Biases.")
 
     def chosen(self) -> list[TableSpec]:
-        """The tables to build.
+        """Return the tables to build.
 
         Raises:
             DpbenchError: an unknown tier, paper or table.
@@ -41,18 +41,18 @@ class Config(Strict):
         if self.tier not in TIERS:
             raise unknown("tier", self.tier, TIERS)
         names = papers() if self.papers == "all" else self.papers
-        found = [load_table(paper, table) for paper in names for table in tables_of(paper)]
+        of_papers = [load_table(paper, table) for paper in names for table in tables_of(paper)]
         if self.tables == "all":
-            return found
-        wanted = [load_named(name) for name in self.tables]
-        chosen = [spec for spec in wanted if spec in found]
+            return of_papers
+        named = [load_named(name) for name in self.tables]
+        chosen = [spec for spec in named if spec in of_papers]
         if not chosen:
             raise DpbenchError("config: `papers` and `tables` have no table in common", "name tables of the chosen papers")
         return chosen
 
 
 def config_from(values: dict[str, Any], where: str = "config/config.yaml") -> Config:
-    """Validate a config given as a mapping (Snakemake's `config`, command line included).
+    """Validate a config that is a mapping (Snakemake's `config`, which includes its command line).
 
     Raises:
         DpbenchError: unknown keys or values.
@@ -64,10 +64,10 @@ def config_from(values: dict[str, Any], where: str = "config/config.yaml") -> Co
 
 
 def check_files(*files: str | Path) -> None:
-    """Read config files as `read_yaml` and `read_json` do; what their values are worth is asked once they are put together.
+    """Check that config files can be read and are mappings; `config_from` checks their values once they are merged.
 
     Raises:
-        DpbenchError: one is not there, not YAML (or JSON, if it is called so), or no mapping; names file and line.
+        DpbenchError: a file is missing, not YAML (or JSON, for the ending .json), or not a mapping; names file and line.
     """
     for path in map(Path, files):
         values = read_json(path) if path.suffix == ".json" else read_yaml(path)

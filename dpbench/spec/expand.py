@@ -1,4 +1,7 @@
-"""Table + tier -> cells and the runs that fill them. A run is named by a hash of all that decides its numbers."""
+"""Expand a table at a tier into its cells and the runs that fill them.
+
+The name of a run is a hash of everything that decides its numbers.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ from dpbench.spec.sources import Source
 from dpbench.validation import parse
 
 Resolve = Callable[[str, str], Source]
-"""(`dataset` or `model`, name) -> where it comes from."""
+"""A function of (`dataset` or `model`, name) that returns where it comes from."""
 
 
 @dataclass(frozen=True)
 class Uses:
-    """What a job's settings name: plug-ins whose versions count, datasets and models whose sources count."""
+    """What a job's settings use: plug-ins, datasets and models whose versions and sources are part of a run's name."""
 
     plugins: tuple[tuple[str, str], ...] = ()
     datasets: tuple[str, ...] = ()
@@ -33,9 +36,10 @@ class Uses:
 
 @dataclass(frozen=True)
 class Run:
-    """One job. id: hash of `config`; parents: role -> run whose artefacts it reads.
+    """One run of a job. id: hash of `config`; parents: role -> the run whose artefacts it reads.
 
-    key: hash of all that decides its numbers but the seed, and where data and models come from, its parents' keys among it.
+    key: hash of everything that decides its numbers except the seed and the sources of data and models; it includes the keys of
+    the parents.
     """
 
     id: str
@@ -61,7 +65,10 @@ class Cell:
 
 @dataclass
 class Plan:
-    """What a table needs at a tier. `runs` holds the runs of its cells and all their parents, parents first."""
+    """The cells and runs of a table at a tier.
+
+    runs: the runs of its cells and all their parents, parents first; skipped: labels of cells that stay empty, with the reason.
+    """
 
     spec: TableSpec
     tier: str
@@ -71,51 +78,51 @@ class Plan:
 
 
 def run_id(config: dict[str, Any]) -> str:
-    """The name of a run: twelve hex digits of the sha256 of its canonical config."""
+    """Return the name of a run: twelve hex digits of the sha256 of its canonical config."""
     return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:12]
 
 
 def axis_values(name: str, axis: AxisSpec) -> dict[str, dict[str, Any]]:
-    """Label -> settings it changes."""
+    """Return label -> the settings that it changes."""
     if isinstance(axis, dict):
-        return {label: over or {} for label, over in axis.items()}
+        return {label: changed or {} for label, changed in axis.items()}
     return {str(label(value)): {name: value} for value in axis}
 
 
 def tier_axes(spec: TableSpec, tier: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Axis -> label -> overrides, as they stand at `tier`."""
-    over = spec.tiers[tier]  # type: ignore[index]
-    rows = {name: over.rows.get(name, axis) for name, axis in spec.rows.items()}
-    columns = {name: over.columns.get(name, axis) for name, axis in spec.columns.items()}
+    """Return axis -> label -> the settings that it changes, at `tier`."""
+    tier_spec = spec.tiers[tier]  # type: ignore[index]
+    rows = {name: tier_spec.rows.get(name, axis) for name, axis in spec.rows.items()}
+    columns = {name: tier_spec.columns.get(name, axis) for name, axis in spec.columns.items()}
     return {name: axis_values(name, axis) for name, axis in (rows | columns).items()}
 
 
 def matches(labels: dict[str, str], where: dict[str, str | list[str]]) -> bool:
-    """Whether each axis named in `where` has (one of) the value(s) given there."""
+    """Return whether each axis named in `where` has one of its values in `where`."""
     return all(labels.get(axis) in (value if isinstance(value, list) else [value]) for axis, value in where.items())
 
 
 def block_of(spec: TableSpec, tier: str, labels: dict[str, str]) -> Block | None:
-    """Return the block that a cell is in at a tier, None where the tier does not have it.
+    """Return the block that a cell is in at a tier, None where the tier does not have the cell.
 
     Raises:
-        DpbenchError: two blocks have it; names both.
+        DpbenchError: two blocks have the cell; names both.
     """
-    own = spec.tiers[tier].cells  # type: ignore[index]
-    blocks = spec.cells if own is None else own
-    having = [block for block in blocks if matches(labels, {axis: value for axis, value in block.items() if axis != WHY})]
-    if len(having) > 1:
-        numbers = " and ".join(str(blocks.index(block) + 1) for block in having[:2])
+    tier_blocks = spec.tiers[tier].cells  # type: ignore[index]
+    blocks = spec.cells if tier_blocks is None else tier_blocks
+    matching = [block for block in blocks if matches(labels, {axis: value for axis, value in block.items() if axis != WHY})]
+    if len(matching) > 1:
+        numbers = " and ".join(str(blocks.index(block) + 1) for block in matching[:2])
         raise DpbenchError(
             f"{_where(spec, tier)}: blocks {numbers} of `cells` both have {_spell(labels)}", "let each cell be in one block"
         )
-    return having[0] if having else None
+    return matching[0] if matching else None
 
 
 def overrides_of(spec: TableSpec, tier: str) -> list[Override]:
-    """Return the settings of some cells alone, as they stand at `tier`."""
-    own = spec.tiers[tier].overrides  # type: ignore[index]
-    return spec.overrides if own is None else own
+    """Return the overrides that apply at `tier`."""
+    tier_overrides = spec.tiers[tier].overrides  # type: ignore[index]
+    return spec.overrides if tier_overrides is None else tier_overrides
 
 
 def cells_at(spec: TableSpec, tier: str) -> Iterator[dict[str, str]]:
@@ -129,11 +136,11 @@ def cells_at(spec: TableSpec, tier: str) -> Iterator[dict[str, str]]:
 
 
 class _Builder:
-    """Makes runs, each once."""
+    """Builds runs, each only once."""
 
     def __init__(self, resolve: Resolve) -> None:
         self.resolve = resolve
-        self.made: dict[str, Run] = {}
+        self._runs: dict[str, Run] = {}
 
     def run(self, job: str, settings: dict[str, Any], seed: int, resources: Resources, where: str) -> Run:
         plugin = plugins.get("job", job, where)
@@ -155,29 +162,32 @@ class _Builder:
             "parents": {role: parent.id for role, parent in sorted(parents.items())},
         }
         name = run_id(config)
-        if name not in self.made:
+        if name not in self._runs:
             decisive = {name: config[name] for name in ("job", "settings", "versions")}
             key = run_id(decisive | {"parents": {role: parent.key for role, parent in sorted(parents.items())}})
-            self.made[name] = Run(name, key, config, sources, resources, parents)
-        return self.made[name]
+            self._runs[name] = Run(name, key, config, sources, resources, parents)
+        return self._runs[name]
 
     def _parents(self, plugin: plugins.Plugin, module: ModuleType, parsed: Any, seed: int, where: str) -> dict[str, Run]:
-        """A job may define `parents(settings, seed) -> {role: (job, settings, seed, resources)}`, of the jobs that its plug-in
-        says are its `parents`."""
-        wanted = module.parents(parsed, seed) if hasattr(module, "parents") else {}
-        for role, (job, *_) in wanted.items():
+        """Build the parents of a run.
+
+        A job may define `parents(settings, seed) -> {role: (job, settings, seed, resources)}`; its plug-in lists those jobs in
+        `parents`.
+        """
+        requests = module.parents(parsed, seed) if hasattr(module, "parents") else {}
+        for role, (job, *_) in requests.items():
             if job not in plugin.extra.get("parents", ()):
                 raise DpbenchError(
                     f"{where}: parent {role} is a job {job}", f"name it in the `parents` of {module.__name__}.PLUGIN"
                 )
         return {
             role: self.run(job, settings, parent_seed, resources, f"{where}: parent {role}")
-            for role, (job, settings, parent_seed, resources) in wanted.items()
+            for role, (job, settings, parent_seed, resources) in requests.items()
         }
 
 
 def config_of(job: str, settings: Mapping[str, Any], seed: int = 0, resolve: Resolve | None = None) -> dict[str, Any]:
-    """The config of one run outside any table, as a table would make it.
+    """Return the config of one run outside any table, as a table would name it.
 
     Args:
         resolve: as in `expand`; None for a job without datasets, models and parents.
@@ -187,7 +197,7 @@ def config_of(job: str, settings: Mapping[str, Any], seed: int = 0, resolve: Res
     """
 
     def nowhere(kind: str, name: str) -> Source:
-        raise DpbenchError(f"job {job} names the {kind} {name!r}, and nobody says where it comes from")
+        raise DpbenchError(f"job {job} uses the {kind} {name!r}, whose source is not known")
 
     return _Builder(resolve or nowhere).run(job, dict(settings), seed, Resources(minutes=1), f"job {job}").config
 
@@ -199,16 +209,16 @@ def _with_parents(run: Run) -> Iterator[Run]:
 
 
 def expand(spec: TableSpec, tier: str, resolve: Resolve, seeds: list[int] | None = None) -> Plan:
-    """All cells of a table at a tier, and the runs that fill them.
+    """Return all cells of a table at a tier, and the runs that fill them.
 
     Args:
-        resolve: says where each dataset and model comes from.
-        seeds: instead of the table's own.
+        resolve: tells where each dataset and model comes from.
+        seeds: these replace the table's seeds.
 
     Raises:
         DpbenchError: an unknown tier, setting, plug-in, dataset or model; names file and key.
     """
-    plan = expand_with(spec, tier, resolve, lambda own, _: seeds or own)
+    plan = expand_with(spec, tier, resolve, lambda cell_seeds, _: seeds or cell_seeds)
     if not plan.cells:
         raise DpbenchError(f"{_where(spec, tier)}: no cell is left", "look at its axes and at `cells`")
     return plan
@@ -218,21 +228,26 @@ def _where(spec: TableSpec, tier: str) -> str:
     return f"benchmarks/{spec.paper}/{spec.table}.yaml (tier {tier})"
 
 
-def expand_with(spec: TableSpec, tier: str, resolve: Resolve, chosen: Callable[[list[int], dict[str, Any]], list[int]]) -> Plan:
-    """As `expand`, with the seeds that `chosen` makes of each cell's own and of its settings; there may be no cell."""
+def expand_with(
+    spec: TableSpec, tier: str, resolve: Resolve, choose_seeds: Callable[[list[int], dict[str, Any]], list[int]]
+) -> Plan:
+    """Expand a table as `expand` does, with the seeds that `choose_seeds` returns for a cell's seeds and settings.
+
+    The plan may have no cell.
+    """
     if tier not in TIERS:
         raise unknown("tier", tier, TIERS)
-    over = spec.tiers[tier]  # type: ignore[index]
+    tier_spec = spec.tiers[tier]  # type: ignore[index]
     axes = tier_axes(spec, tier)
-    base = merge(spec.settings, over.settings)
-    resources = over.resources or spec.resources
+    base = merge(spec.settings, tier_spec.settings)
+    resources = tier_spec.resources or spec.resources
     where = _where(spec, tier)
     plan, builder = Plan(spec, tier), _Builder(resolve)
-    apart = [name for name in axes if name not in spec.measured_together]
+    separate = [name for name in axes if name not in spec.measured_together]
     joint = [name for name in axes if name in spec.measured_together]
-    for outer in itertools.product(*(axes[name] for name in apart)):
-        labels = dict(zip(apart, outer, strict=True))
-        inner = []
+    for separate_values in itertools.product(*(axes[name] for name in separate)):
+        labels = dict(zip(separate, separate_values, strict=True))
+        joint_labels = []
         for values in itertools.product(*(axes[name] for name in joint)):
             cell = labels | dict(zip(joint, values, strict=True))
             block = block_of(spec, tier, cell)
@@ -241,29 +256,31 @@ def expand_with(spec: TableSpec, tier: str, resolve: Resolve, chosen: Callable[[
             if WHY in block:
                 plan.skipped.append(({name: cell[name] for name in spec.axes}, str(block[WHY])))
             else:
-                inner.append({name: cell[name] for name in joint})
-        if not inner:
+                joint_labels.append({name: cell[name] for name in joint})
+        if not joint_labels:
             continue
-        settings, seeds = base, over.seeds or spec.seeds
+        settings, seeds = base, tier_spec.seeds or spec.seeds
         for name, value in labels.items():
             settings = merge(settings, axes[name][value])
         for override in overrides_of(spec, tier):
             if matches(labels, override.where):
                 settings, seeds = merge(settings, override.settings), override.seeds or seeds
         for name in joint:
-            settings = merge(settings, {spec.measured_together[name]: list(dict.fromkeys(i[name] for i in inner))})
-        for seed in chosen(seeds, settings):
+            settings = merge(
+                settings, {spec.measured_together[name]: list(dict.fromkeys(select[name] for select in joint_labels))}
+            )
+        for seed in choose_seeds(seeds, settings):
             run = builder.run(spec.job, settings, seed, resources, f"{where}: {_spell(labels)}")
             for part in _with_parents(run):
                 plan.runs.setdefault(part.id, part)
-            for select in inner:
+            for select in joint_labels:
                 cell_labels = {name: (labels | select)[name] for name in spec.axes}
                 plan.cells.append(Cell(cell_labels, select, seed, run.id))
     return plan
 
 
 def check_names(config: dict[str, Any], where: str) -> None:
-    """Hold a config that somebody gives to what its own settings name: their datasets and models, their parents' roles.
+    """Check that the sources and parents of a config from outside are those that its settings ask for.
 
     Raises:
         DpbenchError: wrong settings, or a source or parent too many or too few; names the key.
@@ -279,7 +296,7 @@ def check_names(config: dict[str, Any], where: str) -> None:
         for name in sorted({*names} ^ {*config[key]}):
             missing = name in names
             raise DpbenchError(
-                f"{where}: {key}: {name} is {'missing' if missing else 'there, and the settings do not name it'}",
+                f"{where}: {key}: {name} is {'missing' if missing else 'not used by the settings'}",
                 "give the config.json as dpbench wrote it",
             )
 

@@ -1,4 +1,4 @@
-"""Fragments that several tables share: `include: NAME` in a mapping adds the keys of `benchmarks/_shared/NAME.yaml`."""
+"""Insert fragments that several tables share: `include: NAME` in a mapping adds the keys of `benchmarks/_shared/NAME.yaml`."""
 
 from __future__ import annotations
 
@@ -15,30 +15,32 @@ KEY = "include"
 
 
 def with_includes(values: Any, path: Path, chain: Sequence[str] = ()) -> Any:
-    """Return the values of a YAML file with its fragments in place; what a mapping says itself comes before what it includes.
+    """Return the values of a YAML file with its fragments inserted; the keys of a mapping override those that it includes.
 
     Args:
-        path: of the file, beside whose folder fragments are looked for, before `benchmarks/_shared`.
+        path: the file; fragments are looked for in its folder and the one above, then in `benchmarks/_shared`.
         chain: fragments that are being read.
 
     Raises:
-        DpbenchError: a fragment that is not there, that includes itself, or that is no mapping; names the files.
+        DpbenchError: a fragment is missing, includes itself, or is not a mapping; names the files.
     """
     if isinstance(values, list):
         return [with_includes(value, path, chain) for value in values]
     if not isinstance(values, dict):
         return values
-    own = {key: with_includes(value, path, chain) for key, value in values.items() if key != KEY}
+    explicit = {key: with_includes(value, path, chain) for key, value in values.items() if key != KEY}
     names = values.get(KEY, [])
     merged: dict[Any, Any] = {}
     for name in [names] if isinstance(names, str) else names:
         merged = merge(merged, _fragment(name, path, chain))
-    return merge(merged, own)
+    return merge(merged, explicit)
 
 
 def _fragment(name: Any, path: Path, chain: Sequence[str]) -> dict[Any, Any]:
     if not isinstance(name, str) or not name.replace("_", "").isalnum():
-        raise DpbenchError(f"{path}: include {name!r} is no name of a fragment", f"name a file of {FOLDER} without its ending")
+        raise DpbenchError(
+            f"{path}: include {name!r} is not the name of a fragment", f"name a file of {FOLDER} without its ending"
+        )
     if name in chain:
         raise DpbenchError(f"{path}: fragments include each other: {' -> '.join([*chain, name])}", "take one of them out")
     places = [folder / FOLDER / f"{name}.yaml" for folder in (path.parent, path.parent.parent, paths.benchmarks())]
@@ -53,11 +55,11 @@ def _fragment(name: Any, path: Path, chain: Sequence[str]) -> dict[Any, Any]:
 
 
 def merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:
-    """Return `base` with `over` on top, mapping by mapping; an explicit null in `over` wins."""
-    out = dict(base)
+    """Return `base` with the values of `over` in place of its own, mapping by mapping; an explicit null in `over` wins."""
+    merged = dict(base)
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(out.get(key), dict):
-            out[key] = merge(out[key], value)
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
         else:
-            out[key] = value
-    return out
+            merged[key] = value
+    return merged

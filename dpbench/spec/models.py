@@ -1,4 +1,4 @@
-"""What a table's YAML may say."""
+"""The models of a table's YAML file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dpbench.spec.run_config import Seed
 from dpbench.validation import Strict
 
 TIERS = ("smoke", "laptop", "overnight", "gpu", "paper")
-"""From the smallest to the largest. A claim is judged on the last one there is a record of."""
+"""From the smallest to the largest. A claim is judged on the last tier that has a record."""
 
 TierName = Literal["smoke", "laptop", "overnight", "gpu", "paper"]
 
 
 def label(value: Any) -> Any:
-    """A number as it is printed; anything else as it is."""
+    """Return a number as it is printed; anything else is returned unchanged."""
     if isinstance(value, bool | int | float):
         return f"{value:g}" if isinstance(value, float) else str(value)
     return value
@@ -35,8 +35,8 @@ class Source(Strict):
     venue: str = ""
 
     @property
-    def said(self) -> str:
-        """What stands before the paper's address."""
+    def phrase(self) -> str:
+        """The words to print before the paper's address."""
         if not self.arxiv:
             return "Of no paper"
         return f"{self.number} of" if self.number else "Ours, beside"
@@ -92,11 +92,11 @@ Fold = Literal["sum", "max", "min", "spread"]
 
 
 class Precondition(Strict):
-    """What must hold in a setting for it to say anything: that two models agree means little where neither learnt."""
+    """A condition on a setting without which it says nothing: that two models agree means little where neither has learnt."""
 
     metric: str
-    of: dict[str, Label] = Field(description="Axis -> value, of the cell that is looked at in each setting.")
-    above: float = Field(description="The 95 % interval of its mean over seeds must lie above; of one seed, its value.")
+    of: dict[str, Label] = Field(description="Axis -> value, of the cell to look at in each setting.")
+    above: float = Field(description="The 95 % interval of its mean over seeds must be above this; with one seed, its value.")
 
 
 class ClaimTest(Strict):
@@ -108,8 +108,8 @@ class ClaimTest(Strict):
     where: dict[str, Label | list[Label]] = Field(default_factory=dict)
     reduce: dict[str, Fold] = Field(
         default_factory=dict,
-        description="Axis -> how each side's cells along it become one before the two are compared, seed by seed, in this order; "
-        "`spread` is the largest less the smallest.",
+        description="Axis -> how the cells of each side along it are combined before comparing, seed by seed, in this order; "
+        "`spread` is the largest minus the smallest.",
     )
     difference_at_least: float | None = None
     difference_at_most: float | None = None
@@ -117,26 +117,26 @@ class ClaimTest(Strict):
     ratio_at_most: float | None = None
     quantifier: Literal["mean", "every"] | Annotated[int, Field(ge=1)] = Field(
         "mean",
-        description="Whether the mean over settings must hold, every setting by itself, or this many of them by themselves.",
+        description="Whether the threshold must hold for the mean over settings, for every setting, or for this many settings.",
     )
     precondition: Precondition | None = Field(
-        None, description="Settings where it does not hold are left out; without any, nothing is judged."
+        None, description="Settings where it does not hold are left out; if it holds in none, nothing is judged."
     )
 
     @model_validator(mode="after")
     def _one_threshold(self) -> ClaimTest:
-        given = [
+        thresholds = [
             n
             for n in ("difference_at_least", "difference_at_most", "ratio_at_least", "ratio_at_most")
             if getattr(self, n) is not None
         ]
-        if len(given) != 1:
+        if len(thresholds) != 1:
             raise ValueError("exactly one threshold: difference_at_least, difference_at_most, ratio_at_least or ratio_at_most")
         return self
 
     @property
     def threshold(self) -> tuple[Literal["difference", "ratio"], Literal["at_least", "at_most"], float]:
-        """(what is compared, which side is claimed, the number)."""
+        """The threshold as (what is compared, which side is claimed, the number)."""
         for what in ("difference", "ratio"):
             for side in ("at_least", "at_most"):
                 value = getattr(self, f"{what}_{side}")
@@ -163,7 +163,7 @@ class Plot(Strict):
     kind `curves`: a metric over the steps of a run (`facts.curve`), a line per row and seed mean, a panel per value of `x`;
     kind `heatmap`: a cell per value of `x` and of `series`, coloured by the metric, a panel per value of the other axes;
     kind `scatter`: the metric against another one, which `x` names, a marker per value of `series`, with a line through its
-    cells where these differ in `x`; the marker's area is that of the metric `area`, where one is given.
+    cells where these differ in `x`; the metric `area`, if there is one, sets the area of the markers.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
@@ -173,16 +173,18 @@ class Plot(Strict):
     x: str
     series: str
     panels: list[str] = Field(default_factory=list)
-    area: str | None = Field(None, exclude_if=lambda v: v is None, description="Of a scatter's markers: a metric.")
+    area: str | None = Field(
+        None, exclude_if=lambda v: v is None, description="The metric that sets the area of a scatter's markers."
+    )
 
     @model_validator(mode="after")
-    def _area_is_a_scatters(self) -> Plot:
+    def _only_a_scatter_has_areas(self) -> Plot:
         if self.area is not None and self.kind != "scatter":
             raise ValueError(f"area: a plot of kind {self.kind} has none")
         return self
 
 
-def _listed(value: Label | list[Label]) -> list[Label]:
+def _as_list(value: Label | list[Label]) -> list[Label]:
     return value if isinstance(value, list) else [value]
 
 
@@ -191,18 +193,18 @@ class RelatedSpec(Strict):
 
     file: str = Field(pattern=r"^[a-z0-9_]+\.csv$", description="In benchmarks/<paper>/related.")
     title: str
-    says: str = Field(description="What they are, and how they differ from this table's own.")
+    says: str = Field(description="What they are, and how they differ from the values of this table.")
 
 
 class TierSpec(Strict):
-    """Overrides of one tier; an axis given here replaces the table's whole axis."""
+    """Overrides of one tier; an axis of a tier replaces that of the table."""
 
     settings: dict[str, Any] = Field(default_factory=dict)
     rows: dict[str, AxisSpec] = Field(default_factory=dict)
     columns: dict[str, AxisSpec] = Field(default_factory=dict)
     seeds: list[Seed] | None = None
-    cells: list[Block] | None = Field(None, description="Instead of the table's.")
-    overrides: list[Override] | None = Field(None, description="Instead of the table's.")
+    cells: list[Block] | None = Field(None, description="These replace the table's.")
+    overrides: list[Override] | None = Field(None, description="These replace the table's.")
     resources: Resources | None = None
     origin: dict[str, str] = Field(default_factory=dict)
     note: str = Field("", description="Shown under the table for this tier.")
@@ -212,7 +214,7 @@ class TableSpec(Strict):
     """One published table or figure with values."""
 
     paper: str = Field(pattern=r"^[a-z0-9_]+$")
-    table: str = Field(pattern=r"^[a-z0-9_]+$", description="What results/tables/<paper>/<table>.csv is named after.")
+    table: str = Field(pattern=r"^[a-z0-9_]+$", description="Also the name of the results: results/tables/<paper>/<table>.csv.")
     title: str
     source: Source
     job: str
@@ -224,7 +226,7 @@ class TableSpec(Strict):
         description="Axis -> list setting: all values of that axis are measured in turn inside one run.",
     )
     settings: dict[str, Any] = Field(default_factory=dict)
-    origin: dict[str, str] = Field(default_factory=dict, description="Setting -> whose it is: the paper's, its code's, ours.")
+    origin: dict[str, str] = Field(default_factory=dict, description="Setting -> its origin: the paper's, its code's, ours.")
     seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
     cells: list[Block] = Field(
         default_factory=_every_cell, min_length=1, description="Blocks of cells; without any, every combination of the axes."
@@ -237,59 +239,59 @@ class TableSpec(Strict):
     claims: list[Claim] = Field(default_factory=list)
     plots: list[Plot] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list, description="Shown under the table.")
-    related: list[RelatedSpec] = Field(default_factory=list, description="Values of other papers, shown apart.")
+    related: list[RelatedSpec] = Field(default_factory=list, description="Values of other papers, shown separately.")
 
     @model_validator(mode="after")
-    def _whole(self) -> TableSpec:
+    def _consistent(self) -> TableSpec:
         missing = [t for t in TIERS if t not in self.tiers]
         if missing:
             raise ValueError(f"tiers: {', '.join(missing)} missing (an empty mapping is enough)")
-        if twice := set(self.rows) & set(self.columns):
-            raise ValueError(f"axis {sorted(twice)[0]!r} is both a row and a column")
+        if shared := set(self.rows) & set(self.columns):
+            raise ValueError(f"axis {sorted(shared)[0]!r} is both a row and a column")
         axes = set(self.rows) | set(self.columns)
         for name, tier in self.tiers.items():
-            for kind, given in (("rows", tier.rows), ("columns", tier.columns)):
-                if stray := set(given) - set(getattr(self, kind)):
+            for kind, tier_axes in (("rows", tier.rows), ("columns", tier.columns)):
+                if stray := set(tier_axes) - set(getattr(self, kind)):
                     raise ValueError(f"tiers.{name}.{kind}: {sorted(stray)[0]!r} is not one of the table's {kind}")
-        self._known("measured_together", self.measured_together, axes)
+        self._check_known("measured_together", self.measured_together, axes)
         self._check_blocks()
         for overrides in (self.overrides, *(t.overrides or [] for t in self.tiers.values())):
             for override in overrides:
-                self._known("overrides", override.where, axes - set(self.measured_together))
+                self._check_known("overrides", override.where, axes - set(self.measured_together))
         for claim in self.claims:
             test, conditions = claim.test, [] if claim.test.precondition is None else [claim.test.precondition]
             for part in (test.of, test.against, test.where, test.reduce, *(p.of for p in conditions)):
-                self._known(f"claims.{claim.id}", part, axes)
-            self._known(f"claims.{claim.id}.metric", [test.metric, *(p.metric for p in conditions)], set(self.metrics))
+                self._check_known(f"claims.{claim.id}", part, axes)
+            self._check_known(f"claims.{claim.id}.metric", [test.metric, *(p.metric for p in conditions)], set(self.metrics))
         for plot in self.plots:
-            self._known(f"plots.{plot.name}", [plot.series, *plot.panels], axes)
-            self._known(f"plots.{plot.name}.x", [plot.x], set(self.metrics) if plot.kind == "scatter" else axes)
-            self._known(f"plots.{plot.name}.area", [plot.area] if plot.area else [], set(self.metrics))
-            self._known(f"plots.{plot.name}.metric", [plot.metric], set(self.metrics))
+            self._check_known(f"plots.{plot.name}", [plot.series, *plot.panels], axes)
+            self._check_known(f"plots.{plot.name}.x", [plot.x], set(self.metrics) if plot.kind == "scatter" else axes)
+            self._check_known(f"plots.{plot.name}.area", [plot.area] if plot.area else [], set(self.metrics))
+            self._check_known(f"plots.{plot.name}.metric", [plot.metric], set(self.metrics))
         return self
 
     def _check_blocks(self) -> None:
-        """Hold every block to the axes: a value must be one that the axis has, at the block's tier or at any."""
+        """Check the axes and values of every block: the axis must have the value, at the block's tier or at any tier."""
         at_tier = {name: self.values_at(name) for name in self.tiers}
         at_any = {axis: set().union(*(values[axis] for values in at_tier.values())) for axis in self.axes}
         places: list[tuple[str, list[Block], Mapping[str, Collection[str]]]] = [("cells", self.cells, at_any)]
         places += [(f"tiers.{name}.cells", tier.cells or [], at_tier[name]) for name, tier in self.tiers.items()]
         for where, blocks, known in places:
             for number, block in enumerate(blocks, 1):
-                self._known(f"{where}, block {number}", set(block) - {WHY}, set(self.axes))
+                self._check_known(f"{where}, block {number}", set(block) - {WHY}, set(self.axes))
                 for axis, value in block.items():
                     if axis != WHY:
-                        self._known(f"{where}, block {number}: {axis}", _listed(value), known[axis])
+                        self._check_known(f"{where}, block {number}: {axis}", _as_list(value), known[axis])
 
     def values_at(self, tier: TierName) -> dict[str, list[str]]:
         """Return axis -> its values at a tier, as they are printed."""
-        own = self.tiers[tier]
-        axes = {**self.rows, **self.columns} | own.rows | own.columns
+        tier_spec = self.tiers[tier]
+        axes = {**self.rows, **self.columns} | tier_spec.rows | tier_spec.columns
         return {name: [str(label(value)) for value in axes[name]] for name in self.axes}
 
     @staticmethod
-    def _known(where: str, given: Any, known: Collection[str]) -> None:
-        for name in given:
+    def _check_known(where: str, names: Any, known: Collection[str]) -> None:
+        for name in names:
             if name not in known:
                 raise ValueError(f"{where}: {name!r} is not one of {', '.join(sorted(known))}")
 

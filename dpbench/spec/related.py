@@ -1,4 +1,4 @@
-"""Published values of other papers that stand beside a table because its own have not been read: shown apart, never in a cell."""
+"""Read the values of other papers that are shown beside a table whose published values have not been read, never in a cell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FIXED = ("metric", "method", "value", "unit", "note", "source")
 
 
 class Related(Strict):
-    """One file of related values, a line each with its methods side by side. rows: texts; an empty one is not known."""
+    """One file of related values, its methods side by side. rows: one text per column; an empty text is not known."""
 
     title: str
     says: str
@@ -24,10 +24,10 @@ class Related(Strict):
 
 
 def related(spec: TableSpec) -> list[Related]:
-    """The related values that a table names.
+    """Return the related values that a table names.
 
     Raises:
-        DpbenchError: no such file, a missing column, a value that is not a number or has no source.
+        DpbenchError: a missing file or column, or a value that is not a number or has no source.
     """
     return [_read(spec, item) for item in spec.related]
 
@@ -39,10 +39,10 @@ def _read(spec: TableSpec, item: RelatedSpec) -> Related:
     names, lines = read_values(path, _FIXED, " and labels")
     labels = [name for name in names if name not in _FIXED]
     methods = list(dict.fromkeys(line.row["method"] for line in lines))
-    found: dict[tuple[str, ...], dict[str, str]] = {}
+    by_labels: dict[tuple[str, ...], dict[str, str]] = {}
     for row in (line.row for line in lines):
         key = (f"{row['metric']} ({row['unit']})", *(row[name] for name in labels))
-        found.setdefault(key, {})[row["method"]] = row["value"] or row["note"]
-    rows = [[*key, *(values.get(method, "") for method in methods)] for key, values in found.items()]
+        by_labels.setdefault(key, {})[row["method"]] = row["value"] or row["note"]
+    rows = [[*key, *(values.get(method, "") for method in methods)] for key, values in by_labels.items()]
     sources = list(dict.fromkeys(line.row["source"] for line in lines))
     return Related(title=item.title, says=item.says, columns=["metric", *labels, *methods], rows=rows, sources=sources)

@@ -1,4 +1,4 @@
-"""What names a run: its config, by type and range. Whether its plug-ins and settings exist is asked where it is run."""
+"""The config that names a run, checked by type and range. Running it checks whether its plug-ins and settings exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 RunId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""What every generator of random numbers here takes."""
+"""A seed that every random number generator used here accepts."""
 Versioned = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+:[A-Za-z0-9_.-]+$", max_length=200)]
 Sourced = Annotated[str, StringConstraints(pattern=r"^(dataset|model):[A-Za-z0-9_.-]+$", max_length=200)]
 FileName = Annotated[
@@ -23,7 +23,7 @@ FileName = Annotated[
 
 
 class Identity(Strict):
-    """What decides the numbers of a dataset or model: what its files hold, or where they come from and in which revision."""
+    """What identifies a dataset or model: the content of its files, or where they come from and in which revision."""
 
     files: dict[FileName, Sha256] | None = Field(None, min_length=1)
     kind: Kind | None = None

@@ -1,4 +1,4 @@
-"""Where data and models come from: resolved once, when the runs are named, and part of every run's hash."""
+"""The sources of data and models: they are resolved once, when the runs are named, and are part of every run's hash."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Kind = Literal["local", "hub", "package", "embedded", "scratch"]
 
 
 class Source(Strict):
-    """What a dataset or model is, without where on this machine it lies.
+    """The source of a dataset or model, without its path on this machine.
 
     kind: `local` folder, `hub` at a pinned revision, `package` (installed from an index), `embedded` (generated here),
         `scratch` (a configuration without weights); files: name -> sha256; synthetic: its numbers are marked everywhere.
@@ -26,5 +26,5 @@ class Source(Strict):
 
     @property
     def identity(self) -> dict[str, object]:
-        """The part that decides numbers, and so a run's hash: what the files hold, where that is known before they are here."""
+        """The part that decides numbers and enters a run's hash: the hashes of the files where they are known in advance."""
         return {"files": self.files} if self.files else {"kind": self.kind, "revision": self.revision}

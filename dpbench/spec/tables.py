@@ -1,4 +1,4 @@
-"""Finding and reading the tables under `benchmarks/`."""
+"""Find and read the tables under `benchmarks/` and in folders of plug-ins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dpbench.validation import Strict, parse
 class Published(Strict):
     """One value that somebody has read off a document, with that document.
 
-    labels: the axes it fills; model: what the paper used where that is not an axis; spread: as published, or None.
+    labels: axis -> value, for all axes; spread: as published, or None.
     """
 
     labels: dict[str, str]
@@ -31,10 +31,10 @@ class Published(Strict):
 
 @cache
 def _index(benchmarks: Path, outside: tuple[Path, ...]) -> dict[str, dict[str, Path]]:
-    """Return paper -> table -> its file: those of `benchmarks/<paper>/`, then those that lie in folders of plug-ins.
+    """Return paper -> table -> its file: those of `benchmarks/<paper>/`, then those in folders of plug-ins.
 
     Raises:
-        DpbenchError: two files are one table, or a file in a folder of plug-ins does not say which it is.
+        DpbenchError: two files have the same paper and table, or a file in a folder of plug-ins cannot be read.
     """
     index: dict[str, dict[str, Path]] = {}
     for path in sorted(benchmarks.glob("*/*.yaml")):
@@ -43,7 +43,7 @@ def _index(benchmarks: Path, outside: tuple[Path, ...]) -> dict[str, dict[str, P
     for path in (path for folder in outside for path in sorted(folder.glob("*.yaml"))):
         values = read_yaml(path)
         if not isinstance(values, dict) or "paper" not in values or "table" not in values:
-            continue  # a YAML file of something else
+            continue  # not a table
         paper, table = str(values["paper"]), str(values["table"])
         if (other := index.setdefault(paper, {}).get(table)) is not None:
             raise DpbenchError(f"two tables are called {paper}/{table}: {other}, {path}", "rename one of them")
@@ -56,17 +56,17 @@ def _tables() -> dict[str, dict[str, Path]]:
 
 
 def path_of(spec: TableSpec) -> Path:
-    """Return the file that a table lies in, or would."""
+    """Return the file of a table; for an unknown table, the file in which it would be looked for."""
     return _tables().get(spec.paper, {}).get(spec.table, paths.benchmarks() / spec.paper / f"{spec.table}.yaml")
 
 
 def papers() -> list[str]:
-    """Papers that have at least one table."""
+    """Return the papers that have at least one table."""
     return list(_tables())
 
 
 def tables_of(paper: str) -> list[str]:
-    """Names of a paper's tables.
+    """Return the names of a paper's tables.
 
     Raises:
         DpbenchError: unknown paper.
@@ -102,7 +102,11 @@ def load_table(paper: str, table: str) -> TableSpec:
 
 
 def load_named(name: str) -> TableSpec:
-    """`load_table` for `paper/table`."""
+    """Load the table called `paper/table`.
+
+    Raises:
+        DpbenchError: not of this form, or as `load_table`.
+    """
     paper, _, table = name.partition("/")
     if not table:
         raise DpbenchError(f"{name!r} does not name a table", "write PAPER/TABLE, such as flashdp/batch_size")
@@ -110,12 +114,12 @@ def load_named(name: str) -> TableSpec:
 
 
 def all_tables() -> list[TableSpec]:
-    """Every table of every paper, in the order of their names."""
+    """Return every table of every paper, in the order of their names."""
     return [load_table(paper, table) for paper in papers() for table in tables_of(paper)]
 
 
 def published(spec: TableSpec) -> list[Published]:
-    """The published values of a table: `benchmarks/<paper>/published/<table>.csv`, empty if nobody has read any.
+    """Return the published values of a table from `benchmarks/<paper>/published/<table>.csv`, none if nobody has read any.
 
     The columns are the table's axes, then metric, value, unit, spread, spread_kind, source.
 

@@ -1,4 +1,4 @@
-"""CSV files of values that somebody has read off a document: every value with its source."""
+"""Read CSV files of values that somebody has read off a document, every value with its source."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dpbench.errors import DpbenchError
 from dpbench.files import read_text
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
-_SAID = {"value", "spread", "spread_kind", "unit", "note", "source"}
-"""Columns that say something of a cell; all others say which cell it is."""
+_CONTENT = {"value", "spread", "spread_kind", "unit", "note", "source"}
+"""Columns with the content of a cell; the other columns identify the cell."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,20 @@ class Line:
 
 
 def read_values(path: Path, needed: Sequence[str], more: str = "") -> tuple[list[str], list[Line]]:
-    """(names of the columns, lines).
+    """Return (names of the columns, lines) of such a file.
 
     Args:
-        needed: columns the file must have, `value` and `source` among them; more: said of the others in an error.
+        needed: columns that the file must have, `value` and `source` among them.
+        more: words for the other columns, appended to the names of the needed ones in an error.
 
     Raises:
-        DpbenchError: not a CSV in UTF-8, a column that is missing or stands twice, a line of another length, a value that is no
-            finite number, a line without a source or with neither value nor note, or a cell that stands twice; names the line.
+        DpbenchError: not a CSV in UTF-8, a column that is missing or occurs twice, a line of another length, a value that is no
+            finite number, a line without a source or with neither value nor note, or a cell that occurs twice; names the line.
     """
     text = read_text(path, hint=f"write a CSV with the columns {', '.join(needed)}")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    found: list[Line] = []
-    first_of: dict[tuple[str, ...], int] = {}
+    lines: list[Line] = []
+    first_line_of: dict[tuple[str, ...], int] = {}
     try:
         names = next(reader, [])
         _check_columns(path, names, needed, more)
@@ -53,14 +54,14 @@ def read_values(path: Path, needed: Sequence[str], more: str = "") -> tuple[list
                     f"{where}: {len(cells)} fields for {len(names)} columns", "put a text with a comma into double quotes"
                 )
             row = dict(zip(names, cells, strict=True))
-            found.append(_line(row, where))
-            key = tuple(text for name, text in row.items() if name not in _SAID)
-            if key in first_of:
-                raise DpbenchError(f"{where}: the same cell as line {first_of[key]}", "keep one of them")
-            first_of[key] = reader.line_num
+            lines.append(_line(row, where))
+            key = tuple(text for name, text in row.items() if name not in _CONTENT)
+            if key in first_line_of:
+                raise DpbenchError(f"{where}: the same cell as line {first_line_of[key]}", "keep one of them")
+            first_line_of[key] = reader.line_num
     except csv.Error as error:
         raise DpbenchError(f"{path}: line {reader.line_num}: not CSV ({error})", "mend that line") from error
-    return names, found
+    return names, lines
 
 
 def _check_columns(path: Path, names: list[str], needed: Sequence[str], more: str) -> None:
@@ -69,7 +70,7 @@ def _check_columns(path: Path, names: list[str], needed: Sequence[str], more: st
         raise DpbenchError(f"{path}: line 1: column {missing[0]!r} is missing", known)
     for number, name in enumerate(names, 1):
         if not name.strip() or name != name.strip() or name in names[: number - 1]:
-            fault = "stands twice" if name in names[: number - 1] else "is no name"
+            fault = "occurs twice" if name in names[: number - 1] else "is no name"
             raise DpbenchError(f"{path}: line 1: column {number}, {name[:80]!r}, {fault}", known)
 
 
@@ -77,7 +78,7 @@ def _line(row: dict[str, str], where: str) -> Line:
     if not row["source"].strip():
         raise DpbenchError(f"{where}: a value without a source", "name the document it was read in")
     if not row["value"] and not row.get("note"):
-        raise DpbenchError(f"{where}: neither value nor note", "leave a value that nobody has read out, or say why")
+        raise DpbenchError(f"{where}: neither value nor note", "leave out a value that nobody has read, or say why it is missing")
     value, spread = (_number(row.get(name, ""), f"{where}: {name}") for name in ("value", "spread"))
     if spread is not None and (spread < 0 or value is None):
         raise DpbenchError(f"{where}: spread {spread:g}{' of no value' if value is None else ''}", "a spread is a half-width")
@@ -85,7 +86,7 @@ def _line(row: dict[str, str], where: str) -> Line:
 
 
 def _number(text: str, where: str) -> float | None:
-    """A decimal number as documents print it: `float()` would also take nan, inf and 1_000, and make inf of 1e999."""
+    """Parse a decimal number as documents print it: `float()` would also accept nan, inf and 1_000, and turn 1e999 into inf."""
     if not text:
         return None
     if _NUMBER.fullmatch(text) is None or not math.isfinite(value := float(text)):

@@ -61,7 +61,7 @@ def test_packing_and_merging_files_the_record_under_its_machine(tree, finished):
     assert stored.record == read_record(finished[1] / "record.json")
     assert stored.machine in said
     assert stored.path.name == "other.jsonl"  # it was made for no cell
-    assert "there already" in recording.merge(path)[0]
+    assert "filed already" in recording.merge(path)[0]
 
 
 def test_only_what_is_missing_is_run_and_the_archive_is_there_after_each(tree, finished, monkeypatch, capsys):
@@ -78,7 +78,7 @@ def test_only_what_is_missing_is_run_and_the_archive_is_there_after_each(tree, f
     assert finished[0] not in ran
     with tarfile.open(tree / "out.tar.gz") as archive:
         assert f"{finished[0]}/record.json" in archive.getnames()
-    assert "1 runs to make, 1 there already" in capsys.readouterr().out
+    assert "1 runs to do, 1 done already" in capsys.readouterr().out
 
 
 def test_what_another_recorder_has_made_meanwhile_is_not_made_again(tree, finished, monkeypatch):
@@ -156,7 +156,7 @@ def test_a_spoiled_archive_files_nothing(tree, finished):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda m: m.update({k: v[:100] for k, v in m.items() if k.endswith("record.json")}), "not a whole JSON"),
+        (lambda m: m.update({k: v[:100] for k, v in m.items() if k.endswith("record.json")}), "not a complete JSON"),
         (lambda m: m.update({k: v + b"{" for k, v in m.items() if k.endswith("steps.jsonl")}), "is not JSON"),
         (lambda m: m.pop(next(k for k in m if k.endswith("record.json"))), "has no record.json"),
     ],

@@ -56,7 +56,7 @@ def test_a_file_that_the_record_does_not_name_is_not_read(context):
 def test_a_parent_without_a_sound_record_is_named(context):
     path = context.parents["start"] / "record.json"
     path.write_text(path.read_text().replace(FILE, "x"))
-    with pytest.raises(DpbenchError, match="not what its digest was made of"):
+    with pytest.raises(DpbenchError, match="does not fit its digest"):
         context.artefact("start", FILE)
     path.unlink()
     with pytest.raises(DpbenchError, match="no such record"):

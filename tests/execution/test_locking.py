@@ -59,7 +59,7 @@ def test_who_waits_is_told_for_whom_and_goes_on_when_that_one_is_killed(held, mo
 
     with alone(lock, "run 123", say=say) as waited:
         assert waited
-    assert said == [f"run 123: waits for process {process.pid}, which is at work on it"]
+    assert said == [f"run 123: waits for process {process.pid}, which is working on it"]
 
 
 def test_a_stopped_holder_is_not_waited_for_without_a_limit(held):

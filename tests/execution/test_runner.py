@@ -108,7 +108,7 @@ def test_killed_in_the_middle_leaves_no_record_and_starts_again(made, config, tm
     ("text", "says"),
     [
         ("/no/such/config.json", "no such file"),
-        ("{", "not a whole JSON file"),
+        ("{", "not a complete JSON file"),
         ('{"job": "text_classification"}', "settings: Field required"),
         (
             '{"job": "x", "settings": {}, "seed": 0, "versions": {"job:text_clasification": 1}, "sources": {}, "parents": {}}',

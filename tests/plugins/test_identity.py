@@ -178,6 +178,6 @@ def test_the_command_lists_what_is_not_locked(folder, tmp_path):
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("engine:mine ")]
     assert line.split(maxsplit=2)[1:] == [
         identity.identity(plugin),
-        f"{plugin.path}, in no lock: its runs are named by its content",
+        f"{plugin.path}, in no lock: its content is part of the name of its runs",
     ]
     assert done.returncode == (1 if identity.stale() else 0)

@@ -86,8 +86,8 @@ BAD = [
     (member(), "ends too early"),
     (member()[:700], "ends too early"),
     (member() + b"x" * 512 + END, "cannot be read as an archive"),
-    (member() + member() + END, "stands twice"),
-    (member() + member(OTHER.run + "/steps.jsonl", b"") + member(OTHER.run + "/steps.jsonl", b"") + END, "stands twice"),
+    (member() + member() + END, "occurs twice"),
+    (member() + member(OTHER.run + "/steps.jsonl", b"") + member(OTHER.run + "/steps.jsonl", b"") + END, "occurs twice"),
     (member("../evil") + END, "unexpected member '../evil'"),
     (member("/etc/passwd") + END, "unexpected member '/etc/passwd'"),
     (member(f"{GOOD.run}/../{GOOD.run}/record.json") + END, "unexpected member"),
@@ -197,10 +197,10 @@ def spoiled(change, base: Record = OTHER) -> bytes:
 
 WRONG = [
     ({}, "has no record.json"),
-    ({"record.json": b"{"}, "not a whole JSON file"),
+    ({"record.json": b"{"}, "not a complete JSON file"),
     ({"record.json": b"\xff"}, "not UTF-8"),
     ({"record.json": TEXT}, f"is the record of run {GOOD.run}, in the folder of run"),
-    ({"record.json": spoiled(lambda v: v["metrics"][0].update(value=99.0))}, "not what its digest was made of"),
+    ({"record.json": spoiled(lambda v: v["metrics"][0].update(value=99.0))}, "does not fit its digest"),
     ({"record.json": spoiled(lambda v: v["config"].update(seed=3))}, "its config hashes to"),
     ({"record.json": spoiled(lambda v: v.pop("digest"))}, "no digest"),
     ({"record.json": b'{"schema_version": 2, "facts": ' + b"[" * 10**5 + b"]" * 10**5 + b"}"}, "nested more than"),
@@ -252,7 +252,7 @@ def test_the_command_says_what_it_left_out_by_its_exit_code(tree, capsys):
     assert "1 record was not filed" in said.err
     path.write_bytes(pack_files([(NAME, TEXT, 0.0)]))
     assert main(["record", "--merge", str(path)]) == 0
-    assert "there already" in capsys.readouterr().out
+    assert "filed already" in capsys.readouterr().out
 
 
 def test_a_filed_record_that_does_not_hold_makes_room_for_one_that_does(tree):

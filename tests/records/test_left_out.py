@@ -80,7 +80,7 @@ def test_a_table_is_written_without_a_bad_record_and_says_so(tree, capsys):
     path.write_text("{")
     assert table(tree) == 2
     said = capsys.readouterr().err
-    assert f"results/runs/{run}/record.json: not a whole JSON file" in said
+    assert f"results/runs/{run}/record.json: not a complete JSON file" in said
     (item,) = read_table(tree / "out" / "quadratic.json").left_out
     assert item.run == run
     for ending in ("csv", "md", "tex", "html"):
@@ -101,7 +101,7 @@ def test_the_report_of_committed_records_names_what_it_leaves_out(tree, capsys):
     path.write_text(line_of(record()).replace("1.5", "99.5") + "\n")
     assert main(["report", "--recorded", "--out", str(tree / "page.html")]) == 0
     said = capsys.readouterr().err
-    assert "left out results/recorded/m/dpzero.jsonl, line 1: its content is not what its digest was made of" in said
+    assert "left out results/recorded/m/dpzero.jsonl, line 1: its content does not fit its digest" in said
     assert "results/recorded/m/dpzero.jsonl, line 1" in (tree / "page.html").read_text()
 
 

@@ -101,8 +101,8 @@ FAULTS = [
     ("schema_version", "2", "schema version '2'"),
     ("schema_version", [1], "schema version"),
     ("run", "x", "run"),
-    ("metrics", [METRIC, METRIC], "accuracy with the labels .* stands 2 times"),
-    ("metrics", [METRIC, METRIC | {"value": None, "note": "x"}], "accuracy with the labels .* stands 2 times"),
+    ("metrics", [METRIC, METRIC], "accuracy with the labels .* occurs 2 times"),
+    ("metrics", [METRIC, METRIC | {"value": None, "note": "x"}], "accuracy with the labels .* occurs 2 times"),
     ("metrics", {}, "metrics"),
     ("metrics.0.value", True, "metrics.0.value"),
     ("metrics.0.value", "1.5", "metrics.0.value"),
@@ -112,7 +112,7 @@ FAULTS = [
     ("metrics.0.rounds", [1.0, math.nan], "NaN"),
     ("metrics.0.rounds", [1.0, None], "metrics.0.rounds.1"),
     ("metrics.0.low", -math.inf, "-Infinity"),
-    ("metrics.0", METRIC | {"low": 2.0, "high": 1.0}, "20 % quantile lies above"),
+    ("metrics.0", METRIC | {"low": 2.0, "high": 1.0}, "20 % quantile is above"),
     ("metrics.0.name", "", "metrics.0.name"),
     ("metrics.0.name", "a/b", "metrics.0.name"),
     ("metrics.0.name", "a\nb", "metrics.0.name"),
@@ -137,7 +137,7 @@ FAULTS = [
     ("privacy.validity", "sound", "privacy.validity"),
     ("privacy.reasons", ["hyper-parameters were not charged"], "validity is valid, and there are reasons"),
     ("privacy.validity", "nominal", "validity is nominal, and no reason"),
-    ("privacy", None, "nothing is said of a mechanism"),
+    ("privacy", None, "missing for a mechanism"),
     ("mechanism.sampling", {"kind": "possion"}, "mechanism: .*sampling.kind"),
     ("mechanism.sampling", "poisson", "mechanism: .*sampling"),
     ("mechanism.clipping", 3, "mechanism: .*clipping"),
@@ -213,9 +213,9 @@ FAULTS = [
     ("created", "2026-01-01T00:00:00", "created"),
     ("created", "2026-01-01T00:00:00+02:00", "created"),
     ("colour", "red", "unknown key 'colour'"),
-    ("digest", "0" * 64, "not what its digest was made of"),
+    ("digest", "0" * 64, "does not fit its digest"),
     ("digest", 3, "digest"),
-    ("digest", "", "not what its digest was made of"),
+    ("digest", "", "does not fit its digest"),
 ]
 
 
@@ -306,7 +306,7 @@ def test_a_record_without_a_digest_is_refused(tmp_path):
 
 
 def test_what_is_made_here_is_held_to_the_same():
-    with pytest.raises(ValueError, match="stands 2 times"):
+    with pytest.raises(ValueError, match="occurs 2 times"):
         record(metrics=[METRIC, METRIC])
     with pytest.raises(ValueError, match="facts: holds a number that is not finite"):
         record(facts={"own": [{"x": math.nan}]})

@@ -100,7 +100,7 @@ def test_a_spoiled_record_says_what_and_the_way_out(tmp_path, change, says):
 def test_a_truncated_record_is_an_error_not_a_value(tmp_path, keep):
     path = write_record(record(), tmp_path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(DpbenchError, match="not a whole JSON file"):
+    with pytest.raises(DpbenchError, match="not a complete JSON file"):
         read_record(path)
 
 

@@ -162,7 +162,7 @@ def test_deviations_are_read_and_checked(tmp_path: Path) -> None:
     with pytest.raises(DpbenchError, match=r"deviations\.yaml: entry 1: unknown key 'fakt'"):
         deviations("automatic")
     path.write_text("- {id: A-1, severity: note, fact: a}\n- {id: A-1, severity: note, fact: b}\n")
-    with pytest.raises(DpbenchError, match="stands twice"):
+    with pytest.raises(DpbenchError, match="occurs twice"):
         deviations("automatic")
 
 

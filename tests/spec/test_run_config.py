@@ -42,13 +42,13 @@ CHANGES = [
     (lambda c: c["versions"].update({"planet:mars": 1}), "versions: unknown kind of plug-in 'planet'"),
     (lambda c: c["versions"].update({"engine:warp": 1}), "unknown engine 'warp'"),
     (lambda c: c.update(sources=3), "sources"),
-    (lambda c: c["sources"].update({"dataset:sst2": {"kind": "hub", "revision": "x"}}), "sources: dataset:sst2 is there, and"),
+    (lambda c: c["sources"].update({"dataset:sst2": {"kind": "hub", "revision": "x"}}), "sources: dataset:sst2 is not used"),
     (lambda c: c["sources"].update({"sst2": {"kind": "hub", "revision": "x"}}), "sources"),
     (lambda c: c["sources"].update({"dataset:sst2": {}}), "sources.dataset:sst2: .*give `files`"),
     (lambda c: c["sources"].update({"dataset:sst2": {"files": {"x": "y"}}}), "sources.dataset:sst2.files"),
     (lambda c: c.update(parents=["a"]), "parents"),
     (lambda c: c["parents"].update({"start": "../../../etc"}), "parents.start"),
-    (lambda c: c["parents"].update({"start": "0" * 12}), "parents: start is there, and"),
+    (lambda c: c["parents"].update({"start": "0" * 12}), "parents: start is not used"),
 ]
 
 
@@ -77,11 +77,11 @@ def test_what_the_settings_name_must_be_there(sound, key):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "not a whole JSON file"),
+        (b"", "not a complete JSON file"),
         (b"[]", "valid dictionary"),
         (b'"x"', "valid dictionary"),
-        (b'{"job": "quadratic"', "not a whole JSON file"),
-        (b'{"job": "quadratic",\n"job": "text_classification"}', "line 2: the key 'job' stands twice"),
+        (b'{"job": "quadratic"', "not a complete JSON file"),
+        (b'{"job": "quadratic",\n"job": "text_classification"}', "line 2: the key 'job' occurs twice"),
         (b'{"seed": NaN}', "line 1: NaN"),
         (b"\xff\xfe{", "byte-order mark"),
         (b"{\xff", "line 1 is not UTF-8"),
@@ -115,7 +115,7 @@ FILES = [
     (b"- tier\n", "a list, not a mapping"),
     (b"smoke\n", "a str, not a mapping"),
     (b"1: smoke\n", "the key 1 is not a text"),
-    (b"tier: smoke\ntier: paper\n", "line 2, column 1: the key 'tier' stands twice"),
+    (b"tier: smoke\ntier: paper\n", "line 2, column 1: the key 'tier' occurs twice"),
     (b"tier:\tsmoke\n\tpapers: all\n", "line 2"),
     (b"tier: sm\xf6ke\n", "line 1 is not UTF-8"),
     (b"\xef\xbb\xbftier: smoke\n", "byte-order mark"),
@@ -155,7 +155,7 @@ def test_a_value_that_cannot_be_names_the_key_in_a_short_message(tmp_path, conte
 def test_json_config_files_are_read_as_json(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"tier": "smoke",\n"tier": "paper"}')
-    with pytest.raises(DpbenchError, match="line 2: the key 'tier' stands twice"):
+    with pytest.raises(DpbenchError, match="line 2: the key 'tier' occurs twice"):
         check_files(path)
     path.write_text('{\n\t"tier": "smoke"}')
     check_files(path)

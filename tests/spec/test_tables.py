@@ -112,7 +112,7 @@ def test_malformed_yaml_names_the_line(tree):
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("a: 1\nb: 2\na: 3\n")
-    with pytest.raises(DpbenchError, match="'a' stands twice"):
+    with pytest.raises(DpbenchError, match="'a' occurs twice"):
         read_yaml(path)
 
 
@@ -262,8 +262,8 @@ def test_a_fragment_lies_under_what_a_table_says_itself(tree):
         ({"a": "include: a"}, "fragments include each other: a -> a"),
         ({"a": "- x"}, r"a\.yaml: not a mapping"),
         ({"a": "x: ["}, r"a\.yaml: malformed YAML"),
-        ({"a": "include: ../a"}, "is no name of a fragment"),
-        ({"a": "include: [1]"}, "is no name of a fragment"),
+        ({"a": "include: ../a"}, "is not the name of a fragment"),
+        ({"a": "include: [1]"}, "is not the name of a fragment"),
     ],
 )
 def test_a_wrong_fragment_is_one_error_that_names_the_file(tree, fragments, says):

@@ -29,7 +29,7 @@ def test_what_only_python_takes_for_a_number_is_refused(tmp_path, number, column
         ("", "line 1: column 'method' is missing"),
         ("method,metric,vlaue,unit,source\n", "line 1: column 'value' is missing"),
         ("method;metric;value;unit;source\n", "line 1: column 'method' is missing"),
-        ("method,metric,value,unit,source,value\n", "line 1: column 6, 'value', stands twice"),
+        ("method,metric,value,unit,source,value\n", "line 1: column 6, 'value', occurs twice"),
         ("method,metric,value,unit,source,\n", "line 1: column 6, '', is no name"),
         ("method,metric,value,unit,source, note\n", "line 1: column 6, ' note', is no name"),
         (HEAD + "a,acc,90,%,p\n", "line 2: 5 fields for 6 columns"),

@@ -12,6 +12,6 @@ def factor(norms, bound, gamma):
     Guarantee: factor x norm <= bound for every finite norm. The contract tests try it from the smallest to the largest float.
 
     Args:
-        norms: float32 or float64, at least 0; bound: above 0; gamma: a stability constant, which a function may leave unread.
+        norms: float32 or float64, at least 0; bound: above 0; gamma: a stability constant, which a function may ignore.
     """
     return bound / (norms + bound)  # an example: never more than the bound, half of it where the norm is the bound

@@ -1,4 +1,4 @@
-"""NAME: say here how the step is made, and where it was published."""
+"""NAME: say here how a step works, and where it was published."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PLUGIN = {
 
 
 class Engine(loop.Engine):
-    """One example at a time through plain autograd: slow, obvious, and a place to start from.
+    """One example at a time through plain autograd: slow and obvious, as a start.
 
-    An engine of your own subclasses `dpbench.methods.engines.base.Handle` and implements `_accumulate(losses, batch)`: it adds
-    the bounded gradients of a physical batch to the step's sums and returns the losses [B], detached. Sums, noise and guards are
-    the base class's.
+    A new engine subclasses `dpbench.methods.engines.base.Handle` and implements `_accumulate(losses, batch)`: it adds
+    the bounded gradients of a physical batch to the step's sums and returns the losses [B], detached. The base class
+    does the sums, the noise and the guards.
 
-    Guarantee: each example adds at most C_k in L2 to group k. The parity tests hold every step to an oracle in float64.
+    Guarantee: each example adds at most C_k in L2 to group k. The parity tests compare every step with a reference in float64.
     """
 
     name = "NAME"

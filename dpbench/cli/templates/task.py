@@ -11,7 +11,7 @@ PLUGIN = {"kind": "job", "name": "NAME", "version": 1, "summary": "what is train
 
 
 class Settings(TrainingSettings):
-    """One cell. Method, clipping, epsilon, steps and optimizer are there already; add what the task needs."""
+    """Settings of one cell. Method, clipping, epsilon, steps and optimizer are inherited; add what the task needs."""
 
     examples: int = 256
 
