@@ -83,15 +83,15 @@ def load(name: str, split: str, source: Source) -> list[Asked]:
     Raises:
         DpbenchError: the dataset has no prompts; a row has no answers (the error names it); what `registry.load` raises.
     """
-    answered = require(name)
+    has_answers = require(name)
     plugin = plugins.get("dataset", name)
     columns: dict[str, Any] = registry.load(name, split, source).columns
     where, module = registry.named(plugin, split, source), plugin.load()
     prompts: list[str] = by_row(where, columns, module.prompts)
-    if not answered:
+    if not has_answers:
         return [Asked(prompt, int(label)) for prompt, label in zip(prompts, columns["label"], strict=True)]
     answers = by_row(where, columns, lambda part: [_right(texts) for texts in module.answers(part)])
-    return [Asked(prompt, answers=right) for prompt, right in zip(prompts, answers, strict=True)]
+    return [Asked(prompt, answers=right_answers) for prompt, right_answers in zip(prompts, answers, strict=True)]
 
 
 def _right(texts: tuple[str, ...]) -> tuple[str, ...]:

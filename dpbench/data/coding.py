@@ -94,8 +94,10 @@ class Pieces:
         """
         for mark, number in (("padding", pad), ("the end of a text", eos)):
             if number is None or tokenizer.id_to_token(number) is None or number >= vocabulary:
-                of = "no id" if number is None else f"id {number}, which it lacks,"
-                raise DpbenchError(f"the tokenizer has {of} for {mark}", "fetch the model again: its tokenizer.json is another's")
+                fault = "no id" if number is None else f"id {number}, which it lacks,"
+                raise DpbenchError(
+                    f"the tokenizer has {fault} for {mark}", "fetch the model again: its tokenizer.json is another's"
+                )
         assert pad is not None
         assert eos is not None
         self._tokenizer, self.vocabulary, self.pad, self.eos, self.sha256 = tokenizer, vocabulary, pad, eos, sha256
@@ -141,7 +143,10 @@ class Words:
         if self.slots:
             value_of_slot = dict(fields)  # type: ignore[arg-type]
             return self._ids(
-                [*(_slot_token(slot, known, value_of_slot.get(slot)) for slot, known in self.slots.items()), SEPARATOR]
+                [
+                    *(_slot_token(slot, closed_values, value_of_slot.get(slot)) for slot, closed_values in self.slots.items()),
+                    SEPARATOR,
+                ]
             )
         tokens = [token for field in fields for part in field for token in _split(_hidden(_spaced(part), values))]
         return self._ids([*tokens, SEPARATOR])
@@ -161,7 +166,7 @@ class Words:
         """Return the value of each placeholder; None where the input has no such slot."""
         if self.slots:
             value_of_slot = dict(fields)  # type: ignore[arg-type]
-            return [value_of_slot.get(slot) for slot, known in self.slots.items() if known is None]
+            return [value_of_slot.get(slot) for slot, closed_values in self.slots.items() if closed_values is None]
         entities = dict.fromkeys(entity for field in fields for entity in (field[0], field[-1]))
         return [*entities][:ENTITIES]
 
@@ -171,26 +176,26 @@ def _slots(name: str) -> dict[str, list[str] | None]:
     return slots
 
 
-def _slot_token(slot: str, known: list[str] | None, value: str | None) -> str:
+def _slot_token(slot: str, closed_values: list[str] | None, value: str | None) -> str:
     if not value:
         return f"{slot}=none"
-    return f"{slot}=other" if known is None or value not in known else f"{slot}={value}"
+    return f"{slot}=other" if closed_values is None or value not in closed_values else f"{slot}={value}"
 
 
 def _fixed(name: str) -> list[str]:
     """Return marks, placeholders and slot tokens, in the order of their ids."""
     slots = _slots(name)
-    holders = sum(known is None for known in slots.values()) if slots else ENTITIES
-    tokens = [PAD, EOS, SEPARATOR, UNKNOWN, *(f"<{i}>" for i in range(holders))]
-    for slot, known in slots.items():
-        tokens += [f"{slot}={value}" for value in ("none", "other", *(known or ()))]
+    placeholders = sum(closed_values is None for closed_values in slots.values()) if slots else ENTITIES
+    tokens = [PAD, EOS, SEPARATOR, UNKNOWN, *(f"<{i}>" for i in range(placeholders))]
+    for slot, closed_values in slots.items():
+        tokens += [f"{slot}={value}" for value in ("none", "other", *(closed_values or ()))]
     return tokens
 
 
 def _schema_words(name: str) -> set[str]:
     """Return the words of the schema and of the plug-in's list."""
     extra: dict[str, Any] = plugins.get("dataset", name).extra
-    values = [value for known in _slots(name).values() for value in known or ()]
+    values = [value for closed_values in _slots(name).values() for value in closed_values or ()]
     return {token for text in (*values, extra.get("words", ""), _PUNCTUATION) for token in _split(text)}
 
 
@@ -226,9 +231,9 @@ def _joined(tokens: Sequence[str]) -> str:
 
 
 def _until(ids: Iterable[int], eos: int) -> list[int]:
-    kept = []
+    text_ids = []
     for token_id in ids:
         if token_id == eos:
             break
-        kept.append(int(token_id))
-    return kept
+        text_ids.append(int(token_id))
+    return text_ids

@@ -216,19 +216,19 @@ def _downloaded(spec: dict[str, Any], filename: str, repo_type: str, what: str) 
 
 def _watched(thread: threading.Thread, received: Callable[[], int]) -> str:
     """Wait for a download as long as bytes arrive, and return why it was given up. `received` returns the bytes so far."""
-    begun = moved = time.monotonic()
-    most = 0
+    start = last_progress = time.monotonic()
+    most_bytes = 0
     while True:
         thread.join(0.1)
         if not thread.is_alive():
             return "no file came"
         now, count = time.monotonic(), received()
-        if count > most:
-            most, moved = count, now
-        if now - moved > STALLED_SECONDS:
+        if count > most_bytes:
+            most_bytes, last_progress = count, now
+        if now - last_progress > STALLED_SECONDS:
             return f"the hub sent nothing for {STALLED_SECONDS:.0f} s"
-        if now - begun > STALLED_SECONDS + most / SLOWEST:
-            return f"only {most:,} bytes came in {now - begun:.0f} s"
+        if now - start > STALLED_SECONDS + most_bytes / SLOWEST:
+            return f"only {most_bytes:,} bytes came in {now - start:.0f} s"
 
 
 def _incomplete(blobs: Path) -> int:

@@ -96,13 +96,13 @@ def _encoded(value: bytes, image: Mapping[str, Any], mostly_raw: bool) -> bool:
 def _unknown(value: bytes, image: Mapping[str, Any], where: str) -> DpbenchError:
     channels, height, width = image["channels"], image["height"], image["width"]
     shape, raw = f"{height} x {width} x {channels}", channels * height * width
-    other = next((name for magic, name in _OTHERS.items() if value.startswith(magic)), None)
-    wider = {2: "of 16 bits", 4: "of 32 bits", 8: "of 64 bits"}
+    other_format = next((name for magic, name in _OTHERS.items() if value.startswith(magic)), None)
+    bits_of_factor = {2: "of 16 bits", 4: "of 32 bits", 8: "of 64 bits"}
     hint = _AGAIN
-    if other is not None:
-        hint = f"it begins as a {other} does: store images as PNG, WebP or JPEG"
-    elif raw and len(value) % raw == 0 and len(value) // raw in wider:
-        hint = f"if these are values {wider[len(value) // raw]}, scale them to 0 to 255 and store bytes (uint8)"
+    if other_format is not None:
+        hint = f"it begins as a {other_format} does: store images as PNG, WebP or JPEG"
+    elif raw and len(value) % raw == 0 and len(value) // raw in bits_of_factor:
+        hint = f"if these are values {bits_of_factor[len(value) // raw]}, scale them to 0 to 255 and store bytes (uint8)"
     return DpbenchError(f"{where} holds {len(value)} bytes, neither a PNG, WebP or JPEG nor {shape}", hint)
 
 
@@ -146,9 +146,9 @@ def _turned(opened: Any) -> Any:
     """Return the image turned as its EXIF data say; EXIF data that cannot be read are ignored."""
     from PIL import Image
 
-    ways = Image.Transpose
-    turns = {2: ways.FLIP_LEFT_RIGHT, 3: ways.ROTATE_180, 4: ways.FLIP_TOP_BOTTOM, 5: ways.TRANSPOSE}
-    turns |= {6: ways.ROTATE_270, 7: ways.TRANSVERSE, 8: ways.ROTATE_90}
+    transpose = Image.Transpose
+    turns = {2: transpose.FLIP_LEFT_RIGHT, 3: transpose.ROTATE_180, 4: transpose.FLIP_TOP_BOTTOM, 5: transpose.TRANSPOSE}
+    turns |= {6: transpose.ROTATE_270, 7: transpose.TRANSVERSE, 8: transpose.ROTATE_90}
     orientation = 1
     if "exif" in opened.info or opened.format in ("JPEG", "MPO"):
         with contextlib.suppress(Exception):

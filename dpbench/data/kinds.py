@@ -104,14 +104,14 @@ def _json_object(first: str) -> tuple[str, str]:
 
 def instead_of(path: Path) -> str:
     """Return a hint about a missing file that is there with another suffix or in parts; else empty."""
-    ways = {".csv": FROM_CSV, ".tsv": FROM_TSV, ".jsonl": FROM_JSON_LINES, ".json": FROM_JSON}
-    for ending, hint in ways.items():
-        other = path.with_suffix(ending)
-        if other.is_file():
-            return f"{other.name} is there; {hint}"
+    hint_of_suffix = {".csv": FROM_CSV, ".tsv": FROM_TSV, ".jsonl": FROM_JSON_LINES, ".json": FROM_JSON}
+    for ending, hint in hint_of_suffix.items():
+        sibling = path.with_suffix(ending)
+        if sibling.is_file():
+            return f"{sibling.name} is there; {hint}"
     parts = sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"))
     if parts:
         join = "`pyarrow.parquet.write_table(pyarrow.parquet.read_table(PARTS), NEW)`"
         return f"{parts[0].name} is there; join the {len(parts)} parts into one file: {join}"
-    packed = [other for other in path.parent.glob(f"{path.name}.*") if other.is_file()]
-    return f"{packed[0].name} is there; unpack it" if packed else ""
+    archives = [sibling for sibling in path.parent.glob(f"{path.name}.*") if sibling.is_file()]
+    return f"{archives[0].name} is there; unpack it" if archives else ""

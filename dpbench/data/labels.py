@@ -26,24 +26,24 @@ def labelled(where: str, labels: Sequence[int], classes: Sequence[str]) -> list[
         DpbenchError: a label is out of range; or -1 seems to be a class, because the other rows lack the first or the last
             class. The error names the row.
     """
-    kept = []
+    rows = []
     for row, label in enumerate(labels):
         if label == NONE:
             continue
         if not 0 <= label < len(classes):
             raise DpbenchError(f"{where}: label {label} in {parquet.row(row)} is out of range", _classes(classes))
-        kept.append(row)
-    if kept and len(kept) < len(labels):
-        seen = {labels[row] for row in kept}
-        lacking = [label for label in (0, len(classes) - 1) if label not in seen]
-        if lacking:
+        rows.append(row)
+    if rows and len(rows) < len(labels):
+        present = {labels[row] for row in rows}
+        absent = [label for label in (0, len(classes) - 1) if label not in present]
+        if absent:
             first = next(row for row, label in enumerate(labels) if label == NONE)
             what = (
-                f"{where}: label -1 in {len(labels) - len(kept)} of {len(labels)} rows, the first in {parquet.row(first)}, and "
+                f"{where}: label -1 in {len(labels) - len(rows)} of {len(labels)} rows, the first in {parquet.row(first)}, and "
             )
-            what += f"no row of class {lacking[0]} ({classes[lacking[0]]}): whether -1 is a class or no label cannot be told"
+            what += f"no row of class {absent[0]} ({classes[absent[0]]}): whether -1 is a class or no label cannot be told"
             raise DpbenchError(what, f"{_classes(classes)}; leave out the rows without a label")
-    return kept
+    return rows
 
 
 def _classes(classes: Sequence[str]) -> str:
@@ -81,9 +81,9 @@ def check_names(path: Path, column: str, classes: Sequence[str]) -> None:
     says = f"{path}: column {column!r} states {len(names)} classes ({', '.join(names[:20])})"
     if len(names) != len(classes):
         raise DpbenchError(f"{says}, not {len(classes)}", f"{_classes(classes)}; take the column or the file that has these")
-    ours = [_plain(name) for name in classes]
+    class_names = [_plain(name) for name in classes]
     for number, name in enumerate(names):
-        expected = _meant(_plain(name), ours)
+        expected = _class_number(_plain(name), class_names)
         if expected is not None and expected != number:
             what = f"{says}: {name!r} is {number} there, and {expected} here"
             raise DpbenchError(what, f"{_classes(classes)}; number the labels so")
@@ -92,8 +92,8 @@ def check_names(path: Path, column: str, classes: Sequence[str]) -> None:
 def _names(metadata: bytes | None, column: str) -> list[str]:
     """Return the names of the classes in the metadata of `datasets`; none where they are absent or cannot be read."""
     try:
-        stated: Any = json.loads(metadata or b"{}")
-        names = stated["info"]["features"][column]["names"]
+        stored: Any = json.loads(metadata or b"{}")
+        names = stored["info"]["features"][column]["names"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
@@ -103,12 +103,12 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]", "", name.lower())
 
 
-def _meant(name: str, ours: list[str]) -> int | None:
+def _class_number(name: str, class_names: list[str]) -> int | None:
     """Return the number of the class that a name equals, or abbreviates by three letters or more (`HUM`)."""
-    if name in ours:
-        return ours.index(name)
-    begun = [number for number, known in enumerate(ours) if len(name) >= 3 and known.startswith(name)]
-    return begun[0] if len(begun) == 1 else None
+    if name in class_names:
+        return class_names.index(name)
+    matches = [number for number, class_name in enumerate(class_names) if len(name) >= 3 and class_name.startswith(name)]
+    return matches[0] if len(matches) == 1 else None
 
 
 def remark_oddities(title: str, columns: dict[str, Any], classes: Sequence[str], unlabelled: int, rows: int) -> None:

@@ -98,13 +98,13 @@ def files(plugin: Plugin) -> dict[str, str]:
     data_folder = root()
     assert data_folder is not None
     folder = data_folder / plugin.extra["folder"]
-    stated, digests = _sums(folder), {}
+    sums, digests = _sums(folder), {}
     for split, name in plugin.extra["files"].items():
         path = folder / name
         if not _is(Path.is_file, path):
             raise _no_file(path, f"{plugin.name}, split {split!r}")
         digests[name] = digest(path)
-        expected, listing = stated.get(path, (digests[name], path))
+        expected, listing = sums.get(path, (digests[name], path))
         if digests[name] != expected:
             raise DpbenchError(
                 f"{path}: sha256 differs from {listing}: expected {expected}, got {digests[name]}", "fetch the file again"

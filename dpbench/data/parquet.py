@@ -83,11 +83,13 @@ def _cast(kind: Any, column: str, target: str) -> str:
 
 
 def _no_column(path: Path, column: str, names: list[str]) -> DpbenchError:
-    shown = [name if name.isprintable() else repr(name)[1:-1] for name in names[:_LISTED]]
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    listed = ", ".join(shown) or "none"
-    close = difflib.get_close_matches(column, names, n=3, cutoff=0.5) if more else names
-    return DpbenchError(f"{path}: no column {column!r}; its columns: {listed}{more}", nearest(column, close or names[:_LISTED]))
+    printable = [name if name.isprintable() else repr(name)[1:-1] for name in names[:_LISTED]]
+    omitted = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    listed = ", ".join(printable) or "none"
+    close = difflib.get_close_matches(column, names, n=3, cutoff=0.5) if omitted else names
+    return DpbenchError(
+        f"{path}: no column {column!r}; its columns: {listed}{omitted}", nearest(column, close or names[:_LISTED])
+    )
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -133,8 +135,8 @@ def _declared(metadata: Any) -> int:
 
 def _check_size(path: Path, size: int) -> None:
     stored = path.stat().st_size
-    if size > (most := _ALWAYS + _TIMES * stored):
-        what = f"{path}: {stored:,} bytes that take {size:,} or more in memory; {most:,} are the most that is read"
+    if size > (limit := _ALWAYS + _TIMES * stored):
+        what = f"{path}: {stored:,} bytes that take {size:,} or more in memory; {limit:,} are the most that is read"
         raise DpbenchError(what, "fetch the file again, or write it again in smaller values")
 
 
@@ -197,32 +199,32 @@ def _values(canonical: str, values: Any, where: str, start: int) -> list[Any]:
     except Exception as error:  # UTF-8, and whatever else cannot become a Python value
         raise _bad_value(values, where, start, error) from error
     if canonical.startswith("label"):
-        return [value if value is None else _label(value, where, start + at) for at, value in enumerate(decoded)]
+        return [value if value is None else _label(value, where, start + index) for index, value in enumerate(decoded)]
     return decoded
 
 
-def _label(value: int, where: str, at: int) -> int:
+def _label(value: int, where: str, index: int) -> int:
     if not -(2**63) <= value < 2**63:
-        raise DpbenchError(f"{where}: label {value} in {row(at)} is beyond 64 bits", "give labels as integers from 0")
+        raise DpbenchError(f"{where}: label {value} in {row(index)} is beyond 64 bits", "give labels as integers from 0")
     return int(value)
 
 
 def _bad_value(values: Any, where: str, start: int, error: Exception) -> DpbenchError:
     """Return the error about the first row of a piece whose value cannot be read."""
 
-    def readable(at: int) -> bool:
+    def readable(index: int) -> bool:
         try:
-            values[at].as_py()
+            values[index].as_py()
         except Exception:
             return False
         return True
 
-    at = next((at for at in range(len(values)) if not readable(at)), 0)
+    index = next((index for index in range(len(values)) if not readable(index)), 0)
     what, hint = f"cannot be read ({_reason(error)})", _DROP
     if isinstance(error, UnicodeDecodeError):
         what = f"is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
         hint = "write the texts as UTF-8: `value.decode(its encoding).encode('utf-8')`"
-    return DpbenchError(f"{where}: {row(start + at)} {what}", hint)
+    return DpbenchError(f"{where}: {row(start + index)} {what}", hint)
 
 
 def read_metadata(path: Path, key: str) -> bytes | None:

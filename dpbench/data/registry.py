@@ -212,12 +212,16 @@ def _with_labels(
         DpbenchError: no row has a label, or a label is out of range.
     """
     total = len(columns["label"])
-    kept = labels.labelled(where, columns["label"], classes)
-    if not kept:
+    labelled_rows = labels.labelled(where, columns["label"], classes)
+    if not labelled_rows:
         raise labels.no_labels(where)
-    if len(kept) == total:
+    if len(labelled_rows) == total:
         return {key: values[:limit] for key, values in columns.items()}, None, 0
-    return {key: [values[row] for row in kept[:limit]] for key, values in columns.items()}, kept, total - len(kept)
+    return (
+        {key: [values[row] for row in labelled_rows[:limit]] for key, values in columns.items()},
+        labelled_rows,
+        total - len(labelled_rows),
+    )
 
 
 @cache
@@ -261,10 +265,10 @@ def _checked_rows(plugin: Plugin, split: str, source: Source) -> int:
     """Check a file and return its number of rows, or of rows with a label where it has any."""
     file, columns = path(plugin.name, split, source), plugin.extra["columns"]
     rows = parquet.check(file, columns)
-    kept = {key: column for key, column in columns.items() if not key.startswith("image")}
+    checked_columns = {key: column for key, column in columns.items() if not key.startswith("image")}
     if split == "train":
-        kept = {key: column for key, column in kept.items() if key == "label"}
-    values = parquet.read(file, kept) if kept else {}
+        checked_columns = {key: column for key, column in checked_columns.items() if key == "label"}
+    values = parquet.read(file, checked_columns) if checked_columns else {}
     for key in attributes(plugin.name):
         if key in values:
             labels.check_attribute(f"{named(plugin, split, source)}, {columns[key]}", values[key])
@@ -272,7 +276,7 @@ def _checked_rows(plugin: Plugin, split: str, source: Source) -> int:
         return rows
     where, classes = named(plugin, split, source), plugin.extra["classes"]
     labels.check_names(file, columns["label"], classes)
-    labelled = labels.labelled(where, values["label"], classes)
-    if not labelled and not split.startswith("test"):
+    labelled_rows = labels.labelled(where, values["label"], classes)
+    if not labelled_rows and not split.startswith("test"):
         raise labels.no_labels(where)
-    return len(labelled) or rows
+    return len(labelled_rows) or rows

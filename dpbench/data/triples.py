@@ -64,7 +64,7 @@ def _triple(column: str, entry: Any) -> tuple[str, str, str]:
     return words[0], words[1], words[2]
 
 
-def slots(column: str, table: str, known: Iterable[str]) -> tuple[tuple[str, str], ...]:
+def slots(column: str, table: str, known_slots: Iterable[str]) -> tuple[tuple[str, str], ...]:
     """Return the fields (slot, value) of `name[The Mill], area[riverside]`, in the order of the row; none of a blank row.
 
     Raises:
@@ -72,7 +72,7 @@ def slots(column: str, table: str, known: Iterable[str]) -> tuple[tuple[str, str
             value.
     """
     value_of_slot: dict[str, str] = {}
-    place, names = 0, list(known)
+    place, names = 0, list(known_slots)
     while table[place:].strip():
         part = _SLOT.match(table, place)
         if part is None or not part[1].strip():
@@ -84,8 +84,8 @@ def slots(column: str, table: str, known: Iterable[str]) -> tuple[tuple[str, str
         if slot not in names:
             raise DpbenchError(f"column {column!r}: unknown slot {slot!r} in {_shown(table)}", nearest(slot, names))
         if slot in value_of_slot or not value:
-            wrong = "stands twice" if slot in value_of_slot else "has no value"
-            raise DpbenchError(f"column {column!r}: slot {slot!r} {wrong} in {_shown(table)}", LEAVE_OUT)
+            reason = "stands twice" if slot in value_of_slot else "has no value"
+            raise DpbenchError(f"column {column!r}: slot {slot!r} {reason} in {_shown(table)}", LEAVE_OUT)
         value_of_slot[slot] = value
         place = part.end()
     return tuple(value_of_slot.items())

@@ -80,11 +80,11 @@ class StepSettings(Strict):
             step()
         gc.collect()
         wait()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(self.steps):
             step()
         wait()
-        return (time.perf_counter() - begun) / self.steps
+        return (time.perf_counter() - start) / self.steps
 
 
 class Closer(Strict):

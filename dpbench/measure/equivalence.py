@@ -93,9 +93,9 @@ def run(settings: Settings, context: Context) -> Outcome:
                 metrics += [_metric(name, None, labels, notes[engine]) for name in ("agreement", "moved")]
                 continue
             other = train(settings, engine, precision, optimizer, rule, context.seed)
-            short = settings.all_clipped and rule == "paper" and other.least_clipped < 1
-            note = f"a step clipped {100 * other.least_clipped:.0f} % of its examples, not all" if short else ""
-            agreement = None if short else digits(reference.weights, other.weights)
+            not_all_clipped = settings.all_clipped and rule == "paper" and other.least_clipped < 1
+            note = f"a step clipped {100 * other.least_clipped:.0f} % of its examples, not all" if not_all_clipped else ""
+            agreement = None if not_all_clipped else digits(reference.weights, other.weights)
             metrics += [_metric("agreement", agreement, labels, note), _metric("moved", reference.moved, labels)]
             context.steps.write(step=len(metrics) // 2, **labels, agreement=agreement, moved=reference.moved)
     return Outcome(metrics)

@@ -32,10 +32,10 @@ def run(settings: Settings, context: Context) -> Outcome:
 
     def seconds(encoder: torch.nn.Module, ids: torch.Tensor, calls: int) -> float:
         mask = torch.ones_like(ids)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(calls):
             encoder(ids, mask)
-        return (time.perf_counter() - begun) / calls
+        return (time.perf_counter() - start) / calls
 
     latency: list[list[float]] = [[] for _ in encoders]
     throughput: list[list[float]] = [[] for _ in encoders]

@@ -148,11 +148,11 @@ class Bench:
     def seconds(self, kernels: str, calls: int) -> float:
         """Return the seconds of a call, between two waits for the device."""
         self._wait()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(calls):
             self.clip(kernels)
         self._wait()
-        return (time.perf_counter() - begun) / calls
+        return (time.perf_counter() - start) / calls
 
     def _wait(self) -> None:
         if self.settings.device == "cuda":
@@ -209,9 +209,9 @@ def run(settings: Settings, context: Context) -> Outcome:
     for number, case in enumerate(cases):
         context.report(number, len(cases), f"{case.op} {case.label}")
         metrics += _measure(case, settings, context)
-    wrong = [m for m in metrics if m.note.startswith(_WRONG)]
+    wrong_metrics = [m for m in metrics if m.note.startswith(_WRONG)]
     facts = {"batch_size": settings.batch_size, "tokens": settings.tokens, "tolerance": TOLERANCE[settings.dtype]}
-    warnings = [f"{m.labels['op']} {m.labels['shape']} by {m.labels['kernels']}: {m.note}" for m in wrong]
+    warnings = [f"{m.labels['op']} {m.labels['shape']} by {m.labels['kernels']}: {m.note}" for m in wrong_metrics]
     return Outcome(metrics, facts=facts, warnings=warnings, device=settings.device)
 
 
@@ -244,14 +244,14 @@ def _measure(case: Case, settings: Settings, context: Context) -> list[Metric]:
             metrics += [Metric(name=n, value=None, unit=u, labels=labels, note=_NONE_IN_C) for n, u in units.items()]
             continue
         norms, sums = bench.error(kernels)
-        fine = norms <= NORMS and sums <= TOLERANCE[settings.dtype]
+        accurate = norms <= NORMS and sums <= TOLERANCE[settings.dtype]
         for name, error in (("error of norms", norms), ("error of sums", sums)):
             note = "" if math.isfinite(error) else "not finite"
             metrics.append(Metric(name=name, value=None if note else error, unit="relative", labels=labels, note=note))
-        if fine and (kernels == "torch" or not launch.interpreting()):
+        if accurate and (kernels == "torch" or not launch.interpreting()):
             correct.append(kernels)
         else:
-            note = "not timed: in the interpreter" if fine else f"{_WRONG} by {sums:.1e} in the sum, {norms:.1e} in the norms"
+            note = "not timed: in the interpreter" if accurate else f"{_WRONG} by {sums:.1e} in the sum, {norms:.1e} in the norms"
             metrics.append(Metric(name="time", value=None, unit="ms", labels=labels, note=note))
     calls = {kernels: bench.repeats(kernels) for kernels in correct}
     seconds_of_kernels: dict[str, list[float]] = {kernels: [] for kernels in correct}

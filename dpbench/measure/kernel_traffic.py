@@ -128,12 +128,12 @@ def _timed(settings: Settings, engines: list[str]) -> list[Metric]:
     for number in range(-3, settings.rounds):
         for engine, layer in layers.items():
             torch.cuda.synchronize()
-            begun = time.perf_counter()
+            start = time.perf_counter()
             layer.passes()
             layer.release()
             torch.cuda.synchronize()
             if number >= 0:
-                milliseconds[engine].append(1e3 * (time.perf_counter() - begun))
+                milliseconds[engine].append(1e3 * (time.perf_counter() - start))
     return [over_rounds("time", UNITS["time"], {"engine": engine}, values) for engine, values in milliseconds.items()]
 
 

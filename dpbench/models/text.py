@@ -66,10 +66,10 @@ class TextTokenizer:
         return [[*a, end, *b, end] for a, b in cut]
 
 
-def cut_longer_first(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
-    """Cut two lists to at most `room` ids together, first the longer one, then both equally."""
-    kept = min(len(first), max(room - len(second), (room + 1) // 2))
-    return first[:kept], second[: room - kept]
+def cut_longer_first(first: list[int], second: list[int], most_ids: int) -> tuple[list[int], list[int]]:
+    """Cut two lists to at most `most_ids` ids together, first the longer one, then both equally."""
+    length_of_first = min(len(first), max(most_ids - len(second), (most_ids + 1) // 2))
+    return first[:length_of_first], second[: most_ids - length_of_first]
 
 
 def text_tokenizer(name: str, source: Source, public_source: Source) -> TextTokenizer:

@@ -78,8 +78,8 @@ class Cost(PeakBytes):
         outputs = [v for v in tree_iter(out) if isinstance(v, Tensor)]
         if not outputs and packet.__name__.startswith("_foreach"):  # in place on a list
             outputs = args[0]
-        known = {id(v) for v in outputs}
-        outputs += [v for v in _mutated(func, args) if id(v) not in known]
+        output_ids = {id(v) for v in outputs}
+        outputs += [v for v in _mutated(func, args) if id(v) not in output_ids]
         written = sum(map(_bytes, outputs))
         read = sum(map(_bytes, inputs.values()))
         if packet in _WRITE_ONLY:
