@@ -1,8 +1,8 @@
-"""Datasets as prompts that a language model goes on from. Never imports torch.
+"""Datasets as prompts that a language model continues. Never imports torch.
 
-Such a dataset has a function `prompts(columns) -> list[str]`, one prompt a row, without a space at its end. One of task
-`classification` names in `PLUGIN` its `label_words` (class -> how the prompt goes on); one of task `question_answering` has a
-function `answers(columns) -> list[tuple[str, ...]]`: of each row one or more right texts, the first of which is trained on.
+Such a dataset has a function `prompts(columns) -> list[str]`: one prompt a row, without a space at its end. A dataset of task
+`classification` names in `PLUGIN` its `label_words` (class -> how the prompt continues). A dataset of task `question_answering`
+has a function `answers(columns) -> list[tuple[str, ...]]`: one or more right texts of each row; the first is trained on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ ANSWERS = "question_answering"
 
 @dataclass(frozen=True)
 class Asked:
-    """prompt: what the model reads; label: number of the right class, None where an answer is written; answers: right ones."""
+    """One example as a prompt.
+
+    Attributes:
+        prompt: what the model reads.
+        label: the number of the right class; None where an answer is written.
+        answers: the right answers; empty where there is a label.
+    """
 
     prompt: str
     label: int | None = None
@@ -35,10 +41,10 @@ def _promptable(plugin: Plugin) -> bool:
 
 
 def require(name: str) -> bool:
-    """Whether a dataset's rows are answered in words of their own, rather than by one of its label words.
+    """Return whether the rows of a dataset have free answers, rather than one of its label words.
 
     Raises:
-        DpbenchError: unknown, or it has no prompts; names those that do.
+        DpbenchError: the dataset is unknown, or has no prompts; the error names those that do.
     """
     plugin = plugins.get("dataset", name)
     if not _promptable(plugin):
@@ -47,49 +53,49 @@ def require(name: str) -> bool:
     return bool(plugin.extra["task"] == ANSWERS)
 
 
-def label_words(name: str, own: Mapping[str, str] | None = None) -> list[str]:
-    """How a prompt goes on for each class, in the order of the classes.
+def label_words(name: str, replacement: Mapping[str, str] | None = None) -> list[str]:
+    """Return how a prompt continues for each class, in the order of the classes.
 
     Args:
-        own: in place of the dataset's.
+        replacement: label words to use in place of the dataset's.
 
     Raises:
-        DpbenchError: a class without words, words of no class, blank or equal ones.
+        DpbenchError: a class has no words, or words belong to no class, are blank or the same for two classes.
     """
     plugin = plugins.get("dataset", name)
     classes: list[str] = plugin.extra["classes"]
-    given = plugin.extra["label_words"] if own is None else own
-    if set(given) != set(classes):
+    words_of_class = plugin.extra["label_words"] if replacement is None else replacement
+    if set(words_of_class) != set(classes):
         raise DpbenchError(
-            f"label_words of {name} name {', '.join(given) or 'no class'}", f"its classes are {', '.join(classes)}"
+            f"label_words of {name} name {', '.join(words_of_class) or 'no class'}", f"its classes are {', '.join(classes)}"
         )
-    for label, text in given.items():
+    for label, text in words_of_class.items():
         if not text.strip():
             raise DpbenchError(f"label_words of {name}: those of {label} are empty", "give a word or more")
-    if len(set(given.values())) < len(classes):
-        raise DpbenchError(f"label_words of {name}: two classes have the same", "they cannot be told apart")
-    return [given[label] for label in classes]
+    if len(set(words_of_class.values())) < len(classes):
+        raise DpbenchError(f"label_words of {name}: two classes have the same", "give each class other words")
+    return [words_of_class[label] for label in classes]
 
 
 def load(name: str, split: str, source: Source) -> list[Asked]:
-    """The rows of a split.
+    """Return the rows of a split.
 
     Raises:
-        DpbenchError: a dataset without prompts; a row without answers, which is named; what `registry.load` raises.
+        DpbenchError: the dataset has no prompts; a row has no answers (the error names it); what `registry.load` raises.
     """
-    answered = require(name)
+    has_answers = require(name)
     plugin = plugins.get("dataset", name)
     columns: dict[str, Any] = registry.load(name, split, source).columns
     where, module = registry.named(plugin, split, source), plugin.load()
     prompts: list[str] = by_row(where, columns, module.prompts)
-    if not answered:
+    if not has_answers:
         return [Asked(prompt, int(label)) for prompt, label in zip(prompts, columns["label"], strict=True)]
-    answers = by_row(where, columns, lambda some: [_right(texts) for texts in module.answers(some)])
-    return [Asked(prompt, answers=right) for prompt, right in zip(prompts, answers, strict=True)]
+    answers = by_row(where, columns, lambda part: [_right(texts) for texts in module.answers(part)])
+    return [Asked(prompt, answers=right_answers) for prompt, right_answers in zip(prompts, answers, strict=True)]
 
 
 def _right(texts: tuple[str, ...]) -> tuple[str, ...]:
-    right = tuple(text.strip() for text in texts if text.strip())
-    if not right:
+    nonblank = tuple(text.strip() for text in texts if text.strip())
+    if not nonblank:
         raise DpbenchError("no answer", LEAVE_OUT)
-    return right
+    return nonblank

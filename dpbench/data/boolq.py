@@ -32,7 +32,7 @@ PLUGIN = {
 
 
 def prompts(columns: dict[str, list[Any]]) -> list[str]:
-    """The passage, then the question with a capital and a question mark, as Malladi et al. (NeurIPS 2023) ask."""
+    """Return the passage, then the question with a capital and a question mark, as in Malladi et al. (NeurIPS 2023)."""
     return [
         f"{passage} {_asked(question.strip())}" for passage, question in zip(columns["text"], columns["text_pair"], strict=True)
     ]

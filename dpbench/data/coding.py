@@ -1,7 +1,8 @@
-"""Inputs and sentences of a table-to-text dataset as token ids. No tokenizer here is made of the rows that are trained on.
+"""Inputs and sentences of a table-to-text dataset as token ids. No tokenizer here is trained on the rows of the dataset.
 
-`Pieces` is a BPE, of public text or a model's own. `Words` is small enough for a model of a million parameters: a closed slot of
-the schema is one token, the value of an open one (a name) stands as a placeholder in input and text, and the words are public.
+`Pieces` is a BPE, either trained on public text or the one of a model. `Words` is small enough for a model of a million
+parameters: a closed slot of the schema is one token, the value of an open slot (a name) is replaced by a placeholder in input and
+text, and the words are public.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 PUBLIC_SPLIT = "test"
-"""Of the BPE: the one that the language_model job makes its tokenizer of, so that its weights fit."""
+"""The split that the BPE is trained on: the same as in the language_model job, so that its weights fit."""
 
 SEPARATOR, UNKNOWN = "<sep>", "<unk>"
 ENTITIES = 16
-"""Placeholders where every subject and object is an open value."""
+"""The number of placeholders where every subject and object is an open value."""
 
 _WORD = re.compile(r"<\d+>|£?\d+(?:[.,]\d+)*|[^\W\d_]+(?:'[^\W\d_]+)?|[^\w\s]")
 _PLACE = re.compile(r"<\d+>")
@@ -37,7 +38,15 @@ _PUNCTUATION = ". , ' - ! ? ( ) : ; / &"
 
 
 class Coding(Protocol):
-    """pad, eos: ids; vocabulary: ids are below it; banned: never generated; sha256: of the tokenizer, for the record."""
+    """A tokenizer of inputs and texts.
+
+    Attributes:
+        pad: the id of padding.
+        eos: the id that ends a text.
+        vocabulary: the number of ids.
+        banned: ids that are never generated.
+        sha256: the digest of the tokenizer, for the record.
+    """
 
     pad: int
     eos: int
@@ -46,22 +55,22 @@ class Coding(Protocol):
     sha256: str
 
     def prompt(self, fields: Sequence[Field]) -> list[int]:
-        """Ids of an input, with a mark at the end."""
+        """Return the ids of an input, with a mark at the end."""
 
     def target(self, fields: Sequence[Field], text: str) -> list[int]:
-        """Ids of a text for that input, with <eos> at the end."""
+        """Return the ids of a text for that input, with <eos> at the end."""
 
     def text(self, fields: Sequence[Field], ids: Iterable[int]) -> str:
-        """What generated ids say; <eos> and what follows is left out."""
+        """Return generated ids as text; <eos> and what follows is left out."""
 
 
 def coding(kind: Literal["words", "pieces"], name: str, size: int, public: Source) -> Coding:
-    """The tokenizer of a table-to-text dataset.
+    """Return the tokenizer of a table-to-text dataset.
 
     Args:
-        size: words: how many of the public text's words, the most frequent first, beside those of the plug-in;
-            pieces: the vocabulary of the BPE.
-        public: source of `wikitext2`.
+        size: for `words`, how many of the public text's words are taken, the most frequent first, beside those of the plug-in;
+            for `pieces`, the vocabulary of the BPE.
+        public: the source of `wikitext2`.
     """
     if kind == "words":
         return Words(name, size, public)
@@ -70,31 +79,34 @@ def coding(kind: Literal["words", "pieces"], name: str, size: int, public: Sourc
 
 
 def most_words(name: str, size: int) -> int:
-    """The largest vocabulary that `Words` can have, without reading any text."""
-    return len(_fixed(name)) + len(_own_words(name)) + size
+    """Return the largest vocabulary that `Words` can have, without reading any text."""
+    return len(_fixed(name)) + len(_schema_words(name)) + size
 
 
 class Pieces:
     """A BPE: `name : The Mill | area : riverside <eos>` -> ` The Mill is by the river. <eos>`."""
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, pad: int | None, eos: int | None, sha256: str) -> None:
-        """
+        """Wrap a tokenizer.
+
         Raises:
-            DpbenchError: a mark that the tokenizer does not have, or an id beyond the vocabulary.
+            DpbenchError: the tokenizer lacks a mark, or an id is beyond the vocabulary.
         """
         for mark, number in (("padding", pad), ("the end of a text", eos)):
             if number is None or tokenizer.id_to_token(number) is None or number >= vocabulary:
-                of = "no id" if number is None else f"id {number}, which it lacks,"
-                raise DpbenchError(f"the tokenizer has {of} for {mark}", "fetch the model again: its tokenizer.json is another's")
+                fault = "no id" if number is None else f"id {number}, which it lacks,"
+                raise DpbenchError(
+                    f"the tokenizer has {fault} for {mark}", "fetch the model again: its tokenizer.json is another's"
+                )
         assert pad is not None
         assert eos is not None
         self._tokenizer, self.vocabulary, self.pad, self.eos, self.sha256 = tokenizer, vocabulary, pad, eos, sha256
         self.banned = [*{pad} - {eos}, *range(tokenizer.get_vocab_size(), vocabulary)]
 
     def ids(self, text: str) -> list[int]:
-        """Of a text as it stands, without a mark."""
-        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return found
+        """Return the ids of an unchanged text, without a mark."""
+        token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return token_ids
 
     def prompt(self, fields: Sequence[Field]) -> list[int]:
         return [*self.ids(linear(fields)), self.eos]
@@ -107,21 +119,21 @@ class Pieces:
 
 
 class Words:
-    """Lower-case words; placeholders <0>, <1>, ... for open values; where the dataset has a schema, one token a closed slot."""
+    """Lower-case words, placeholders <0>, <1>, ... for open values and, where there is a schema, one token a closed slot."""
 
     def __init__(self, name: str, size: int, public: Source) -> None:
         fixed = _fixed(name)
         lines = registry.load(PUBLIC, "train", public).columns["text"]
         counts = Counter(word for line in lines for word in line.lower().split())
         common = sorted((word for word in counts if word.isalpha()), key=lambda word: (-counts[word], word))[:size]
-        known = [*fixed, *sorted({*_own_words(name), *common})]
+        tokens = [*fixed, *sorted({*_schema_words(name), *common})]
         self.slots = _slots(name)
-        self._id = {token: number for number, token in enumerate(known)}
-        self._token = known
-        self.vocabulary, self.sha256 = len(known), sha256_text(canonical_json(known))
+        self._id = {token: number for number, token in enumerate(tokens)}
+        self._token = tokens
+        self.vocabulary, self.sha256 = len(tokens), sha256_text(canonical_json(tokens))
         self.pad, self.eos, self._unknown = self._id[PAD], self._id[EOS], self._id[UNKNOWN]
-        kept = {EOS, *(token for token in fixed if _PLACE.fullmatch(token))}
-        self.banned = [self._id[token] for token in fixed if token not in kept]
+        generated = {EOS, *(token for token in fixed if _PLACE.fullmatch(token))}
+        self.banned = [self._id[token] for token in fixed if token not in generated]
 
     def _ids(self, tokens: Iterable[str]) -> list[int]:
         return [self._id.get(token, self._unknown) for token in tokens]
@@ -129,8 +141,13 @@ class Words:
     def prompt(self, fields: Sequence[Field]) -> list[int]:
         values = self._values(fields)
         if self.slots:
-            given = dict(fields)  # type: ignore[arg-type]
-            return self._ids([*(_slot_token(slot, known, given.get(slot)) for slot, known in self.slots.items()), SEPARATOR])
+            value_of_slot = dict(fields)  # type: ignore[arg-type]
+            return self._ids(
+                [
+                    *(_slot_token(slot, closed_values, value_of_slot.get(slot)) for slot, closed_values in self.slots.items()),
+                    SEPARATOR,
+                ]
+            )
         tokens = [token for field in fields for part in field for token in _split(_hidden(_spaced(part), values))]
         return self._ids([*tokens, SEPARATOR])
 
@@ -146,39 +163,39 @@ class Words:
         return _PLACE.sub(lambda m: places[m[0]], text)
 
     def _values(self, fields: Sequence[Field]) -> list[str | None]:
-        """What each placeholder stands for; none where the input has no such slot."""
+        """Return the value of each placeholder; None where the input has no such slot."""
         if self.slots:
-            given = dict(fields)  # type: ignore[arg-type]
-            return [given.get(slot) for slot, known in self.slots.items() if known is None]
+            value_of_slot = dict(fields)  # type: ignore[arg-type]
+            return [value_of_slot.get(slot) for slot, closed_values in self.slots.items() if closed_values is None]
         entities = dict.fromkeys(entity for field in fields for entity in (field[0], field[-1]))
         return [*entities][:ENTITIES]
 
 
 def _slots(name: str) -> dict[str, list[str] | None]:
-    found: dict[str, list[str] | None] = plugins.get("dataset", name).extra.get("slots", {})
-    return found
+    slots: dict[str, list[str] | None] = plugins.get("dataset", name).extra.get("slots", {})
+    return slots
 
 
-def _slot_token(slot: str, known: list[str] | None, value: str | None) -> str:
+def _slot_token(slot: str, closed_values: list[str] | None, value: str | None) -> str:
     if not value:
         return f"{slot}=none"
-    return f"{slot}=other" if known is None or value not in known else f"{slot}={value}"
+    return f"{slot}=other" if closed_values is None or value not in closed_values else f"{slot}={value}"
 
 
 def _fixed(name: str) -> list[str]:
-    """Marks, placeholders and slot tokens, in the order of their ids."""
+    """Return marks, placeholders and slot tokens, in the order of their ids."""
     slots = _slots(name)
-    holders = sum(known is None for known in slots.values()) if slots else ENTITIES
-    tokens = [PAD, EOS, SEPARATOR, UNKNOWN, *(f"<{i}>" for i in range(holders))]
-    for slot, known in slots.items():
-        tokens += [f"{slot}={value}" for value in ("none", "other", *(known or ()))]
+    placeholders = sum(closed_values is None for closed_values in slots.values()) if slots else ENTITIES
+    tokens = [PAD, EOS, SEPARATOR, UNKNOWN, *(f"<{i}>" for i in range(placeholders))]
+    for slot, closed_values in slots.items():
+        tokens += [f"{slot}={value}" for value in ("none", "other", *(closed_values or ()))]
     return tokens
 
 
-def _own_words(name: str) -> set[str]:
-    """Words of the schema and of the plug-in's list."""
+def _schema_words(name: str) -> set[str]:
+    """Return the words of the schema and of the plug-in's list."""
     extra: dict[str, Any] = plugins.get("dataset", name).extra
-    values = [value for known in _slots(name).values() for value in known or ()]
+    values = [value for closed_values in _slots(name).values() for value in closed_values or ()]
     return {token for text in (*values, extra.get("words", ""), _PUNCTUATION) for token in _split(text)}
 
 
@@ -187,19 +204,19 @@ def _split(text: str) -> list[str]:
 
 
 def _spaced(relation: str) -> str:
-    """`cityServed` -> `city Served`."""
+    """Split a relation into words: `cityServed` -> `city Served`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", relation)
 
 
 def _hidden(text: str, values: Sequence[str | None]) -> str:
-    """The text in lower case with each value, wherever it stands, replaced by its placeholder; the longest first."""
+    """Return the text in lower case with every occurrence of a value replaced by its placeholder, the longest value first."""
     pattern, places = _finder(tuple(values))
     return pattern.sub(lambda m: f" <{places[m[0]]}> ", text.lower()) if places else text.lower()
 
 
 @lru_cache(maxsize=8192)  # an input has several texts, and `re` itself keeps few patterns
 def _finder(values: tuple[str | None, ...]) -> tuple[re.Pattern[str], dict[str, int]]:
-    """What finds values in lower case, the longest first, and the place of each."""
+    """Return a pattern that matches values in lower case, the longest first, and the place of each value."""
     places = {value.lower(): place for place, value in reversed([*enumerate(values)]) if value}
     pattern = "|".join(re.escape(value) for value in sorted(places, key=len, reverse=True))
     return re.compile(rf"(?<!\w)(?:{pattern})(?!\w)"), places
@@ -214,9 +231,9 @@ def _joined(tokens: Sequence[str]) -> str:
 
 
 def _until(ids: Iterable[int], eos: int) -> list[int]:
-    found = []
-    for i in ids:
-        if i == eos:
+    text_ids = []
+    for token_id in ids:
+        if token_id == eos:
             break
-        found.append(int(i))
-    return found
+        text_ids.append(int(token_id))
+    return text_ids

@@ -25,9 +25,10 @@ PLUGIN = {
 
 
 def described(columns: dict[str, list[Any]]) -> list[Described]:
-    """Fields (subject, relation, object).
+    """Return the fields (subject, relation, object) and texts of each row.
 
-    The annotations of a row are lists side by side, `source` and `text`, or, as in DART's own JSON, a list of structs of both.
+    The annotations of a row are two lists of the same length, `source` and `text`, or, as in the JSON of DART, a list of structs
+    of both.
     """
     return [
         Described(triples.triples("tripleset", entries), triples.texts("annotations", annotations, "text"))

@@ -1,9 +1,9 @@
 """Table-to-text datasets, and summaries, in one form: fields in, sentences out. Never imports torch.
 
-A dataset of task `table_to_text`, or `summary`, whose one field is a text, has a function `described(columns) ->
-list[Described]`, one item a row of its file. Its `PLUGIN` may say `slots` (name -> the values of a closed slot, none for an open
-one), where they are the same in every row and public, and `words`, words of its subject; none of them may come from the rows,
-for a tokenizer is made of them.
+A dataset of task `table_to_text`, or of task `summary` (whose one field is a text), has a function `described(columns) ->
+list[Described]`, one item a row of its file. Its `PLUGIN` may have `slots` (name -> the values of a closed slot, None for an open
+one), where they are public and the same in every row, and `words`, the words of its subject. None of them may come from the rows,
+because a tokenizer is built from them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ Field = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Described:
-    """fields: what is to be said; texts: sentences that people wrote for it, one or more; blank ones are left out."""
+    """An input and its texts.
+
+    Attributes:
+        fields: what the texts must express.
+        texts: one or more sentences that people wrote for the fields; blank ones are left out.
+    """
 
     fields: tuple[Field, ...]
     texts: tuple[str, ...]
@@ -41,17 +46,17 @@ class Described:
 
 
 def load(name: str, split: str, source: Source) -> list[Described]:
-    """The rows of a split.
+    """Return the rows of a split.
 
     Raises:
-        DpbenchError: not a dataset of `TASKS`; a row without fields or texts, or of another form, which is named; what
+        DpbenchError: the dataset is not of `TASKS`; a row has no fields, no texts or another form (the error names it); what
             `registry.load` raises.
     """
     plugin = plugins.get("dataset", name)
     require(plugin.name)
     columns = registry.load(name, split, source).columns
-    made: Callable[[dict[str, list[Any]]], list[Described]] = plugin.load().described
-    rows = by_row(registry.named(plugin, split, source), columns, made)
+    describe: Callable[[dict[str, list[Any]]], list[Described]] = plugin.load().described
+    rows = by_row(registry.named(plugin, split, source), columns, describe)
     blank = sum(not any(part.strip() for part in row.fields[0]) or not row.fields[0][-1].strip() for row in rows)
     if blank:
         remark(f"{registry.title(plugin, split)}: {blank} of {len(rows)} inputs are empty")
@@ -59,10 +64,10 @@ def load(name: str, split: str, source: Source) -> list[Described]:
 
 
 def require(name: str) -> None:
-    """Stop unless a dataset has inputs that are put into words.
+    """Require a dataset of `TASKS`.
 
     Raises:
-        DpbenchError: its task is none of `TASKS`; names those that do.
+        DpbenchError: its task is none of `TASKS`; the error names the datasets that can be used.
     """
     task = plugins.get("dataset", name).extra["task"]
     if task not in TASKS:
@@ -71,21 +76,21 @@ def require(name: str) -> None:
 
 
 def one_text_each(rows: Iterable[Described]) -> list[Described]:
-    """A row a text: what is trained on, and the unit of privacy.
+    """Return one row for each text: the examples to train on, and the unit of privacy.
 
-    Guarantee: rows without several texts stay as they are, so there one row of the file is one example.
+    Guarantee: rows with a single text are unchanged, so there one row of the file is one example.
     """
     return [Described(row.fields, (text,)) for row in rows for text in row.texts]
 
 
 def grouped(rows: Iterable[Described]) -> list[Described]:
-    """Inputs in order of first appearance, each with all its different texts: what is evaluated on."""
+    """Return the inputs in order of first appearance, each with all its different texts: the examples to evaluate on."""
     texts: dict[tuple[Field, ...], dict[str, None]] = {}
     for row in rows:
         texts.setdefault(row.fields, {}).update(dict.fromkeys(row.texts))
-    return [Described(fields, tuple(found)) for fields, found in texts.items()]
+    return [Described(fields, tuple(different)) for fields, different in texts.items()]
 
 
 def linear(fields: Iterable[Field]) -> str:
-    """`name : The Mill | area : riverside`: an input as text."""
+    """Return an input as text: `name : The Mill | area : riverside`."""
     return " | ".join(" : ".join(field) for field in fields)

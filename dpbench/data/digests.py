@@ -1,4 +1,4 @@
-"""sha256 of files, each computed once: in the process, and for large files across processes too."""
+"""The sha256 of files, computed once for each process, and for large files once across processes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _known: dict[str, str] = {}
 
 
 def _key(path: Path) -> str:
-    """Path, size and times: of change too, for tools that copy a file keep the time of its content."""
+    """Return path, size and times. The time of change is included because tools that copy a file keep the time of its content."""
     stat = path.stat()
     return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
 
 
 def digest(path: Path, persist: bool = False) -> str:
-    """Hex sha256 of a file, known again by its path, size and time of change.
+    """Return the hex sha256 of a file, which is recognised by its path, size and time of change.
 
     Args:
-        persist: also keep it in `digests.json` of the cache folder, for files that take long to read.
+        persist: also keep the digest in `digests.json` of the cache folder, for files that take long to read.
 
     Raises:
         DpbenchError: the file cannot be read.
@@ -34,9 +34,9 @@ def digest(path: Path, persist: bool = False) -> str:
             return _known[key]
         if persist and re.fullmatch("[0-9a-f]{64}", stored := kept.read(_STORE).get(key, "")):
             return _known.setdefault(key, stored)
-        found = _known[key] = sha256_file(path)
+        sha256 = _known[key] = sha256_file(path)
     except OSError as error:
         raise DpbenchError(f"{path}: cannot be read ({error.strerror})", "see that the file is there and readable") from error
     if persist:
-        kept.add(_STORE, {key: found})
-    return found
+        kept.add(_STORE, {key: sha256})
+    return sha256

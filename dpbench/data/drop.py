@@ -32,11 +32,11 @@ PLUGIN = {
 
 
 def prompts(columns: dict[str, list[Any]]) -> list[str]:
-    """Passage and question, as Malladi et al. (NeurIPS 2023) ask."""
+    """Return passage and question in the form of Malladi et al. (NeurIPS 2023)."""
     parts = zip(columns["text_passage"], columns["text_question"], strict=True)
     return [f"Passage: {passage}\nQuestion: {question.strip()}\nAnswer:" for passage, question in parts]
 
 
 def answers(columns: dict[str, list[Any]]) -> list[tuple[str, ...]]:
-    """Spans and numbers; the spans of one answer stand as answers of their own, as there."""
+    """Return spans and numbers; each span of an answer counts as an answer, as in Malladi et al. (NeurIPS 2023)."""
     return [texts("answers_spans", value, "spans") for value in columns["answers"]]

@@ -53,7 +53,7 @@ PLUGIN = {
 
 
 def described(columns: dict[str, list[Any]]) -> list[Described]:
-    """Fields (slot, value) of `name[The Mill], area[riverside]`, in the order of the row."""
+    """Return the fields (slot, value) of `name[The Mill], area[riverside]`, in the order of the row."""
     known: Any = PLUGIN["slots"]
     return [
         Described(triples.slots("meaning_representation", table, known), (text,))

@@ -1,7 +1,7 @@
-"""The Hugging Face hub at pinned revisions: what is in the cache, whether the hub answers (asked once a process), and downloads.
+"""Files of the Hugging Face hub at pinned revisions: the cache, whether the hub answers (asked once a process), downloads.
 
-A file is held to the sha256 that its plug-in states, to the one that was noted when it was first fetched at that revision, and to
-the checksum by which the hub itself names it. One that differs is not kept, so that the next run fetches it again.
+A file must have the sha256 that its plug-in states, the one that was noted when it was first fetched at that revision, and the
+checksum by which the hub itself names it. A file that differs is removed, so that the next run fetches it again.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _PIECE = 2**20
 
 
 def offline() -> bool:
-    """Whether the user forbids the network."""
+    """Return whether the user forbids the network."""
     from huggingface_hub import constants
 
-    said = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    return said or bool(constants.HF_HUB_OFFLINE)
+    forbidden = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    return forbidden or bool(constants.HF_HUB_OFFLINE)
 
 
 def _ask(url: str, answers: list[bool]) -> None:
@@ -62,7 +62,7 @@ def _probe(endpoint: str) -> bool:
 
 
 def answers() -> bool:
-    """Whether the hub can be reached: one question a process, 3 s at most, none when offline."""
+    """Return whether the hub can be reached: it is asked once a process, for 3 s at most, and never when offline."""
     if offline():
         return False
     from huggingface_hub import constants
@@ -71,7 +71,7 @@ def answers() -> bool:
 
 
 def cached(repo: str, filename: str, revision: str, repo_type: str) -> Path | None:
-    """Where a file lies in the local cache of the hub, if it does.
+    """Return the path of a file in the local cache of the hub; None where it is not there.
 
     Raises:
         DpbenchError: no repository can have that name.
@@ -79,18 +79,18 @@ def cached(repo: str, filename: str, revision: str, repo_type: str) -> Path | No
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        found = try_to_load_from_cache(repo, filename, revision=revision, repo_type=repo_type)
+        cached_path = try_to_load_from_cache(repo, filename, revision=revision, repo_type=repo_type)
     except ValueError as error:
         raise DpbenchError(f"hub: {error}", f"correct `hub` of the plug-in that names {repo!r}") from error
-    return Path(found) if isinstance(found, str) else None
+    return Path(cached_path) if isinstance(cached_path, str) else None
 
 
 def why_not(spec: dict[str, Any] | None, filenames: Iterable[str], repo_type: str) -> str:
-    """Empty where the hub can serve the files (from its cache or the network), else the reason it cannot.
+    """Return why the hub cannot serve the files; empty where it can, from its cache or the network.
 
     Args:
-        spec: `repo` and `revision`, as a plug-in's `hub` states them; None: it has no place on the hub. A revision of None is one
-            that nobody has looked at, for the reason in `why`: nothing is taken from there.
+        spec: `repo` and `revision` of a plug-in's `hub`; None where the dataset has no place on the hub. A revision of None means
+            that nobody has pinned one, for the reason in `why`; nothing is taken from such a repository.
     """
     if spec is None:
         return "it has no place on the hub"
@@ -104,15 +104,15 @@ def why_not(spec: dict[str, Any] | None, filenames: Iterable[str], repo_type: st
 
 
 def fetch(spec: dict[str, Any], filename: str, repo_type: str, sha256: str | None = None) -> Path:
-    """A file at its pinned revision, from the cache or downloaded into it, and whole.
+    """Return a complete file at its pinned revision, from the cache or downloaded into it.
 
     Args:
-        spec: `repo` and `revision`; may state `sha256`, file name -> sha256.
-        sha256: what the file is known to be, where the spec does not say.
+        spec: `repo` and `revision`; may have `sha256`, file name -> sha256.
+        sha256: the digest of the file, where the spec does not state one.
 
     Raises:
-        DpbenchError: it is not in the cache and cannot be downloaded in time; or its bytes are not those of that revision, and it
-            is not kept.
+        DpbenchError: the file is not in the cache and cannot be downloaded in time; or its bytes are not those of that revision,
+            and it is removed.
     """
     what = f"{spec['repo']}@{spec['revision'][:12]}: {filename}"
     expected = spec.get("sha256", {}).get(filename, sha256)
@@ -132,37 +132,37 @@ def fetch(spec: dict[str, Any], filename: str, repo_type: str, sha256: str | Non
 
 
 def _fault(path: Path, key: str, expected: str | None) -> str:
-    """Why the bytes of a file in the cache are not those that were pinned; empty where they are. Notes them the first time."""
-    got = digest(path, persist=True)
-    named = path.resolve().name  # the client names its blobs by the hub's checksum
+    """Return why a cached file is not the pinned one; empty where it is. Its digest is noted the first time."""
+    sha256 = digest(path, persist=True)
+    blob_name = path.resolve().name  # the client names its blobs by the hub's checksum
     noted = kept.read(_NOTED).get(key)
-    if expected is not None and got != expected:
-        return f"its sha256 is {got}, and {expected} is known of this revision"
-    if noted is not None and got != noted:
-        return f"its sha256 is {got}, and it was {noted} when this revision was first fetched"
-    if re.fullmatch("[0-9a-f]{64}", named) and got != named:
-        return f"its sha256 is {got}, and the hub says {named}"
+    if expected is not None and sha256 != expected:
+        return f"its sha256 is {sha256}, and {expected} is known of this revision"
+    if noted is not None and sha256 != noted:
+        return f"its sha256 is {sha256}, and it was {noted} when this revision was first fetched"
+    if re.fullmatch("[0-9a-f]{64}", blob_name) and sha256 != blob_name:
+        return f"its sha256 is {sha256}, and the hub says {blob_name}"
     if noted is not None or expected is not None:
         return ""
-    if re.fullmatch("[0-9a-f]{40}", named) and path.resolve() != path and _git_blob(path) != named:
-        return f"its git checksum differs from the hub's, {named}"
+    if re.fullmatch("[0-9a-f]{40}", blob_name) and path.resolve() != path and _git_blob(path) != blob_name:
+        return f"its git checksum differs from the hub's, {blob_name}"
     if fault := _no_such_file(path):
         return fault
-    kept.add(_NOTED, {key: got})
+    kept.add(_NOTED, {key: sha256})
     return ""
 
 
 def _git_blob(path: Path) -> str:
-    """The checksum by which git, and so the hub, names a small file."""
-    found = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    """Return the checksum by which git, and so the hub, names a small file."""
+    checksum = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as handle:
         while piece := handle.read(_PIECE):
-            found.update(piece)
-    return found.hexdigest()
+            checksum.update(piece)
+    return checksum.hexdigest()
 
 
 def _no_such_file(path: Path) -> str:
-    """Why a file cannot be of the kind that its name says, where no checksum tells; empty where it can."""
+    """Return why a file without a checksum cannot be of the kind that its name says; empty where it can."""
     if path.suffix != ".parquet":
         return ""
     with path.open("rb") as handle:
@@ -173,7 +173,7 @@ def _no_such_file(path: Path) -> str:
 
 
 def _remove(path: Path) -> None:
-    """Take a file out of the cache: the name in the snapshot and, where that is a link, the bytes behind it."""
+    """Remove a file from the cache: the name in the snapshot and, where that is a link, the bytes behind it."""
     blob = path.resolve()
     for file in (path, blob):
         try:
@@ -183,7 +183,8 @@ def _remove(path: Path) -> None:
 
 
 def _downloaded(spec: dict[str, Any], filename: str, repo_type: str, what: str) -> Path:
-    """
+    """Download a file into the cache and return its path.
+
     Raises:
         DpbenchError: the download failed, or brought nothing for `STALLED_SECONDS`, or is slower than `SLOWEST`.
     """
@@ -195,8 +196,8 @@ def _downloaded(spec: dict[str, Any], filename: str, repo_type: str, what: str) 
 
     def download() -> None:
         try:
-            found = hf_hub_download(spec["repo"], filename, repo_type=repo_type, revision=spec["revision"], tqdm_class=meter)
-            done.append(Path(found))
+            downloaded = hf_hub_download(spec["repo"], filename, repo_type=repo_type, revision=spec["revision"], tqdm_class=meter)
+            done.append(Path(downloaded))
         except BaseException as error:
             errors.append(error)
 
@@ -214,24 +215,24 @@ def _downloaded(spec: dict[str, Any], filename: str, repo_type: str, what: str) 
 
 
 def _watched(thread: threading.Thread, received: Callable[[], int]) -> str:
-    """Wait for a download as long as it gets on; why it was given up, where it was. received: bytes that have come."""
-    begun = moved = time.monotonic()
-    most = 0
+    """Wait for a download as long as bytes arrive, and return why it was given up. `received` returns the bytes so far."""
+    start = last_progress = time.monotonic()
+    most_bytes = 0
     while True:
         thread.join(0.1)
         if not thread.is_alive():
             return "no file came"
         now, count = time.monotonic(), received()
-        if count > most:
-            most, moved = count, now
-        if now - moved > STALLED_SECONDS:
+        if count > most_bytes:
+            most_bytes, last_progress = count, now
+        if now - last_progress > STALLED_SECONDS:
             return f"the hub sent nothing for {STALLED_SECONDS:.0f} s"
-        if now - begun > STALLED_SECONDS + most / SLOWEST:
-            return f"only {most:,} bytes came in {now - begun:.0f} s"
+        if now - start > STALLED_SECONDS + most_bytes / SLOWEST:
+            return f"only {most_bytes:,} bytes came in {now - start:.0f} s"
 
 
 def _incomplete(blobs: Path) -> int:
-    """Bytes of downloads into a folder that are under way: another process may be at this very file, and this one wait for it."""
+    """Return the bytes of unfinished downloads in a folder. Another process may be loading the same file while this one waits."""
     size = 0
     for file in blobs.glob("*.incomplete"):
         with contextlib.suppress(OSError):  # it has just got its name
@@ -240,7 +241,7 @@ def _incomplete(blobs: Path) -> int:
 
 
 def _meter() -> Any:
-    """A progress bar of the client's kind that counts the bytes of one download."""
+    """Return a progress bar class, as the client expects one, that counts the bytes of one download."""
     from huggingface_hub.utils import tqdm
 
     class Meter(tqdm):

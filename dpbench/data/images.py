@@ -1,4 +1,4 @@
-"""Stored images to pixels: raw bytes, PNG, WebP or JPEG. An image that cannot be told is refused by its row."""
+"""Stored images to pixels: raw bytes, PNG, WebP or JPEG. An error about an image that cannot be read names its row."""
 
 from __future__ import annotations
 
@@ -29,18 +29,20 @@ _AGAIN = "fetch the file again"
 def decode(
     values: Sequence[Any], image: Mapping[str, Any], where: str, rows: Sequence[int] | None = None, title: str = ""
 ) -> Pixels:
-    """Pixels [N, C, H, W] of images that are each encoded, or H x W x C raw bytes.
+    """Return the pixels [N, C, H, W] of images, each of which is encoded or H x W x C raw bytes.
 
-    Encoded ones are turned as their EXIF orientation says, 16 bits of grey become 8 by scale, colour becomes grey by luminance,
+    Encoded images are turned as their EXIF orientation says, 16 bits of grey become 8 by scale, colour becomes grey by luminance,
     and an alpha channel is left out, as Pillow and the `datasets` library do.
 
     Args:
-        image: `channels`, `height`, `width`, as a dataset's plug-in states them; `fit`: encoded images of another size are cut to
-            the middle of that shape and resized. where: opens what is said of a bad image. rows: their numbers in the file, from
-            0, where these are not its first ones. title: opens remarks, if not `where`.
+        image: `channels`, `height`, `width` of a dataset's plug-in; with `fit`, encoded images of another size are cut to the
+            middle of that shape and resized.
+        where: the beginning of every error about an image.
+        rows: the numbers of the images in the file, from 0, where they are not its first ones.
+        title: the beginning of remarks, if not `where`.
 
     Raises:
-        DpbenchError: an image is missing, cannot be read, is animated, too large, or has another size; names its row.
+        DpbenchError: an image is missing, cannot be read, is animated, too large, or has another size; the error names its row.
     """
     channels, height, width = image["channels"], image["height"], image["width"]
     raw = channels * height * width
@@ -48,37 +50,37 @@ def decode(
     mostly_raw = 2 * sum(value is not None and len(value) == raw and not _certainly_encoded(value) for value in values) > len(
         values
     )
-    seen_through = 0
+    transparent = 0
     for number, value in enumerate(values):
-        named = f"{where}: {row(number if rows is None else rows[number])}"
+        position = f"{where}: {row(number if rows is None else rows[number])}"
         if value is None:
             hint = "write the images themselves into the file, as `to_parquet` of the `datasets` library does"
-            raise DpbenchError(f"{named} holds no bytes (only a path, or nothing)", hint)
+            raise DpbenchError(f"{position} holds no bytes (only a path, or nothing)", hint)
         if len(value) == raw and not _encoded(value, image, mostly_raw):
             pixels = np.frombuffer(value, dtype=np.uint8).reshape(height, width, channels)
         elif value.startswith((_PNG, b"RIFF", _JPEG)):
-            pixels, opaque = _opened(value, image, named)
-            seen_through += not opaque
+            pixels, opaque = _opened(value, image, position)
+            transparent += not opaque
         else:
-            raise _unknown(value, image, named)
+            raise _unknown(value, image, position)
         out[number] = pixels.reshape(height, width, channels).transpose(2, 0, 1)
-    if seen_through:
-        remark(f"{title or where}: {seen_through} of {len(values)} images are transparent in places; what lies under it is taken")
+    if transparent:
+        remark(f"{title or where}: {transparent} of {len(values)} images are transparent in places; the colour below is used")
     return out
 
 
 def _certainly_encoded(value: bytes) -> bool:
-    """By signatures that are too long to be pixels by chance."""
+    """Return whether the bytes begin with a signature that is too long to be pixels by chance."""
     webp = value.startswith(b"RIFF") and value[8:12] == b"WEBP"
     jpeg = value.startswith(_JPEG) and value[6:11] in (b"JFIF\0", b"Exif\0")
     return webp or jpeg or value.startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def _encoded(value: bytes, image: Mapping[str, Any], mostly_raw: bool) -> bool:
-    """Whether as many bytes as raw pixels have are an encoded image all the same.
+    """Return whether bytes that have the length of raw pixels are an encoded image.
 
-    The three bytes that open a JPEG may be a pixel. Then the bytes are pixels unless they can be decoded, or the other images are
-    encoded, for then it is one that was cut.
+    The first three bytes of a JPEG may also be a pixel. Then the bytes count as pixels unless they can be decoded, or the other
+    images are encoded: this image is then a truncated JPEG.
     """
     if _certainly_encoded(value):
         return True
@@ -94,21 +96,21 @@ def _encoded(value: bytes, image: Mapping[str, Any], mostly_raw: bool) -> bool:
 def _unknown(value: bytes, image: Mapping[str, Any], where: str) -> DpbenchError:
     channels, height, width = image["channels"], image["height"], image["width"]
     shape, raw = f"{height} x {width} x {channels}", channels * height * width
-    other = next((name for magic, name in _OTHERS.items() if value.startswith(magic)), None)
-    wider = {2: "of 16 bits", 4: "of 32 bits", 8: "of 64 bits"}
+    other_format = next((name for magic, name in _OTHERS.items() if value.startswith(magic)), None)
+    bits_of_factor = {2: "of 16 bits", 4: "of 32 bits", 8: "of 64 bits"}
     hint = _AGAIN
-    if other is not None:
-        hint = f"it begins as a {other} does: store images as PNG, WebP or JPEG"
-    elif raw and len(value) % raw == 0 and len(value) // raw in wider:
-        hint = f"if these are values {wider[len(value) // raw]}, scale them to 0 to 255 and store bytes (uint8)"
+    if other_format is not None:
+        hint = f"it begins as a {other_format} does: store images as PNG, WebP or JPEG"
+    elif raw and len(value) % raw == 0 and len(value) // raw in bits_of_factor:
+        hint = f"if these are values {bits_of_factor[len(value) // raw]}, scale them to 0 to 255 and store bytes (uint8)"
     return DpbenchError(f"{where} holds {len(value)} bytes, neither a PNG, WebP or JPEG nor {shape}", hint)
 
 
 def _opened(value: bytes, image: Mapping[str, Any], where: str) -> tuple[Pixels, bool]:
-    """Pixels [H, W, C] or [H, W], and whether all of the image is opaque."""
+    """Return the pixels [H, W, C] or [H, W], and whether the image is opaque everywhere."""
     from PIL import Image, ImageOps
 
-    wanted = (image["width"], image["height"])
+    expected_size = (image["width"], image["height"])
     fit = bool(image.get("fit"))
     try:
         with warnings.catch_warnings():
@@ -116,22 +118,22 @@ def _opened(value: bytes, image: Mapping[str, Any], where: str) -> tuple[Pixels,
             with Image.open(io.BytesIO(value), formats=_FORMATS) as opened:
                 _check_head(opened, where)
                 turned = _turned(opened)
-                if turned.size == wanted or fit:
+                if turned.size == expected_size or fit:
                     opaque = "A" not in turned.mode or turned.getchannel("A").getextrema()[0] == 255
                     flat = _flat(turned, "L" if image["channels"] == 1 else "RGB")
-                    return np.asarray(ImageOps.fit(flat, wanted, Image.Resampling.BILINEAR) if fit else flat), opaque
-                found = turned.size
+                    return np.asarray(ImageOps.fit(flat, expected_size, Image.Resampling.BILINEAR) if fit else flat), opaque
+                actual_size = turned.size
     except DpbenchError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds
         reason = "it is cut or damaged" if "BytesIO" in str(error) else str(error) or type(error).__name__
         raise DpbenchError(f"{where} is not a readable image ({reason})", _AGAIN) from error
-    what = f"{where} is {found[1]} x {found[0]}, not {wanted[1]} x {wanted[0]}"
-    raise DpbenchError(what, f"store images of {wanted[1]} x {wanted[0]}, height first")
+    what = f"{where} is {actual_size[1]} x {actual_size[0]}, not {expected_size[1]} x {expected_size[0]}"
+    raise DpbenchError(what, f"store images of {expected_size[1]} x {expected_size[0]}, height first")
 
 
 def _check_head(opened: Any, where: str) -> None:
-    """Before any pixel is decoded."""
+    """Check size and number of frames before any pixel is decoded."""
     if opened.width * opened.height > LARGEST:
         what = f"{where} is {opened.height} x {opened.width}, more than {LARGEST:,} pixels"
         raise DpbenchError(what, "store a smaller image")
@@ -141,12 +143,12 @@ def _check_head(opened: Any, where: str) -> None:
 
 
 def _turned(opened: Any) -> Any:
-    """Upright, as a camera noted in the EXIF data of a photograph; EXIF data that cannot be read turn nothing."""
+    """Return the image turned as its EXIF data say; EXIF data that cannot be read are ignored."""
     from PIL import Image
 
-    ways = Image.Transpose
-    turns = {2: ways.FLIP_LEFT_RIGHT, 3: ways.ROTATE_180, 4: ways.FLIP_TOP_BOTTOM, 5: ways.TRANSPOSE}
-    turns |= {6: ways.ROTATE_270, 7: ways.TRANSVERSE, 8: ways.ROTATE_90}
+    transpose = Image.Transpose
+    turns = {2: transpose.FLIP_LEFT_RIGHT, 3: transpose.ROTATE_180, 4: transpose.FLIP_TOP_BOTTOM, 5: transpose.TRANSPOSE}
+    turns |= {6: transpose.ROTATE_270, 7: transpose.TRANSVERSE, 8: transpose.ROTATE_90}
     orientation = 1
     if "exif" in opened.info or opened.format in ("JPEG", "MPO"):
         with contextlib.suppress(Exception):
@@ -155,7 +157,7 @@ def _turned(opened: Any) -> Any:
 
 
 def _flat(picture: Any, mode: str) -> Any:
-    """8 bits a channel. Pillow itself cuts grey of more bits off at 255, which turns most of it white."""
+    """Return the picture with 8 bits a channel. Pillow itself clips grey of more bits at 255, so that most of it turns white."""
     from PIL import Image
 
     if picture.mode == "I" or picture.mode.startswith("I;16"):

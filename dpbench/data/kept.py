@@ -13,18 +13,18 @@ _LARGEST = 64 * 2**20
 
 
 def read(name: str) -> dict[str, str]:
-    """What earlier processes left under a name; never raises."""
+    """Return the table that earlier processes wrote under a name; never raises."""
     path = paths.cache() / name
     try:
         if path.stat().st_size > _LARGEST:
             return {}
-        found = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
+    return {k: v for k, v in table.items() if isinstance(v, str)} if isinstance(table, dict) else {}
 
 
 def add(name: str, entries: dict[str, str]) -> None:
-    """Keep entries beside those that are there. Where the cache cannot be written the next start is slower, no more."""
+    """Add entries to a table. Where the cache cannot be written, the next start is only slower."""
     with contextlib.suppress(DpbenchError, OSError):
         write_atomic(paths.cache() / name, json.dumps(read(name) | entries, indent=1, sort_keys=True))

@@ -1,4 +1,4 @@
-"""What a file is that is not the Parquet file it should be, and how to make one of it."""
+"""The kind of a file that should be a Parquet file and is not, and how to convert it."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ FROM_JSON = "write it as Parquet: `pyarrow.parquet.write_table(pyarrow.Table.fro
 
 
 def described(path: Path) -> tuple[str, str]:
-    """(what the file is, a hint), by its first and last bytes; ("", "fetch the file again") where they do not tell.
+    """Return (the kind of the file, a hint), by its first and last bytes; ("", "fetch the file again") where the kind is unknown.
 
-    Never raises: a file that cannot be read is told by the error that led here.
+    Never raises: the caller has an error that says why the file cannot be read.
     """
     try:
         if path.is_dir():
@@ -54,11 +54,11 @@ def described(path: Path) -> tuple[str, str]:
     if head.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS, not the file", "fetch the file itself with `git lfs pull`"
     if head.startswith(b"PAR1"):
-        whole = "" if tail == b"PAR1" else "the first part of a Parquet file: its end is missing"
-        return ("an encrypted Parquet file", "write it again without encryption") if tail == b"PARE" else (whole, AGAIN)
-    for magic, found in _BINARY.items():
+        kind = "" if tail == b"PAR1" else "the first part of a Parquet file: its end is missing"
+        return ("an encrypted Parquet file", "write it again without encryption") if tail == b"PARE" else (kind, AGAIN)
+    for magic, kind_and_hint in _BINARY.items():
         if head.startswith(magic):
-            return found
+            return kind_and_hint
     if not head.strip(b"\0"):
         return "a file of zero bytes (a download that was broken off)", AGAIN
     return _text(head)
@@ -72,7 +72,7 @@ def _folder(path: Path) -> tuple[str, str]:
 
 
 def _text(head: bytes) -> tuple[str, str]:
-    """Kinds of text, told by their beginning."""
+    """Return the kind of a text and a hint, by the beginning of the text."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "text in UTF-16, not Parquet", "write it as UTF-8, then as Parquet"
     if b"\0" in head:
@@ -103,15 +103,15 @@ def _json_object(first: str) -> tuple[str, str]:
 
 
 def instead_of(path: Path) -> str:
-    """The hint where a file is missing: what lies beside it under another ending, or in parts; else empty."""
-    ways = {".csv": FROM_CSV, ".tsv": FROM_TSV, ".jsonl": FROM_JSON_LINES, ".json": FROM_JSON}
-    for ending, hint in ways.items():
-        other = path.with_suffix(ending)
-        if other.is_file():
-            return f"{other.name} is there; {hint}"
+    """Return a hint about a missing file that is there with another suffix or in parts; else empty."""
+    hint_of_suffix = {".csv": FROM_CSV, ".tsv": FROM_TSV, ".jsonl": FROM_JSON_LINES, ".json": FROM_JSON}
+    for ending, hint in hint_of_suffix.items():
+        sibling = path.with_suffix(ending)
+        if sibling.is_file():
+            return f"{sibling.name} is there; {hint}"
     parts = sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"))
     if parts:
         join = "`pyarrow.parquet.write_table(pyarrow.parquet.read_table(PARTS), NEW)`"
         return f"{parts[0].name} is there; join the {len(parts)} parts into one file: {join}"
-    packed = [other for other in path.parent.glob(f"{path.name}.*") if other.is_file()]
-    return f"{packed[0].name} is there; unpack it" if packed else ""
+    archives = [sibling for sibling in path.parent.glob(f"{path.name}.*") if sibling.is_file()]
+    return f"{archives[0].name} is there; unpack it" if archives else ""

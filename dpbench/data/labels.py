@@ -1,4 +1,4 @@
-"""Class numbers and yes-or-no attributes: which rows have a label, and whether the file means the classes that we mean."""
+"""Class numbers and yes-or-no attributes: which rows have a label, and whether the file numbers the classes as we do."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from dpbench.data.remarks import remark
 from dpbench.errors import DpbenchError
 
 NONE = -1
-"""Stands for no label: of whole test splits, and of rows on which annotators did not agree (785 of SNLI's train split)."""
+"""No label: in entire test splits, and in rows on which annotators did not agree (785 of SNLI's train split)."""
 
 
 def labelled(where: str, labels: Sequence[int], classes: Sequence[str]) -> list[int]:
-    """Positions of the rows that have a label: all but those of -1, as the datasets' own documentation leaves them out.
+    """Return the positions of the rows that have a label: all but those of -1, as the documentation of the datasets says.
 
     Returns:
         Positions in ascending order; empty where every row is -1.
 
     Raises:
-        DpbenchError: a label is out of range; or -1 seems to be a class, for without those rows the first or the last class
-            is not there. Names the row.
+        DpbenchError: a label is out of range; or -1 seems to be a class, because the other rows lack the first or the last
+            class. The error names the row.
     """
-    kept = []
+    rows = []
     for row, label in enumerate(labels):
         if label == NONE:
             continue
         if not 0 <= label < len(classes):
             raise DpbenchError(f"{where}: label {label} in {parquet.row(row)} is out of range", _classes(classes))
-        kept.append(row)
-    if kept and len(kept) < len(labels):
-        seen = {labels[row] for row in kept}
-        lacking = [label for label in (0, len(classes) - 1) if label not in seen]
-        if lacking:
+        rows.append(row)
+    if rows and len(rows) < len(labels):
+        present = {labels[row] for row in rows}
+        absent = [label for label in (0, len(classes) - 1) if label not in present]
+        if absent:
             first = next(row for row, label in enumerate(labels) if label == NONE)
             what = (
-                f"{where}: label -1 in {len(labels) - len(kept)} of {len(labels)} rows, the first in {parquet.row(first)}, and "
+                f"{where}: label -1 in {len(labels) - len(rows)} of {len(labels)} rows, the first in {parquet.row(first)}, and "
             )
-            what += f"no row of class {lacking[0]} ({classes[lacking[0]]}): whether -1 is a class or no label cannot be told"
+            what += f"no row of class {absent[0]} ({classes[absent[0]]}): whether -1 is a class or no label cannot be told"
             raise DpbenchError(what, f"{_classes(classes)}; leave out the rows without a label")
-    return kept
+    return rows
 
 
 def _classes(classes: Sequence[str]) -> str:
@@ -51,14 +51,15 @@ def _classes(classes: Sequence[str]) -> str:
 
 
 def no_labels(where: str) -> DpbenchError:
-    """Every row is -1."""
+    """Return the error about a split in which every row is -1."""
     return DpbenchError(f"{where}: has no labels ({parquet.row(0)} is -1, as every other)", "use a labelled split")
 
 
 def check_attribute(where: str, values: Sequence[int]) -> None:
-    """
+    """Check the values of a yes-or-no attribute.
+
     Raises:
-        DpbenchError: a value that is neither 0 nor 1; names the row.
+        DpbenchError: a value is neither 0 nor 1; the error names the row.
     """
     for row, value in enumerate(values):
         if value not in (0, 1):
@@ -67,12 +68,12 @@ def check_attribute(where: str, values: Sequence[int]) -> None:
 
 
 def check_names(path: Path, column: str, classes: Sequence[str]) -> None:
-    """Hold the names that the `datasets` library wrote into a file for its class numbers against ours.
+    """Compare the class names that the `datasets` library wrote into a file with ours.
 
-    Names that are spelled in another way are not compared: only one that is ours, or begins one of ours, tells.
+    Names that are spelled in another way are not compared: only one that equals one of ours, or is the beginning of one, counts.
 
     Raises:
-        DpbenchError: another number of classes, or one of our names under another number.
+        DpbenchError: the file has another number of classes, or one of our names under another number.
     """
     names = _names(parquet.read_metadata(path, "huggingface"), column)
     if not names:
@@ -80,19 +81,19 @@ def check_names(path: Path, column: str, classes: Sequence[str]) -> None:
     says = f"{path}: column {column!r} states {len(names)} classes ({', '.join(names[:20])})"
     if len(names) != len(classes):
         raise DpbenchError(f"{says}, not {len(classes)}", f"{_classes(classes)}; take the column or the file that has these")
-    ours = [_plain(name) for name in classes]
+    class_names = [_plain(name) for name in classes]
     for number, name in enumerate(names):
-        meant = _meant(_plain(name), ours)
-        if meant is not None and meant != number:
-            what = f"{says}: {name!r} is {number} there, and {meant} here"
+        expected = _class_number(_plain(name), class_names)
+        if expected is not None and expected != number:
+            what = f"{says}: {name!r} is {number} there, and {expected} here"
             raise DpbenchError(what, f"{_classes(classes)}; number the labels so")
 
 
 def _names(metadata: bytes | None, column: str) -> list[str]:
-    """Names of the classes in the metadata of `datasets`, none where it says nothing of them that can be read."""
+    """Return the names of the classes in the metadata of `datasets`; none where they are absent or cannot be read."""
     try:
-        stated: Any = json.loads(metadata or b"{}")
-        names = stated["info"]["features"][column]["names"]
+        stored: Any = json.loads(metadata or b"{}")
+        names = stored["info"]["features"][column]["names"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
@@ -102,19 +103,21 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]", "", name.lower())
 
 
-def _meant(name: str, ours: list[str]) -> int | None:
-    """The one of our classes that a name is, or abbreviates by three letters or more (`HUM`)."""
-    if name in ours:
-        return ours.index(name)
-    begun = [number for number, known in enumerate(ours) if len(name) >= 3 and known.startswith(name)]
-    return begun[0] if len(begun) == 1 else None
+def _class_number(name: str, class_names: list[str]) -> int | None:
+    """Return the number of the class that a name equals, or abbreviates by three letters or more (`HUM`)."""
+    if name in class_names:
+        return class_names.index(name)
+    matches = [number for number, class_name in enumerate(class_names) if len(name) >= 3 and class_name.startswith(name)]
+    return matches[0] if len(matches) == 1 else None
 
 
 def remark_oddities(title: str, columns: dict[str, Any], classes: Sequence[str], unlabelled: int, rows: int) -> None:
-    """Remark on rows without a label, on one row or one class alone, and on texts of nothing.
+    """Remark on rows without a label, on a single row or class, and on empty texts.
 
     Args:
-        columns: of the rows that are used; unlabelled: rows of the file without a label, of `rows` in all.
+        columns: the columns of the rows that are used.
+        unlabelled: the number of rows in the file without a label.
+        rows: the number of all rows in the file.
     """
     if unlabelled:
         remark(f"{title}: {unlabelled} of {rows} rows have no label (-1) and are left out")

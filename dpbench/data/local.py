@@ -16,22 +16,23 @@ from dpbench.plugins import Plugin
 
 
 def root() -> Path | None:
-    """The folder of datasets, None where none is set.
+    """Return the folder of datasets; None where none is set.
 
     Raises:
-        DpbenchError: it is set and does not exist.
+        DpbenchError: the folder is set and does not exist.
     """
-    given = os.environ.get("DPBENCH_DATA")
-    if not given:
+    folder = os.environ.get("DPBENCH_DATA")
+    if not folder:
         return None
-    return folder_of("DPBENCH_DATA", given, "data_folder")
+    return folder_of("DPBENCH_DATA", folder, "data_folder")
 
 
 def folder_of(variable: str, value: str, key: str) -> Path:
-    """The folder that an environment variable names.
+    """Return the folder that an environment variable names.
 
     Raises:
-        DpbenchError: there is none, or it cannot be looked into. Names the variable, and the `key` of the config that sets it.
+        DpbenchError: there is no such folder, or it cannot be read. The error names the variable, and the `key` of the config
+            that sets it.
     """
     reason = "no such folder"
     try:
@@ -45,10 +46,10 @@ def folder_of(variable: str, value: str, key: str) -> Path:
 
 
 def _is(kind: Callable[[Path], bool], path: Path) -> bool:
-    """`Path.is_file(path)` and its like.
+    """Return `kind(path)`, where kind is `Path.is_file` or the like.
 
     Raises:
-        DpbenchError: the folder above cannot be looked into.
+        DpbenchError: the parent folder cannot be read.
     """
     try:
         return kind(path)
@@ -57,14 +58,14 @@ def _is(kind: Callable[[Path], bool], path: Path) -> bool:
 
 
 def why_not(plugin: Plugin) -> str:
-    """Empty where the dataset has a local folder, else the reason it has none.
+    """Return why the dataset has no local folder; empty where it has one.
 
-    A copy without a split that the plug-in says it `may_lack` counts as none: such copies are about, and serve for nothing here.
+    A folder without a split of `may_lack` in the plug-in counts as none: such copies exist, and cannot be used here.
     """
-    above = root()
-    if above is None:
+    data_folder = root()
+    if data_folder is None:
         return "DPBENCH_DATA is not set"
-    folder = above / plugin.extra["folder"]
+    folder = data_folder / plugin.extra["folder"]
     if not _is(Path.is_dir, folder):
         return f"{folder} does not exist" if not _is(Path.exists, folder) else f"{folder} is no folder"
     lacking = [s for s in plugin.extra.get("may_lack", ()) if not _is(Path.is_file, folder / plugin.extra["files"][s])]
@@ -72,8 +73,8 @@ def why_not(plugin: Plugin) -> str:
 
 
 def _sums(folder: Path) -> dict[Path, tuple[str, Path]]:
-    """File -> (sha256, the list that states it), from `SHA256SUMS` of the dataset's folder and the folder above."""
-    found: dict[Path, tuple[str, Path]] = {}
+    """Return file -> (sha256, the list that states it), from `SHA256SUMS` of the dataset's folder and its parent."""
+    sums: dict[Path, tuple[str, Path]] = {}
     for listing in (folder.parent / "SHA256SUMS", folder / "SHA256SUMS"):
         if not _is(Path.is_file, listing):
             continue
@@ -84,38 +85,38 @@ def _sums(folder: Path) -> dict[Path, tuple[str, Path]]:
             sha, _, name = line.strip().partition(" ")
             if not re.fullmatch("[0-9a-fA-F]{64}", sha) or not name.strip():
                 raise DpbenchError(f"{listing}: line {number} is not `sha256  file`", "write it again with sha256sum")
-            found[listing.parent / name.strip().removeprefix("*")] = (sha.lower(), listing)
-    return found
+            sums[listing.parent / name.strip().removeprefix("*")] = (sha.lower(), listing)
+    return sums
 
 
 def files(plugin: Plugin) -> dict[str, str]:
-    """File name -> sha256 of every file the plug-in names; call it where `why_not` is empty.
+    """Return file name -> sha256 of every file that the plug-in names; call it only where `why_not` is empty.
 
     Raises:
         DpbenchError: a file is missing (half a dataset is a mistake, not a reason to fall back), or differs from SHA256SUMS.
     """
-    above = root()
-    assert above is not None
-    folder = above / plugin.extra["folder"]
-    stated, found = _sums(folder), {}
+    data_folder = root()
+    assert data_folder is not None
+    folder = data_folder / plugin.extra["folder"]
+    sums, digests = _sums(folder), {}
     for split, name in plugin.extra["files"].items():
         path = folder / name
         if not _is(Path.is_file, path):
             raise _no_file(path, f"{plugin.name}, split {split!r}")
-        found[name] = digest(path)
-        expected, listing = stated.get(path, (found[name], path))
-        if found[name] != expected:
+        digests[name] = digest(path)
+        expected, listing = sums.get(path, (digests[name], path))
+        if digests[name] != expected:
             raise DpbenchError(
-                f"{path}: sha256 differs from {listing}: expected {expected}, got {found[name]}", "fetch the file again"
+                f"{path}: sha256 differs from {listing}: expected {expected}, got {digests[name]}", "fetch the file again"
             )
-    return found
+    return digests
 
 
 def _no_file(path: Path, what: str) -> DpbenchError:
-    """A split's file is not there, or is none."""
+    """Return the error about the file of a split that is missing or not a file."""
     if _is(Path.is_dir, path):
-        found, hint = kinds.described(path)
-        return DpbenchError(f"{path}: is {found} ({what})", hint)
+        kind, hint = kinds.described(path)
+        return DpbenchError(f"{path}: is {kind} ({what})", hint)
     if path.is_symlink():
         return DpbenchError(f"{path}: a link to a file that is not there ({what})", "put the file there, or take the link away")
     hint = kinds.instead_of(path) or "complete the folder, or remove it to use another source"
@@ -123,25 +124,25 @@ def _no_file(path: Path, what: str) -> DpbenchError:
 
 
 def path_of(plugin: Plugin, name: str, expected: str | None) -> Path:
-    """A split's file, unchanged since its source was resolved.
+    """Return the file of a split, unchanged since its source was resolved.
 
     Args:
-        expected: its sha256 at that time.
+        expected: the sha256 of the file at that time.
 
     Raises:
-        DpbenchError: gone, or changed.
+        DpbenchError: the file is gone, or has changed.
     """
     if reason := why_not(plugin):
         raise DpbenchError(f"dataset {plugin.name}: its runs were named with a local folder, but {reason}", "set DPBENCH_DATA")
-    above = root()
-    assert above is not None
-    path = above / plugin.extra["folder"] / name
+    data_folder = root()
+    assert data_folder is not None
+    path = data_folder / plugin.extra["folder"] / name
     if not _is(Path.is_file, path):
         raise _no_file(path, plugin.name)
-    got = digest(path)
-    if got != expected:
+    sha256 = digest(path)
+    if sha256 != expected:
         raise DpbenchError(
-            f"{path}: changed since the runs were named: expected sha256 {expected}, got {got}",
+            f"{path}: changed since the runs were named: expected sha256 {expected}, got {sha256}",
             "put the file back, or name the runs again (start the command once more)",
         )
     return path

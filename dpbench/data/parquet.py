@@ -11,19 +11,19 @@ from dpbench.data import kinds
 from dpbench.errors import DpbenchError, nearest
 
 _BATCH = 64
-"""Rows that are read at a time: a text of a megabyte, which may stand once in a file for thousands of rows, then is 64 MiB."""
+"""Rows that are read at once: a text of a megabyte, stored once for thousands of rows, is then at most 64 MiB."""
 
 _ALWAYS = 256 * 2**20
 _TIMES = 50
 _EACH = 64
-"""What a file may grow to in memory: `_ALWAYS` bytes and `_TIMES` its size; a row counts `_EACH` bytes beside its values."""
+"""A file may take `_ALWAYS` bytes and `_TIMES` its size in memory; a row counts `_EACH` bytes beside its values."""
 
 _LISTED = 30
 _DROP = "drop those rows, or fetch the file again"
 
 
 def row(index: int) -> str:
-    """How a row is named in errors: people count from 1, pandas and pyarrow from 0."""
+    """Return the name of a row in errors: people count from 1, pandas and pyarrow from 0."""
     return f"row {index + 1} (row {index} counted from 0)"
 
 
@@ -42,8 +42,8 @@ def _open(path: Path) -> Any:
     except Exception as error:  # the reader's errors have no common base: a name that is not UTF-8, memory, a bad footer
         if file is not None:
             file.close()
-        found, hint = kinds.described(path)
-        reason = f"it is {found}" if found else _reason(error)
+        kind, hint = kinds.described(path)
+        reason = f"it is {kind}" if kind else _reason(error)
         raise DpbenchError(f"{path}: not a readable Parquet file ({reason})", hint) from error
     return file
 
@@ -54,9 +54,9 @@ def _check_schema(path: Path, schema: Any, columns: dict[str, str]) -> None:
     for canonical, column in columns.items():
         if column not in schema.names:
             raise _no_column(path, column, list(schema.names))
-        if (times := schema.names.count(column)) > 1:
-            stands = "twice" if times == 2 else f"{times} times"
-            raise DpbenchError(f"{path}: column {column!r} stands {stands}", "keep one of them, or give the others another name")
+        if (occurrences := schema.names.count(column)) > 1:
+            count = "twice" if occurrences == 2 else f"{occurrences} times"
+            raise DpbenchError(f"{path}: column {column!r} stands {count}", "keep one of them, or give the others another name")
         kind = schema.field(column).type
         if canonical.startswith("label") and not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
             what = f"{path}: column {column!r} holds {kind}, not class numbers"
@@ -70,7 +70,7 @@ def _check_schema(path: Path, schema: Any, columns: dict[str, str]) -> None:
 
 
 def _cast(kind: Any, column: str, target: str) -> str:
-    """How to convert a column whose values are right and whose type is not, else nothing."""
+    """Return how to convert a column whose values are right and whose type is not; else empty."""
     import pyarrow as pa
 
     text = any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
@@ -83,15 +83,17 @@ def _cast(kind: Any, column: str, target: str) -> str:
 
 
 def _no_column(path: Path, column: str, names: list[str]) -> DpbenchError:
-    shown = [name if name.isprintable() else repr(name)[1:-1] for name in names[:_LISTED]]
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    listed = ", ".join(shown) or "none"
-    close = difflib.get_close_matches(column, names, n=3, cutoff=0.5) if more else names
-    return DpbenchError(f"{path}: no column {column!r}; its columns: {listed}{more}", nearest(column, close or names[:_LISTED]))
+    printable = [name if name.isprintable() else repr(name)[1:-1] for name in names[:_LISTED]]
+    omitted = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    listed = ", ".join(printable) or "none"
+    close = difflib.get_close_matches(column, names, n=3, cutoff=0.5) if omitted else names
+    return DpbenchError(
+        f"{path}: no column {column!r}; its columns: {listed}{omitted}", nearest(column, close or names[:_LISTED])
+    )
 
 
 def _holds_bytes(kind: Any) -> bool:
-    """Binary, or the struct of bytes and path in which the `datasets` library keeps an image."""
+    """Return whether a type is binary, or the struct of bytes and path in which the `datasets` library keeps an image."""
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
@@ -101,18 +103,18 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def check(path: Path, columns: dict[str, str]) -> int:
-    """Check the columns by the file's metadata alone.
+    """Check the columns by the metadata of the file, without reading values.
 
     Args:
-        columns: canonical name -> name in the file. `label...` must be an integer or yes-or-no, `text...` a string,
+        columns: canonical name -> name in the file. `label...` must be an integer or a boolean, `text...` a string,
             `image...` bytes.
 
     Returns:
         The number of rows.
 
     Raises:
-        DpbenchError: unreadable, without rows, larger in memory than any such file, or a column missing, twice there or of the
-            wrong type.
+        DpbenchError: the file is unreadable, has no rows or would take too much memory; a column is missing, twice there or of
+            the wrong type.
     """
     with _open(path) as file:
         _check_schema(path, file.schema_arrow, columns)
@@ -124,28 +126,28 @@ def check(path: Path, columns: dict[str, str]) -> int:
 
 
 def _declared(metadata: Any) -> int:
-    """Bytes that the footer states for all columns, before dictionaries are written out.
+    """Return the bytes that the footer states for all columns, before dictionaries are expanded.
 
-    By row group, for pyarrow ends the process where it is asked for a column that a damaged footer does not describe.
+    They are summed by row group: pyarrow ends the process where it is asked for a column that a damaged footer does not describe.
     """
     return sum(max(0, metadata.row_group(group).total_byte_size) for group in range(metadata.num_row_groups))
 
 
 def _check_size(path: Path, size: int) -> None:
     stored = path.stat().st_size
-    if size > (most := _ALWAYS + _TIMES * stored):
-        what = f"{path}: {stored:,} bytes that stand for {size:,} or more in memory; {most:,} are the most that is read"
+    if size > (limit := _ALWAYS + _TIMES * stored):
+        what = f"{path}: {stored:,} bytes that take {size:,} or more in memory; {limit:,} are the most that is read"
         raise DpbenchError(what, "fetch the file again, or write it again in smaller values")
 
 
 def read(path: Path, columns: dict[str, str], limit: int | None = None) -> dict[str, list[Any]]:
-    """The columns under their canonical names, of the first `limit` rows.
+    """Return the columns of the first `limit` rows under their canonical names.
 
     Raises:
-        DpbenchError: as `check`, or a value is missing, not UTF-8 or beyond int64 in any row of the file, which is named.
+        DpbenchError: as `check`; or a value in any row of the file is missing, not UTF-8 or beyond int64 (the error names it).
     """
     rows = check(path, columns)
-    found: dict[str, list[Any]] = {canonical: [] for canonical in columns}
+    values_of_column: dict[str, list[Any]] = {canonical: [] for canonical in columns}
     missing: dict[str, tuple[int, int]] = {}
     done = 0
     with _open(path) as file:
@@ -155,18 +157,18 @@ def read(path: Path, columns: dict[str, str], limit: int | None = None) -> dict[
                 if values.null_count:
                     first, count = missing.get(column, (done + values.is_null().index(True).as_py(), 0))
                     missing[column] = first, count + values.null_count
-                found[canonical] += _values(canonical, values, f"{path}: column {column!r}", done)
+                values_of_column[canonical] += _values(canonical, values, f"{path}: column {column!r}", done)
             done += batch.num_rows
     for column, (first, count) in missing.items():
         raise DpbenchError(f"{path}: column {column!r} has {count} missing values, the first in {row(first)}", _DROP)
-    return {canonical: values[:limit] for canonical, values in found.items()}
+    return {canonical: values[:limit] for canonical, values in values_of_column.items()}
 
 
 def _batches(path: Path, file: Any, columns: Sequence[str], rows: int) -> Iterator[Any]:
-    """The file in pieces, all of its rows.
+    """Yield all rows of the file in batches.
 
     Raises:
-        DpbenchError: damaged, or of another compression than this pyarrow reads; larger in memory than any such file.
+        DpbenchError: the file is damaged, has a compression that this pyarrow cannot read, or would take too much memory.
     """
     done = size = 0
     batches = iter(file.iter_batches(_BATCH, columns=columns))
@@ -185,7 +187,7 @@ def _batches(path: Path, file: Any, columns: Sequence[str], rows: int) -> Iterat
 
 
 def _values(canonical: str, values: Any, where: str, start: int) -> list[Any]:
-    """Python values of a piece of a column. start: rows before it."""
+    """Return the Python values of a piece of a column that begins at row `start`."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -193,40 +195,40 @@ def _values(canonical: str, values: Any, where: str, start: int) -> list[Any]:
     if pa.types.is_struct(kind) and canonical.startswith("image"):
         values = pc.struct_field(values, "bytes")
     try:
-        found: list[Any] = values.to_pylist()
+        decoded: list[Any] = values.to_pylist()
     except Exception as error:  # UTF-8, and whatever else cannot become a Python value
         raise _bad_value(values, where, start, error) from error
     if canonical.startswith("label"):
-        return [value if value is None else _label(value, where, start + at) for at, value in enumerate(found)]
-    return found
+        return [value if value is None else _label(value, where, start + index) for index, value in enumerate(decoded)]
+    return decoded
 
 
-def _label(value: int, where: str, at: int) -> int:
+def _label(value: int, where: str, index: int) -> int:
     if not -(2**63) <= value < 2**63:
-        raise DpbenchError(f"{where}: label {value} in {row(at)} is beyond 64 bits", "give labels as integers from 0")
+        raise DpbenchError(f"{where}: label {value} in {row(index)} is beyond 64 bits", "give labels as integers from 0")
     return int(value)
 
 
 def _bad_value(values: Any, where: str, start: int, error: Exception) -> DpbenchError:
-    """Names the first row of a piece whose value cannot be read."""
+    """Return the error about the first row of a piece whose value cannot be read."""
 
-    def readable(at: int) -> bool:
+    def readable(index: int) -> bool:
         try:
-            values[at].as_py()
+            values[index].as_py()
         except Exception:
             return False
         return True
 
-    at = next((at for at in range(len(values)) if not readable(at)), 0)
+    index = next((index for index in range(len(values)) if not readable(index)), 0)
     what, hint = f"cannot be read ({_reason(error)})", _DROP
     if isinstance(error, UnicodeDecodeError):
         what = f"is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
         hint = "write the texts as UTF-8: `value.decode(its encoding).encode('utf-8')`"
-    return DpbenchError(f"{where}: {row(start + at)} {what}", hint)
+    return DpbenchError(f"{where}: {row(start + index)} {what}", hint)
 
 
 def read_metadata(path: Path, key: str) -> bytes | None:
-    """What the file's schema carries under a key beside its columns, None where there is none."""
+    """Return the value of a key in the metadata of the file's schema; None where there is none."""
     with _open(path) as file:
         metadata: dict[bytes, bytes] = file.schema_arrow.metadata or {}
     return metadata.get(key.encode())

@@ -1,4 +1,4 @@
-"""Public text: what tokenizers, centring and public students are made of. Nothing private is in it. Never imports torch."""
+"""Public text for tokenizers, centring and public students. It holds nothing private. Never imports torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dpbench.data import registry as datasets
 from dpbench.spec.sources import Source
 
 PUBLIC = "wikitext2"
-"""The dataset."""
-_WORDS = 8  # of a line that counts as a sentence
+"""The dataset of public text."""
+_WORDS = 8  # at least, in a line that counts as a sentence
 
 
 def public_sentences(source: Source) -> list[str]:

@@ -20,7 +20,7 @@ PLUGIN = {
         },
     },
     "embedded": "paraphrases",
-    # Said wherever numbers of that source stand: the local copy has no official validation row.
+    # Printed beside every number of that source: the local copy has no official validation row.
     "notes": {"local": "both splits are samples of the official train split, so this is not the GLUE validation number"},
     "licence": "Quora's terms of service, non-commercial use (by way of GLUE); the local validation split is a sample of train",
     "citation": "Iyer et al., 2017 (Quora); Wang et al., ICLR 2019 (GLUE)",

@@ -1,12 +1,12 @@
-"""Datasets by name: where each comes from, and its examples. Never imports torch.
+"""Datasets by name: the source of each, and its examples. Never imports torch.
 
 A dataset is one file in this folder with a literal `PLUGIN`: `task`, `classes` (classification), `folder` and `files`
 (split -> file) in the local folder, `columns` (canonical name -> column; `text...` are strings, `label` class numbers,
 `label_...` yes-or-no attributes, together `labels`, `image` bytes), `hub` (repo, revision, files, and where it is known `sha256`,
 file -> sum) or None, `embedded` (a module of `data/embedded`) or None, `licence`, `citation`; `may_lack` (splits that known
-copies are without). Images have `image` (channels, height, width; `fit` where others are cut and resized to that); what the tasks
-`table_to_text` and `summary` add stands in `described`. `rows` (split -> rows of the official split) and `notes` (kind of source
--> what to know of that copy) stand beside numbers that were made with less, or with something else.
+copies are without). Images have `image` (channels, height, width; `fit` where others are cut and resized to that). The module
+`described` says what the tasks `table_to_text` and `summary` add. `rows` (split -> rows of the official split) and `notes` (kind
+of source -> what to know of that copy) are printed beside numbers that were computed on fewer rows, or on another source.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ KINDS = ("local", "hub", "embedded")
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows of one split. columns: canonical name -> one value an example; `image`: uint8 [N, C, H, W]."""
+    """The rows of one split.
+
+    Attributes:
+        columns: canonical name -> one value an example; `image` is uint8 [N, C, H, W].
+    """
 
     columns: dict[str, Any]
 
@@ -48,7 +52,7 @@ def _generator(plugin: Plugin) -> ModuleType:
 
 
 def _why_not(plugin: Plugin, kind: str) -> str:
-    """Empty where the dataset can come from there, else the reason it cannot."""
+    """Return why a kind of source cannot serve the dataset; empty where it can."""
     if kind == "local":
         return local.why_not(plugin)
     if kind == "hub":
@@ -70,29 +74,29 @@ def _source(plugin: Plugin, kind: str) -> Source:
     return Source(kind="embedded", revision=f"v{_generator(plugin).VERSION}", synthetic=True, says=says)
 
 
-def resolve(name: str, wanted: str = "auto") -> Source:
-    """Where a dataset comes from: its local folder, the hub at a pinned revision, or the embedded stand-in.
+def resolve(name: str, kind: str = "auto") -> Source:
+    """Return the source of a dataset: its local folder, the hub at a pinned revision, or the embedded stand-in.
 
     Args:
-        wanted: a kind by name, which must work, or `auto`, which takes the first of them that is there.
+        kind: one of `KINDS`, which must be there, or `auto` for the first of them that is there.
 
     Raises:
-        DpbenchError: unknown dataset or kind; the kind asked for is not there; a local dataset is incomplete or damaged.
+        DpbenchError: the dataset or kind is unknown; that kind is not there; a local dataset is incomplete or damaged.
     """
     plugin = plugins.get("dataset", name)
-    if wanted not in ("auto", *KINDS):
-        raise unknown("source", wanted, ("auto", *KINDS), f"dataset {name}")
+    if kind not in ("auto", *KINDS):
+        raise unknown("source", kind, ("auto", *KINDS), f"dataset {name}")
     reasons = {}
-    for kind in KINDS if wanted == "auto" else (wanted,):
-        reasons[kind] = _why_not(plugin, kind)
-        if not reasons[kind]:
-            return _source(plugin, kind)
-    spelled = "; ".join(f"{kind}: {reason}" for kind, reason in reasons.items())
+    for candidate in KINDS if kind == "auto" else (kind,):
+        reasons[candidate] = _why_not(plugin, candidate)
+        if not reasons[candidate]:
+            return _source(plugin, candidate)
+    spelled = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
     raise DpbenchError(f"dataset {name}: not found ({spelled})", "set DPBENCH_DATA to a folder that holds it, or ask for `auto`")
 
 
 def where(name: str) -> list[str]:
-    """One line a kind, for `dpbench doctor`: whether the dataset is found there, and if not why."""
+    """Return one line for each kind of source, for `dpbench doctor`: whether it has the dataset, and if not why."""
     plugin = plugins.get("dataset", name)
     lines = []
     for kind in KINDS:
@@ -105,10 +109,10 @@ def where(name: str) -> list[str]:
 
 
 def path(name: str, split: str, source: Source) -> Path:
-    """The file of a split, fetched where it must be.
+    """Return the file of a split, and fetch it where it is not there yet.
 
     Raises:
-        DpbenchError: it is gone, damaged or changed since the runs were named.
+        DpbenchError: the file is gone, damaged or changed since the runs were named.
     """
     plugin = plugins.get("dataset", name)
     if source.kind == "local":
@@ -122,12 +126,12 @@ def path(name: str, split: str, source: Source) -> Path:
 
 
 def title(plugin: Plugin, split: str) -> str:
-    """How remarks name a split: without its file, for records keep them, and no record tells where things lie on a machine."""
+    """Return the name of a split in remarks. It has no path, because records keep remarks and hold no paths of a machine."""
     return f"dataset {plugin.name}, split {split!r}"
 
 
 def named(plugin: Plugin, split: str, source: Source) -> str:
-    """How errors name a split: with its file, where it has one."""
+    """Return the name of a split in errors, with its file where it has one."""
     where = source.kind if source.kind == "embedded" else path(plugin.name, split, source)
     return f"{title(plugin, split)} ({where})"
 
@@ -145,29 +149,29 @@ def _generated(plugin: Plugin, split: str, source: Source) -> dict[str, list[Any
     if source.revision != f"v{module.VERSION}":
         what = f"dataset {plugin.name}: its runs were named with generator {source.revision}, this is v{module.VERSION}"
         raise DpbenchError(what, "name the runs again (start the command once more)")
-    columns = _made(module, split)
+    columns = _generated_once(module, split)
     return {canonical: list(columns[canonical]) for canonical in plugin.extra["columns"]}
 
 
 @lru_cache(maxsize=8)
-def _made(generator: ModuleType, split: str) -> dict[str, list[Any]]:
-    """A split, made once: a run reads it several times."""
-    made: dict[str, list[Any]] = generator.generate(split)
-    return made
+def _generated_once(generator: ModuleType, split: str) -> dict[str, list[Any]]:
+    """Return a generated split. It is kept, because a run reads it several times."""
+    columns: dict[str, list[Any]] = generator.generate(split)
+    return columns
 
 
 def load(name: str, split: str, source: Source, limit: int | None = None) -> Examples:
-    """The first `limit` examples of a split, from the source that the run was named with.
+    """Return the first `limit` examples of a split, from the source that the run was named with.
 
-    Rows of label -1 among others have no label and are left out; `remarks` says how many.
+    Rows of label -1 among others have no label and are left out; a remark says how many.
 
     Returns:
         Columns under canonical names: classification `text`, for pairs `text_pair`, `label`; language modelling `text`; images
         `image`, `label`; table to text: see `described`.
 
     Raises:
-        DpbenchError: unknown split; a file of the dataset is gone, damaged or changed since; a column or value is missing, of the
-            wrong kind or out of range; names file, column and row.
+        DpbenchError: the split is unknown; a file of the dataset is gone, damaged or changed since; a column or value is missing,
+            of the wrong kind or out of range (the error names file, column and row).
     """
     plugin = plugins.get("dataset", name)
     if split not in _splits(plugin, source):
@@ -187,11 +191,11 @@ def load(name: str, split: str, source: Source, limit: int | None = None) -> Exa
     if "label" in columns and "classes" in plugin.extra:
         columns, rows, unlabelled = _with_labels(where, columns, plugin.extra["classes"], limit)
         labels.remark_oddities(title(plugin, split), columns, plugin.extra["classes"], unlabelled, total)
-    for key in (marks := attributes(name)):
+    for key in (label_columns := attributes(name)):
         labels.check_attribute(f"{where}, {plugin.extra['columns'][key]}", columns[key])
     columns = {key: values[:limit] for key, values in columns.items()}
-    if marks:
-        columns["labels"] = np.stack([np.asarray(columns.pop(key), dtype=np.uint8) for key in marks], axis=1)
+    if label_columns:
+        columns["labels"] = np.stack([np.asarray(columns.pop(key), dtype=np.uint8) for key in label_columns], axis=1)
     if "image" in columns:
         columns["image"] = images.decode(columns["image"], plugin.extra["image"], where, rows, title(plugin, split))
     return Examples(columns)
@@ -200,43 +204,49 @@ def load(name: str, split: str, source: Source, limit: int | None = None) -> Exa
 def _with_labels(
     where: str, columns: dict[str, Any], classes: list[str], limit: int | None
 ) -> tuple[dict[str, Any], list[int] | None, int]:
-    """(the first `limit` rows that have a label, their numbers in the file or None where all rows have, how many have none).
+    """Return the first `limit` rows that have a label, their numbers in the file, and how many rows have no label.
+
+    The numbers are None where all rows have a label.
 
     Raises:
-        DpbenchError: no row has one, or one is out of range.
+        DpbenchError: no row has a label, or a label is out of range.
     """
     total = len(columns["label"])
-    kept = labels.labelled(where, columns["label"], classes)
-    if not kept:
+    labelled_rows = labels.labelled(where, columns["label"], classes)
+    if not labelled_rows:
         raise labels.no_labels(where)
-    if len(kept) == total:
+    if len(labelled_rows) == total:
         return {key: values[:limit] for key, values in columns.items()}, None, 0
-    return {key: [values[row] for row in kept[:limit]] for key, values in columns.items()}, kept, total - len(kept)
+    return (
+        {key: [values[row] for row in labelled_rows[:limit]] for key, values in columns.items()},
+        labelled_rows,
+        total - len(labelled_rows),
+    )
 
 
 @cache
 def _check_once(name: str, source: str) -> None:
-    """All files of a dataset, before the first is read: a damaged split would else be found when it is evaluated on."""
+    """Check all files of a dataset before the first is read: else a damaged split would be noticed only at evaluation."""
     check(name, Source.model_validate_json(source))
 
 
 def attributes(name: str) -> list[str]:
-    """Canonical columns of a dataset's yes-or-no attributes, `label_...`; empty where an example has one class."""
+    """Return the canonical columns of a dataset's yes-or-no attributes, `label_...`; empty where an example has one class."""
     return [key for key in plugins.get("dataset", name).extra["columns"] if key.startswith("label_")]
 
 
 def check(name: str, source: Source) -> dict[str, int]:
-    """Check the files at hand: schemas, labels, and texts of other splits than `train`, which every job reads first anyway.
+    """Check the available files: schemas, labels, and the texts of every split but `train`, which every job reads first anyway.
 
     Nothing is downloaded, nothing is generated, no image is decoded.
 
     Returns:
-        Split -> rows of its file, of a classification dataset those with a label (splits of the hub that are not in its cache yet
-        are left out).
+        Split -> the number of rows; of a classification dataset, of rows with a label. Splits of the hub that are not in its
+        cache yet are left out.
 
     Raises:
         DpbenchError: a file is gone, changed or damaged; a column is missing or of the wrong type; a value is missing, not UTF-8
-            or out of range, names its row. A test split may be without labels.
+            or out of range (the error names its row). A test split may have no labels.
     """
     plugin = plugins.get("dataset", name)
     rows = {}
@@ -252,13 +262,13 @@ def check(name: str, source: Source) -> dict[str, int]:
 
 
 def _checked_rows(plugin: Plugin, split: str, source: Source) -> int:
-    """Rows of a file, those with a label where it has any."""
+    """Check a file and return its number of rows, or of rows with a label where it has any."""
     file, columns = path(plugin.name, split, source), plugin.extra["columns"]
     rows = parquet.check(file, columns)
-    kept = {key: column for key, column in columns.items() if not key.startswith("image")}
+    checked_columns = {key: column for key, column in columns.items() if not key.startswith("image")}
     if split == "train":
-        kept = {key: column for key, column in kept.items() if key == "label"}
-    values = parquet.read(file, kept) if kept else {}
+        checked_columns = {key: column for key, column in checked_columns.items() if key == "label"}
+    values = parquet.read(file, checked_columns) if checked_columns else {}
     for key in attributes(plugin.name):
         if key in values:
             labels.check_attribute(f"{named(plugin, split, source)}, {columns[key]}", values[key])
@@ -266,7 +276,7 @@ def _checked_rows(plugin: Plugin, split: str, source: Source) -> int:
         return rows
     where, classes = named(plugin, split, source), plugin.extra["classes"]
     labels.check_names(file, columns["label"], classes)
-    labelled = labels.labelled(where, values["label"], classes)
-    if not labelled and not split.startswith("test"):
+    labelled_rows = labels.labelled(where, values["label"], classes)
+    if not labelled_rows and not split.startswith("test"):
         raise labels.no_labels(where)
-    return len(labelled) or rows
+    return len(labelled_rows) or rows

@@ -1,4 +1,4 @@
-"""What is odd about data that were loaded, though no error: the user hears of it, and a run's record keeps it."""
+"""Remarks on loaded data that are odd, but no error: the user sees them, and the record of a run keeps them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _collecting: ContextVar[list[str] | None] = ContextVar("remarks", default=None)
 
 
 class DataWarning(UserWarning):
-    """Data that can be used, and that somebody should look at."""
+    """A warning about data that can be used, but that somebody should look at."""
 
 
 def remark(text: str) -> None:
-    """Pass a remark on: to the list of `collected`, once each, or where there is none as a Python warning."""
+    """Add a remark to the list of `collected`, once each; outside such a block it becomes a Python warning."""
     lines = _collecting.get()
     if lines is None:
         warnings.warn(text, DataWarning, stacklevel=3)
@@ -25,7 +25,7 @@ def remark(text: str) -> None:
 
 @contextmanager
 def collected() -> Iterator[list[str]]:
-    """The remarks made inside the block, in their order, each once."""
+    """Yield a list that receives the remarks of the block, in their order, each once."""
     lines: list[str] = []
     token = _collecting.set(lines)
     try:

@@ -32,7 +32,7 @@ PLUGIN = {
 
 
 def described(columns: dict[str, list[Any]]) -> list[Described]:
-    """One field, the dialogue: a line an utterance, `name: what is said`."""
+    """Return one field, the dialogue, with one line `name: utterance` for each utterance."""
     return [
         Described((("dialogue", dialogue.replace("\r\n", "\n")),), (summary,))
         for dialogue, summary in zip(columns["text_input"], columns["text"], strict=True)

@@ -1,4 +1,4 @@
-"""SQuAD 1.1: questions whose answer stands in a passage."""
+"""SQuAD 1.1: questions whose answer is a part of a passage."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ PLUGIN = {
 
 
 def prompts(columns: dict[str, list[Any]]) -> list[str]:
-    """Title, passage and question, as Malladi et al. (NeurIPS 2023) ask."""
+    """Return title, passage and question in the form of Malladi et al. (NeurIPS 2023)."""
     parts = zip(columns["text_title"], columns["text_context"], columns["text_question"], strict=True)
     return [f"Title: {title}\nContext: {context}\nQuestion: {question.strip()}\nAnswer:" for title, context, question in parts]
 
 
 def answers(columns: dict[str, list[Any]]) -> list[tuple[str, ...]]:
-    """What people answered, in the file's order."""
+    """Return the answers that people gave, in the order of the file."""
     return [texts("answers", value, "text") for value in columns["answers"]]

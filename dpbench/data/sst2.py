@@ -41,5 +41,5 @@ PLUGIN = {
 
 
 def prompts(columns: dict[str, list[Any]]) -> list[str]:
-    """The sentence and ` It was`, as Malladi et al. (NeurIPS 2023) ask."""
+    """Return the sentence and ` It was`, as in Malladi et al. (NeurIPS 2023)."""
     return [f"{text.strip()} It was" for text in columns["text"]]

@@ -34,17 +34,17 @@ def _cache_file(name: str, vocabulary: int, source: Source, split: str) -> Path:
         "tokenizers": tokenizers.__version__,
         "recipe": RECIPE,
     }
-    if split != "train":  # left out where it is: tokenizers made before there was a choice keep their name
+    if split != "train":  # left out for train: tokenizers that were cached before there was a choice keep their name
         identity["split"] = split
     key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
     return paths.cache() / "tokenizers" / f"{name}-{vocabulary}-{key}.json"
 
 
 def _cached(path: Path) -> str | None:
-    """The tokenizer's JSON, None where the file is absent or damaged."""
+    """Return the JSON of a tokenizer; None where the file is absent or damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        text, sha256 = str(found["tokenizer"]), found["sha256"]
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        text, sha256 = str(entry["tokenizer"]), entry["sha256"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return text if sha256_text(text) == sha256 else None
@@ -67,18 +67,19 @@ def _train(texts: Sequence[str], vocabulary: int) -> str:
 
 
 def bpe(name: str, vocabulary: int, source: Source, split: str = "train") -> tuple[Tokenizer, str]:
-    """The BPE of a public text, trained on first use and kept in the cache folder.
+    """Return the BPE of a public text; it is trained on first use and kept in the cache folder.
 
     Args:
-        name: the dataset.
-        split: of it; it must be public, for its text is not protected. What a private run trains on is not.
-        vocabulary: number of tokens at most (a small text may give fewer), <pad> = 0 and <eos> = 1 included.
+        name: the dataset. Its text must be public, because the tokenizer does not protect it; what a private run trains on is not
+            public.
+        vocabulary: the largest number of tokens, <pad> = 0 and <eos> = 1 included (a small text may give fewer).
+        split: the split of the dataset.
 
     Returns:
         The tokenizer and the sha256 of its JSON, for the record.
 
     Raises:
-        DpbenchError: a vocabulary below 258; what `registry.load` raises.
+        DpbenchError: the vocabulary is below 258; what `registry.load` raises.
     """
     from tokenizers import Tokenizer
 
@@ -93,11 +94,11 @@ def bpe(name: str, vocabulary: int, source: Source, split: str = "train") -> tup
 
 
 def token_blocks(tokenizer: Tokenizer, texts: Sequence[str], block: int, limit: int | None = None) -> np.ndarray[Any, Any]:
-    """The texts one after another, <eos> after each, cut into blocks; empty texts and the rest at the end are left out.
+    """Concatenate the texts, with <eos> after each, and cut them into blocks; empty texts and the last tokens are left out.
 
     Args:
-        block: tokens a block, T.
-        limit: at most so many blocks; the texts after them are not even encoded.
+        block: T, the tokens of a block.
+        limit: the largest number of blocks; the texts after them are not even encoded.
 
     Returns:
         int64 [N, T].
@@ -108,14 +109,14 @@ def token_blocks(tokenizer: Tokenizer, texts: Sequence[str], block: int, limit: 
     import numpy as np
 
     eos = tokenizer.token_to_id(EOS)
-    wanted = None if limit is None else limit * block
+    token_limit = None if limit is None else limit * block
     tokens: list[int] = []
     filled = [text for text in texts if text]
     for start in range(0, len(filled), 1024):
         for encoded in tokenizer.encode_batch(filled[start : start + 1024], add_special_tokens=False):
             tokens += encoded.ids
             tokens.append(eos)
-        if wanted is not None and len(tokens) >= wanted:
+        if token_limit is not None and len(tokens) >= token_limit:
             break
     count = len(tokens) // block
     if limit is not None:

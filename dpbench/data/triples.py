@@ -1,6 +1,6 @@
-"""What stands inside a row of a table-to-text file: triples, slots and texts, in the forms in which they are published.
+"""Contents of a row of a table-to-text file: triples, slots and texts, in the forms in which they are published.
 
-Nothing here knows its row: `by_row` names it.
+The functions do not know the number of their row: `by_row` adds it to their errors.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ T = TypeVar("T")
 
 
 def plain(text: str) -> str:
-    """An entity's or relation's name as words: `Aarhus_Airport` -> `Aarhus Airport`."""
+    """Return the name of an entity or relation as words: `Aarhus_Airport` -> `Aarhus Airport`."""
     return " ".join(text.strip().strip('"').replace("_", " ").split())
 
 
 def triples(column: str, entries: Any) -> tuple[tuple[str, str, str], ...]:
-    """Fields (subject, relation, object) of a row's triples.
+    """Return the fields (subject, relation, object) of a row's triples.
 
     Args:
-        entries: a list; each triple `a | b | c`, where what stands behind the second mark is the object whatever it holds, or a
-            list of three texts, or a struct of `subject`, `relation` (or `predicate`, `property`) and `object`.
+        entries: a list of triples. A triple is `a | b | c`, where everything after the second mark is the object, or a list of
+            three texts, or a struct of `subject`, `relation` (or `predicate`, `property`) and `object`.
 
     Raises:
-        DpbenchError: another form; a triple of fewer or more parts, or with an empty one.
+        DpbenchError: the entries have another form; a triple has fewer or more parts, or an empty one.
     """
     if not isinstance(entries, list):
         what = f"column {column!r} holds {_shown(entries)}, not a list of triples"
@@ -64,14 +64,15 @@ def _triple(column: str, entry: Any) -> tuple[str, str, str]:
     return words[0], words[1], words[2]
 
 
-def slots(column: str, table: str, known: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """Fields (slot, value) of `name[The Mill], area[riverside]`, in the order of the row; none of a blank row.
+def slots(column: str, table: str, known_slots: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Return the fields (slot, value) of `name[The Mill], area[riverside]`, in the order of the row; none of a blank row.
 
     Raises:
-        DpbenchError: another form (a bracket open, nested or escaped); a slot unknown, twice there or without a value.
+        DpbenchError: the table has another form (a bracket is open, nested or escaped); a slot is unknown, twice there or has no
+            value.
     """
-    found: dict[str, str] = {}
-    place, names = 0, list(known)
+    value_of_slot: dict[str, str] = {}
+    place, names = 0, list(known_slots)
     while table[place:].strip():
         part = _SLOT.match(table, place)
         if part is None or not part[1].strip():
@@ -82,31 +83,31 @@ def slots(column: str, table: str, known: Iterable[str]) -> tuple[tuple[str, str
         slot, value = part[1].strip(), part[2].strip()
         if slot not in names:
             raise DpbenchError(f"column {column!r}: unknown slot {slot!r} in {_shown(table)}", nearest(slot, names))
-        if slot in found or not value:
-            wrong = "stands twice" if slot in found else "has no value"
-            raise DpbenchError(f"column {column!r}: slot {slot!r} {wrong} in {_shown(table)}", LEAVE_OUT)
-        found[slot] = value
+        if slot in value_of_slot or not value:
+            reason = "stands twice" if slot in value_of_slot else "has no value"
+            raise DpbenchError(f"column {column!r}: slot {slot!r} {reason} in {_shown(table)}", LEAVE_OUT)
+        value_of_slot[slot] = value
         place = part.end()
-    return tuple(found.items())
+    return tuple(value_of_slot.items())
 
 
 def texts(column: str, value: Any, inside: str = "") -> tuple[str, ...]:
-    """The texts of a row that has several.
+    """Return the texts of a row that has several.
 
     Args:
-        inside: empty: the value is a list of texts. Else the key of them in a struct of lists, as the `datasets` library keeps
-            several answers, or in a list of structs, as they are published in JSON.
+        inside: empty where the value is a list of texts. Else the key of the texts in a struct of lists, as the `datasets`
+            library keeps several answers, or in a list of structs, as they are published in JSON.
 
     Raises:
-        DpbenchError: another form, or a text that is missing.
+        DpbenchError: the value has another form, or a text is missing.
     """
-    found = value
+    values = value
     if inside and isinstance(value, Mapping):
-        found = value.get(inside)
+        values = value.get(inside)
     elif inside and isinstance(value, list):
-        found = [part.get(inside) if isinstance(part, Mapping) else None for part in value]
-    if isinstance(found, list) and all(isinstance(text, str) for text in found):
-        return tuple(found)
+        values = [part.get(inside) if isinstance(part, Mapping) else None for part in value]
+    if isinstance(values, list) and all(isinstance(text, str) for text in values):
+        return tuple(values)
     expected = f"list {inside!r} of texts" if inside else "list of texts"
     raise DpbenchError(f"column {column!r} holds no {expected}, but {_shown(value)}", LEAVE_OUT)
 
@@ -117,14 +118,14 @@ def _shown(value: Any) -> str:
 
 
 def by_row(where: str, columns: Mapping[str, Sequence[Any]], convert: Callable[[Any], list[T]]) -> list[T]:
-    """What `convert` makes of the columns: one item a row.
+    """Return `convert(columns)`: one item a row.
 
     Raises:
-        DpbenchError: it fails; names the first row at which it does.
+        DpbenchError: the conversion fails; the error names the first row at which it does.
     """
     rows = len(next(iter(columns.values()), []))
     try:
-        made = convert(columns)
+        items = convert(columns)
     except Exception as error:
         for number in range(rows):
             try:
@@ -135,6 +136,6 @@ def by_row(where: str, columns: Mapping[str, Sequence[Any]], convert: Callable[[
                 reason = f"{type(inner).__name__}: {inner}"
                 raise DpbenchError(f"{where}: {parquet.row(number)} cannot be read ({reason})", LEAVE_OUT) from error
         raise
-    if len(made) != rows:
-        raise DpbenchError(f"{where}: {len(made)} items were made of {rows} rows", "mend the dataset's plug-in: one item a row")
-    return made
+    if len(items) != rows:
+        raise DpbenchError(f"{where}: {len(items)} items were made of {rows} rows", "mend the dataset's plug-in: one item a row")
+    return items

@@ -71,9 +71,9 @@ PLUGIN = {
 
 
 def described(columns: dict[str, list[Any]]) -> list[Described]:
-    """Fields (subject, relation, object) of `Aarhus_Airport | cityServed | "Aarhus, Denmark"`.
+    """Return the fields (subject, relation, object) of `Aarhus_Airport | cityServed | "Aarhus, Denmark"`.
 
-    A row without a list of references (in train, one text a row) has its target alone.
+    A row without a list of references (in train, one text a row) has its target as its only text.
     """
     return [
         Described(triples.triples("input", entries), triples.texts("references", references) or (text,))

@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "amp": torch.float32, "bfloat16": torch.bflo
 
 
 class Bench:
-    """What is measured, apart from who measures."""
+    """Model, losses, optimizer and batches of a timed step; methods are attached to it one after another."""
 
     def __init__(self, settings: ThroughputSettings, ids: np.ndarray, seed: int, meta: bool = False) -> None:
         self.settings = settings
@@ -39,13 +39,13 @@ class Bench:
         return methods.attach(name, self.model, optimizer, self.settings.mechanism(name), kernels=self.settings.kernels)
 
     def step(self, method: Method) -> None:
-        """One logical step of one or more physical batches."""
+        """Take one logical step of one or more physical batches."""
         for batch in self.batches:
             method.backward(self.losses, batch)
         method.step()
 
     def timed(self, name: str) -> float:
-        """Seconds a step, attaching and warm-up apart."""
+        """Return the seconds of a step, without attaching and warm-up."""
         method = self.attach(name)
         try:
             return self.settings.seconds_per_step(lambda: self.step(method), self._wait)
@@ -69,7 +69,7 @@ class _TwoClasses(nn.Module):
 
 
 def _model(settings: ThroughputSettings, seed: int, meta: bool) -> nn.Module:
-    """Random weights: what a step costs does not depend on them."""
+    """Build the model with random weights; the cost of a step does not depend on them."""
     from dpbench.models import tuning
     from dpbench.models.seeded import build
     from dpbench.spec.sources import Source
@@ -86,25 +86,25 @@ def _model(settings: ThroughputSettings, seed: int, meta: bool) -> nn.Module:
 
 
 def _losses(settings: ThroughputSettings, device: str) -> Any:
-    """losses(model, batch), under autocast where the settings say so."""
-    own = _classification_losses if settings.classifies else models.language_model_losses
+    """Return the function losses(model, batch), under autocast where the settings say so."""
+    losses = _classification_losses if settings.classifies else models.language_model_losses
     if settings.dtype != "amp":
-        return own
+        return losses
 
     def under_autocast(model: Any, batch: Any) -> Any:
         with torch.autocast(device, dtype=torch.bfloat16):
-            return own(model, batch)
+            return losses(model, batch)
 
     return under_autocast
 
 
 def _classification_losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """[B] cross entropies of the first class."""
+    """Return the [B] cross entropies of the first class."""
     logits = model(batch["input_ids"]).float()
     return torch.logsumexp(logits, 1) - logits[:, 0]
 
 
 def context(settings: ThroughputSettings) -> int | None:
-    """Positions of the model: the size's own, or T where that is longer."""
-    own = models.language_model_size(settings.size)["context"]
-    return settings.tokens if settings.tokens > own else None
+    """Return T as the number of positions where it exceeds that of the size; else None."""
+    context_of_size = models.language_model_size(settings.size)["context"]
+    return settings.tokens if settings.tokens > context_of_size else None

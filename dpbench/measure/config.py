@@ -21,7 +21,7 @@ BASELINE = "nonprivate"
 
 
 class StepSettings(Strict):
-    """What is said of timed steps, on one process or several; every engine on the same tokens and the same weights."""
+    """Settings of timed steps, on one process or several; every engine has the same tokens and the same weights."""
 
     dataset: str = "wikitext2"
     size: str = Field(description="Size of the GPT-2, Llama or OPT family; or an encoder's name: a classifier of two classes.")
@@ -42,16 +42,16 @@ class StepSettings(Strict):
 
     @property
     def classifies(self) -> bool:
-        """Whether `size` names an encoder."""
+        """Return whether `size` names an encoder."""
         plugin = plugins.discover("model").get(self.size)
         return plugin is not None and plugin.extra["family"] in ("bert", "roberta")
 
     def scope_of(self, engine: str) -> str | None:
-        """The scope an engine is measured with: the first it declares; None for the non-private one."""
+        """Return the scope that an engine is measured with: the first that it declares; None for the non-private one."""
         return timing.scope_of(engine)
 
     def uses(self) -> Uses:
-        """Versions and sources that decide the numbers."""
+        """Return the plug-in versions and sources that determine the numbers."""
         engines = timing.plugins_of(self.methods)
         scopes = tuple(dict.fromkeys(("scope", s) for s in map(self.scope_of, self.methods) if s))
         policies = (("threshold", "adaptive"),) if self.adaptive is not None else ()
@@ -63,11 +63,11 @@ class StepSettings(Strict):
         )
 
     def rounds_of(self, engine: str) -> int:
-        """How often an engine is measured."""
+        """Return the number of rounds of an engine."""
         return self.rounds
 
     def mechanism(self, engine: str) -> Mechanism:
-        """What one engine does in a timed step."""
+        """Return the mechanism of one engine in a timed step."""
         scope, steps = self.scope_of(engine), self.rounds_of(engine) * (self.steps + self.warmup)
         adapts = methods.kind_of(engine) == "engine" and plugins.get("engine", engine).extra.get("adaptive")
         adaptive = self.adaptive.build() if self.adaptive is not None and adapts else None
@@ -75,27 +75,27 @@ class StepSettings(Strict):
         return timing.mechanism_of(self.batch_size, clipping, self.noise_multiplier, steps, timing.noise_of(engine))
 
     def seconds_per_step(self, step: Callable[[], None], wait: Callable[[], None]) -> float:
-        """After the warm-up, between two waits for all that is under way."""
+        """Return the seconds of a step after the warm-up; `wait` returns when all pending work is done."""
         for _ in range(self.warmup):
             step()
         gc.collect()
         wait()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(self.steps):
             step()
         wait()
-        return (time.perf_counter() - begun) / self.steps
+        return (time.perf_counter() - start) / self.steps
 
 
 class Closer(Strict):
-    """Engines that differ too little for the common rounds: measured on, in turn, without the others."""
+    """More rounds for engines that differ too little for the common rounds; they are measured in turn, without the others."""
 
     methods: list[str] = Field(min_length=2)
     rounds: int = Field(ge=1, description="After the common ones.")
 
 
 class ThroughputSettings(StepSettings):
-    """One cell row: a model, a length, a batch size."""
+    """Settings of one row of cells: a model, a length, a batch size."""
 
     tied: bool = False
     micro_batch: int | None = Field(
@@ -114,11 +114,11 @@ class ThroughputSettings(StepSettings):
     closer: Closer | None = Field(None, exclude_if=lambda v: v is None)
 
     def rounds_of(self, engine: str) -> int:
-        """How often an engine is measured."""
+        """Return the number of rounds of an engine."""
         return self.rounds + (self.closer.rounds if self.closer is not None and engine in self.closer.methods else 0)
 
     def turns(self, engines: list[str]) -> Iterator[tuple[int, list[str]]]:
-        """(round, the engines that it measures, one after another). The order turns: no engine always follows the same one."""
+        """Yield (round, its engines in order). The order rotates, so that no engine always follows the same one."""
         common = engines
         for number in range(self.rounds + (self.closer.rounds if self.closer is not None else 0)):
             if self.closer is not None and number >= self.rounds:

@@ -11,13 +11,14 @@ from dpbench.spec.sources import Source
 from dpbench.validation import Strict
 
 START = 0.9
-"""Where a chain starts, of the way from the optimum to an example: inside the region where examples pull both ways."""
+"""The start of a chain, as a share of the way from the optimum to an example: in the region where examples pull both ways."""
 
 
 class Settings(Strict):
-    """One clipping function. Half of the examples lie at +spread, half at -spread along the first coordinate.
+    """Settings of one clipping function. Half of the examples are at +spread, half at -spread along the first coordinate.
 
-    An example's gradient is then w -+ spread e_1: the true one, w, with centrally symmetric noise, as Bu et al., 2023, assume.
+    The gradient of an example is then w -+ spread e_1: the true gradient w with centrally symmetric noise, which Bu et al., 2023,
+    assume.
     """
 
     function: str
@@ -32,26 +33,26 @@ class Settings(Strict):
 
 
 def uses(settings: Settings) -> Uses:
-    """Versions that decide the numbers."""
+    """Return the plug-in versions that determine the numbers."""
     return Uses(plugins=(("function", settings.function),))
 
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """`gradient_norm` for each T: the least over steps of the mean over chains of the true gradient's norm.
+    """Measure `gradient_norm` for each T: the least over steps of the mean over chains of the true gradient's norm.
 
-    Nothing is private here: the examples are two points, and what is measured is the way of the recursion.
+    Nothing is private here: the examples are two points, and the recursion is what is measured.
     """
-    found = []
+    metrics = []
     for number, steps in enumerate(settings.steps):
         context.report(number, len(settings.steps), f"{steps} steps")
         value = least_gradient(settings, steps, context.seed)
         context.steps.write(step=steps, gradient_norm=value)
-        found.append(Metric(name="gradient_norm", value=value, unit="", labels={"steps": str(steps)}))
-    return Outcome(found, facts={"start": START * settings.spread, "chains": settings.chains})
+        metrics.append(Metric(name="gradient_norm", value=value, unit="", labels={"steps": str(steps)}))
+    return Outcome(metrics, facts={"start": START * settings.spread, "chains": settings.chains})
 
 
 def least_gradient(settings: Settings, steps: int, seed: int) -> float:
-    """min over t <= T of the mean over chains of the norm of the true gradient, that of (1/2) |w|^2."""
+    """Return the minimum over t <= T of the mean over chains of the norm of the true gradient, which is that of (1/2) |w|^2."""
     import torch
 
     from dpbench import plugins
@@ -59,21 +60,21 @@ def least_gradient(settings: Settings, steps: int, seed: int) -> float:
     factor = plugins.get("function", settings.function).load().factor
     generator = torch.Generator().manual_seed(seed)
     shape = (settings.chains, settings.dimension)
-    toward = torch.zeros(settings.dimension, dtype=torch.float64)
-    toward[0] = settings.spread
-    w = (START * toward).expand(shape).clone()
+    example = torch.zeros(settings.dimension, dtype=torch.float64)
+    example[0] = settings.spread
+    w = (START * example).expand(shape).clone()
     rate = settings.rate / steps**0.5
     least = float(w.norm(dim=1).mean())
     for _ in range(steps):
-        total = torch.zeros_like(w)
-        for gradient in (w - toward, w + toward):  # of the two halves, whose examples are all alike
-            total += gradient * factor(gradient.norm(dim=1), settings.bound, settings.gamma)[:, None] / 2
+        mean_clipped = torch.zeros_like(w)
+        for gradient in (w - example, w + example):  # one for each half, whose examples are equal
+            mean_clipped += gradient * factor(gradient.norm(dim=1), settings.bound, settings.gamma)[:, None] / 2
         noise = torch.randn(shape, generator=generator, dtype=torch.float64) * settings.noise_std
-        w = w - rate * (total + noise)
+        w = w - rate * (mean_clipped + noise)
         least = min(least, float(w.norm(dim=1).mean()))
     return least
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
-    """Say how much there is to compute: no data, no model."""
+    """Return a remark on the amount of work; there is no data and no model."""
     return [f"{sum(settings.steps):,} steps of {settings.chains} chains"]

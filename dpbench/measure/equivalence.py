@@ -1,4 +1,4 @@
-"""Two private trainings that are one in exact arithmetic: to how many digits their weights agree after many noisy steps."""
+"""Two private trainings that are equal in exact arithmetic: the digits to which their weights agree after many noisy steps."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ INPUTS, HIDDEN, CLASSES = 20, 16, 4
 
 
 class Settings(Strict):
-    """`function` at bound 1 with (rate, decay) against `against` at `bound` with the (rate, decay) that a rule gives.
+    """Settings: `function` at bound 1 with (rate, decay), and `against` at `bound` with the (rate, decay) that a rule gives.
 
-    Bu et al., 2023, section 4: SGD, with momentum or without, has rate / bound and decay x bound; AdamW keeps both, and its
-    epsilon is then the one thing that sees the scale (`adamw_scaled`: epsilon x bound too). Rule `other` gives each the
-    other's, which must not agree. Labels are drawn at random, so that no gradient vanishes.
+    Bu et al., 2023, section 4: SGD, with momentum or without, has rate / bound and decay x bound. AdamW keeps both, and then only
+    its epsilon depends on the scale (`adamw_scaled`: epsilon x bound too). Rule `other` gives each optimizer the rule of the
+    other kind, which must not agree. Labels are drawn at random, so that no gradient vanishes.
     """
 
     function: str
@@ -64,7 +64,7 @@ class Settings(Strict):
 
 
 def uses(settings: Settings) -> Uses:
-    """Versions that decide the numbers; there is no data."""
+    """Return the plug-in versions that determine the numbers; there is no data."""
     functions = dict.fromkeys((settings.function, settings.against))
     scopes = dict.fromkeys(_scope(name) for name in settings.engines)
     engines = tuple(("engine", name) for name in settings.engines)
@@ -76,40 +76,46 @@ def _scope(engine: str) -> str:
 
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """`agreement` for each engine, precision, optimizer and rule; `moved`, as weights that stand still agree too.
+    """Measure `agreement` for each engine, precision, optimizer and rule, and `moved`, because unmoved weights agree too.
 
-    What is trained on is generated: nothing here has an epsilon.
+    The examples are generated, so no result has an epsilon.
     """
     runnable, skipped = throughput.skip_missing(settings.engines)
     notes = {m.labels["engine"]: m.note for m in skipped}
-    found: list[Metric] = []
+    metrics: list[Metric] = []
     parts = [(e, p, o) for e in settings.engines for p in settings.precisions for o in settings.optimizers]
     for done, (engine, precision, optimizer) in enumerate(parts):
         context.report(done, len(parts), f"{engine}, {precision}, {optimizer}")
-        wanted = train(settings, engine, precision, optimizer, None, context.seed) if engine in runnable else None
+        reference = train(settings, engine, precision, optimizer, None, context.seed) if engine in runnable else None
         for rule in settings.rules:
             labels = {"engine": engine, "precision": precision, "optimizer": optimizer, "rule": rule}
-            if wanted is None:
-                found += [_metric(name, None, labels, notes[engine]) for name in ("agreement", "moved")]
+            if reference is None:
+                metrics += [_metric(name, None, labels, notes[engine]) for name in ("agreement", "moved")]
                 continue
             other = train(settings, engine, precision, optimizer, rule, context.seed)
-            short = settings.all_clipped and rule == "paper" and other.least_clipped < 1
-            note = f"a step clipped {100 * other.least_clipped:.0f} % of its examples, not all" if short else ""
-            agreement = None if short else digits(wanted.weights, other.weights)
-            found += [_metric("agreement", agreement, labels, note), _metric("moved", wanted.moved, labels)]
-            context.steps.write(step=len(found) // 2, **labels, agreement=agreement, moved=wanted.moved)
-    return Outcome(found)
+            not_all_clipped = settings.all_clipped and rule == "paper" and other.least_clipped < 1
+            note = f"a step clipped {100 * other.least_clipped:.0f} % of its examples, not all" if not_all_clipped else ""
+            agreement = None if not_all_clipped else digits(reference.weights, other.weights)
+            metrics += [_metric("agreement", agreement, labels, note), _metric("moved", reference.moved, labels)]
+            context.steps.write(step=len(metrics) // 2, **labels, agreement=agreement, moved=reference.moved)
+    return Outcome(metrics)
 
 
 class Trained:
-    """weights: after training; moved: how far from the initial ones, relatively; least_clipped: share, of the step with least."""
+    """The result of a training.
+
+    Attributes:
+        weights: the weights after training.
+        moved: the relative distance from the initial weights.
+        least_clipped: the share of clipped examples in the step with the fewest.
+    """
 
     def __init__(self, weights: list[Tensor], moved: float, least_clipped: float) -> None:
         self.weights, self.moved, self.least_clipped = weights, moved, least_clipped
 
 
 class _Examples:
-    """A model and its examples, each logical batch in one piece."""
+    """A model and its examples; a logical batch is one physical batch."""
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         self.model, self._x, self._y = model, x, y
@@ -129,7 +135,7 @@ class _Examples:
 
 
 def train(settings: Settings, engine: str, precision: str, optimizer: Optimizer, rule: Rule | None, seed: int) -> Trained:
-    """Train with batches, noise and initial weights of `seed`; rule None: `function` at bound 1."""
+    """Train with batches, noise and initial weights of `seed`; rule None means `function` at bound 1."""
     import torch
 
     from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
@@ -152,7 +158,7 @@ def train(settings: Settings, engine: str, precision: str, optimizer: Optimizer,
 
 
 def _problem(settings: Settings, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """An MLP, inputs [N, 20] and random classes [N], in fp64."""
+    """Return an MLP, inputs [N, 20] and random classes [N], in fp64."""
     import torch
     from torch import nn
 
@@ -165,7 +171,7 @@ def _problem(settings: Settings, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def _optimizer(settings: Settings, model: nn.Module, name: Optimizer, rule: Rule | None) -> torch.optim.Optimizer:
-    """At bound 1 for rule None, else rescaled as the rule says."""
+    """Return the optimizer for bound 1 if the rule is None, else one that is rescaled by the rule."""
     import torch
 
     adam = name.startswith("adamw")
@@ -179,14 +185,16 @@ def _optimizer(settings: Settings, model: nn.Module, name: Optimizer, rule: Rule
     return torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum, weight_decay=decay)
 
 
-def difference(wanted: list[Tensor], found: list[Tensor]) -> float:
-    """The largest over tensors of max |found - wanted| / max |wanted|."""
-    return max(float((b - a).abs().max() / a.abs().max()) for a, b in zip(wanted, found, strict=True))
+def difference(reference: list[Tensor], weights: list[Tensor]) -> float:
+    """Return the largest over tensors of max |weights - reference| / max |reference|."""
+    return max(
+        float((actual - expected).abs().max() / expected.abs().max()) for expected, actual in zip(reference, weights, strict=True)
+    )
 
 
-def digits(wanted: list[Tensor], found: list[Tensor]) -> float:
-    """-log10 of the difference; weights that are equal agree to the 16 digits that a double has."""
-    return -math.log10(max(difference(wanted, found), 1e-16))
+def digits(reference: list[Tensor], weights: list[Tensor]) -> float:
+    """Return -log10 of the difference; equal weights agree to the 16 digits of a double."""
+    return -math.log10(max(difference(reference, weights), 1e-16))
 
 
 def _metric(name: str, value: float | None, labels: dict[str, str], note: str = "") -> Metric:
@@ -195,6 +203,6 @@ def _metric(name: str, value: float | None, labels: dict[str, str], note: str = 
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
-    """Say how much there is to compute: no data, no model."""
+    """Return a remark on the amount of work; there is no data and no model."""
     pairs = len(settings.engines) * len(settings.precisions) * len(settings.optimizers) * (1 + len(settings.rules))
     return [f"{pairs} trainings of {settings.steps} steps"]

@@ -10,16 +10,16 @@ from dpbench.spec.sources import Source
 
 
 class Settings(Inference):
-    """The shapes. Weights are random: time does not depend on their values, and zeros are multiplied like any number."""
+    """Settings with the shapes. Weights are random: time does not depend on their values; zeros take as long as any number."""
 
 
 def uses(settings: Settings) -> Uses:
-    """Nothing but architectures, which have versions of their own; weights are not read."""
+    """Return the versions of the models; their weights are not read."""
     return Uses(plugins=tuple(("model", name) for name in dict.fromkeys(s.model for s in settings.shapes)))
 
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """A round times every shape once, in turn; the first round is a warm-up and left out."""
+    """Time every shape once a round, in turn; the first round is a warm-up and left out."""
     import time
 
     import torch
@@ -32,20 +32,20 @@ def run(settings: Settings, context: Context) -> Outcome:
 
     def seconds(encoder: torch.nn.Module, ids: torch.Tensor, calls: int) -> float:
         mask = torch.ones_like(ids)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(calls):
             encoder(ids, mask)
-        return (time.perf_counter() - begun) / calls
+        return (time.perf_counter() - start) / calls
 
     latency: list[list[float]] = [[] for _ in encoders]
     throughput: list[list[float]] = [[] for _ in encoders]
     with torch.inference_mode():
         for number in range(settings.rounds + 1):
             for k, encoder in enumerate(encoders):
-                found = 1e3 * seconds(encoder, one, 5), settings.batch_size / seconds(encoder, many, 1)
+                measured = 1e3 * seconds(encoder, one, 5), settings.batch_size / seconds(encoder, many, 1)
                 if number:
-                    latency[k].append(found[0])
-                    throughput[k].append(found[1])
+                    latency[k].append(measured[0])
+                    throughput[k].append(measured[1])
             context.report(number, settings.rounds, "inference")
             context.steps.write(step=number, latency_ms=[round(v[-1], 4) for v in latency] if number else None)
     metrics = []
@@ -56,7 +56,7 @@ def run(settings: Settings, context: Context) -> Outcome:
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
-    """Prove a run without running it: the models on the meta device."""
+    """Check a run without running it: build the models on the meta device."""
     from dpbench.models import registry as models
 
     for shape in settings.shapes:

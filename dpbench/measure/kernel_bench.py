@@ -1,4 +1,4 @@
-"""The kernels themselves: held to the fp64 oracle first, then timed in turn at the shapes of real models."""
+"""The kernels alone: compared with the fp64 oracle first, then timed in turn at the shapes of real models."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from dpbench.spec.sources import Source
 from dpbench.validation import Strict
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-2}
-"""Of a clipped sum against fp64 on the same rounded inputs, relative (DESIGN, section 8); norms are held to 1e-4 in any dtype."""
+"""The largest relative error of a clipped sum against fp64 on the same rounded inputs (DESIGN, section 8)."""
 NORMS = 1e-4
+"""The largest relative error of norms, in any dtype."""
 _WRONG = "not timed: wrong"
 _NONE_IN_C = "skipped: there is none in C, torch's way is taken"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel at one shape. sizes: (in, out) of a linear layer, (width,) of a norm, (rows, width) of an embedding."""
+    """One kernel at one shape: `sizes` is (in, out) of a linear layer, (width,) of a norm, (rows, width) of an embedding."""
 
     op: str
     sizes: tuple[int, ...]
@@ -35,7 +36,7 @@ class Case:
         return "x".join(str(size) for size in self.sizes)
 
     def work(self, batch: int, tokens: int, element: int) -> tuple[float, float]:
-        """(bytes, FLOPs) that a clipped sum cannot do without: inputs read once, the fp32 sum written; no norm by itself."""
+        """Return the least (bytes, FLOPs) of a clipped sum: inputs read once, the fp32 sum written, norms not counted."""
         rows = batch * tokens
         if self.op == "linear":
             inputs, outputs = self.sizes
@@ -65,11 +66,11 @@ SHAPES = {
     "llama-7b": _llama(4096, 11008),
     "llama-13b": _llama(5120, 13824),
 }
-"""Layers of published models, each shape once."""
+"""The layers of published models, each shape once."""
 
 
 class Settings(Strict):
-    """One model's shapes, one dtype, the kernels side by side."""
+    """Settings: the shapes of one model, one dtype, and the kernels to compare."""
 
     shapes: Literal["small", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "llama-7b", "llama-13b"] = "small"
     kernels: list[Literal["torch", "native", "triton"]] = Field(["torch"], min_length=1)
@@ -83,7 +84,7 @@ class Settings(Strict):
 
 
 def uses(settings: Settings) -> Uses:
-    """Versions that decide the numbers."""
+    """Return the plug-in versions that determine the numbers."""
     return Uses(plugins=(("function", settings.function),))
 
 
@@ -108,48 +109,50 @@ class Bench:
             x.to(device) if case.op == "embedding" else x.to(device, dtype), torch.randn(*rows, width).to(device, dtype)
         )
         self.leaves = {name: find_layers(module, name)[0].leaf for name in settings.kernels}
-        self.wanted_norms, gradients = _oracle(module, self.use)
-        bound = float(self.wanted_norms.median())  # so that half the examples are clipped
+        self.expected_norms, gradients = _oracle(module, self.use)
+        bound = float(self.expected_norms.median())  # so that half the examples are clipped
         function = plugins.get("function", settings.function).load()
         self.factor = Factor(settings.function, bound, 0.01, function.factor)
-        factors = self.factor(self.wanted_norms)
-        self.wanted: dict[str, Any] = {}
-        for factor, one in zip(factors, gradients, strict=True):
-            for name, value in one.items():
-                self.wanted[name] = self.wanted[name].add_(value * factor) if name in self.wanted else value * factor
+        factors = self.factor(self.expected_norms)
+        self.expected_sums: dict[str, Any] = {}
+        for factor, gradients_of_example in zip(factors, gradients, strict=True):
+            for name, value in gradients_of_example.items():
+                self.expected_sums[name] = (
+                    self.expected_sums[name].add_(value * factor) if name in self.expected_sums else value * factor
+                )
 
     def clip(self, kernels: str) -> tuple[Any, Any]:
-        """(norms, sums) of one call, into fresh sums."""
+        """Return the (norms, sums) of one call, into fresh sums."""
         import torch
 
         from dpbench.kernels.leaf import Sums
 
         leaf = self.leaves[kernels]
-        own = {name: torch.empty_like(p, dtype=torch.float32) for name, p in leaf.parameters.items()}
-        sums = Sums(own, own)
+        empty_sums = {name: torch.empty_like(p, dtype=torch.float32) for name, p in leaf.parameters.items()}
+        sums = Sums(empty_sums, empty_sums)
         with torch.no_grad():
             return leaf.clip_into(self.use, self.factor, sums), sums
 
     def error(self, kernels: str) -> tuple[float, float]:
-        """Relative errors of norms and of the worst sum; infinite where a number is not finite."""
+        """Return the relative errors of norms and of the worst sum; infinite where a number is not finite."""
         norms, sums = self.clip(kernels)
-        errors = [_relative(sums[name], value) for name, value in self.wanted.items()]
-        return _relative(norms, self.wanted_norms), max(errors)
+        errors = [_relative(sums[name], value) for name, value in self.expected_sums.items()]
+        return _relative(norms, self.expected_norms), max(errors)
 
     def repeats(self, kernels: str) -> int:
-        """Calls that take about `milliseconds`, after one that compiles."""
+        """Return the number of calls that take about `milliseconds`, after one that compiles."""
         self.clip(kernels)
         seconds = self.seconds(kernels, 1)
         return max(1, min(1000, math.ceil(self.settings.milliseconds / 1000 / max(seconds, 1e-6))))
 
     def seconds(self, kernels: str, calls: int) -> float:
-        """Seconds a call, between two waits for the device."""
+        """Return the seconds of a call, between two waits for the device."""
         self._wait()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(calls):
             self.clip(kernels)
         self._wait()
-        return (time.perf_counter() - begun) / calls
+        return (time.perf_counter() - start) / calls
 
     def _wait(self) -> None:
         if self.settings.device == "cuda":
@@ -169,7 +172,7 @@ def _module(case: Case) -> Any:
 
 
 def _oracle(module: Any, use: Any) -> tuple[Any, Any]:
-    """([B] norms, a generator of each example's gradients by plain autograd), fp64, one example at a time."""
+    """Return ([B] norms, a generator of each example's gradients), by plain autograd in fp64, one example at a time."""
     import copy
 
     import torch
@@ -179,23 +182,23 @@ def _oracle(module: Any, use: Any) -> tuple[Any, Any]:
     def gradients() -> Any:
         for x, g in zip(use.x, use.g, strict=True):
             out = wide(x.double() if x.is_floating_point() else x)
-            found = torch.autograd.grad((out * g.double()).sum(), list(wide.parameters()))
-            yield {name: value for (name, _), value in zip(wide.named_parameters(), found, strict=True)}
+            values = torch.autograd.grad((out * g.double()).sum(), list(wide.parameters()))
+            yield {name: value for (name, _), value in zip(wide.named_parameters(), values, strict=True)}
 
-    norms = [sum(value.square().sum() for value in one.values()).sqrt() for one in gradients()]
+    norms = [sum(value.square().sum() for value in gradients_of_example.values()).sqrt() for gradients_of_example in gradients()]
     return torch.stack(norms), gradients()
 
 
-def _relative(found: Any, wanted: Any) -> float:
-    error = float((found.double() - wanted).norm() / wanted.norm().clamp(min=1e-30))
+def _relative(actual: Any, expected: Any) -> float:
+    error = float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-30))
     return error if math.isfinite(error) else math.inf
 
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """Every case: correctness of each choice of kernels, then the right ones in turn, round by round.
+    """Check every case for each choice of kernels, then time the correct ones in turn, round by round.
 
     Raises:
-        DpbenchError: no such device, or kernels that cannot run on it.
+        DpbenchError: there is no such device, or kernels cannot run on it.
     """
     from dpbench.execution.environment import require_device
 
@@ -206,9 +209,9 @@ def run(settings: Settings, context: Context) -> Outcome:
     for number, case in enumerate(cases):
         context.report(number, len(cases), f"{case.op} {case.label}")
         metrics += _measure(case, settings, context)
-    wrong = [m for m in metrics if m.note.startswith(_WRONG)]
+    wrong_metrics = [m for m in metrics if m.note.startswith(_WRONG)]
     facts = {"batch_size": settings.batch_size, "tokens": settings.tokens, "tolerance": TOLERANCE[settings.dtype]}
-    warnings = [f"{m.labels['op']} {m.labels['shape']} by {m.labels['kernels']}: {m.note}" for m in wrong]
+    warnings = [f"{m.labels['op']} {m.labels['shape']} by {m.labels['kernels']}: {m.note}" for m in wrong_metrics]
     return Outcome(metrics, facts=facts, warnings=warnings, device=settings.device)
 
 
@@ -233,7 +236,7 @@ def _measure(case: Case, settings: Settings, context: Context) -> list[Metric]:
     from dpbench.kernels import launch
 
     bench = Bench(case, settings, context.seed)
-    metrics, right = [], []
+    metrics, correct = [], []
     for kernels in settings.kernels:
         labels = {"op": case.op, "shape": case.label, "kernels": kernels}
         if kernels == "native" and case.op == "embedding":
@@ -241,26 +244,26 @@ def _measure(case: Case, settings: Settings, context: Context) -> list[Metric]:
             metrics += [Metric(name=n, value=None, unit=u, labels=labels, note=_NONE_IN_C) for n, u in units.items()]
             continue
         norms, sums = bench.error(kernels)
-        fine = norms <= NORMS and sums <= TOLERANCE[settings.dtype]
+        accurate = norms <= NORMS and sums <= TOLERANCE[settings.dtype]
         for name, error in (("error of norms", norms), ("error of sums", sums)):
             note = "" if math.isfinite(error) else "not finite"
             metrics.append(Metric(name=name, value=None if note else error, unit="relative", labels=labels, note=note))
-        if fine and (kernels == "torch" or not launch.interpreting()):
-            right.append(kernels)
+        if accurate and (kernels == "torch" or not launch.interpreting()):
+            correct.append(kernels)
         else:
-            note = "not timed: in the interpreter" if fine else f"{_WRONG} by {sums:.1e} in the sum, {norms:.1e} in the norms"
+            note = "not timed: in the interpreter" if accurate else f"{_WRONG} by {sums:.1e} in the sum, {norms:.1e} in the norms"
             metrics.append(Metric(name="time", value=None, unit="ms", labels=labels, note=note))
-    calls = {kernels: bench.repeats(kernels) for kernels in right}
-    found: dict[str, list[float]] = {kernels: [] for kernels in right}
+    calls = {kernels: bench.repeats(kernels) for kernels in correct}
+    seconds_of_kernels: dict[str, list[float]] = {kernels: [] for kernels in correct}
     for number in range(settings.rounds):
-        turn = number % max(1, len(right))
-        for kernels in right[turn:] + right[:turn]:
+        turn = number % max(1, len(correct))
+        for kernels in correct[turn:] + correct[:turn]:
             seconds = bench.seconds(kernels, calls[kernels])
-            found[kernels].append(seconds)
+            seconds_of_kernels[kernels].append(seconds)
             context.steps.write(round=number, op=case.op, shape=case.label, kernels=kernels, seconds=seconds)
     element = 4 if settings.dtype == "float32" else 2
     moved, flops = case.work(settings.batch_size, settings.tokens, element)
-    for kernels, seconds in found.items():
+    for kernels, seconds in seconds_of_kernels.items():
         labels = {"op": case.op, "shape": case.label, "kernels": kernels}
         metrics += [
             over_rounds("time", "ms", labels, [s * 1e3 for s in seconds]),
@@ -271,26 +274,26 @@ def _measure(case: Case, settings: Settings, context: Context) -> list[Metric]:
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
-    """Prove a run without running it: what it will measure."""
+    """Return a remark on what a run will measure, without running it."""
     ops = sorted({case.op for case in SHAPES[settings.shapes]})
     return [f"{len(SHAPES[settings.shapes])} shapes of {settings.shapes}: {', '.join(ops)} by {', '.join(settings.kernels)}"]
 
 
 def lines(metrics: list[Metric]) -> list[str]:
-    """A table of the results for a terminal."""
+    """Return a table of the results for a terminal."""
     rows: dict[tuple[str, str, str], dict[str, Metric]] = {}
     for metric in metrics:
         key = (metric.labels["op"], metric.labels["shape"], metric.labels["kernels"])
         rows.setdefault(key, {})[metric.name] = metric
-    found = [f"{'op':10} {'shape':14} {'kernels':8} {'error':>9} {'ms':>9} {'20 %':>9} {'80 %':>9} {'GB/s':>8} {'GFLOP/s':>9}"]
-    for (op, shape, kernels), own in rows.items():
-        error, note = own["error of sums"].value, own["error of sums"].note
+    table = [f"{'op':10} {'shape':14} {'kernels':8} {'error':>9} {'ms':>9} {'20 %':>9} {'80 %':>9} {'GB/s':>8} {'GFLOP/s':>9}"]
+    for (op, shape, kernels), metric_of_name in rows.items():
+        error, note = metric_of_name["error of sums"].value, metric_of_name["error of sums"].note
         text = f"{error:.1e}" if error is not None else "" if note == _NONE_IN_C else "inf"
         start = f"{op:10} {shape:14} {kernels:8} {text:>9}"
-        clock = own["time"]
+        clock = metric_of_name["time"]
         if clock.value is None:
-            found.append(f"{start} {clock.note}")
+            table.append(f"{start} {clock.note}")
         else:
-            speeds = f"{own['bandwidth'].value:8.1f} {own['rate'].value:9.1f}"
-            found.append(f"{start} {clock.value:9.3f} {clock.low:9.3f} {clock.high:9.3f} {speeds}")
-    return found
+            speeds = f"{metric_of_name['bandwidth'].value:8.1f} {metric_of_name['rate'].value:9.1f}"
+            table.append(f"{start} {clock.value:9.3f} {clock.low:9.3f} {clock.high:9.3f} {speeds}")
+    return table

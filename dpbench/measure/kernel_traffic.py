@@ -1,4 +1,4 @@
-"""What one linear layer's training step moves and multiplies under each engine: counted, and on a GPU timed as well."""
+"""Bytes moved and FLOPs of a linear layer's training step under each engine: counted, and on a GPU also timed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNITS = {"bytes_moved": "MiB", "bytes_ratio": "x", "flops": "GFLOP", "flops_rati
 
 
 class Settings(Strict):
-    """A linear layer with bias, its input and its batch."""
+    """Settings of a linear layer with bias, its input and its batch."""
 
     inputs: int = Field(ge=1, description="I, width of the input.")
     outputs: int = Field(ge=1, description="O, width of the output.")
@@ -41,14 +41,14 @@ class Settings(Strict):
 
 
 def uses(settings: Settings) -> Uses:
-    """Versions that decide the numbers; there is no data."""
+    """Return the plug-in versions that determine the numbers; there is no data."""
     scopes = dict.fromkeys(s for s in map(timing.scope_of, settings.engines) if s)
     engines = tuple(("engine", name) for name in settings.engines)
     return Uses(plugins=(*engines, *(("scope", s) for s in scopes), ("function", "abadi")))
 
 
 def mechanism(settings: Settings, engine: str) -> Mechanism:
-    """Clipping with the engine's first scope, noise multiplier 1, a fixed batch."""
+    """Return a mechanism that clips with the engine's first scope, with noise multiplier 1 and a fixed batch."""
     scope = timing.scope_of(engine)
     return timing.mechanism_of(settings.batch_size, Clipping(scope=scope) if scope else None)
 
@@ -57,7 +57,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     """Count every engine's step; on a GPU time it too.
 
     Raises:
-        DpbenchError: no such device.
+        DpbenchError: there is no such device.
     """
     require_device(settings.device)
     runnable, skipped = throughput.skip_missing(settings.engines)
@@ -78,7 +78,7 @@ def run(settings: Settings, context: Context) -> Outcome:
 
 
 def count(settings: Settings, engine: str) -> Work:
-    """The work of one step on tensors without storage: forward, backward, noise; the optimizer apart, which is everyone's."""
+    """Return the work of one step on tensors without storage: forward, backward, noise and an SGD update, equal for all."""
     from dpbench.simulate.cost import Cost, Work
 
     cost = Cost()
@@ -92,7 +92,7 @@ def count(settings: Settings, engine: str) -> Work:
 
 
 class _Layer:
-    """One linear layer whose input wants a gradient, as inside a model, and the engine on it."""
+    """One linear layer whose input requires a gradient, as inside a model, and the engine attached to it."""
 
     def __init__(self, settings: Settings, engine: str, device: str) -> None:
         import torch
@@ -116,25 +116,25 @@ class _Layer:
 
 
 def _losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """[B]: outputs weighted by constants, so that the output's gradient is dense and costs little to make."""
+    """Return [B] sums of the outputs times constants, so that the gradient of the output is dense and cheap."""
     return (model(batch["x"]) * batch["weights"]).flatten(1).sum(1)
 
 
 def _timed(settings: Settings, engines: list[str]) -> list[Metric]:
     import torch
 
-    found: dict[str, list[float]] = {engine: [] for engine in engines}
+    milliseconds: dict[str, list[float]] = {engine: [] for engine in engines}
     layers = {engine: _Layer(settings, engine, "cuda") for engine in engines}
     for number in range(-3, settings.rounds):
         for engine, layer in layers.items():
             torch.cuda.synchronize()
-            begun = time.perf_counter()
+            start = time.perf_counter()
             layer.passes()
             layer.release()
             torch.cuda.synchronize()
             if number >= 0:
-                found[engine].append(1e3 * (time.perf_counter() - begun))
-    return [over_rounds("time", UNITS["time"], {"engine": engine}, values) for engine, values in found.items()]
+                milliseconds[engine].append(1e3 * (time.perf_counter() - start))
+    return [over_rounds("time", UNITS["time"], {"engine": engine}, values) for engine, values in milliseconds.items()]
 
 
 def _metric(engine: str, name: str, value: float | None, note: str = "") -> Metric:

@@ -1,7 +1,7 @@
-"""Peak memory of engines, each in a fresh process: `python -m dpbench.measure.memory`, asked on stdin, answers a line each.
+"""Peak memory of engines, each in a fresh process.
 
-The imports cost seconds, so they are made once, and every engine is measured in a fork of this process, which itself has
-run nothing in parallel.
+`python -m dpbench.measure.memory` reads a request on stdin and answers with one line for each engine. The imports take seconds,
+so they happen once, and every engine is measured in a fork of this process, which itself has run nothing in parallel.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ if TYPE_CHECKING:
 STEPS = 2
 
 Peaks = dict[str, Any]
-"""`tensors`: peak bytes of each measured step; `process`: peak bytes of the process, 0 if unknown."""
+"""`tensors` are the peak bytes of each measured step, `process` those of the process, 0 if unknown."""
 
 
 def out_of_memory(settings: Any, why: object) -> str:
-    """What stands in place of the values of a step that did not fit."""
+    """Return the text in place of the values of a step that did not fit."""
     return f"OOM: {settings.batch_size} examples of {settings.tokens} tokens ({str(why).splitlines()[0]})"
 
 
 def measure_memory(settings: Any, engines: list[str], ids: np.ndarray, context: Context) -> Iterator[tuple[str, Peaks | str]]:
-    """(engine, peak bytes of a step or why there are none), an engine at a time.
+    """Yield (engine, peak bytes of a step or why there are none), one engine after another.
 
-    tensors: of live tensors; process: on the CPU, of a fresh process that does nothing else; on a GPU, reserved.
+    `tensors` counts live tensors. `process` is, on the CPU, the peak of a fresh process that does nothing else, and on a GPU the
+    reserved memory.
     """
     if settings.device == "cuda":
         for engine in engines:
@@ -51,7 +52,7 @@ def measure_memory(settings: Any, engines: list[str], ids: np.ndarray, context: 
         "owner": os.getpid(),
     }
     words = [sys.executable, "-m", "dpbench.measure.memory"]
-    left = list(engines)
+    unmeasured = list(engines)
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdin is not None
         assert worker.stdout is not None
@@ -60,11 +61,11 @@ def measure_memory(settings: Any, engines: list[str], ids: np.ndarray, context: 
         _import_model()  # while the worker does, as the timed rounds need it too
         for line in worker.stdout:
             answer = json.loads(line)
-            left.remove(answer["engine"])
+            unmeasured.remove(answer["engine"])
             if "error" in answer:
                 raise DpbenchError(f"engine {answer['engine']}: {answer['error']}")
             yield answer["engine"], answer["found"]
-    for engine in left:  # the worker itself was ended, by the kernel for want of memory
+    for engine in unmeasured:  # the kernel ended the worker itself, because memory ran out
         yield engine, out_of_memory(settings, "its process was ended")
 
 
@@ -97,7 +98,7 @@ def _cuda_memory(settings: Any, engine: str, ids: np.ndarray, seed: int) -> Peak
 
 
 def main() -> None:
-    """Read one request, answer for every engine: {"engine", "found": bytes or why not} or {"engine", "error"}."""
+    """Read one request and answer for every engine: {"engine", "found": bytes or why not} or {"engine", "error"}."""
     request = json.load(sys.stdin)
     die_with(request["owner"])
     _import_model()
@@ -111,7 +112,7 @@ def main() -> None:
 
 
 def _import_model() -> None:
-    """What every engine needs, and takes seconds to import."""
+    """Import what every engine needs, which takes seconds."""
     import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 
     import dpbench.methods.engines.base  # noqa: F401
@@ -146,7 +147,7 @@ def _answer(settings: Any, engine: str, ids: np.ndarray, seed: int, threads: int
 
 
 def measure(settings: Any, engine: str, ids: np.ndarray, seed: int, threads: int) -> dict[str, Any]:
-    """Peak bytes of live tensors in each of a few steps, after one that makes the optimizer's state, and of the process."""
+    """Return the peak bytes of the process, and of live tensors in each of a few steps after one that allocates the optimizer."""
     import torch
 
     from dpbench.measure.bench import Bench
@@ -166,7 +167,7 @@ def measure(settings: Any, engine: str, ids: np.ndarray, seed: int, threads: int
 
 
 def _process_peak() -> float:
-    """Peak resident bytes of this process; 0 where the system does not say."""
+    """Return the peak resident bytes of this process; 0 where the system does not report them."""
     try:
         import resource
     except ImportError:

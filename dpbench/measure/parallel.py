@@ -1,6 +1,6 @@
 """Memory and throughput of training steps on several processes: data parallel or a pipeline, engines in turn in one launch.
 
-The job starts its processes itself, one a GPU or several on a CPU, as `torchrun --standalone` would.
+The job starts its processes itself, one for each GPU or several on a CPU, like `torchrun --standalone`.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from dpbench.spec.sources import Source
 
 WORKER = "dpbench.measure.ranks"
 PATIENCE = 300.0
-"""Seconds a collective may take, and beyond which a group that says nothing counts as hung."""
+"""Seconds that a collective may take; a group that is silent for twice as long counts as hung."""
 
 
 def uses(settings: Settings) -> Uses:
-    """Versions and sources that decide the numbers."""
+    """Return the plug-in versions and sources that determine the numbers."""
     return settings.uses()
 
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """Memory of every engine, then timed rounds, A B C B C A ..., all in one launch of the processes.
+    """Measure the memory of every engine, then timed rounds, A B C B C A ..., all in one launch of the processes.
 
     Raises:
-        DpbenchError: fewer GPUs than processes, an engine that does not run this way, a process that failed or hangs, or not one
+        DpbenchError: there are fewer GPUs than processes, an engine does not run in this mode, a process failed or hangs, or no
             engine could be measured.
     """
     require_devices(settings)
-    runnable, metrics = _able(settings)
+    runnable, metrics = _runnable(settings)
     ids, facts = batch_ids(settings, context.sources[f"dataset:{settings.dataset}"])
     request = {
         "settings": settings.model_dump(),
@@ -48,27 +48,27 @@ def run(settings: Settings, context: Context) -> Outcome:
         "threads": max(context.threads // settings.processes, 1),
         "patience": PATIENCE,
     }
-    found: _Found | None = None
-    while runnable and found is None:
-        found = _Found(runnable, settings.rounds, context)
+    results: _Results | None = None
+    while runnable and results is None:
+        results = _Results(runnable, settings.rounds, context)
         try:
-            found.launch(request, settings.processes)
+            results.launch(request, settings.processes)
         except DpbenchError as error:
-            if not getattr(error, "out_of_memory", False) or (engine := found.under_way) is None:
+            if not getattr(error, "out_of_memory", False) or (engine := results.engine_of_memory) is None:
                 raise
-            runnable.remove(engine)  # the others from the start: what it left behind is gone with its processes
+            runnable.remove(engine)  # the others start again in new processes, without its memory
             metrics += empty_metrics(engine, out_of_memory(settings, error.what))
-            found = None
-    if found is not None:
+            results = None
+    if results is not None:
         for engine in runnable:
-            metrics += metrics_of(settings, engine, found.rounds, found.memory)
-        facts |= found.facts
+            metrics += metrics_of(settings, engine, results.rounds, results.memory)
+        facts |= results.facts
     facts["mechanisms"] = {engine: settings.mechanism(engine).describe() for engine in runnable}
     return Outcome(metrics, facts=facts, device=settings.device)
 
 
-class _Found:
-    """What the processes of one launch have said so far. memory: peaks of the rank that needs the most, step by step."""
+class _Results:
+    """Results of one launch so far; `memory` holds the peaks of the rank that needs the most, step by step."""
 
     def __init__(self, engines: list[str], rounds: int, context: Context) -> None:
         self.engines, self._context = list(engines), context
@@ -79,14 +79,14 @@ class _Found:
         self._peaks: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
 
     @property
-    def under_way(self) -> str | None:
-        """The engine whose memory is being measured; None after them all."""
+    def engine_of_memory(self) -> str | None:
+        """Return the engine whose memory is being measured; None after all of them."""
         return next((engine for engine in self.engines if engine not in self.memory), None)
 
     def launch(self, request: dict[str, Any], processes: int) -> None:
         from dpbench.distributed.launch import run_group
 
-        self._progress(f"memory of {self.under_way}")
+        self._progress(f"memory of {self.engine_of_memory}")
         for _, message in run_group(WORKER, request | {"engines": self.engines}, processes, 2 * PATIENCE):
             if "peaks" in message:
                 self._memory(message["engine"], message["peaks"], processes)
@@ -98,11 +98,11 @@ class _Found:
     def _memory(self, engine: str, peaks: dict[str, Any], processes: int) -> None:
         self._peaks[engine].append(peaks)
         if len(self._peaks[engine]) == processes:
-            steps = zip(*(own["tensors"] for own in self._peaks[engine]), strict=True)
-            process = max(own["process"] for own in self._peaks[engine])
+            steps = zip(*(peaks_of_rank["tensors"] for peaks_of_rank in self._peaks[engine]), strict=True)
+            process = max(peaks_of_rank["process"] for peaks_of_rank in self._peaks[engine])
             self.memory[engine] = {"tensors": [max(step) for step in steps], "process": process}
             self._done += 1
-            self._progress(f"memory of {self.under_way}" if self.under_way else "rounds")
+            self._progress(f"memory of {self.engine_of_memory}" if self.engine_of_memory else "rounds")
 
     def _round(self, engine: str, seconds: float) -> None:
         self._context.steps.write(round=len(self.rounds[engine]), engine=engine, seconds_per_step=seconds)
@@ -114,11 +114,11 @@ class _Found:
         self._context.report(self._done, self._total, text)
 
 
-def _able(settings: Settings) -> tuple[list[str], list[Metric]]:
-    """Engines whose package is there, and empty metrics that say why for the others.
+def _runnable(settings: Settings) -> tuple[list[str], list[Metric]]:
+    """Return the engines whose package is installed, and empty metrics that say why for the others.
 
     Raises:
-        DpbenchError: an engine that does not run in this mode.
+        DpbenchError: an engine does not run in this mode.
     """
     from dpbench import distributed as parallel
 
@@ -128,30 +128,30 @@ def _able(settings: Settings) -> tuple[list[str], list[Metric]]:
 
 
 def require_devices(settings: Settings) -> None:
-    """Stop before long work if there are fewer GPUs than processes.
+    """Require a GPU for each process before long work.
 
     Raises:
-        DpbenchError: says how many there are.
+        DpbenchError: there are fewer; the error says how many.
     """
     import torch
 
     require_device(settings.device)
-    if settings.device == "cuda" and (found := torch.cuda.device_count()) < settings.processes:
-        raise DpbenchError(f"{settings.processes} processes want a GPU each, this machine has {found}", "use a larger machine")
+    if settings.device == "cuda" and (gpus := torch.cuda.device_count()) < settings.processes:
+        raise DpbenchError(f"{settings.processes} processes want a GPU each, this machine has {gpus}", "use a larger machine")
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
-    """Prove a run without running it: the model on the meta device, cut into its stages, every engine attached; returns remarks.
+    """Check a run without running it and return remarks: every engine is attached to the stages of a model on the meta device.
 
     Raises:
-        DpbenchError: an engine that does not run this way or cannot protect the model, or more stages than blocks.
+        DpbenchError: an engine does not run in this mode or cannot protect the model, or there are more stages than blocks.
     """
     import torch
 
     from dpbench.measure.ranks import parts_of, whole_model
     from dpbench.methods import engines
 
-    runnable, metrics = _able(settings)
+    runnable, metrics = _runnable(settings)
     remarks = sorted({f"{m.labels['engine']}: {m.note}" for m in metrics})
     model = whole_model(settings, meta=True)
     parts = parts_of(settings, model)
@@ -162,11 +162,11 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
             if handle.unprotected:
                 raise DpbenchError(f"engine {engine} leaves {handle.unprotected[0]} unprotected")
             handle.detach()
-    each = max(sum(p.numel() * p.element_size() for p in part.parameters()) for part in parts)
-    each //= settings.processes if settings.mode == "fsdp" else 1
+    bytes_of_process = max(sum(p.numel() * p.element_size() for p in part.parameters()) for part in parts)
+    bytes_of_process //= settings.processes if settings.mode == "fsdp" else 1
     blocks = language_model_size(settings.size)["layers"]
     remarks.append(
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {blocks} blocks, {settings.processes} processes, "
-        f"at least {math.ceil(4 * each / 2**20)} MiB each"  # weights, gradients, two moments
+        f"at least {math.ceil(4 * bytes_of_process / 2**20)} MiB each"  # weights, gradients, two moments
     )
     return remarks

@@ -9,11 +9,11 @@ from pydantic import Field, model_validator
 from dpbench.measure.config import StepSettings
 
 WAYS = {"ddp": "replicas", "fsdp": "shards", "gpipe": "stages", "1f1b": "stages"}
-"""Mode -> what an engine must be able to run as."""
+"""Mode -> the distributed form that an engine must support."""
 
 
 class ParallelSettings(StepSettings):
-    """One cell row: a model, a mode, a number of processes."""
+    """Settings of one row of cells: a model, a mode, a number of processes."""
 
     mode: Literal["ddp", "fsdp", "gpipe", "1f1b"] = Field(description="ddp, fsdp: data parallel; gpipe, 1f1b: a pipeline.")
     processes: int = Field(ge=1, description="One a GPU; on a CPU they share its cores.")
@@ -27,18 +27,18 @@ class ParallelSettings(StepSettings):
         return WAYS[self.mode] == "stages"
 
     def scope_of(self, engine: str) -> str | None:
-        """As on one process; in a pipeline per_layer."""
+        """Return the scope as on one process; in a pipeline per_layer."""
         scope = super().scope_of(engine)
         return "per_layer" if scope and self.pipeline else scope
 
     @property
     def share(self) -> int:
-        """Examples of a step that one process sees."""
+        """Return the examples of a step that one process computes."""
         return self.batch_size if self.pipeline else self.batch_size // self.processes
 
     @property
     def physical(self) -> int:
-        """Examples of a backward pass of one process."""
+        """Return the examples of a backward pass of one process."""
         return self.micro_batch or max(self.batch_size // self.processes, 1)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""A search over steps, rates and bounds on a synthetic quadratic: how the best gradient norm grows with the dimension."""
+"""A search over steps, rates and bounds on a synthetic quadratic: the growth of the best gradient norm with the dimension."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CAVEAT = "the best of a grid is chosen by the true gradient, and the search is 
 
 
 class Settings(Strict):
-    """One method on one spectrum; every dimension in one run. Full batches; epsilon is that of each grid point by itself."""
+    """Settings of one method on one spectrum, all dimensions in one run, with full batches; epsilon is that of a grid point."""
 
     method: Literal["dpzero", "dpgd_0th", "dp_gd"]
     spectrum: Literal["full", "sqrt", "log"] = Field(description="Trace of the Hessian: d, about sqrt d, about log d.")
@@ -35,25 +35,29 @@ class Settings(Strict):
         for name in ("dimensions", "steps", "learning_rates", "bounds"):
             values = getattr(self, name)
             if min(values) <= 0 or len(set(values)) != len(values):
-                raise ValueError(f"{name}: positive values wanted, each once")
+                raise ValueError(f"{name}: give positive values, each once")
         return self
 
 
 def uses(settings: Settings) -> Uses:
-    """Versions that decide the numbers. DP-GD is no zeroth-order method: it stands beside them."""
+    """Return the plug-in versions that determine the numbers. DP-GD has none: it is not a zeroth-order method."""
     return Uses(plugins=() if settings.method == "dp_gd" else (("zeroth", settings.method),))
 
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """Per dimension `gradient_norm` and `loss` on the training and `test_...` on the test examples, each of its best grid point;
-    and `error_slope`, least squares of the log squared gradient norm over log d."""
+    """Search the grid in every dimension.
+
+    Returns:
+        For each dimension `gradient_norm` and `loss` on the training examples and `test_...` on the test examples, each at its
+        best grid point; and `error_slope`, the least squares slope of the log squared gradient norm over log d.
+    """
     import numpy as np
 
     from dpbench.methods.zeroth import quadratic
 
     grid = quadratic.Grid.of(settings.steps, settings.learning_rates, settings.bounds)
     multipliers = {steps: _multiplier(settings, steps) for steps in settings.steps}
-    found: list[Metric] = []
+    metrics: list[Metric] = []
     best: list[dict[str, float]] = []
     for number, dimension in enumerate(settings.dimensions):
         context.report(number, len(settings.dimensions), f"d = {dimension}, {len(grid.steps)} trainings")
@@ -67,21 +71,27 @@ def run(settings: Settings, context: Context) -> Outcome:
                 ("loss", problem.losses(points, split)),
             )
         }
-        at = int(values["gradient_norm"].argmin())
-        best.append({"steps": int(grid.steps[at]), "learning_rate": float(grid.rates[at]), "bound": float(grid.bounds[at])})
+        best_point = int(values["gradient_norm"].argmin())
+        best.append(
+            {
+                "steps": int(grid.steps[best_point]),
+                "learning_rate": float(grid.rates[best_point]),
+                "bound": float(grid.bounds[best_point]),
+            }
+        )
         labels = {"dimension": str(dimension)}
-        found += [Metric(name=name, value=float(v.min()), unit="", labels=labels) for name, v in values.items()]
+        metrics += [Metric(name=name, value=float(v.min()), unit="", labels=labels) for name, v in values.items()]
         context.steps.write(step=number, dimension=dimension, gradient_norm=float(values["gradient_norm"].min()), **best[-1])
-    norms = [m.value for m in found if m.name == "gradient_norm" and m.value is not None]
+    norms = [m.value for m in metrics if m.name == "gradient_norm" and m.value is not None]
     slope = quadratic.slope(settings.dimensions, [v * v for v in norms])
-    found.append(Metric(name="error_slope", value=slope, unit=""))
+    metrics.append(Metric(name="error_slope", value=slope, unit=""))
     facts = {
         "grid_points": len(grid.steps),
         "best": dict(zip(map(str, settings.dimensions), best, strict=True)),
         "noise_multipliers": {str(t): m for t, m in multipliers.items()},
         "not_charged": _CAVEAT,
     }
-    return Outcome(found, facts=facts)
+    return Outcome(metrics, facts=facts)
 
 
 def _multiplier(settings: Settings, steps: int) -> float:
@@ -89,6 +99,6 @@ def _multiplier(settings: Settings, steps: int) -> float:
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
-    """Say how much there is to compute: no data, no model."""
+    """Return a remark on the amount of work; there is no data and no model."""
     points = len(settings.learning_rates) * len(settings.bounds)
     return [f"{points * len(settings.steps)} trainings a dimension, {points * sum(settings.steps):,} steps in all"]

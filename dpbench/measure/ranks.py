@@ -20,7 +20,7 @@ def main() -> None:
 
 
 def measure(request: dict[str, Any], rank: int) -> None:
-    """Memory of every engine, then rounds; says what was found."""
+    """Measure the memory of every engine, then the rounds, and send the results."""
     settings = Settings(**request["settings"])
     for engine in request["engines"]:
         say({"engine": engine, "peaks": memory(settings, request, rank, engine)})
@@ -28,10 +28,10 @@ def measure(request: dict[str, Any], rank: int) -> None:
 
 
 def memory(settings: Settings, request: dict[str, Any], rank: int, engine: str) -> dict[str, Any]:
-    """Peak bytes of this rank in each of a few steps, after one that makes the optimizer's state; all tensors are made anew.
+    """Return the peak bytes of this rank in each of a few steps, after one that allocates the optimizer's state.
 
-    tensors: of live tensors, on a GPU as its allocator counts them; process: reserved on a GPU, 0 on a CPU, where the process
-    has measured other engines before.
+    All tensors are new. `tensors` counts live tensors, on a GPU by its allocator. `process` is the reserved memory on a GPU, and
+    0 on a CPU, where the process has measured other engines before.
     """
     import torch
 
@@ -62,7 +62,7 @@ def memory(settings: Settings, request: dict[str, Any], rank: int, engine: str) 
 
 
 def rounds(settings: Settings, request: dict[str, Any], rank: int) -> None:
-    """Seconds a step of every engine in every round; the order turns, so that no engine always follows the same one."""
+    """Time a step of every engine in every round; the order rotates, so that no engine always follows the same one."""
     from dpbench.measure.throughput import keep_freed_memory
     from dpbench.privacy import gaussian
 
@@ -86,7 +86,7 @@ def rounds(settings: Settings, request: dict[str, Any], rank: int) -> None:
 
 
 def whole_model(settings: Settings, meta: bool = False) -> Any:
-    """The language model with its parameters on the meta device; `meta`: its buffers too."""
+    """Build the language model with its parameters on the meta device, and with `meta` also its buffers."""
     import torch
 
     from dpbench.models.registry import language_model, language_model_size
@@ -99,7 +99,7 @@ def whole_model(settings: Settings, meta: bool = False) -> Any:
 
 
 def parts_of(settings: Settings, model: Any) -> list[nn.Module]:
-    """What the ranks hold: the stages of a pipeline, or the model itself."""
+    """Return the modules of the ranks: the stages of a pipeline, or the model itself."""
     from dpbench.models.stages import stage_of
 
     if not settings.pipeline:
@@ -129,16 +129,18 @@ class Bench:
             fully_shard(model, mesh=mesh)
         parts = parts_of(settings, model)
         self.model = parts[rank] if settings.pipeline else model
-        # Replicas must be alike; shards and stages are parts of one model.
+        # Replicas must be equal; shards and stages are parts of one model.
         materialise(self.model, self.device, request["seed"] if settings.mode == "ddp" else 1000 * request["seed"] + rank)
         self.model.train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate)
         ids = torch.as_tensor(request["ids"]).to(self.device)
-        own = ids if settings.pipeline else ids[rank :: settings.processes]
-        self.batches = [{"input_ids": part} for part in ([own] if settings.pipeline else own.split(settings.physical))]
+        ids_of_rank = ids if settings.pipeline else ids[rank :: settings.processes]
+        self.batches = [
+            {"input_ids": part} for part in ([ids_of_rank] if settings.pipeline else ids_of_rank.split(settings.physical))
+        ]
 
     def attach(self, engine: str) -> Attached:
-        """An engine ready to step. `nonprivate` is torch's own way in every mode, with what it overlaps."""
+        """Attach an engine and return it, ready to step. `nonprivate` is torch's implementation, with its overlap."""
         from dpbench import distributed as parallel
 
         plan = self.settings.mechanism(engine)
@@ -153,7 +155,7 @@ class Bench:
         return Attached(self, parallel.attach(engine, self.model, self.optimizer, plan))
 
     def timed(self, engine: str) -> float:
-        """Seconds a step of the whole group, attaching and warm-up apart."""
+        """Return the seconds of a step of the entire group, without attaching and warm-up."""
         attached = self.attach(engine)
         try:
             return self.settings.seconds_per_step(attached.step, self._all_here)
@@ -176,7 +178,7 @@ class Attached:
         self.bench, self._handle = bench, handle
 
     def step(self) -> None:
-        """One logical step of one or more physical batches."""
+        """Take one logical step of one or more physical batches."""
         for batch in self.bench.batches:
             self._handle.backward(self.bench.losses, batch)
         self.bench.optimizer.step()
@@ -187,7 +189,7 @@ class Attached:
 
 
 class TorchReplicas(Attached):
-    """torch's DistributedDataParallel, which sends gradients while the backward pass goes on."""
+    """torch's DistributedDataParallel, which sends gradients during the backward pass."""
 
     def __init__(self, bench: Bench) -> None:
         from torch.nn.parallel import DistributedDataParallel
@@ -196,7 +198,7 @@ class TorchReplicas(Attached):
         self._wrapped: Any = DistributedDataParallel(bench.model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def step(self) -> None:
-        """As `Attached.step`: gradients end as the sum over the group's examples / B."""
+        """Take a step as in `Attached.step`: gradients become the sum over the group's examples / B."""
         scale = self.bench.settings.processes / self.bench.settings.batch_size  # torch averages over ranks
         last = len(self.bench.batches) - 1
         for number, batch in enumerate(self.bench.batches):
@@ -206,7 +208,7 @@ class TorchReplicas(Attached):
         self.bench.optimizer.zero_grad()
 
     def detach(self) -> None:
-        self._wrapped = None  # takes its hooks away with it
+        self._wrapped = None  # its hooks go with it
         gc.collect()
 
 

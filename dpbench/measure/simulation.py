@@ -1,4 +1,4 @@
-"""Does a training step fit a device, how large may its batch be, and what does a roofline say of its speed: no GPU needed."""
+"""Whether a training step fits a device, how large its batch may be, and its speed by a roofline, without a GPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNITS = {"largest_batch": "examples", "peak_memory": "MiB", "device_memory": "Mi
 
 
 class Settings(Strict):
-    """A model and a length; every engine on every device."""
+    """Settings: a model and a length; every engine is simulated on every device."""
 
     size: str = Field(description="Size of the GPT-2, Llama or OPT family.")
     tokens: int = Field(ge=2, description="T, tokens an example.")
@@ -46,7 +46,7 @@ class Settings(Strict):
 
 
 def uses(settings: Settings) -> Uses:
-    """Versions that decide the numbers; there is no data."""
+    """Return the plug-in versions that determine the numbers; there is no data."""
     timing = _timing(settings)
     return Uses(plugins=throughput.uses(timing).plugins, models=(language_model_family(settings.size),))
 
@@ -61,7 +61,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     """Simulate engine by engine.
 
     Raises:
-        DpbenchError: an engine that cannot be simulated; names it.
+        DpbenchError: an engine cannot be simulated; the error names it.
     """
     from dpbench.simulate.scale import BATCHES, estimate
 
@@ -74,13 +74,13 @@ def run(settings: Settings, context: Context) -> Outcome:
         if missing := timing.missing(engine):
             metrics += _empty(settings, engine, f"skipped: {missing}")
             continue
-        found = {}
+        estimates = {}
         for batch in sorted({*BATCHES, settings.batch_size}):
-            found[batch] = estimate(_setting(settings, engine, batch), list(sheets.values()), settings.whole)
-            context.steps.write(engine=engine, batch_size=batch, peak_bytes=found[batch].peak, flops=found[batch].flops)
+            estimates[batch] = estimate(_setting(settings, engine, batch), list(sheets.values()), settings.whole)
+            context.steps.write(engine=engine, batch_size=batch, peak_bytes=estimates[batch].peak, flops=estimates[batch].flops)
         if engine == throughput.BASELINE:
-            baseline = found[settings.batch_size]
-        metrics += _metrics(settings, engine, found, baseline)
+            baseline = estimates[settings.batch_size]
+        metrics += _metrics(settings, engine, estimates, baseline)
     facts = {"devices": {name: vars(sheet) for name, sheet in sheets.items()}, "batches": list(BATCHES)}
     return Outcome(metrics, facts=facts)
 
@@ -93,39 +93,39 @@ def _setting(settings: Settings, engine: str, batch: int) -> Setting:
     return Setting(settings.size, engine, mechanism, settings.tokens, batch, dtype=settings.dtype, tied=settings.tied)
 
 
-def _metrics(settings: Settings, engine: str, found: dict[int, Estimate], baseline: Estimate | None) -> list[Metric]:
+def _metrics(settings: Settings, engine: str, estimates: dict[int, Estimate], baseline: Estimate | None) -> list[Metric]:
     from dpbench.simulate.scale import largest_batch
 
-    at = found[settings.batch_size]
-    peaks = {batch: one.peak for batch, one in found.items()}
+    chosen = estimates[settings.batch_size]
+    peaks = {batch: estimate.peak for batch, estimate in estimates.items()}
     metrics = []
     for name in settings.devices:
         sheet = device(name)
         note = "float16 rates: no bfloat16 in hardware" if settings.dtype == "bfloat16" and not sheet.bfloat16 else ""
-        values: dict[str, float] = {"largest_batch": largest_batch(peaks, sheet.usable), "peak_memory": at.peak / 2**20}
+        values: dict[str, float] = {"largest_batch": largest_batch(peaks, sheet.usable), "peak_memory": chosen.peak / 2**20}
         if baseline is not None:
-            values["memory_ratio"] = at.peak / baseline.peak
-            values["throughput_ratio"] = baseline.seconds[sheet.name] / at.seconds[sheet.name]
+            values["memory_ratio"] = chosen.peak / baseline.peak
+            values["throughput_ratio"] = baseline.seconds[sheet.name] / chosen.seconds[sheet.name]
         labels = {"engine": engine, "device": name}
         metrics += [
             Metric(name=key, value=value, unit=UNITS[key], labels=labels, kind="simulated", note=note)
             for key, value in values.items()
         ]
-        metrics.append(_on_device(at.peak, sheet, labels, note))
+        metrics.append(_on_device(chosen.peak, sheet, labels, note))
     return metrics
 
 
 def _on_device(peak: float, sheet: Device, labels: dict[str, str], note: str) -> Metric:
-    """What the device's own tool shows: with driver, context and workspace; OOM where that is more than there is."""
-    needed, there = (peak + sheet.memory - sheet.usable) / 2**20, sheet.memory / 2**20
-    fits = needed <= there
+    """Return the memory that the device's tool shows, with driver, context and workspace; OOM where the device has less."""
+    needed, available = (peak + sheet.memory - sheet.usable) / 2**20, sheet.memory / 2**20
+    fits = needed <= available
     return Metric(
         name="device_memory",
         value=needed if fits else None,
         unit="MiB",
         labels=labels,
         kind="simulated",
-        note=note if fits else f"OOM: {needed:.0f} MiB of {there:.0f}",
+        note=note if fits else f"OOM: {needed:.0f} MiB of {available:.0f}",
         text="" if fits else "OOM",
     )
 
@@ -138,11 +138,11 @@ def _empty(settings: Settings, engine: str, why: str) -> list[Metric]:
     ]
 
 
-def printed(given: dict[str, Any]) -> str:
-    """A simulation asked for on the command line, as lines of text.
+def printed(arguments: dict[str, Any]) -> str:
+    """Run a simulation with the arguments of the command line and return it as lines of text.
 
     Raises:
-        DpbenchError: an unknown size, engine or device; an engine that cannot be simulated.
+        DpbenchError: a size, engine or device is unknown; an engine cannot be simulated.
     """
     import tempfile
     from contextlib import closing
@@ -150,20 +150,22 @@ def printed(given: dict[str, Any]) -> str:
 
     from dpbench.execution.tracking import StepLog
 
-    settings = parse(Settings, given, "simulate")
+    settings = parse(Settings, arguments, "simulate")
     language_model_family(settings.size)
     with tempfile.TemporaryDirectory() as folder, closing(StepLog(Path(folder) / "steps.jsonl")) as steps:
         metrics = run(settings, Context(Path(folder), 0, {}, steps)).metrics
     digits = {"largest_batch": 0, "peak_memory": 0, "device_memory": 0, "memory_ratio": 3, "throughput_ratio": 3}
     lines = ["simulated, not measured", "{:14}{:14}".format("engine", "device") + "".join(f"{n:>18}" for n in UNITS)]
     for engine, where in itertools.product(settings.methods, settings.devices):
-        own = {m.name: m for m in metrics if m.labels == {"engine": engine, "device": where}}
-        shown = ["-" if n not in own or (v := own[n].value) is None else f"{v:.{digits[n]}f}" for n in UNITS]
+        metric_of_name = {m.name: m for m in metrics if m.labels == {"engine": engine, "device": where}}
+        shown = [
+            "-" if n not in metric_of_name or (v := metric_of_name[n].value) is None else f"{v:.{digits[n]}f}" for n in UNITS
+        ]
         lines.append(f"{engine:14}{where:14}" + "".join(f"{text:>18}" for text in shown))
     notes = dict.fromkeys(f"{m.labels['engine']} on {m.labels['device']}: {m.note}" for m in metrics if m.note)
     return "\n".join([*lines, *notes])
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
-    """Attach every engine to the model without storage."""
+    """Check a run without running it: attach every engine to the model without storage."""
     return throughput.check(_timing(settings), sources)

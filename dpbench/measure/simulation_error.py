@@ -1,4 +1,4 @@
-"""How far the simulated peak memory of a step is from the measured one, on this machine."""
+"""The error of the simulated peak memory of a step against the measured one, on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNITS = {"measured": "MiB", "simulated": "MiB", "error": "%"}
 
 
 class Settings(Strict):
-    """A step that can be run here."""
+    """Settings of a step that can run on this machine."""
 
     dataset: str = "wikitext2"
     size: str = Field(description="Size of the GPT-2 or Llama family.")
@@ -31,7 +31,7 @@ class Settings(Strict):
 
 
 def uses(settings: Settings) -> Uses:
-    """As the measured step's."""
+    """Return the plug-in versions and sources of the measured step."""
     return throughput.uses(_timing(settings))
 
 
@@ -41,10 +41,10 @@ def _timing(settings: Settings) -> throughput.Settings:
 
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """Measure every engine in a fresh process, simulate the same step, compare.
+    """Measure every engine in a fresh process, simulate the same step, and compare.
 
     Raises:
-        DpbenchError: no such device; an engine that cannot be simulated.
+        DpbenchError: there is no such device; an engine cannot be simulated.
     """
     from dpbench.simulate.devices import DEVICES
     from dpbench.simulate.step import Setting, step
@@ -55,7 +55,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     runnable, skipped = throughput.skip_missing(settings.methods)
     metrics = [_metric(m.labels["engine"], name, None, m.note) for m in skipped if m.name == "peak_memory" for name in UNITS]
     workspace = DEVICES["h100_80"].workspace if _hopper(settings.device) else DEVICES["a100_80"].workspace
-    for done, (engine, found) in enumerate(measure_memory(timing, runnable, ids, context)):
+    for done, (engine, peaks_or_reason) in enumerate(measure_memory(timing, runnable, ids, context)):
         context.report(done, len(runnable), f"memory of {engine}")
         setting = Setting(
             settings.size,
@@ -67,10 +67,10 @@ def run(settings: Settings, context: Context) -> Outcome:
             device=settings.device,
         )
         simulated = step(setting).peak + (workspace if settings.device == "cuda" else 0)
-        if isinstance(found, str):
-            metrics += [_metric(engine, name, None, found) for name in ("measured", "error")]
+        if isinstance(peaks_or_reason, str):
+            metrics += [_metric(engine, name, None, peaks_or_reason) for name in ("measured", "error")]
         else:
-            measured = max(found["tensors"])
+            measured = max(peaks_or_reason["tensors"])
             metrics.append(_metric(engine, "measured", measured / 2**20))
             metrics.append(_metric(engine, "error", 100 * (simulated / measured - 1)))
         metrics.append(_metric(engine, "simulated", simulated / 2**20))
@@ -89,5 +89,5 @@ def _metric(engine: str, name: str, value: float | None, note: str = "") -> Metr
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
-    """As the measured step's."""
+    """Check the measured step without running it."""
     return throughput.check(_timing(settings), sources)

@@ -21,15 +21,15 @@ from dpbench.spec.sources import Source
 
 
 def uses(settings: Settings) -> Uses:
-    """Versions and sources that decide the numbers."""
+    """Return the plug-in versions and sources that determine the numbers."""
     return settings.uses()
 
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """Memory first, in a fresh process an engine; then timed rounds, A B C A B C ... An engine that does not fit is `OOM`.
+    """Measure memory, in a fresh process for each engine, then timed rounds, A B C A B C ... An engine without room is `OOM`.
 
     Raises:
-        DpbenchError: no such device.
+        DpbenchError: there is no such device.
     """
     import torch
 
@@ -43,20 +43,20 @@ def run(settings: Settings, context: Context) -> Outcome:
     done = 0
     memory: dict[str, Peaks] = {}
     context.report(done, total, "memory")
-    for engine, found in measure_memory(settings, list(runnable), ids, context):
-        if isinstance(found, str):
+    for engine, peaks_or_reason in measure_memory(settings, list(runnable), ids, context):
+        if isinstance(peaks_or_reason, str):
             runnable.remove(engine)
-            metrics += empty_metrics(engine, found)
+            metrics += empty_metrics(engine, peaks_or_reason)
         else:
-            memory[engine] = found
+            memory[engine] = peaks_or_reason
         done += 1
         context.report(done, total, f"memory of {engine}")
     torch.set_num_threads(context.threads)
     facts["noise_is_compiled"] = settings.device == "cpu" and gaussian.compiled() is not None
     facts["kernels_are_compiled"] = settings.device == "cpu" and settings.kernels != "torch" and native.unavailable() is None
     facts["freed_memory_is_kept"] = keep_freed_memory() if settings.device == "cpu" else True
-    rounds, lost = _rounds(settings, context, ids, runnable, done, total) if runnable else ({}, {})
-    for engine, why in lost.items():
+    rounds, reasons = _rounds(settings, context, ids, runnable, done, total) if runnable else ({}, {})
+    for engine, why in reasons.items():
         metrics += empty_metrics(engine, why)
     for engine in rounds:
         metrics += metrics_of(settings, engine, rounds, memory)
@@ -67,16 +67,16 @@ def run(settings: Settings, context: Context) -> Outcome:
 def _rounds(
     settings: Settings, context: Context, ids: np.ndarray, engines: list[str], done: int, total: int
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """(seconds a step of every engine in every round, engines that ran out of memory and at what)."""
+    """Return (seconds of a step of every engine in every round, reasons of the engines that ran out of memory)."""
     from dpbench.measure.bench import Bench
 
     bench = Bench(settings, ids, context.seed)
-    found: dict[str, list[float]] = {engine: [] for engine in engines}
-    lost: dict[str, str] = {}
-    for number, wanted in settings.turns(engines):
-        for engine in wanted:
+    seconds_of_engine: dict[str, list[float]] = {engine: [] for engine in engines}
+    reasons: dict[str, str] = {}
+    for number, engines_of_round in settings.turns(engines):
+        for engine in engines_of_round:
             done += 1
-            if engine in lost:
+            if engine in reasons:
                 continue
             context.report(done - 1, total, f"round {number + 1} of {engine}")
             try:
@@ -84,31 +84,31 @@ def _rounds(
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                lost[engine] = out_of_memory(settings, error)
-                del found[engine]
+                reasons[engine] = out_of_memory(settings, error)
+                del seconds_of_engine[engine]
                 bench.optimizer.zero_grad()
                 continue
-            found[engine].append(seconds)
+            seconds_of_engine[engine].append(seconds)
             context.steps.write(round=number, engine=engine, seconds_per_step=seconds)
-    return found, lost
+    return seconds_of_engine, reasons
 
 
 def metrics_of(settings: StepSettings, engine: str, rounds: dict[str, list[float]], memory: dict[str, Peaks]) -> list[Metric]:
     tokens = settings.batch_size * settings.tokens
-    own, labels = memory[engine], {"engine": engine}
-    found = [
+    peaks, labels = memory[engine], {"engine": engine}
+    metrics = [
         over_rounds("throughput", "tokens/s", labels, [tokens / s for s in rounds[engine]]),
         over_rounds("seconds_per_step", "s", labels, rounds[engine]),
-        over_rounds("peak_memory", "MiB", labels, [b / 2**20 for b in own["tensors"]]),
+        over_rounds("peak_memory", "MiB", labels, [b / 2**20 for b in peaks["tensors"]]),
     ]
-    if own["process"]:
-        found.append(Metric(name="process_peak", value=own["process"] / 2**20, unit="MiB", labels=labels))
+    if peaks["process"]:
+        metrics.append(Metric(name="process_peak", value=peaks["process"] / 2**20, unit="MiB", labels=labels))
     if BASELINE in rounds:
         ratios = [base / s for base, s in zip(rounds[BASELINE], rounds[engine], strict=False)]  # some have more, see Closer
-        found.append(over_rounds("throughput_ratio", "x", labels, ratios))
-        ratios = [b / base for b, base in zip(own["tensors"], memory[BASELINE]["tensors"], strict=True)]
-        found.append(over_rounds("memory_ratio", "x", labels, ratios))
-    return found
+        metrics.append(over_rounds("throughput_ratio", "x", labels, ratios))
+        ratios = [b / base for b, base in zip(peaks["tensors"], memory[BASELINE]["tensors"], strict=True)]
+        metrics.append(over_rounds("memory_ratio", "x", labels, ratios))
+    return metrics
 
 
 def empty_metrics(engine: str, why: str) -> list[Metric]:
@@ -120,7 +120,7 @@ def empty_metrics(engine: str, why: str) -> list[Metric]:
 
 
 def skip_missing(engines: list[str]) -> tuple[list[str], list[Metric]]:
-    """Engines whose package is there, and empty metrics that say why for the others."""
+    """Return the engines whose package is installed, and empty metrics that say why for the others."""
     runnable, metrics = [], []
     for engine in engines:
         if missing := timing.missing(engine):
@@ -131,7 +131,7 @@ def skip_missing(engines: list[str]) -> tuple[list[str], list[Metric]]:
 
 
 def batch_ids(settings: StepSettings, source: Source) -> tuple[np.ndarray, dict[str, Any]]:
-    """The step's tokens [B, T] from the public text, and what they were made with."""
+    """Return the tokens [B, T] of a step, from the public text, and facts about their tokenizer."""
     from dpbench.data import registry as datasets
     from dpbench.data.tokenizer import bpe, token_blocks
     from dpbench.models import registry as models
@@ -153,7 +153,8 @@ def batch_ids(settings: StepSettings, source: Source) -> tuple[np.ndarray, dict[
 def keep_freed_memory() -> bool:
     """Ask glibc to keep freed memory, as CUDA's caching allocator does: else page faults, not engines, are timed.
 
-    Returns False where there is no glibc.
+    Returns:
+        Whether it does; False where there is no glibc.
     """
     import ctypes
 
@@ -166,10 +167,10 @@ def keep_freed_memory() -> bool:
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
-    """Prove a run without running it: the model on the meta device, every engine attached; returns remarks.
+    """Check a run without running it and return remarks: every engine is attached to the model on the meta device.
 
     Raises:
-        DpbenchError: an engine that cannot protect the model.
+        DpbenchError: an engine cannot protect the model.
     """
     runnable, metrics = skip_missing(settings.methods)
     remarks = sorted({f"{m.labels['engine']}: {m.note}" for m in metrics})

@@ -1,1 +1,1 @@
-"""How good a generated text is, beside what people wrote for the same input."""
+"""Scores of generated texts against texts that people wrote for the same input."""

@@ -14,28 +14,28 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation and English articles, single spaces."""
+    """Return the text in lower case with single spaces, without punctuation and English articles."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def token_f1(output: str, answer: str) -> float:
-    """Harmonic mean of the shares of common words, 0 to 1; 0 where there are none, two empty texts included."""
-    found, right = normalised(output).split(), normalised(answer).split()
-    common = sum((Counter(found) & Counter(right)).values())
-    return 2 * common / (len(found) + len(right)) if common else 0.0
+    """Return the harmonic mean of the shares of common words, 0 to 1; 0 where there are none, also for two empty texts."""
+    output_tokens, answer_tokens = normalised(output).split(), normalised(answer).split()
+    common = sum((Counter(output_tokens) & Counter(answer_tokens)).values())
+    return 2 * common / (len(output_tokens) + len(answer_tokens)) if common else 0.0
 
 
 def f1(outputs: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """Mean over outputs of the best F1 over its answers, 0 to 100.
+    """Return the mean over outputs of the best F1 over its answers, 0 to 100.
 
     Raises:
-        DpbenchError: no outputs, or one without answers.
+        DpbenchError: there are no outputs, or an output has no answers.
     """
     return _mean(outputs, answers, token_f1)
 
 
 def exact_match(outputs: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """Percentage of outputs that are one of their answers, both normalised.
+    """Return the percentage of outputs that equal one of their answers, both normalised.
 
     Raises:
         DpbenchError: as `f1`.
@@ -46,7 +46,9 @@ def exact_match(outputs: Sequence[str], answers: Sequence[Sequence[str]]) -> flo
 def _mean(outputs: Sequence[str], answers: Sequence[Sequence[str]], score: Callable[[str, str], float]) -> float:
     if not outputs or len(outputs) != len(answers):
         raise DpbenchError(f"{len(outputs)} outputs and {len(answers)} lists of answers", "give a list for each output")
-    if empty := [i for i, own in enumerate(answers) if not own]:
+    if empty := [i for i, right_answers in enumerate(answers) if not right_answers]:
         raise DpbenchError(f"output {empty[0]} has no answer", "leave out questions without answers")
-    best = (max(score(output, answer) for answer in own) for output, own in zip(outputs, answers, strict=True))
+    best = (
+        max(score(output, answer) for answer in right_answers) for output, right_answers in zip(outputs, answers, strict=True)
+    )
     return 100 * sum(best) / len(outputs)

@@ -1,6 +1,6 @@
 """Corpus scores of generated texts with several references each.
 
-Letter case is ignored and words are cut as mteval-v13a cuts them, which is how the E2E challenge scored.
+Letter case is ignored and words are split like in mteval-v13a, as in the E2E challenge.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ LEFT_OUT = {
 
 
 def require() -> None:
-    """See that what scores is there, before anything long begins.
+    """Require the packages that score texts, before any long work begins.
 
     Raises:
-        DpbenchError: a package is not installed; names it.
+        DpbenchError: a package is not installed; the error names it.
     """
     for module, package in (("sacrebleu", "sacrebleu"), ("rouge_score", "rouge-score"), ("nltk", "nltk")):
         if importlib.util.find_spec(module) is None:
@@ -37,7 +37,7 @@ def require() -> None:
 def _check(outputs: Sequence[str], references: References) -> None:
     if not outputs or len(outputs) != len(references):
         raise DpbenchError(f"{len(outputs)} outputs and {len(references)} lists of references", "give a list for each output")
-    if empty := [i for i, own in enumerate(references) if not any(own)]:
+    if empty := [i for i, texts in enumerate(references) if not any(texts)]:
         raise DpbenchError(f"output {empty[0]} has no reference", "leave out inputs without references")
 
 
@@ -49,10 +49,10 @@ def _bleu(sentence: bool) -> Any:
 
 
 def bleu(outputs: Sequence[str], references: References) -> float:
-    """Corpus BLEU-4 by sacrebleu, 0 to 100.
+    """Return corpus BLEU-4 by sacrebleu, 0 to 100.
 
     Raises:
-        DpbenchError: no outputs, or one without references.
+        DpbenchError: there are no outputs, or an output has no references.
     """
     _check(outputs, references)
     streams = [list(stream) for stream in zip_longest(*references)]  # None where an output has fewer
@@ -60,12 +60,12 @@ def bleu(outputs: Sequence[str], references: References) -> float:
 
 
 def sentence_bleu(output: str, references: Sequence[str]) -> float:
-    """BLEU of one output, 0 to 100, over the orders that it is long enough for; smoothed, as sacrebleu does."""
+    """Return BLEU of one output, 0 to 100, over the orders that it is long enough for, smoothed as in sacrebleu."""
     return float(_bleu(True).sentence_score(output, list(references)).score)
 
 
 def rouge(outputs: Sequence[str], references: References) -> tuple[float, float, float]:
-    """ROUGE-1, ROUGE-2 and ROUGE-L by rouge-score, 0 to 100: mean over outputs of the best F-measure over its references.
+    """Return ROUGE-1, ROUGE-2, ROUGE-L by rouge-score, 0 to 100: means over outputs of the best F-measure over its references.
 
     Raises:
         DpbenchError: as `bleu`.
@@ -75,13 +75,13 @@ def rouge(outputs: Sequence[str], references: References) -> tuple[float, float,
     _check(outputs, references)
     kinds = ["rouge1", "rouge2", "rougeL"]
     scorer = RougeScorer(kinds)
-    found = [scorer.score_multi(list(own), output) for output, own in zip(outputs, references, strict=True)]
-    one, two, longest = (100 * sum(scores[kind].fmeasure for scores in found) / len(found) for kind in kinds)
+    scored = [scorer.score_multi(list(texts), output) for output, texts in zip(outputs, references, strict=True)]
+    one, two, longest = (100 * sum(scores[kind].fmeasure for scores in scored) / len(scored) for kind in kinds)
     return one, two, longest
 
 
 def nist(outputs: Sequence[str], references: References) -> float:
-    """NIST-5 by nltk (Doddington, 2002): information-weighted n-gram precision; no upper bound.
+    """Return NIST-5 by nltk (Doddington, 2002): information-weighted n-gram precision, without an upper bound.
 
     Raises:
         DpbenchError: as `bleu`.
@@ -95,4 +95,10 @@ def nist(outputs: Sequence[str], references: References) -> float:
     if longest == 0:
         return 0.0
     # nltk divides by the number of n-grams of each order; an order that no output is long enough for adds nothing.
-    return float(corpus_nist([[cut(text.lower()).split() for text in own] for own in references], tokens, min(5, longest)))
+    return float(
+        corpus_nist(
+            [[cut(text.lower()).split() for text in texts] for texts in references],
+            tokens,
+            min(5, longest),
+        )
+    )

@@ -19,7 +19,7 @@ PLUGIN = {
 
 
 def build(channels: int, size: int, classes: int) -> nn.Module:
-    """[B, channels, 32, 32] -> [B, classes]."""
+    """Build the classifier [B, channels, 32, 32] -> [B, classes]."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((channels, 16), (16, 32), (32, 64)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2)]

@@ -19,7 +19,7 @@ PLUGIN = {
 
 
 def build(channels: int, size: int, classes: int) -> nn.Module:
-    """[B, channels, 28, 28] -> [B, classes]."""
+    """Build the classifier [B, channels, 28, 28] -> [B, classes]."""
     return nn.Sequential(
         nn.Conv2d(channels, 16, 8, 2, padding=2),
         nn.Tanh(),

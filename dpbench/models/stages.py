@@ -16,24 +16,26 @@ if TYPE_CHECKING:
 
 
 class LanguageStage(nn.Module):
-    """A stretch of a GPT-2's or Llama's blocks: [B, T] ids or [B, T, H] -> [B, T, H] or [B, T, V] logits.
+    """A range of the blocks of a GPT-2 or Llama: [B, T] ids or [B, T, H] -> [B, T, H] or [B, T, V] logits.
 
-    Its parameters are the model's own tensors; a block keeps its number in the whole model, so that no two stages have a
-    parameter of one name. around: what a forward pass runs in, such as autocast.
+    Its parameters are the tensors of the model; a block keeps its number, so that no two stages have a parameter of one name.
+
+    Attributes:
+        around: makes the context manager of a forward pass, such as autocast.
     """
 
     def __init__(self, model: LanguageModel, blocks: range, first: bool, last: bool) -> None:
         super().__init__()
-        whole: Any = model.model
-        body: Any = whole.base_model
+        transformer: Any = model.model
+        body: Any = transformer.base_model
         llama = hasattr(body, "rotary_emb")
-        found = blocks_of(model)
+        all_blocks = blocks_of(model)
         self.embedding = (body.embed_tokens if llama else body.wte) if first else None
         self.positions = body.wpe if first and not llama else None
         self.rotary = body.rotary_emb if llama else None
-        self.blocks = nn.ModuleDict({str(number): found[number] for number in blocks})
+        self.blocks = nn.ModuleDict({str(number): all_blocks[number] for number in blocks})
         self.norm = (body.norm if llama else body.ln_f) if last else None
-        self.head = whole.lm_head if last else None
+        self.head = transformer.lm_head if last else None
         self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,34 +48,35 @@ class LanguageStage(nn.Module):
             x = self.embedding(x)
         if self.positions is not None:
             x = x + self.positions(positions)
-        given = {} if self.rotary is None else {"position_embeddings": self.rotary(x, position_ids=positions)}
+        rotary_arguments = {} if self.rotary is None else {"position_embeddings": self.rotary(x, position_ids=positions)}
         for block in self.blocks.values():
-            x = block(x, position_ids=positions, **given)
+            x = block(x, position_ids=positions, **rotary_arguments)
         return x if self.head is None or self.norm is None else self.head(self.norm(x))
 
 
 def blocks_of(model: LanguageModel) -> nn.ModuleList:
-    """The transformer blocks of a GPT-2, Llama or OPT, in order."""
+    """Return the transformer blocks of a GPT-2, Llama or OPT, in order."""
     body = body_of(model)
     return body.layers if hasattr(body, "layers") else body.h
 
 
 def body_of(model: LanguageModel) -> Any:
-    """What of a language model lies between its token ids and its head."""
+    """Return the part of a language model between its token ids and its head."""
     body: Any = model.model.base_model
     return body.decoder if hasattr(body, "decoder") else body
 
 
 def stage_of(model: LanguageModel, number: int, stages: int) -> LanguageStage:
-    """Stage `number` of `stages`, about equal in matrix work; its tensors are the model's.
+    """Return stage `number` of `stages`, which are about equal in matrix work; its tensors are the model's.
 
     Raises:
-        DpbenchError: the head is the embedding, which would lie in two stages; there are more stages than blocks; an OPT.
+        DpbenchError: the head is the embedding, which would be in two stages; there are more stages than blocks; the model is an
+            OPT.
     """
-    whole: Any = model.model
-    embedding, head = whole.get_input_embeddings().weight, whole.lm_head.weight
+    transformer: Any = model.model
+    embedding, head = transformer.get_input_embeddings().weight, transformer.lm_head.weight
     if stages > 1 and embedding is head:
-        raise DpbenchError("the head is tied to the embedding: one tensor would lie in two stages", "use tied: false")
+        raise DpbenchError("the head is tied to the embedding: one tensor would be in two stages", "use tied: false")
     if hasattr(body_of(model), "embed_positions"):
         raise DpbenchError("a pipeline of OPT is not served", "use a GPT-2 or a Llama")
     blocks = blocks_of(model)
@@ -84,8 +87,10 @@ def stage_of(model: LanguageModel, number: int, stages: int) -> LanguageStage:
 
 
 def boundaries(blocks: int, stages: int, head: float) -> list[int]:
-    """[stages + 1] first block of each stage, and the end: equal shares, where the head costs as much as `head` blocks. Every
-    stage has a block."""
+    """Return the first block of each stage, and the end ([stages + 1]).
+
+    The shares of work are equal, where the head costs as much as `head` blocks. Every stage has a block.
+    """
     share = (blocks + head) / stages
     ends = [min(max(round(share * k), k), blocks - (stages - k)) for k in range(stages)]
     return [*ends, blocks]

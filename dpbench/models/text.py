@@ -1,4 +1,4 @@
-"""Text to token ids, with a model's own tokenizer or one trained on public text."""
+"""Text to token ids, with the tokenizer of a model or one trained on public text."""
 
 from __future__ import annotations
 
@@ -19,39 +19,44 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 LARGEST = 8192
-"""Of a tokenizer trained here: public text of a few megabytes does not give many more."""
+"""The largest vocabulary of a tokenizer trained here: public text of a few megabytes does not give many more."""
 
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """Texts to ids. pad: the id to fill up with; vocabulary: ids are below it; sha256: of the tokenizer's JSON, for the record.
+    """A tokenizer of texts for a model.
 
-    own: the model's own tokenizer, which marks begin and end ([CLS], [SEP]); else <eos> alone is put at the end.
+    Attributes:
+        pad: the id of padding.
+        vocabulary: the number of ids.
+        sha256: the digest of the tokenizer's JSON, for the record.
+        published: whether it is the published tokenizer of the model, which marks begin and end ([CLS], [SEP]); else only <eos>
+            is added at the end.
     """
 
     tokenizer: Tokenizer
     pad: int
     vocabulary: int
     sha256: str
-    own: bool
+    published: bool
 
     def encode(self, texts: Sequence[str], max_length: int, pairs: Sequence[str] | None = None) -> list[list[int]]:
-        """Ids of each text, at most `max_length` with its marks, without padding; never empty.
+        """Return the ids of each text, at most `max_length` with its marks, without padding; never empty.
 
         Args:
-            pairs: a second text for each, behind the first in the same input; of the two the longer is cut first.
+            pairs: a second text for each, which follows the first in the same input; the longer of the two is cut first.
 
         Raises:
             DpbenchError: `max_length` leaves no room for a token of each text beside the marks.
         """
         parts = 1 if pairs is None else 2
-        marks = self.tokenizer.num_special_tokens_to_add(is_pair=parts == 2) if self.own else parts
+        marks = self.tokenizer.num_special_tokens_to_add(is_pair=parts == 2) if self.published else parts
         if max_length < marks + parts:
             raise DpbenchError(f"max_length {max_length} leaves no room for text", f"use more than {marks + parts - 1}")
-        if self.own:
+        if self.published:
             self.tokenizer.enable_truncation(max_length)  # counts the marks
-            given = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-            return [e.ids for e in self.tokenizer.encode_batch(given)]
+            inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+            return [e.ids for e in self.tokenizer.encode_batch(inputs)]
         end = self.tokenizer.token_to_id(EOS)
         first = [e.ids for e in self.tokenizer.encode_batch(list(texts))]
         if pairs is None:
@@ -61,28 +66,29 @@ class TextTokenizer:
         return [[*a, end, *b, end] for a, b in cut]
 
 
-def cut_longer_first(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
-    """Both, of `room` ids at most together: what is too much goes from the longer, then from both alike."""
-    kept = min(len(first), max(room - len(second), (room + 1) // 2))
-    return first[:kept], second[: room - kept]
+def cut_longer_first(first: list[int], second: list[int], most_ids: int) -> tuple[list[int], list[int]]:
+    """Cut two lists to at most `most_ids` ids together, first the longer one, then both equally."""
+    length_of_first = min(len(first), max(most_ids - len(second), (most_ids + 1) // 2))
+    return first[:length_of_first], second[: most_ids - length_of_first]
 
 
 def text_tokenizer(name: str, source: Source, public_source: Source) -> TextTokenizer:
-    """The tokenizer of an encoder: its own where it has real weights, else a BPE trained on public text (`wikitext2`).
+    """Return the tokenizer of an encoder: the published one for real weights, else a BPE of public text (`wikitext2`).
 
     Args:
-        source: the model's; public_source: that of `wikitext2`, read only for random weights.
+        source: the source of the model.
+        public_source: the source of `wikitext2`, which is read only for random weights.
 
     Raises:
         DpbenchError: the model has no text tokenizer; its file is gone or damaged.
     """
     plugin = plugins.get("model", name)
     if "vocab_size" not in plugin.extra.get("architecture", {}):
-        raise DpbenchError(f"model {name} has no text tokenizer of its own", "use dpbench.data.tokenizer.bpe")
+        raise DpbenchError(f"model {name} has no text tokenizer", "use dpbench.data.tokenizer.bpe")
     size = plugin.extra["architecture"]["vocab_size"]
     if source.kind == "scratch":
         tokenizer, sha256 = bpe(PUBLIC, min(size, LARGEST), public_source)
-        return TextTokenizer(tokenizer, tokenizer.token_to_id(PAD), size, sha256, own=False)
+        return TextTokenizer(tokenizer, tokenizer.token_to_id(PAD), size, sha256, published=False)
     from tokenizers import Tokenizer
 
     path = sources.file_of(plugin, source, sources.TOKENIZER)
@@ -90,19 +96,21 @@ def text_tokenizer(name: str, source: Source, public_source: Source) -> TextToke
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise DpbenchError(f"{path}: not a readable tokenizer ({error})", "fetch the model again") from error
-    tokenizer.no_padding()  # the file may carry both, for its own use
+    tokenizer.no_padding()  # the file may state both, for other uses
     tokenizer.no_truncation()
-    return TextTokenizer(tokenizer, plugin.extra["architecture"]["pad_token_id"], size, digest(path), own=True)
+    return TextTokenizer(tokenizer, plugin.extra["architecture"]["pad_token_id"], size, digest(path), published=True)
 
 
-def own_coding(weights: str, source: Source, public_source: Source) -> Pieces:
-    """Return the tokenizer of a language model with published weights; on random ones in their place, one of public text.
+def published_coding(weights: str, source: Source, public_source: Source) -> Pieces:
+    """Return the tokenizer of a language model with published weights; for random weights in their place, one of public text.
 
     Args:
-        weights: the model plug-in; source: of its weights; public_source: of the public text.
+        weights: the model plug-in.
+        source: the source of its weights.
+        public_source: the source of the public text.
     """
     tokenizer = text_tokenizer(weights, source, public_source)
     eos: int = plugins.get("model", weights).extra["architecture"]["eos_token_id"]
-    if not tokenizer.own:
+    if not tokenizer.published:
         eos = tokenizer.tokenizer.token_to_id(EOS)
     return Pieces(tokenizer.tokenizer, tokenizer.vocabulary, tokenizer.pad, eos, tokenizer.sha256)

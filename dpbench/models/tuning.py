@@ -1,4 +1,4 @@
-"""What of a language model is trained: all of it, its last blocks, low-rank adapters, or a prefix of keys and values."""
+"""The trained part of a language model: everything, the last blocks, low-rank adapters, or a prefix of keys and values."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Prefixed(nn.Module):
-    """A frozen language model behind trained keys and values (Li and Liang, ACL 2021), of peft's PrefixEncoder.
+    """A frozen language model behind trained keys and values (Li and Liang, ACL 2021) of peft's PrefixEncoder.
 
-    Decoded as a language model is; its real tokens have the positions after the prefix.
+    It is decoded like a language model; its real tokens have the positions after the prefix.
     """
 
     def __init__(self, model: LanguageModel, prefix: nn.Module, length: int) -> None:
@@ -28,15 +28,17 @@ class Prefixed(nn.Module):
         self.model, self.prefix, self.length = model.requires_grad_(False), prefix, length
 
     def start(self, batch: int) -> DynamicCache:
-        """The prefix of `batch` examples, as what came before their first token."""
+        """Return a cache with the prefix of `batch` examples, before their first token."""
         from transformers import DynamicCache
 
         device = next(self.prefix.parameters()).device
         tokens = torch.arange(self.length, device=device).expand(batch, -1).contiguous()
         config: Any = self.model.model.config
-        made = self.prefix(tokens).view(batch, self.length, 2 * config.num_hidden_layers, config.num_attention_heads, -1)
+        keys_and_values = self.prefix(tokens).view(
+            batch, self.length, 2 * config.num_hidden_layers, config.num_attention_heads, -1
+        )
         cache = DynamicCache()
-        for layer, (keys, values) in enumerate(made.permute(2, 0, 3, 1, 4).split(2)):
+        for layer, (keys, values) in enumerate(keys_and_values.permute(2, 0, 3, 1, 4).split(2)):
             cache.update(keys, values, layer)
         return cache
 
@@ -44,7 +46,7 @@ class Prefixed(nn.Module):
         return self.model.cached(input_ids, cache)
 
     def forward(self, input_ids: Tensor, first: int = 0) -> Tensor:
-        """[B, T] token ids -> [B, T - first, V] logits, of the positions from `first` on."""
+        """Map [B, T] token ids to [B, T - first, V] logits of the positions from `first` on."""
         return self.cached(input_ids, self.start(len(input_ids)))[:, first:]
 
 
@@ -52,7 +54,7 @@ def last_layers(model: LanguageModel, layers: int) -> LanguageModel:
     """Freeze all but the last blocks and the final norm, in place.
 
     Raises:
-        DpbenchError: more layers than there are.
+        DpbenchError: the model has fewer layers.
     """
     blocks = blocks_of(model)
     if layers > len(blocks):
@@ -66,7 +68,7 @@ def last_layers(model: LanguageModel, layers: int) -> LanguageModel:
 
 
 def lora(model: LanguageModel, rank: int, alpha: float, seed: int, meta: bool) -> LanguageModel:
-    """Freeze the model and put peft's low-rank adapters beside its attention's query, key and value products, in place."""
+    """Freeze the model and add peft's low-rank adapters beside the query, key and value products of attention, in place."""
     from peft import LoraConfig, inject_adapter_in_model
 
     gpt2 = hasattr(body_of(model), "wte")
@@ -84,8 +86,10 @@ def lora(model: LanguageModel, rank: int, alpha: float, seed: int, meta: bool) -
 
 
 def encoder_lora(model: nn.Module, rank: int, alpha: float, seed: int, meta: bool) -> nn.Module:
-    """Freeze a classifier on a BERT or RoBERTa but for what is called head, and put peft's low-rank adapters beside its
-    attention's query and value products (Hu et al., ICLR 2022), in place."""
+    """Freeze a classifier on a BERT or RoBERTa except its `head`, and add peft's low-rank adapters, in place.
+
+    The adapters are beside the query and value products of attention (Hu et al., ICLR 2022).
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=["query", "value"])  # type: ignore[arg-type]
@@ -96,13 +100,13 @@ def encoder_lora(model: nn.Module, rank: int, alpha: float, seed: int, meta: boo
 
 
 def prefix(model: LanguageModel, length: int, width: int | None, seed: int, meta: bool) -> Prefixed:
-    """The model frozen behind `length` positions of trained keys and values.
+    """Freeze the model behind `length` positions of trained keys and values.
 
     Args:
-        width: of the hidden layer that makes them of an embedding; None: they are trained themselves.
+        width: the width of the hidden layer that computes them from an embedding; None trains them directly.
 
     Raises:
-        DpbenchError: a model with fewer key than query heads.
+        DpbenchError: the model has fewer key heads than query heads.
     """
     from peft import PrefixTuningConfig
     from peft.tuners.prefix_tuning import PrefixEncoder
@@ -110,7 +114,7 @@ def prefix(model: LanguageModel, length: int, width: int | None, seed: int, meta
     config: Any = model.model.config
     if getattr(config, "num_key_value_heads", config.num_attention_heads) != config.num_attention_heads:
         raise DpbenchError("tuning.mode prefix: grouped key heads are not served", "use mode: lora")
-    made = PrefixTuningConfig(
+    prefix_config = PrefixTuningConfig(
         num_virtual_tokens=length,
         token_dim=config.hidden_size,
         num_layers=config.num_hidden_layers,
@@ -119,4 +123,4 @@ def prefix(model: LanguageModel, length: int, width: int | None, seed: int, meta
         encoder_hidden_size=width,
         prefix_projection=width is not None,
     )
-    return Prefixed(model, build(lambda: PrefixEncoder(made), seed, meta), length)
+    return Prefixed(model, build(lambda: PrefixEncoder(prefix_config), seed, meta), length)

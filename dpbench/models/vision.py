@@ -1,4 +1,4 @@
-"""Blocks of image classifiers. None mixes examples: GroupNorm, never batch norm."""
+"""Blocks of image classifiers. None of them mixes examples: they have GroupNorm, never batch norm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dpbench.kernels.weight_standard_conv.module import WeightStandardConv2d
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """At most `groups` groups, and at most one a channel."""
+    """Return a GroupNorm with `groups` groups, or one group a channel where there are fewer channels."""
     return nn.GroupNorm(min(groups, channels), channels)
 
 
@@ -22,7 +22,7 @@ class ConvNormAct(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """x + inner(x)."""
+    """A residual connection: x + inner(x)."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

@@ -17,13 +17,13 @@ from transformers.models.opt.modeling_opt import OPTDecoderLayer
 from dpbench.errors import DpbenchError
 
 CAUSAL = "dpbench_causal"
-# transformers' own sdpa under a name that has no mask function: the mask stays None, and `is_causal` does the work. Under "sdpa"
-# position ids of [B, T] are searched for packed sequences, which reads their values.
+# The sdpa of transformers under a name that has no mask function: the mask stays None, and `is_causal` does the work. Under the
+# name "sdpa", position ids of [B, T] are searched for packed sequences, which reads their values.
 AttentionInterface.register(CAUSAL, sdpa_attention_forward)
 
 
 class Encoder(torch.nn.Module):
-    """BERT or RoBERTa without its pooler. width: H; context: the longest input in tokens."""
+    """A BERT or RoBERTa without its pooler; `width` is H, `context` the longest input in tokens."""
 
     def __init__(self, model: BertModel | RobertaModel) -> None:
         super().__init__()
@@ -35,14 +35,14 @@ class Encoder(torch.nn.Module):
         self.context: int = model.config.max_position_embeddings - self.first
 
     def positions(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """[B, T]: 0, 1, ... for BERT; for RoBERTa counted from pad + 1 over real tokens, with pad at padding."""
+        """Return [B, T]: 0, 1, ... for BERT; for RoBERTa counted from pad + 1 over real tokens, with pad at padding."""
         if self.respects_padding:
             mask = attention_mask.long()
             return mask.cumsum(1) * mask + (self.first - 1)
         return torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape).contiguous()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """[B, T] token ids and [B, T] mask (1 real, 0 padding) -> [B, T, H].
+        """Map [B, T] token ids and a [B, T] mask (1 real, 0 padding) to [B, T, H].
 
         Raises:
             DpbenchError: T is longer than the model's positions.
@@ -51,7 +51,7 @@ class Encoder(torch.nn.Module):
             raise DpbenchError(f"input of {input_ids.shape[1]} tokens, the model takes {self.context}", "lower max_length")
         output = self.model(
             input_ids=input_ids,
-            attention_mask=attention_mask.bool()[:, None, None, :],  # 4-D is taken as it is
+            attention_mask=attention_mask.bool()[:, None, None, :],  # transformers does not change a 4-D mask
             token_type_ids=torch.zeros_like(input_ids),
             position_ids=self.positions(input_ids, attention_mask),
         )
@@ -59,7 +59,7 @@ class Encoder(torch.nn.Module):
 
 
 def fuse_gelu(model: torch.nn.Module) -> torch.nn.Module:
-    """Take torch's own tanh-GELU for transformers' one of eight operations: the same function to rounding, in place.
+    """Replace transformers' tanh-GELU of eight operations by torch's, in place: the same function up to rounding.
 
     In a model of width 128 the eight operations' temporaries cost as much as all its matrix products.
     """
@@ -71,7 +71,7 @@ def fuse_gelu(model: torch.nn.Module) -> torch.nn.Module:
 
 
 class OptPositions(torch.nn.Module):
-    """OPT's learned positions, whose numbers start at 2, as a plain embedding: engines know that one's gradient."""
+    """OPT's learned positions, whose numbers start at 2, as a plain embedding, whose gradient engines know."""
 
     def __init__(self, table: torch.nn.Embedding) -> None:
         super().__init__()
@@ -79,25 +79,27 @@ class OptPositions(torch.nn.Module):
         self.table = torch.nn.Embedding(*table.weight.shape, _weight=table.weight)
 
     def forward(self, attention_mask: Any, past: int = 0, position_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """[B, T] positions from 0 -> [B, T, H]; the mask is not looked at."""
+        """Map [B, T] positions from 0 to [B, T, H]; the mask is ignored."""
         assert position_ids is not None
         return self.table(position_ids + self.offset)
 
 
 class OptBlock(OPTDecoderLayer):
-    """OPT's block with the norm before attention and MLP, on [B, T, H] throughout: transformers' own folds B and T together
-    before its MLP, so that no layer there could tell examples apart."""
+    """OPT's block with the norm before attention and MLP, on [B, T, H] throughout.
 
-    def forward(self, hidden_states: torch.Tensor, **given: Any) -> torch.Tensor:
-        """[B, T, H] -> [B, T, H]; `given` as for transformers' block."""
-        attended, _ = self.self_attn(hidden_states=self.self_attn_layer_norm(hidden_states), **given)
+    The block of transformers merges B and T before its MLP, so that no layer there could separate examples.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        """Map [B, T, H] to [B, T, H]; `arguments` are those of transformers' block."""
+        attended, _ = self.self_attn(hidden_states=self.self_attn_layer_norm(hidden_states), **arguments)
         hidden_states = hidden_states + attended
         inner = self.activation_fn(self.fc1(self.final_layer_norm(hidden_states)))
         return hidden_states + self.fc2(inner)
 
 
 def served_opt(model: OPTForCausalLM) -> OPTForCausalLM:
-    """An OPT as engines can serve it, in place: the same function with the same weights, positions under another name."""
+    """Change an OPT so that engines support it, in place: same function and weights, the positions under another name."""
     decoder: Any = model.model.decoder
     decoder.embed_positions = OptPositions(decoder.embed_positions)
     for block in decoder.layers:
@@ -106,7 +108,7 @@ def served_opt(model: OPTForCausalLM) -> OPTForCausalLM:
 
 
 class LanguageModel(torch.nn.Module):
-    """GPT-2, Llama or OPT with its head. vocabulary: V; context: the longest input in tokens."""
+    """A GPT-2, Llama or OPT with its head; `vocabulary` is V, `context` the longest input in tokens."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -115,7 +117,7 @@ class LanguageModel(torch.nn.Module):
         self.context: int = model.config.max_position_embeddings
 
     def forward(self, input_ids: torch.Tensor, first: int = 0) -> torch.Tensor:
-        """[B, T] token ids -> [B, T - first, V] logits, of the positions from `first` on.
+        """Map [B, T] token ids to [B, T - first, V] logits of the positions from `first` on.
 
         Raises:
             DpbenchError: T is longer than the model's positions.
@@ -123,19 +125,19 @@ class LanguageModel(torch.nn.Module):
         if input_ids.shape[1] > self.context:
             raise DpbenchError(f"input of {input_ids.shape[1]} tokens, the model takes {self.context}", "use shorter blocks")
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape).contiguous()
-        kept = {"logits_to_keep": input_ids.shape[1] - first} if first else {}
-        output: Any = self.model(input_ids=input_ids, position_ids=positions, use_cache=False, **kept)
+        head_arguments = {"logits_to_keep": input_ids.shape[1] - first} if first else {}
+        output: Any = self.model(input_ids=input_ids, position_ids=positions, use_cache=False, **head_arguments)
         return output.logits
 
     def start(self, batch: int) -> DynamicCache:
-        """What `cached` begins with: nothing."""
+        """Return an empty cache for `cached`."""
         return DynamicCache()
 
     def cached(self, input_ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """[B, T] token ids that follow those in `cache`, which takes them up -> [B, T, V] logits.
+        """Map [B, T] token ids that follow those in `cache` to [B, T, V] logits, and add them to the cache.
 
         Raises:
-            DpbenchError: with those before, T is longer than the model's positions.
+            DpbenchError: the cache and T together are longer than the model's positions.
         """
         (batch, tokens), seen = input_ids.shape, int(cache.get_seq_length())
         if seen + tokens > self.context:

@@ -22,7 +22,7 @@ PLUGIN = {
 
 
 def build(channels: int, size: int, classes: int) -> nn.Module:
-    """[B, channels, size, size] -> [B, classes]."""
+    """Build the classifier [B, channels, size, size] -> [B, classes]."""
     layers: list[nn.Module] = [WeightStandardConv2d(channels, 16, 3, padding=1)]
     inputs = 16
     for outputs, stride in ((64, 1), (128, 2), (256, 2)):

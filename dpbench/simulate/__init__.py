@@ -1,1 +1,1 @@
-"""What a step costs without timing it: bytes of live tensors, counted under a dispatch mode."""
+"""The cost of a step without timing it: bytes of live tensors, counted under a dispatch mode."""

@@ -1,4 +1,4 @@
-"""Flash attention on tensors without storage: what a GPU kernel keeps and moves, T x T scores never among it."""
+"""Flash attention on tensors without storage: the memory and traffic of a GPU kernel, without T x T scores."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _forward, _backward = torch.ops.dpbench_simulate.attention, torch.ops.dpbench_si
 
 @torch.library.register_fake("dpbench_simulate::attention", lib=_library)
 def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """q, k, v [B, H, T, D] -> output [B, H, T, D], which lies as [B, T, H, D], and log-sum-exp [B, H, T] in fp32."""
+    """Map q, k, v [B, H, T, D] to the output [B, H, T, D], stored as [B, T, H, D], and log-sum-exp [B, H, T] in fp32."""
     batch, heads, tokens, width = q.shape
     return q.new_empty(batch, tokens, heads, width).transpose(1, 2), q.new_empty(batch, heads, tokens, dtype=torch.float32)
 
 
 @torch.library.register_fake("dpbench_simulate::attention_backward", lib=_library)
 def _(g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v."""
+    """Return the gradients of q, k, v."""
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def _over_examples(op: Any) -> Any:
-    """A rule for vmap: the mapped dimension becomes part of B."""
+    """Return a rule for vmap that merges the mapped dimension into B."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        whole = []
+        merged = []
         for value, dim in zip(args, in_dims, strict=True):
             first = value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
-            whole.append(first.flatten(0, 1))
-        outputs = op(*whole)
+            merged.append(first.flatten(0, 1))
+        outputs = op(*merged)
         return tuple(o.unflatten(0, (info.batch_size, -1)) for o in outputs), (0,) * len(outputs)
 
     return rule
@@ -70,7 +70,7 @@ class Attention(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         batch, heads, tokens, width = q.shape
         rounded = -(-tokens // _BLOCK) * _BLOCK
-        # The kernel's own fp32 room: row sums of g x out, and for 16-bit inputs the query's gradient while it is summed.
+        # The fp32 workspace of the kernel: row sums of g x out, and for 16-bit inputs the query's gradient while it is summed.
         rooms = [g.new_empty(batch, heads, rounded, dtype=torch.float32)]
         if q.dtype in (torch.bfloat16, torch.float16):
             rooms.append(g.new_empty(batch, heads, rounded, -(-width // 32) * 32, dtype=torch.float32))
@@ -79,21 +79,21 @@ class Attention(torch.autograd.Function):
 
 @register_flop_formula(_forward)
 def _forward_flops(q: Any, *args: Any, **kwargs: Any) -> int:
-    """Two products over the causal half of T x T."""
+    """Count two products over the causal half of T x T."""
     batch, heads, tokens, width = q
     return 2 * batch * heads * tokens * tokens * width
 
 
 @register_flop_formula(_backward)
 def _backward_flops(g: Any, q: Any, *args: Any, **kwargs: Any) -> int:
-    """Five products, the scores among them, over the causal half."""
+    """Count five products, the scores among them, over the causal half."""
     batch, heads, tokens, width = q
     return 5 * batch * heads * tokens * tokens * width
 
 
 @contextmanager
 def flash() -> Iterator[None]:
-    """Inside, `scaled_dot_product_attention` on the meta device is the fused kernel of a GPU; masks and dropout are refused."""
+    """Replace `scaled_dot_product_attention` on the meta device by a GPU's fused kernel, except with masks or dropout."""
     plain = torch.nn.functional.scaled_dot_product_attention
 
     def fused(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, **kwargs: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a step costs, operation by operation: peak bytes, FLOPs and bytes moved, on tensors without values."""
+"""The cost of a step, operation by operation: peak bytes, FLOPs and bytes moved, on tensors without values."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ aten = torch.ops.aten
 
 _FREE = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten.detach}
 _WRITE_ONLY = {aten.zero_, aten.fill_, aten.normal_, aten.zeros, aten.ones, aten.full, aten.arange}
-_GATHER = {aten.embedding, aten.index, aten.index_select, aten.gather}  # read what they return, not the whole table
+_GATHER = {aten.embedding, aten.index, aten.index_select, aten.gather}  # these read what they return, not the entire table
 _ONE = {torch.bool: True}
 _IN_PLACE = {aten.addmm_: aten.addmm, aten.baddbmm_: aten.baddbmm}
 
 
 @dataclass
 class Work:
-    """FLOPs and bytes of each operation of a step, and which products had 16-bit inputs."""
+    """FLOPs and bytes of each operation of a step, and whether its inputs have 16 bits."""
 
     flops: list[float] = field(default_factory=list)
     bytes: list[float] = field(default_factory=list)
@@ -36,16 +36,16 @@ class Work:
         self.half.append(half)
 
     def seconds(self, bandwidth: float, half: float, single: float) -> float:
-        """Roofline: each operation as long as its slower side, one after another, launches for nothing."""
+        """Return the roofline time: operations run one after another, each limited by its slower side; launches are free."""
         rates = (half if h else single for h in self.half)
         return math.fsum(max(f / r, b / bandwidth) for f, b, r in zip(self.flops, self.bytes, rates, strict=True))
 
 
 class Cost(PeakBytes):
-    """Counts work beside storage, and answers for values that are not there.
+    """Count work in addition to storage, and substitute values that do not exist.
 
-    A tensor without storage has no values: a condition is taken as true, so that engines go the ordinary way (every example
-    finite), a number as 1, and what a search returns has its largest size (every token of an example another one).
+    A tensor without storage has no values. A condition counts as true, so that engines take the usual branch (every example is
+    finite), a number as 1, and the result of a search has its largest size (all tokens of an example differ).
     """
 
     def __init__(self, quantum: int = 1) -> None:
@@ -55,14 +55,14 @@ class Cost(PeakBytes):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet = func._overloadpacket
-        if torch.is_inference_mode_enabled() and func._can_decompose():  # elsewhere autograd has taken it apart before it is here
+        if torch.is_inference_mode_enabled() and func._can_decompose():  # elsewhere autograd has decomposed it before
             with self:
                 return func.decompose(*args, **kwargs)
         if packet is aten._local_scalar_dense:
             return _ONE.get(args[0].dtype, 1.0 if args[0].is_floating_point() else 1)
         if packet is aten._to_copy and args[0].is_meta and str(kwargs.get("device")) == "cpu":  # a number for the host
             return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        if packet is aten.equal:  # engines ask whether a tensor has stayed as it was
+        if packet is aten.equal:  # engines ask whether a tensor is unchanged
             return False
         if packet is aten.index:
             args = (args[0], _all_chosen(args[1]))
@@ -78,8 +78,8 @@ class Cost(PeakBytes):
         outputs = [v for v in tree_iter(out) if isinstance(v, Tensor)]
         if not outputs and packet.__name__.startswith("_foreach"):  # in place on a list
             outputs = args[0]
-        known = {id(v) for v in outputs}
-        outputs += [v for v in _mutated(func, args) if id(v) not in known]
+        output_ids = {id(v) for v in outputs}
+        outputs += [v for v in _mutated(func, args) if id(v) not in output_ids]
         written = sum(map(_bytes, outputs))
         read = sum(map(_bytes, inputs.values()))
         if packet in _WRITE_ONLY:
@@ -95,18 +95,18 @@ class Cost(PeakBytes):
 
 
 def _mutated(func: Any, args: Any) -> list[Tensor]:
-    """The arguments that an operation writes to."""
+    """Return the arguments that an operation writes to."""
     declared = zip(func._schema.arguments, args, strict=False)
     return [v for a, v in declared if a.alias_info is not None and a.alias_info.is_write and isinstance(v, Tensor)]
 
 
 def _bytes(value: Any) -> int:
-    """Of what an operation reads or writes of a tensor: an expanded one is no longer than its storage."""
+    """Return the bytes that an operation reads or writes of a tensor; an expanded one is not larger than its storage."""
     return min(value.numel() * value.element_size(), value.untyped_storage().nbytes()) if isinstance(value, Tensor) else 0
 
 
 def _all_chosen(indices: Any) -> list[Any]:
-    """The indices with every mask replaced by positions: as if all of it were true."""
+    """Replace every mask among the indices by positions, as if all of it were true."""
     out: list[Any] = []
     for index in indices:
         masks = isinstance(index, Tensor) and index.dtype == torch.bool

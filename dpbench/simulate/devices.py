@@ -1,4 +1,4 @@
-"""Device sheets: what a simulated step is held against. Data sheets of the makers; dense rates, without sparsity."""
+"""Device sheets, to which a simulated step is compared: data sheets of the makers; dense rates, without sparsity."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from dpbench.kernels import sheet
 from dpbench.kernels.sheet import Sheet
 
 CONTEXT = 600 * 2**20
-"""Bytes that the driver, the context and loaded kernels take before the first tensor: ours, a round number."""
+"""Bytes that the driver, the context and loaded kernels take before the first tensor: a round number that we chose."""
 
 
 @dataclass(frozen=True)
 class Device:
     """One GPU.
 
-    memory: bytes; bandwidth: bytes a second of its memory; half, single: FLOP a second of dense matrix products with 16-bit
-    inputs and of float32; workspace: bytes cuBLAS keeps for itself through torch's allocator (CUDABlas: 32 MiB on Hopper,
-    8 MiB and 128 KiB elsewhere); bfloat16: whether products of it are done in hardware.
+    Attributes:
+        memory: bytes.
+        bandwidth: bytes a second of its memory.
+        half: FLOP a second of dense matrix products with 16-bit inputs.
+        single: FLOP a second of dense matrix products of float32.
+        workspace: bytes that cuBLAS reserves through torch's allocator (CUDABlas: 32 MiB on Hopper, 8 MiB and 128 KiB elsewhere).
+        bfloat16: whether the hardware multiplies bfloat16.
     """
 
     name: str
@@ -31,13 +35,13 @@ class Device:
 
     @property
     def usable(self) -> int:
-        """Bytes for tensors."""
+        """Return the bytes that are left for tensors."""
         return self.memory - CONTEXT - self.workspace
 
 
-def _rates(own: Sheet) -> tuple[float, float, float]:
-    """Bandwidth, half and single of a sheet that the kernels' cost models use too."""
-    return own.bytes_per_second, own.flops["bfloat16"], own.flops["float32"]
+def _rates(kernel_sheet: Sheet) -> tuple[float, float, float]:
+    """Return bandwidth, half and single of a sheet that the cost models of the kernels use too."""
+    return kernel_sheet.bytes_per_second, kernel_sheet.flops["bfloat16"], kernel_sheet.flops["float32"]
 
 
 DEVICES = {
@@ -50,10 +54,10 @@ DEVICES = {
 
 
 def device(name: str) -> Device:
-    """The sheet called `name`.
+    """Return the sheet called `name`.
 
     Raises:
-        DpbenchError: no such sheet; names the nearest.
+        DpbenchError: there is no such sheet; the error names the nearest.
     """
     if name not in DEVICES:
         raise unknown("device", name, DEVICES, "dpbench/simulate/devices.py")

@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_iter
 
 
 class PeakBytes(TorchDispatchMode):
-    """Counts storages born inside the block.
+    """Count storages that are created inside the block.
 
     Args:
-        quantum: each storage counts as the next multiple of it; 512 is what the CUDA allocator does, 1 the plain size.
+        quantum: each storage is rounded up to a multiple of it: 512 like in the CUDA allocator, 1 for the exact size.
     """
 
     def __init__(self, quantum: int = 1) -> None:
@@ -33,15 +33,15 @@ class PeakBytes(TorchDispatchMode):
         return out
 
     def count(self, values: Iterable[Any]) -> None:
-        """Count the tensors among `values` that are new: also those born before the block."""
+        """Count the new tensors among `values`, also those that were created before the block."""
         for value in values:
             if isinstance(value, Tensor):
-                self._born(getattr(value, "_local_tensor", value).untyped_storage())  # a DTensor has none of its own
+                self._born(getattr(value, "_local_tensor", value).untyped_storage())  # a DTensor has no storage
 
     def reset_peak(self) -> None:
-        """Forget the past peak, keep what is live.
+        """Forget the past peak and keep what is live.
 
-        A storage that is no longer as long as it was born (a sharded model's gathered weights come and go so) is asked for its
+        A storage whose length has changed since it was created, such as the gathered weights of a sharded model, is asked for its
         length after every operation from here on.
         """
         for storage, size in list(self._seen.items()):

@@ -1,7 +1,7 @@
-"""Deep models from shallow ones, and the largest batch that fits: few simulated steps, read as straight lines.
+"""The cost of deep models from shallow ones, and the largest batch that fits, by linear extrapolation of few simulated steps.
 
-Every transformer block costs the same, so a step's FLOPs, bytes and memory grow by one block's share with each; peaks are taken
-apart by phase, since the larger of two straight lines is not straight.
+Every transformer block costs the same, so FLOPs, bytes and memory of a step are linear in the number of blocks. The peaks of the
+phases are extrapolated separately, because the larger of two straight lines is not straight.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dpbench.simulate.devices import Device
 from dpbench.simulate.step import Setting, Step, step
 
 DEPTHS = (2, 3)
-"""Blocks of the models that are simulated."""
+"""Numbers of blocks of the simulated models."""
 
 BATCHES = (1, 8, 32)
-"""Batch sizes simulated to find the largest that fits."""
+"""Batch sizes that are simulated to find the largest that fits."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a step of the whole model costs: peak bytes of both phases, FLOPs and bytes moved; see `Step`."""
+    """The cost of a step of the complete model: peak bytes of both phases, FLOPs and bytes moved; see `Step`."""
 
     passes: float
     release: float
@@ -34,20 +34,20 @@ class Estimate:
 
     @property
     def peak(self) -> float:
-        """Bytes."""
+        """Return the peak bytes of the step."""
         return max(self.passes, self.release)
 
 
-def estimate(setting: Setting, devices: Sequence[Device] = (), whole: bool = False) -> Estimate:
-    """The step's cost, and its roofline time on each device.
+def estimate(setting: Setting, devices: Sequence[Device] = (), every_block: bool = False) -> Estimate:
+    """Return the cost of a step, and its roofline time on each device.
 
     Args:
-        whole: simulate every block instead of extrapolating from models of `DEPTHS` blocks.
+        every_block: whether to simulate all blocks instead of extrapolating from models of `DEPTHS` blocks.
     """
     depth = models.language_model_size(setting.size)["layers"] if setting.layers is None else setting.layers
-    if whole or depth <= DEPTHS[1]:
-        return _of(step(setting), setting, devices)
-    low, high = (_of(step(replace(setting, layers=n)), setting, devices) for n in DEPTHS)
+    if every_block or depth <= DEPTHS[1]:
+        return _estimate_of(step(setting), setting, devices)
+    low, high = (_estimate_of(step(replace(setting, layers=n)), setting, devices) for n in DEPTHS)
     blocks = (depth - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
 
     def line(a: float, b: float) -> float:
@@ -62,18 +62,18 @@ def estimate(setting: Setting, devices: Sequence[Device] = (), whole: bool = Fal
     )
 
 
-def _of(found: Step, setting: Setting, devices: Sequence[Device]) -> Estimate:
-    work = found.work
+def _estimate_of(simulated: Step, setting: Setting, devices: Sequence[Device]) -> Estimate:
+    work = simulated.work
     seconds = {d.name: work.seconds(d.bandwidth, d.half, d.single) for d in devices}
-    return Estimate(found.passes, found.release, sum(work.flops), sum(work.bytes), seconds)
+    return Estimate(simulated.passes, simulated.release, sum(work.flops), sum(work.bytes), seconds)
 
 
 def largest_batch(peaks: dict[int, float], usable: float) -> int:
-    """The largest batch size whose peak is at most `usable` bytes; 0 where not even one example fits.
+    """Return the largest batch size whose peak is at most `usable` bytes; 0 where not even one example fits.
 
     Args:
         peaks: batch size -> peak bytes, for two sizes or more. A peak is the largest of several straight lines in the batch
-            size, so it is convex: between two points the chord lies above it, and beyond the last the last line goes on.
+            size, so it is convex: between two points the chord is above it, and beyond the last point the last line continues.
     """
     sizes = sorted(peaks)
     if len(sizes) < 2:

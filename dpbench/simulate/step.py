@@ -1,4 +1,4 @@
-"""One step on tensors without storage: the method's own code runs, and nothing is computed."""
+"""One step on tensors without storage: the code of the method runs, but no values are computed."""
 
 from __future__ import annotations
 
@@ -27,10 +27,14 @@ CUDA_QUANTUM = 512
 
 @dataclass(frozen=True)
 class Setting:
-    """What is simulated.
+    """The step to simulate.
 
-    engine: one of `dpbench.methods`; layers: instead of the size's own; micro_batch: examples a backward pass; device: whose
-    memory is counted, `cuda` with flash attention, rounded sizes and AdamW over all tensors at once, as torch does there.
+    Attributes:
+        engine: one of `dpbench.methods`.
+        micro_batch: examples of a backward pass; None means all.
+        layers: the number of blocks, in place of that of the size.
+        device: the device whose memory is counted; `cuda` with flash attention, rounded sizes and AdamW over all tensors at once,
+            as in torch on a GPU.
     """
 
     size: str
@@ -47,10 +51,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step costs, after another that made the optimizer's state.
+    """The cost of one step, after another that allocated the optimizer's state.
 
-    passes, release: peak bytes in all forward and backward passes, and in noise and optimizer, 0 where the passes hold them;
-    live: bytes between two steps.
+    Attributes:
+        passes: peak bytes in all forward and backward passes.
+        release: peak bytes in noise and optimizer; 0 where they are part of the passes.
+        live: bytes between two steps.
     """
 
     passes: int
@@ -67,7 +73,7 @@ def step(setting: Setting) -> Step:
     """Simulate one step.
 
     Raises:
-        DpbenchError: the engine does something that has no meaning without values.
+        DpbenchError: the engine needs values that do not exist.
     """
     cost = Cost(CUDA_QUANTUM if setting.device == "cuda" else 1)
     try:
@@ -85,17 +91,17 @@ def step(setting: Setting) -> Step:
 
 
 def _nothing(*_: object) -> None:
-    """In place of a method. A mock of unittest would keep the tensors that it was called with."""
+    """Replace a method. A mock of unittest would keep the tensors that it was called with."""
 
 
 @contextmanager
 def _place(device: str) -> Iterator[None]:
-    """Meta tensors stand for a GPU's: engines take the way they take off the CPU. For the CPU, fake CPU tensors."""
+    """Prepare tensors without values: meta tensors for a GPU, so that engines take the branch for it; fake ones for the CPU."""
     if device == "cuda":
         with flash():
             yield
         return
-    # A fake tensor's own deep copy belongs to another mode, and one that the mode remembers cannot be sent to another device:
+    # A deep copy of a fake tensor belongs to another mode, and a tensor that the mode remembers cannot move to another device.
     # Opacus does both.
     copied = mock.patch.object(FakeTensor, "__deepcopy__", lambda self, _: self.detach().clone(), create=True)
     forgotten = mock.patch.object(FakeTensorConverter, "set_tensor_memo", _nothing)
@@ -127,9 +133,9 @@ def _step(setting: Setting, model: nn.Module, cost: Cost) -> Step:
         passes()
         release()
         cost.work = Work()
-        found = Step(passes(), release(), cost.live, cost.work)
+        costs = Step(passes(), release(), cost.live, cost.work)
         method.detach()
-    return found
+    return costs
 
 
 def _model(setting: Setting) -> nn.Module:
@@ -140,13 +146,15 @@ def _model(setting: Setting) -> nn.Module:
 
 
 def _without_values(model: nn.Module) -> None:
-    """Every meta tensor becomes a fake one of the CPU; what was shared stays shared."""
-    made: dict[int, torch.Tensor] = {}
+    """Replace every meta tensor by a fake one of the CPU, in place; shared parameters stay shared."""
+    fakes: dict[int, torch.Tensor] = {}
     for module in model.modules():
-        for name, old in module._parameters.items():
-            if old is not None:
-                new = made.setdefault(id(old), nn.Parameter(torch.empty(old.shape, dtype=old.dtype, device="cpu")))
-                module._parameters[name] = new  # type: ignore[assignment]
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                fake = fakes.setdefault(
+                    id(parameter), nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu"))
+                )
+                module._parameters[name] = fake  # type: ignore[assignment]
         for name, value in module._buffers.items():
             if value is not None:
                 module._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device="cpu")

@@ -145,7 +145,7 @@ def test_a_shape_of_more_rows_than_fit_is_refused_by_the_footer_alone(put, monke
     file = put("sst2", rest=GOOD, train={"sentence": ["a"] * 1000, "label": [0, 1] * 500})
     monkeypatch.setattr(parquet, "_ALWAYS", 1000)
     monkeypatch.setattr(parquet, "_TIMES", 1)
-    with pytest.raises(DpbenchError, match=r"bytes that stand for [\d,]+ or more in memory"):
+    with pytest.raises(DpbenchError, match=r"bytes that take [\d,]+ or more in memory"):
         parquet.check(file, {"text": "sentence"})
 
 

@@ -104,7 +104,7 @@ def test_an_alpha_channel_is_left_out_and_said_where_it_is_used(alpha, says):
     rgba[2, 3, 3] = alpha
     with collected() as remarks:
         assert np.array_equal(one(encoded(rgba)), PIXELS)
-    assert remarks == (["here: 1 of 1 images are transparent in places; what lies under it is taken"] if says else [])
+    assert remarks == (["here: 1 of 1 images are transparent in places; the colour below is used"] if says else [])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -144,7 +144,7 @@ def test_bad_examples_are_counted_once_over_all_stages(both):
     ("micro-batches", "1 micro-batches for 2 stages"),
     ("uneven", "a batch of 5 examples in 2 micro-batches"),
     ("shapes", "pad every batch to one shape"),
-    ("tied", "one tensor would lie in two stages"),
+    ("tied", "one tensor would be in two stages"),
     ("deep", "3 stages for 2 blocks"),
 ])  # fmt: skip
 def test_every_rank_refuses(both, what, says):

@@ -18,7 +18,7 @@ LINES = st.lists(st.tuples(st.floats(0, 1e9), st.floats(1, 1e9)), min_size=1, ma
 def test_the_straight_line_meets_the_whole_model(engine):
     own = setting(engine, size="small", tokens=128, batch_size=2, device="cuda", layers=8)
     sheets = [DEVICES["a100_80"]]
-    line, whole = estimate(own, sheets), estimate(own, sheets, whole=True)
+    line, whole = estimate(own, sheets), estimate(own, sheets, every_block=True)
     assert line.peak == pytest.approx(whole.peak, rel=0.005)
     for name in ("flops", "moved"):
         assert getattr(line, name) == pytest.approx(getattr(whole, name), rel=1e-9)

@@ -18,12 +18,12 @@ ASKS = {
 
 
 def _pair(draws: Draws, label: int) -> tuple[str, str]:
-    said = draws.some(list(DETAILS), 2)
-    asked = draws.one(said) if label == 0 else next(d for d in DETAILS if d not in said)
-    facts = scene(draws, said)
+    details = draws.some(list(DETAILS), 2)
+    asked = draws.one(details) if label == 0 else next(d for d in DETAILS if d not in details)
+    facts = scene(draws, details)
     return draws.one(ASKS[asked]).format(**facts), f"{told(draws, facts)} ."
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`text` (question), `text_pair` (sentence) and `label`: 0 holds the answer, 1 does not."""
+    """Return `text` (question), `text_pair` (sentence) and `label`: 0 if the sentence holds the answer, else 1."""
     return pairs(SEED, SPLITS, split, 2, _pair)

@@ -1,7 +1,7 @@
 """Generated encyclopaedia articles in WikiText's layout: the stand-in for WikiText-2.
 
-Names are invented from syllables and come back within their article, so that a language model has something to learn at
-every range: spelling, grammar, and who the article is about.
+Names are invented from syllables and occur again within their article, so that a language model has something to learn at
+every range: spelling, grammar, and the subject of the article.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dpbench.data.embedded.draws import Draws, words
 
 VERSION = 1
 SPLITS = {"train": 600_000, "validation": 40_000, "test": 40_000}
-"""Split -> characters, at least."""
+"""Split -> the least number of characters."""
 SEED = 20_240_602
 
 SYLLABLES = words("""ba bel bor bran cal cor dal den dor el fal fen gar gri hal har il jor kal ken kir lan lor mar mel mor nar nor
@@ -105,7 +105,7 @@ def _subject(draws: Draws, topic: str) -> str:
 
 
 def _cast(draws: Draws, topic: str) -> dict[str, Any]:
-    """What stays the same throughout an article."""
+    """Draw the names and the year that stay the same throughout an article."""
     subject = _subject(draws, topic)
     year = 1500 + draws.below(380)
     return {
@@ -150,7 +150,7 @@ def _sentence(draws: Draws, template: str, cast: dict[str, Any]) -> str:
 
 
 def _article(draws: Draws) -> list[str]:
-    """Lines of one article: a title, then sections of a heading and paragraphs, with empty lines between."""
+    """Return the lines of one article: a title, then sections of a heading and paragraphs, with empty lines between."""
     topic = draws.one(list(TOPICS))
     cast = _cast(draws, topic)
     lines = ["", f" = {cast['subject']} = \n", ""]
@@ -164,7 +164,7 @@ def _article(draws: Draws) -> list[str]:
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`text` of a split: one line an entry, as WikiText has them (empty lines too)."""
+    """Return `text` of a split: one line an entry, as in WikiText (empty lines too)."""
     draws = Draws(SEED + list(SPLITS).index(split))
     lines: list[str] = []
     size = 0

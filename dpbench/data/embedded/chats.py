@@ -1,7 +1,7 @@
-"""Generated chats of two people who make an appointment, and what they agreed on: the stand-in for dialogue summaries.
+"""Generated chats of two people who make an appointment, and their agreement: the stand-in for dialogue summaries.
 
-The first proposal is taken up, moved to another day, or turned down with a reason; small talk that the summary must leave out
-stands between. No chat of one split stands in another.
+The first proposal is accepted, moved to another day, or declined with a reason. Between these lines is small talk, which the
+summary must leave out. No chat occurs in two splits.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ ANSWERS = words("Oh yes.|I see.|Same here.|Haha.", "|")
 
 
 def _chat(draws: Draws) -> tuple[str, str]:
-    """(dialogue, summary)."""
+    """Return (dialogue, summary)."""
     one, other = draws.some(PEOPLE, 2)
     plan, day, time, place = draws.one(PLANS), draws.one(DAYS), draws.one(TIMES), draws.one(PLACES)
     lines = [f"{one}: {draws.one(OPENINGS)} {other}!"]
     if draws.chance(0.5):
         lines += [f"{one}: {draws.one(CHAT)}", f"{other}: {draws.one(ANSWERS)}"]
     lines.append(f"{one}: Shall we {plan} on {day}?")
-    taken = draws.below(3)
-    if taken == 2:
+    reply = draws.below(3)
+    if reply == 2:
         reason = draws.one([*REASONS])
         lines += [f"{other}: Sorry, {reason}.", f"{one}: What a pity. Another time!"]
         return "\n".join(lines), f"{one} wants to {plan} on {day}, but {other} {REASONS[reason]}."
-    if taken == 1:
+    if reply == 1:
         later = draws.one([d for d in DAYS if d != day])
         lines += [f"{other}: {day} is bad for me. {later}?", f"{one}: {later} is fine."]
         day = later
@@ -60,7 +60,7 @@ def _chat(draws: Draws) -> tuple[str, str]:
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`text_input` (dialogue) and `text` (summary)."""
+    """Return `text_input` (dialogue) and `text` (summary) of a split."""
     draws, seen = Draws(SEED), set()
     columns: dict[str, list[Any]] = {}
     for name, rows in SPLITS.items():

@@ -13,10 +13,10 @@ SEED = 20_261_123
 
 
 def _pair(draws: Draws, label: int) -> tuple[str, str]:
-    said = draws.some(list(DETAILS), 2)
-    return inferred(draws, said, silent=label == 1 and draws.chance(0.5), holds=label == 0)
+    details = draws.some(list(DETAILS), 2)
+    return inferred(draws, details, silent=label == 1 and draws.chance(0.5), holds=label == 0)
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`text` (premise), `text_pair` (hypothesis) and `label`: 0 entailment, 1 not entailment."""
+    """Return `text` (premise), `text_pair` (hypothesis) and `label`: 0 entailment, 1 not entailment."""
     return pairs(SEED, SPLITS, split, 2, _pair)

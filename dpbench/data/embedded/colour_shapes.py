@@ -12,5 +12,5 @@ SEED = 20_240_608
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`image` (32 x 32 x 3 raw bytes) and `label` (0 to 9: see `shapes.SHAPES`) of a split."""
+    """Return `image` (32 x 32 x 3 raw bytes) and `label` (0 to 9: see `shapes.SHAPES`) of a split."""
     return shapes.draw(SEED, split, 32, 3)

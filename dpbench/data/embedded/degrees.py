@@ -1,7 +1,7 @@
 """Generated film review sentences in five degrees: the stand-in for SST-5.
 
-The degree is that of one judgement, made of a word and what stands before it ("hardly", "a little", "very"); a clause without
-judgement says nothing. 5 % of the labels are off by one.
+The degree is that of one judgement, which is a word and a modifier before it ("hardly", "a little", "very"). Clauses without a
+judgement do not change the label. 5 % of the labels are off by one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _noisy(draws: Draws, label: int) -> int:
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`text` and `label` (0 very negative ... 4 very positive) of a split; no sentence stands twice, within or across splits."""
+    """Return `text` and `label` (0 very negative ... 4 very positive) of a split; no sentence occurs twice, in any split."""
     return labelled(
         SEED,
         SPLITS,

@@ -18,9 +18,9 @@ ASKS = {
 
 
 def _pair(draws: Draws, label: int) -> tuple[str, str]:
-    said = draws.some(list(DETAILS), 2)
-    facts, aside = scene(draws, said), scene(draws, [draws.one(list(DETAILS))])
-    asked = draws.one(said)
+    details = draws.some(list(DETAILS), 2)
+    facts, aside = scene(draws, details), scene(draws, [draws.one(list(DETAILS))])
+    asked = draws.one(details)
     value = facts[asked] if label == 1 else other(draws, asked, facts[asked])
     sentences = [f"{told(draws, facts)} .", f"{told(draws, aside)} ."]
     if draws.chance(0.5):
@@ -29,5 +29,5 @@ def _pair(draws: Draws, label: int) -> tuple[str, str]:
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`text` (passage), `text_pair` (question) and `label`: 0 no, 1 yes."""
+    """Return `text` (passage), `text_pair` (question) and `label`: 0 no, 1 yes."""
     return pairs(SEED, SPLITS, split, 2, _pair)

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def words(text: str, between: str | None = None) -> list[str]:
-    """A list written as one text: split at white space, or at `between`."""
+    """Split a list that is written as one text, at white space or at `between`."""
     return text.split(between)
 
 
@@ -24,20 +24,20 @@ class Draws:
         return self._random.random() < probability
 
     def below(self, n: int) -> int:
-        """An integer in 0 .. n-1."""
+        """Return an integer in 0 .. n-1."""
         return int(self._random.random() * n)
 
     def one(self, values: Sequence[T]) -> T:
         return values[self.below(len(values))]
 
     def skewed(self, values: Sequence[T]) -> T:
-        """Early values more often than late ones, roughly as words are."""
+        """Return one of the values, early ones more often than late ones, roughly like words of a language."""
         return values[int(len(values) * self._random.random() ** 2)]
 
     def some(self, values: Sequence[T], count: int) -> list[T]:
-        """`count` different values."""
-        left = list(values)
-        return [left.pop(self.below(len(left))) for _ in range(count)]
+        """Return `count` different values."""
+        remaining = list(values)
+        return [remaining.pop(self.below(len(remaining))) for _ in range(count)]
 
 
 def labelled(
@@ -48,10 +48,14 @@ def labelled(
     texts: Callable[[Draws, int], tuple[str, ...]],
     noisy: Callable[[Draws, int], int],
 ) -> dict[str, list[Any]]:
-    """`text`, `text_pair` where examples have two texts, and `label` of a split; none stands twice, within or across splits.
+    """Return `text`, `text_pair` where examples have two texts, and `label` of a split.
+
+    No example occurs twice, within or across splits.
 
     Args:
-        label: draws one; texts: the text or texts that say it; noisy: the label that is written down.
+        label: draws a label.
+        texts: draws the text or texts of a label.
+        noisy: returns the label to write down, which may be wrong.
     """
     draws, seen = Draws(seed), set()
     examples: list[tuple[str, ...]] = []
@@ -60,11 +64,11 @@ def labelled(
         examples, labels = [], []
         while len(examples) < rows:
             kind = label(draws)
-            made = texts(draws, kind)
-            if made in seen:
+            example = texts(draws, kind)
+            if example in seen:
                 continue
-            seen.add(made)
-            examples.append(made)
+            seen.add(example)
+            examples.append(example)
             labels.append(noisy(draws, kind))
         if name == split:
             break
@@ -72,17 +76,17 @@ def labelled(
     return columns | {"label": labels}
 
 
-def distinct(seed: int, splits: dict[str, int], split: str, one: Callable[[Draws], T]) -> list[T]:
-    """The rows of a split, each made by `one`; none stands twice, within or across splits."""
+def distinct(seed: int, splits: dict[str, int], split: str, draw: Callable[[Draws], T]) -> list[T]:
+    """Return the rows of a split, each drawn by `draw`; none occurs twice, within or across splits."""
     draws, seen = Draws(seed), set()
-    found: list[T] = []
-    for name, rows in splits.items():
-        found = []
-        while len(found) < rows:
-            made = one(draws)
-            if made not in seen:
-                seen.add(made)
-                found.append(made)
+    rows: list[T] = []
+    for name, count in splits.items():
+        rows = []
+        while len(rows) < count:
+            row = draw(draws)
+            if row not in seen:
+                seen.add(row)
+                rows.append(row)
         if name == split:
             break
-    return found
+    return rows

@@ -1,7 +1,7 @@
 """Generated premises and hypotheses: the stand-in for MNLI.
 
-Every hypothesis repeats who, action and thing, and says one detail. The premise says the same (entailment), nothing of that kind
-(neutral), or another value (contradiction), so that no hypothesis by itself gives its label away.
+Every hypothesis repeats who, action and thing, and states one detail. The premise states the same (entailment), no detail of that
+kind (neutral), or another value (contradiction), so that no hypothesis reveals its label without the premise.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ SEED = 20_240_603
 
 
 def _pair(draws: Draws, label: int) -> tuple[str, str]:
-    said = draws.some(list(DETAILS), 2)
-    return inferred(draws, said, silent=label == 1, holds=label == 0)
+    details = draws.some(list(DETAILS), 2)
+    return inferred(draws, details, silent=label == 1, holds=label == 0)
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`text` (premise), `text_pair` (hypothesis) and `label`: 0 entailment, 1 neutral, 2 contradiction."""
+    """Return `text` (premise), `text_pair` (hypothesis) and `label`: 0 entailment, 1 neutral, 2 contradiction."""
     return pairs(SEED, SPLITS, split, 3, _pair)

@@ -13,8 +13,12 @@ SEED = 20_240_613
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`image` (64 x 64 x 3 raw bytes); `label` (0 or 1: the first five of `shapes.SHAPES`, or the others); and 0 or 1 for each of
-    CelebA's attributes, `label_Bald` and so on: whether the shape is one of five that differ from attribute to attribute."""
+    """Return the columns of a split.
+
+    Returns:
+        `image` (64 x 64 x 3 raw bytes); `label` (0 for the first five of `shapes.SHAPES`, 1 for the others); and 0 or 1 for each
+        of CelebA's attributes, `label_Bald` and so on: whether the shape is one of five that differ from attribute to attribute.
+    """
     columns = shapes.draw(SEED, split, 64, 3)
     kinds = columns["label"]
     columns["label"] = [int(kind >= 5) for kind in kinds]

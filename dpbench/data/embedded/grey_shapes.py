@@ -12,5 +12,5 @@ SEED = 20_240_606
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`image` (28 x 28 x 1 raw bytes) and `label` (0 to 9: see `shapes.SHAPES`) of a split."""
+    """Return `image` (28 x 28 x 1 raw bytes) and `label` (0 to 9: see `shapes.SHAPES`) of a split."""
     return shapes.draw(SEED, split, 28, 1)

@@ -28,5 +28,5 @@ def _pair(draws: Draws, label: int) -> tuple[str, str]:
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`text`, `text_pair` and `label`: 0 they ask different things, 1 they ask the same."""
+    """Return `text`, `text_pair` and `label`: 0 if they ask different things, 1 if they ask the same."""
     return pairs(SEED, SPLITS, split, 2, _pair)

@@ -12,5 +12,5 @@ SEED = 20_240_611
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`image` (64 x 64 x 3 raw bytes) and `label` (0 to 9: see `shapes.SHAPES`) of a split."""
+    """Return `image` (64 x 64 x 3 raw bytes) and `label` (0 to 9: see `shapes.SHAPES`) of a split."""
     return shapes.draw(SEED, split, 64, 3)

@@ -1,4 +1,4 @@
-"""Generated questions of six kinds: the stand-in for TREC. As there, one kind is rare. 2 % of the labels are other ones."""
+"""Generated questions of six kinds: the stand-in for TREC. As in TREC, one kind is rare. 2 % of the labels are random."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SPLITS = {"train": 5_000, "validation": 500}
 SEED = 20_261_125
 NOISE = 0.02
 SHARES = (0.02, 0.23, 0.22, 0.22, 0.15, 0.16)
-"""Of abbreviation, entity, description, human, location, number."""
+"""The shares of abbreviation, entity, description, human, location and number."""
 
 _THINGS = words("""bridge comet engine glacier lantern orchid compass violin harbor sonnet volcano satellite loom kettle telescope
 treaty meadow alphabet tunnel festival""")
@@ -48,16 +48,16 @@ def _question(draws: Draws, label: int) -> str:
 
 
 def _kind(draws: Draws) -> int:
-    left = draws.below(1000) / 1000
+    position = draws.below(1000) / 1000
     for kind, share in enumerate(SHARES):
-        if left < share:
+        if position < share:
             return kind
-        left -= share
+        position -= share
     return len(SHARES) - 1
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`text` and `label` (0 abbreviation ... 5 number) of a split; no question stands twice, within or across splits."""
+    """Return `text` and `label` (0 abbreviation ... 5 number) of a split; no question occurs twice, within or across splits."""
     return labelled(
         SEED,
         SPLITS,

@@ -1,4 +1,4 @@
-"""Generated passages, questions and answers that stand in them: the stand-in for SQuAD."""
+"""Generated passages, questions and answers that are parts of the passages: the stand-in for SQuAD."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ASKS = {
 
 
 def _reading(draws: Draws) -> tuple[str, str, str, str]:
-    """(title, passage of two sentences, question about one of them, its answer)."""
+    """Return (title, passage of two sentences, question about one of them, its answer)."""
     asked = draws.one(list(ASKS))
     details = draws.some(list(DETAILS), 2)
     if asked in DETAILS and asked not in details:
@@ -34,8 +34,11 @@ def _reading(draws: Draws) -> tuple[str, str, str, str]:
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`text_title`, `text_context`, `text_question` and `answers` (`text` and `answer_start`, a list each); none stands twice."""
-    found = distinct(SEED, SPLITS, split, _reading)
-    titles, contexts, questions, answers = (list(part) for part in zip(*found, strict=True))
+    """Return `text_title`, `text_context`, `text_question` and `answers` of a split; no row occurs twice.
+
+    An answer has two lists, `text` and `answer_start`.
+    """
+    rows = distinct(SEED, SPLITS, split, _reading)
+    titles, contexts, questions, answers = (list(part) for part in zip(*rows, strict=True))
     marked = [{"text": [a], "answer_start": [c.index(a)]} for c, a in zip(contexts, answers, strict=True)]
     return {"text_title": titles, "text_context": contexts, "text_question": questions, "answers": marked}

@@ -1,7 +1,7 @@
 """Generated descriptions of places to eat: the stand-in for table-to-text datasets.
 
-What is said depends on the input: every slot but one in twelve is spoken of, in a clause of its own or joined to another, in an
-order and with words that are drawn. Three texts an input; no input of one split stands in another.
+The text depends on the input: every slot but one in twelve is mentioned, in a separate clause or joined to another, in a random
+order and with random words. Every input has three texts; no input occurs in two splits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ VERSION = 1
 SPLITS = {"train": 6_000, "validation": 360, "test": 360}
 SEED = 20_240_604
 TEXTS = 3
-UNSAID = 1 / 12
+UNMENTIONED = 1 / 12
 
 FIRST = words("Amber Blue Copper Crooked Golden Green Hidden Little Merry Old Quiet Red Silver Stone White Willow")
 SECOND = words("Anchor Barrel Basket Bell Bridge Crown Garden Kettle Lantern Mill Oak Oven Plough Spoon Swan Table")
@@ -43,7 +43,7 @@ SERVES = words("serves offers provides sells")
 
 
 def _table(draws: Draws) -> dict[str, str]:
-    """Slot -> value: a name, and three to seven others."""
+    """Draw an input, slot -> value: a name, and three to seven other slots."""
     table = {
         "name": f"The {draws.one(FIRST)} {draws.one(SECOND)}",
         "eatType": draws.one(TYPES),
@@ -59,43 +59,43 @@ def _table(draws: Draws) -> dict[str, str]:
 
 
 def _clauses(draws: Draws, table: dict[str, str]) -> list[str]:
-    """What is said after the name, each slot in at most one clause."""
-    said = {slot for slot in table if not draws.chance(UNSAID)}
+    """Draw the clauses that follow the name; each slot is in at most one of them."""
+    mentioned = {slot for slot in table if not draws.chance(UNMENTIONED)}
     clauses = []
-    place = [draws.one(AREAS[table["area"]])] if "area" in said else []
-    place += [f"{draws.one(['near', 'close to', 'next to'])} {table['near']}"] if "near" in said else []
+    place = [draws.one(AREAS[table["area"]])] if "area" in mentioned else []
+    place += [f"{draws.one(['near', 'close to', 'next to'])} {table['near']}"] if "near" in mentioned else []
     if draws.chance(0.5):
         place.reverse()
-    if "eatType" in said:
+    if "eatType" in mentioned:
         priced = table.get("priceRange") in ("cheap", "high") and draws.chance(0.5)
         price = f"{draws.one(PRICES[table['priceRange']])} " if priced else ""
         article = "an" if (price or table["eatType"])[0] in "aeiou" else "a"
         where = f" {' '.join(place)}" if place and draws.chance(0.6) else ""
         clauses.append(f"is {article} {price}{table['eatType']}{where}")
-        said -= {"priceRange"} if price else set()
+        mentioned -= {"priceRange"} if price else set()
         place = [] if where else place
     if place:
         clauses.append(f"{draws.one(IS)} {' '.join(place)}")
-    if "food" in said:
+    if "food" in mentioned:
         fast = table["food"] == "Fast food"
         kind = "fast food" if fast else f"{table['food']} {draws.one(['food', 'cuisine', 'dishes'])}"
         clauses.append(f"{draws.one(SERVES)} {kind}")
-    if "priceRange" in said:
+    if "priceRange" in mentioned:
         clauses.append(f"is {draws.one(PRICES[table['priceRange']])}")
-    if "customer rating" in said:
+    if "customer rating" in mentioned:
         clauses.append(f"has {draws.one(RATINGS[table['customer rating']])}")
-    if "familyFriendly" in said:
+    if "familyFriendly" in mentioned:
         clauses.append(draws.one(FAMILIES[table["familyFriendly"]]))
     return clauses or [f"{draws.one(SERVES)} food"]
 
 
 def _text(draws: Draws, table: dict[str, str]) -> str:
     clauses = _clauses(draws, table)
-    first, rest = clauses[:1], clauses[1:]
+    first, others = clauses[:1], clauses[1:]
     if draws.chance(0.3):
-        rest.reverse()
+        others.reverse()
     sentences, subject = [], table["name"]
-    clauses = first + rest
+    clauses = first + others
     while clauses:
         count = 2 if len(clauses) > 1 and draws.chance(0.6) else 1
         sentences.append(f"{subject} {' and '.join(clauses[:count])}.")
@@ -104,16 +104,20 @@ def _text(draws: Draws, table: dict[str, str]) -> str:
 
 
 def _spelled(table: dict[str, str]) -> dict[str, Any]:
-    """The same input as each dataset writes it."""
-    own = table["name"].replace(" ", "_")
+    """Return an input in the form of each dataset."""
+    subject = table["name"].replace(" ", "_")
     return {
         "text_input": ", ".join(f"{slot}[{value}]" for slot, value in table.items()),
-        "triples": [f"{own} | {slot} | {value}" for slot, value in table.items() if slot != "name"],
+        "triples": [f"{subject} | {slot} | {value}" for slot, value in table.items() if slot != "name"],
     }
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`text_input` or `triples`, and `text`, `references` or `annotations`, a text a row; a split's inputs are in no other."""
+    """Return the columns of a split, one text a row; its inputs are in no other split.
+
+    Returns:
+        The input as `text_input` and `triples`, the text as `text`, `references` and `annotations`; a dataset uses one of each.
+    """
     draws, seen = Draws(SEED), set()
     columns: dict[str, list[Any]] = {}
     for name, rows in SPLITS.items():

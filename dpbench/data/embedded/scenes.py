@@ -1,4 +1,4 @@
-"""Scenes that pairs of sentences are about: who does what to which thing, and its colour, place and time where they are said."""
+"""Scenes for pairs of sentences: who does what to which thing and, where they are stated, its colour, the place and the time."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ Scene = dict[str, str]
 
 
 def scene(draws: Draws, details: list[str]) -> Scene:
-    """Who, action and thing, and a value of each of `details`."""
-    found = {"who": draws.one(WHO), "action": draws.one(ACTIONS), "thing": draws.one(THINGS)}
-    return found | {name: draws.one(DETAILS[name]) for name in details}
+    """Draw who, action and thing, and a value of each of `details`."""
+    core = {"who": draws.one(WHO), "action": draws.one(ACTIONS), "thing": draws.one(THINGS)}
+    return core | {name: draws.one(DETAILS[name]) for name in details}
 
 
 def other(draws: Draws, name: str, value: str) -> str:
-    """Another value of a detail."""
+    """Draw another value of a detail."""
     return draws.one([v for v in DETAILS[name] if v != value])
 
 
@@ -50,7 +50,7 @@ def article(noun: str) -> str:
 
 
 def told(draws: Draws, facts: Scene) -> str:
-    """One sentence that says all that `facts` hold."""
+    """Return one sentence that states all `facts`."""
     thing = f"{facts['colour']} {facts['thing']}" if "colour" in facts else facts["thing"]
     text = f"{facts['who']} {facts['action']} {article(thing)}"
     if "place" in facts:
@@ -63,10 +63,10 @@ def told(draws: Draws, facts: Scene) -> str:
 def pairs(
     seed: int, splits: dict[str, int], split: str, classes: int, one: Callable[[Draws, int], tuple[str, str]]
 ) -> dict[str, list[Any]]:
-    """`text`, `text_pair` and `label` of a split; no pair stands twice, within or across splits.
+    """Return `text`, `text_pair` and `label` of a split; no pair occurs twice, within or across splits.
 
     Args:
-        one: makes the two texts of a label; NOISE of the labels are then moved on by one class.
+        one: draws the two texts of a label; then a share `NOISE` of the labels is moved to the next class.
     """
     return labelled(
         seed,
@@ -78,11 +78,16 @@ def pairs(
     )
 
 
-def inferred(draws: Draws, said: list[str], silent: bool, holds: bool) -> tuple[str, str]:
-    """A premise that tells the details `said`, and a hypothesis of one detail: of another than those (`silent`), or one of them,
-    with the premise's value (`holds`) or another."""
-    asked = draws.one([d for d in DETAILS if d not in said]) if silent else draws.one(said)
-    facts = scene(draws, said)
+def inferred(draws: Draws, details: list[str], silent: bool, holds: bool) -> tuple[str, str]:
+    """Draw a premise and a hypothesis.
+
+    Args:
+        details: the details that the premise states.
+        silent: whether the hypothesis states another detail than those.
+        holds: whether the hypothesis states the value of the premise.
+    """
+    asked = draws.one([d for d in DETAILS if d not in details]) if silent else draws.one(details)
+    facts = scene(draws, details)
     claim = {name: facts[name] for name in CORE}
     claim[asked] = facts[asked] if holds else other(draws, asked, facts.get(asked, ""))
     return f"{told(draws, facts)} .", f"{told(draws, claim)} ."

@@ -1,7 +1,7 @@
 """Generated film review sentences: the stand-in for SST-2.
 
-One word does not decide: negation and weakening turn a clause over, and where two clauses disagree the main clause counts
-("X but Y", "although X , Y", "Y , even if X"). 2 % of the labels are turned over, so no model reaches 100 %.
+One word does not decide: negation and weakening reverse a clause, and where two clauses disagree the main clause counts
+("X but Y", "although X , Y", "Y , even if X"). 2 % of the labels are reversed, so no model reaches 100 %.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _noun(draws: Draws) -> str:
 
 
 def _clause(draws: Draws, label: int) -> str:
-    """A clause that says `label` (0 or 1); about one in eight by turning over a word of the other side."""
+    """Draw a clause with the sentiment `label` (0 or 1); about one in eight negates a word of the other side."""
     turned = draws.chance(0.12)
     side = 1 - label if turned else label
     form = draws.below(10)
@@ -91,7 +91,7 @@ def _sentence(draws: Draws, label: int) -> str:
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`text` and `label` (0 negative, 1 positive) of a split; no sentence stands twice, within or across splits."""
+    """Return `text` and `label` (0 negative, 1 positive) of a split; no sentence occurs twice, within or across splits."""
     return labelled(
         SEED,
         SPLITS,

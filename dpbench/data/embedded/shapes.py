@@ -1,6 +1,6 @@
-"""Drawings of ten shapes at random places, sizes and shades, under noise: what stand-ins for image datasets are made of.
+"""Drawings of ten shapes at random places, sizes and shades, under noise, for the stand-ins of image datasets.
 
-Integers only, and numpy's `RandomState`, whose streams are frozen: the same bytes on every machine.
+They use only integers and numpy's `RandomState`, whose streams are frozen, so the bytes are the same on every machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CONTRAST = 70  # least difference of shape and background, before the noise
 
 
 def _mask(shape: int, size: int, x: int, y: int, r: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """[size, size]: the pixels of a shape of half-width r (at least 6) around (x, y)."""
+    """Return [size, size], true at the pixels of a shape of half-width r (at least 6) around (x, y)."""
     v, h = np.mgrid[:size, :size]
     h, v = h - x, v - y
     across, down, far = abs(h), abs(v), h * h + v * v
@@ -37,7 +37,7 @@ def _mask(shape: int, size: int, x: int, y: int, r: int) -> np.ndarray[Any, np.d
 
 
 def draw(seed: int, split: str, size: int, channels: int) -> dict[str, list[Any]]:
-    """`image` (size x size x channels raw bytes, row by row) and `label` (index into SHAPES) of a split."""
+    """Return `image` (size x size x channels raw bytes, row by row) and `label` (index into SHAPES) of a split."""
     random = np.random.RandomState(seed + list(SPLITS).index(split))
     columns: dict[str, list[Any]] = {"image": [], "label": []}
     for _ in range(SPLITS[split]):

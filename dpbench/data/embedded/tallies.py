@@ -13,17 +13,17 @@ SEED = 20_261_128
 
 
 def _tally(draws: Draws) -> tuple[str, str, str]:
-    """(passage, question, answer): two people and what each has of one thing."""
+    """Return (passage, question, answer) about two people and how many of one thing each has."""
     first, second = draws.some(WHO, 2)
     thing = f"{draws.one(THINGS)}s".replace("shs", "shes").replace("chs", "ches").replace("xs", "xes")
     one, other = draws.some([str(n) for n in range(2, 13)], 2)
     passage = f"{first} had {one} {thing} . {second} had {other} {thing} . it was {draws.one(['spring', 'autumn', 'winter'])} ."
-    total, apart = int(one) + int(other), abs(int(one) - int(other))
+    total, difference = int(one) + int(other), abs(int(one) - int(other))
     more = first if int(one) > int(other) else second
     question, answer = draws.one(
         [
             (f"How many {thing} were there in all?", str(total)),
-            (f"How many more {thing} had one than the other?", str(apart)),
+            (f"How many more {thing} had one than the other?", str(difference)),
             (f"How many {thing} were with {first}?", one),
             (f"Who had more {thing}?", more),
         ]
@@ -32,8 +32,8 @@ def _tally(draws: Draws) -> tuple[str, str, str]:
 
 
 def generate(split: str) -> dict[str, list[Any]]:
-    """`text_passage`, `text_question` and `answers` (`spans` and `types`, a list each); none stands twice."""
-    found = distinct(SEED, SPLITS, split, _tally)
-    passages, questions, answers = (list(part) for part in zip(*found, strict=True))
+    """Return `text_passage`, `text_question` and `answers` (lists `spans` and `types`) of a split; no row occurs twice."""
+    rows = distinct(SEED, SPLITS, split, _tally)
+    passages, questions, answers = (list(part) for part in zip(*rows, strict=True))
     marked = [{"spans": [a], "types": ["number" if a.isdigit() else "span"]} for a in answers]
     return {"text_passage": passages, "text_question": questions, "answers": marked}

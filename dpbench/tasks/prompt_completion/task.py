@@ -235,7 +235,7 @@ class Marks:
     @staticmethod
     def _coding(settings: Settings, model: Source, public: Source) -> coding.Pieces:
         if settings.weights is not None:
-            return models.own_coding(settings.weights, model, public)
+            return models.published_coding(settings.weights, model, public)
         pieces = coding.coding("pieces", settings.dataset, settings.vocabulary, public)
         assert isinstance(pieces, coding.Pieces)
         return pieces

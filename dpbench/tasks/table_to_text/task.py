@@ -247,7 +247,7 @@ def coding_of(settings: Settings, model: Source, public: Source) -> Coding:
     if settings.coding != "own":
         return coding.coding(settings.coding, settings.dataset, settings.vocabulary, public)
     assert settings.weights is not None
-    return models.own_coding(settings.weights, model, public)
+    return models.published_coding(settings.weights, model, public)
 
 
 def model_of(

@@ -56,7 +56,7 @@ class Prompt:
             raise DpbenchError(f"dataset {task} declares no prompt", "take head: zero, or add one to its plug-in")
         found = {text: tokenizer.tokenizer.token_to_id(text) for text in ("<mask>", "[MASK]")}
         known = [(text, number) for text, number in found.items() if number is not None]
-        if not tokenizer.own or not known:
+        if not tokenizer.published or not known:
             raise DpbenchError("head: prompt needs a masked language model's own tokenizer", "take head: zero for random weights")
         words = declared["words"]
         return cls(declared["template"], *known[0], [_one_token(tokenizer, words[c], task) for c in plugin.extra["classes"]])

@@ -95,7 +95,7 @@ def sources():
 
 
 def own_tokenizer(words=WORDS):
-    return TextTokenizer(tokenizer(words), 1, 500, "0" * 64, own=True)
+    return TextTokenizer(tokenizer(words), 1, 500, "0" * 64, published=True)
 
 
 def test_logits_are_transformers_own_of_the_label_words(roberta, tmp_path):
