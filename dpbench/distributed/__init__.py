@@ -86,7 +86,7 @@ def attach_stage(
             a mechanism, optimizer or engine that is not the same on all ranks.
     """
     from dpbench.distributed.group import Group, facts_of_training
-    from dpbench.distributed.stages import Pipeline, Stages, input_ids, whole_layout
+    from dpbench.distributed.stages import Pipeline, Stages, global_layout, input_ids
     from dpbench.methods.engines.layers import Layout
 
     members = Group(group)
@@ -99,9 +99,11 @@ def attach_stage(
     members.agree(**facts, schedule=[schedule, micro_batches])
     names = [n for n, _ in stage.named_parameters()]
     spans = mechanism.clipping is not None and bool(plugins.get("scope", mechanism.clipping.scope).extra.get("spans_stages"))
-    handle = engines.attach(name, stage, optimizer, mechanism, kernels, lambda own: whole_layout(own, names, members, spans))
+    handle = engines.attach(
+        name, stage, optimizer, mechanism, kernels, lambda local_layout: global_layout(local_layout, names, members, spans)
+    )
     if handle.layout is None:  # of plain training, for what is seen to beside groups
-        whole_layout(Layout([], [], []), names, members)
+        global_layout(Layout([], [], []), names, members)
     handle.exchange = Stages(members, norms_wait=spans)
     handle.draw_noise_as(members.rank)
     return Pipeline(handle, members, schedule, micro_batches, inputs or input_ids)

@@ -33,9 +33,9 @@ class Group:
 
     def gathered(self, value: Any) -> list[Any]:
         """`value` of every rank, in order."""
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self.process_group)
-        return found
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.process_group)
+        return values
 
     def from_first(self, value: Any) -> Any:
         """Rank 0's value."""
@@ -45,15 +45,15 @@ class Group:
 
     def largest(self, value: int) -> int:
         """The largest value of all ranks."""
-        found = torch.tensor(value, device=self.device)
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.process_group)
-        return int(found)
+        maximum = torch.tensor(value, device=self.device)
+        dist.all_reduce(maximum, dist.ReduceOp.MAX, group=self.process_group)
+        return int(maximum)
 
     def added(self, values: list[float]) -> list[float]:
         """The sums of all ranks' values, in fp64, the same bits on every rank."""
-        found = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(found, group=self.process_group)
-        sums: list[float] = found.tolist()
+        totals = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(totals, group=self.process_group)
+        sums: list[float] = totals.tolist()
         return sums
 
     def agree(self, **facts: Any) -> None:
@@ -80,15 +80,23 @@ class Group:
             DpbenchError: on all ranks: one of them has a fault, or another number than the others.
         """
         squares = [value * value for value in alike.values()]
-        own = [tally.examples, tally.clipped, tally.non_finite, tally.finite, int(fault is not None), *alike.values(), *squares]
-        sums = torch.tensor(own, dtype=torch.int64, device=self.device)
+        numbers = [
+            tally.examples,
+            tally.clipped,
+            tally.non_finite,
+            tally.finite,
+            int(fault is not None),
+            *alike.values(),
+            *squares,
+        ]
+        sums = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         dist.all_reduce(sums, group=self.process_group)
-        counts, faults, rest = sums[:4].tolist(), int(sums[4]), sums[5:].tolist()
+        counts, faults, alike_sums = sums[:4].tolist(), int(sums[4]), sums[5:].tolist()
         if fault is not None:
             raise fault
         if faults:
             raise DpbenchError(f"{faults} of {self.size} ranks stopped before the step", "see their errors")
-        for name, total, square in zip(alike, rest, rest[len(alike) :], strict=False):
+        for name, total, square in zip(alike, alike_sums, alike_sums[len(alike) :], strict=False):
             if self.size * square != total * total:  # their variance is 0 only where all are equal
                 raise DpbenchError(f"the ranks do not have the same number of {name}", "run the same loop on every rank")
         return Tally(*counts)

@@ -100,11 +100,11 @@ class _Worker:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
 
-    def listen(self, said: queue.Queue[tuple[_Worker, str | None]]) -> None:
+    def listen(self, messages: queue.Queue[tuple[_Worker, str | None]]) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            said.put((self, line))
-        said.put((self, None))
+            messages.put((self, line))
+        messages.put((self, None))
 
     def hear(self, message: dict[str, Any]) -> bool:
         """Whether the message was about its own failure, which is kept."""
@@ -131,13 +131,13 @@ class _Worker:
 
 
 def _listen(workers: list[_Worker], silence: float) -> Iterator[tuple[int, dict[str, Any]]]:
-    said: queue.Queue[tuple[_Worker, str | None]] = queue.Queue()
+    messages: queue.Queue[tuple[_Worker, str | None]] = queue.Queue()
     for worker in workers:
-        threading.Thread(target=worker.listen, args=(said,), daemon=True).start()
+        threading.Thread(target=worker.listen, args=(messages,), daemon=True).start()
     running = len(workers)
     while running:
         try:
-            worker, line = said.get(timeout=silence)
+            worker, line = messages.get(timeout=silence)
         except queue.Empty:
             raise RankError(
                 f"no rank has said anything for {silence:g} s: they wait for each other", "look at what one of them last did"
@@ -149,14 +149,14 @@ def _listen(workers: list[_Worker], silence: float) -> Iterator[tuple[int, dict[
         elif worker.process.wait() == 0:
             running -= 1
         else:
-            raise _first_cause(workers, said)
+            raise _first_cause(workers, messages)
 
 
-def _first_cause(workers: list[_Worker], said: queue.Queue[tuple[_Worker, str | None]]) -> RankError:
+def _first_cause(workers: list[_Worker], messages: queue.Queue[tuple[_Worker, str | None]]) -> RankError:
     """The error of the rank that broke the group, once the others have said their last words."""
     time.sleep(_BREATH)
-    while not said.empty():
-        worker, line = said.get()
+    while not messages.empty():
+        worker, line = messages.get()
         worker.hear(json.loads(line) if line is not None else {})
     dead = [worker for worker in workers if worker.process.poll() not in (None, 0)]
     return min(dead, key=_complains).error()

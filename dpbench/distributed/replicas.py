@@ -42,19 +42,19 @@ class Replicas(Grouped):
         """
         waiting = []
         for bucket in _buckets([(_writable(total), std) for total, std in sums]):  # one is sent while the next gets its noise
-            self._noise_own_part(handle, bucket, divisor)
+            self._noise_local_part(handle, bucket, divisor)
             waiting.append(_Sent([values for values, _ in bucket], self.group))
         for sent in waiting:
             sent.receive()
 
-    def _noise_own_part(self, handle: Handle, bucket: list[tuple[Tensor, float]], divisor: float) -> None:
+    def _noise_local_part(self, handle: Handle, bucket: list[tuple[Tensor, float]], divisor: float) -> None:
         """Noise on this rank's part of each tensor, and the division everywhere."""
-        own, others = [], []
+        noised, others = [], []
         for values, std in bucket:
             first, last = share_of(len(values), self.group.rank, self.group.size)
-            own.append((values[first:last], std))
+            noised.append((values[first:last], std))
             others += [part for part in (values[:first], values[last:]) if len(part)]
-        handle.noise.release_([(part, std) for part, std in own if len(part)], divisor)
+        handle.noise.release_([(part, std) for part, std in noised if len(part)], divisor)
         if others:
             torch._foreach_mul_(others, 1 / divisor)
 
@@ -68,9 +68,9 @@ def broadcast(model: nn.Module, group: Group) -> None:
     """Every rank gets rank 0's parameters and buffers."""
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
-            whole = tensor.detach().contiguous()
-            dist.broadcast(whole, src=group.first, group=group.process_group)
-            tensor.copy_(whole)
+            values = tensor.detach().contiguous()
+            dist.broadcast(values, src=group.first, group=group.process_group)
+            tensor.copy_(values)
 
 
 class _Sent:

@@ -69,9 +69,9 @@ class Shards(Grouped):
 
     def summed(self, handle: Handle, parameter: Tensor) -> Tensor:
         """This rank's shard of the sum: ours, or for plain training torch's own."""
-        own = handle.let_go(parameter)
-        if isinstance(own, DTensor):
-            return own.to_local().mul_(self.group.size)  # torch averages over ranks
+        running_sum = handle.let_go(parameter)
+        if isinstance(running_sum, DTensor):
+            return running_sum.to_local().mul_(self.group.size)  # torch averages over ranks
         if id(parameter) in self._shards:
             return self._shards.pop(id(parameter))
         return torch.zeros_like(_local(parameter), dtype=accumulation_dtype(parameter))

@@ -50,12 +50,12 @@ class Stages(Grouped):
     def noted(self, over: Tensor, finite: Tensor) -> None:
         self._flags.append(torch.stack([over, ~finite]))
 
-    def whole_norms(self, squared: list[dict[int, Tensor]]) -> list[dict[int, Tensor]]:
+    def global_norms(self, squared: list[dict[int, Tensor]]) -> list[dict[int, Tensor]]:
         """Of the one group over all stages: one exchange for all micro-batches, the same bits on every rank."""
-        parts = [own[0] for own in squared]
-        whole = torch.cat(parts).to(self.group.device)
-        dist.all_reduce(whole, group=self.group.process_group)
-        return [{0: part} for part in whole.to(parts[0].device).split([len(part) for part in parts])]
+        parts = [groups[0] for groups in squared]
+        total = torch.cat(parts).to(self.group.device)
+        dist.all_reduce(total, group=self.group.process_group)
+        return [{0: part} for part in total.to(parts[0].device).split([len(part) for part in parts])]
 
     def total(self, tally: Tally, steps: int, fault: DpbenchError | None) -> Tally:
         together = self.group.total(tally, fault, steps=steps, examples=tally.examples)
@@ -68,7 +68,7 @@ class Stages(Grouped):
         return Tally(tally.examples, clipped, non_finite, flags.shape[1] - non_finite)
 
 
-def whole_layout(own: Layout, parameters: list[str], group: Group, one_group: bool = False) -> Layout:
+def global_layout(local_layout: Layout, parameters: list[str], group: Group, one_group: bool = False) -> Layout:
     """This stage's clusters among the groups of all stages.
 
     Args:
@@ -77,7 +77,7 @@ def whole_layout(own: Layout, parameters: list[str], group: Group, one_group: bo
     Raises:
         DpbenchError: a parameter's name is in two stages.
     """
-    everyone = group.gathered((own.groups, own.sizes, own.shared, parameters))
+    everyone = group.gathered((local_layout.groups, local_layout.sizes, local_layout.shared, parameters))
     seen: dict[str, int] = {}
     for rank, (_, _, _, names) in enumerate(everyone):
         for name in names:
@@ -88,17 +88,17 @@ def whole_layout(own: Layout, parameters: list[str], group: Group, one_group: bo
             seen[name] = rank
     if one_group:
         names = [name for groups, _, _, _ in everyone for together in groups for name in together]
-        return Layout(own.clusters, [names], [sum(sum(sizes) for _, sizes, _, _ in everyone)])
-    whole = Layout(own.clusters, [], [], [])
+        return Layout(local_layout.clusters, [names], [sum(sum(sizes) for _, sizes, _, _ in everyone)])
+    layout = Layout(local_layout.clusters, [], [], [])
     for rank, (groups, sizes, shared, _) in enumerate(everyone):
-        offset = len(whole.groups)
+        offset = len(layout.groups)
         if rank == group.rank:
-            for cluster in own.clusters:
+            for cluster in local_layout.clusters:
                 cluster.group += offset
-        whole.groups += groups
-        whole.sizes += sizes
-        whole.shared += [[k + offset for k in together] for together in shared]
-    return whole
+        layout.groups += groups
+        layout.sizes += sizes
+        layout.shared += [[k + offset for k in together] for together in shared]
+    return layout
 
 
 class BoundedStage(PipelineStage):
@@ -132,9 +132,9 @@ class BoundedStage(PipelineStage):
         values = bwd_kwargs["input_values"]
         inputs = [v for v in values if isinstance(v, Tensor) and v.requires_grad]
         output, gradients = _only(bwd_kwargs["stage_output"]), _only(bwd_kwargs["output_grads"])
-        found = iter(self._handle.backward_of(self._passes.pop(self._chunk), output, gradients, inputs))
+        input_gradients = iter(self._handle.backward_of(self._passes.pop(self._chunk), output, gradients, inputs))
         self.done += 1
-        return tuple(next(found) if isinstance(v, Tensor) and v.requires_grad else None for v in values), None
+        return tuple(next(input_gradients) if isinstance(v, Tensor) and v.requires_grad else None for v in values), None
 
 
 def _only(value: Any) -> Any:
@@ -188,9 +188,9 @@ class Pipeline:
         self._stage.real = [min(max(counted - start, 0), each) for start in starts]
         self._pieces = [select(batch, slice(start, start + each)) for start in starts]
         self._losses, self._values, self._stage.done = losses, {}, 0
-        given = self._inputs(batch) if self._stage.is_first else ()
+        stage_inputs = self._inputs(batch) if self._stage.is_first else ()
         target = torch.arange(self.micro_batches) if self._stage.is_last else None  # cut like a batch: the piece's number
-        self._schedule.step(*given, target=target, **self._options)
+        self._schedule.step(*stage_inputs, target=target, **self._options)
         self.handle.settle()
         if self._stage.done != self.micro_batches:
             raise DpbenchError(
@@ -198,14 +198,14 @@ class Pipeline:
                 f"torch {torch.__version__} runs pipelines another way: use a version between 2.8 and 2.13",
             )
         self.handle.noted(counted)
-        found = [self._values[number] for number in sorted(self._values)]
-        return torch.cat(found)[:counted] if found else torch.zeros(0)
+        parts = [self._values[number] for number in sorted(self._values)]
+        return torch.cat(parts)[:counted] if parts else torch.zeros(0)
 
     def _loss(self, output: Tensor, number: Tensor) -> Tensor:
         assert self._losses is not None
         piece = int(number[0])
         losses = without_padding(self._losses, self._stage.real[piece])
-        values = losses(_Given(self.handle.model, output), self._pieces[piece])  # type: ignore[arg-type]
+        values = losses(_KnownOutput(self.handle.model, output), self._pieces[piece])  # type: ignore[arg-type]
         self._values[piece] = values.detach()
         return values.sum()
 
@@ -214,7 +214,7 @@ class Pipeline:
         self.handle.detach()
 
 
-class _Given:
+class _KnownOutput:
     """Stands for the model where its output is there already."""
 
     def __init__(self, model: nn.Module, output: Tensor) -> None:

@@ -32,6 +32,6 @@ class Traffic(TorchDispatchMode):
         name = func._schema.name.split("::")[1]
         if func.namespace in _NAMESPACES and name not in _TAKES:
             to = self.messages if name == "send" else self.collectives
-            given = args[_INPUT[name]] if name in _INPUT else (args, kwargs)  # of an unknown operation all that it gets
-            to[self.phase] += sum(x.nbytes for x in tree_iter(given) if isinstance(x, Tensor))
+            inputs = args[_INPUT[name]] if name in _INPUT else (args, kwargs)  # of an unknown operation all that it gets
+            to[self.phase] += sum(x.nbytes for x in tree_iter(inputs) if isinstance(x, Tensor))
         return func(*args, **(kwargs or {}))

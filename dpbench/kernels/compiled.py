@@ -16,9 +16,9 @@ from dpbench.kernels.leaf import Factor
 FUNCTIONS = {"abadi": 0, "auto_v": 1, "auto_s": 2}
 """Clipping functions that `clipping.h` knows; it asks for the factors of any other, one by one."""
 _OTHER = 3
-_Asked = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_double)
+_FactorOfNorm = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_double)
 
-CLIPPING = (ctypes.c_int, ctypes.c_double, ctypes.c_double, _Asked)
+CLIPPING = (ctypes.c_int, ctypes.c_double, ctypes.c_double, _FactorOfNorm)
 """Types of what `clipping` gives."""
 
 
@@ -49,7 +49,7 @@ def clipping(factor: Factor | None) -> Iterator[tuple[Any, ...]]:
     """(function, bound, gamma, whom to ask) for a call into C; what goes wrong in a function that is asked is raised after it."""
     failures: list[Exception] = []
 
-    def asked(norm: float) -> float:
+    def factor_of_norm(norm: float) -> float:
         assert factor is not None
         try:
             return float(factor(torch.tensor([norm], dtype=torch.float32)).item())
@@ -58,10 +58,10 @@ def clipping(factor: Factor | None) -> Iterator[tuple[Any, ...]]:
             return 0.0
 
     if factor is None:
-        yield _OTHER, 0.0, 0.0, _Asked()
+        yield _OTHER, 0.0, 0.0, _FactorOfNorm()
     elif factor.function in FUNCTIONS:
-        yield FUNCTIONS[factor.function], factor.bound, factor.gamma, _Asked()
+        yield FUNCTIONS[factor.function], factor.bound, factor.gamma, _FactorOfNorm()
     else:
-        yield _OTHER, factor.bound, factor.gamma, _Asked(asked)
+        yield _OTHER, factor.bound, factor.gamma, _FactorOfNorm(factor_of_norm)
     if failures:
         raise failures[0]

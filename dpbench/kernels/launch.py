@@ -41,9 +41,9 @@ def unavailable(device: torch.device) -> str | None:
         return f"its tensors are on {device.type}, and Triton's interpreter is not on"
     if torch.version.hip is not None:
         return "they are compiled and tested for CUDA alone"
-    found = torch.cuda.get_device_capability(device)
-    if found < OLDEST:
-        return f"compute capability {found[0]}.{found[1]} is below {OLDEST[0]}.{OLDEST[1]}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST:
+        return f"compute capability {capability[0]}.{capability[1]} is below {OLDEST[0]}.{OLDEST[1]}"
     return None
 
 

@@ -57,21 +57,21 @@ class Use:
 
     x: Tensor
     g: Tensor
-    rest: tuple[Any, ...] = ()
+    other_arguments: tuple[Any, ...] = ()
     kwargs: dict[str, Any] | None = None
     batched: tuple[bool, ...] | None = None
 
     def keep(self, index: Tensor | slice) -> Use:
         """Only the examples of a mask [B] or a slice: a non-finite one is left out, as 0 x NaN is NaN."""
-        if not self.rest and not self.kwargs:
+        if not self.other_arguments and not self.kwargs:
             return Use(self.x[index], self.g[index])
-        leaves, structure = tree_flatten((self.rest, self.kwargs))
+        leaves, structure = tree_flatten((self.other_arguments, self.kwargs))
         batched = self.batched
         if batched is None or len(batched) != len(leaves):
             batched = tuple(isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == len(self.g) for leaf in leaves)
-        kept = [leaf[index] if has_batch else leaf for leaf, has_batch in zip(leaves, batched, strict=True)]
-        rest, kwargs = tree_unflatten(kept, structure)
-        return Use(self.x[index], self.g[index], rest, kwargs, batched)
+        selected = [leaf[index] if has_batch else leaf for leaf, has_batch in zip(leaves, batched, strict=True)]
+        other_arguments, kwargs = tree_unflatten(selected, structure)
+        return Use(self.x[index], self.g[index], other_arguments, kwargs, batched)
 
 
 Later = Callable[[Tensor, Tensor, Sums], None]
@@ -101,9 +101,9 @@ class Leaf:
 
     def only(self, name: str) -> Leaf:
         """The same for one of its parameters alone, as if the others were frozen."""
-        one = copy.copy(self)
-        one.names, one.parameters = [name], {name: self.parameters[name]}
-        return one
+        leaf = copy.copy(self)
+        leaf.names, leaf.parameters = [name], {name: self.parameters[name]}
+        return leaf
 
     def buffers(self, like: Tensor) -> Sums:
         """Zeroed space for one example's gradient."""
@@ -116,24 +116,24 @@ class Leaf:
 
     def sq_norms(self, use: Use) -> Tensor:
         """[B] squared norms over all own trainable parameters, in fp32 or wider."""
-        return torch.stack([_squared(one) for one in self._examples(use)])
+        return torch.stack([_squared(gradients) for gradients in self._examples(use)])
 
     def add_weighted(self, use: Use, factors: Tensor, into: Sums) -> None:
         """into[name] += sum_i factors[i] x gradient_i."""
-        for factor, one in zip(factors, self._examples(use), strict=True):
-            for name, value in one.items():
+        for factor, gradients in zip(factors, self._examples(use), strict=True):
+            for name, value in gradients.items():
                 into[name].add_(value * factor)
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
         """Norms, factors and weighted sum of one group that is this module alone; returns the [B] norms. `into` may be fresh."""
         into.zeroed()
         norms = []
-        for one in self._examples(use):
-            norm = _squared(one).sqrt()
+        for gradients in self._examples(use):
+            norm = _squared(gradients).sqrt()
             norms.append(norm)
             if torch.isfinite(norm):
                 scale = factor(norm.reshape(1))[0]
-                for name, value in one.items():
+                for name, value in gradients.items():
                     into[name].add_(value * scale)
         return torch.stack(norms)
 
@@ -157,12 +157,12 @@ class Leaf:
             self.add_weighted(use.keep(finite), factors[finite], into)
 
     def _examples(self, use: Use) -> Iterator[Sums]:
-        one = self.buffers(use.g)
+        gradients = self.buffers(use.g)
         for index in range(len(use.g)):
-            for value in one.values():
+            for value in gradients.values():
                 value.zero_()
-            self.add_example(use, index, one)
-            yield one
+            self.add_example(use, index, gradients)
+            yield gradients
 
 
 def accumulation_dtype(like: Tensor) -> torch.dtype:
@@ -170,8 +170,8 @@ def accumulation_dtype(like: Tensor) -> torch.dtype:
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
-def _squared(one: Sums) -> Tensor:
-    return torch.stack([value.square().sum() for value in one.values()]).sum()
+def _squared(gradients: Sums) -> Tensor:
+    return torch.stack([value.square().sum() for value in gradients.values()]).sum()
 
 
 def weighted_factors(norms: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:

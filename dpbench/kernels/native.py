@@ -35,11 +35,11 @@ def library(source: Path, openmp: bool = False) -> ctypes.CDLL | None:
     runtime = _openmp_of_torch() if openmp else None
     if openmp and runtime is None:
         return None
-    made = paths.cache() / "native" / f"{source.stem}-{_identity(source, compiler, runtime)}.so"
+    binary = paths.cache() / "native" / f"{source.stem}-{_identity(source, compiler, runtime)}.so"
     try:
-        if not made.exists():
-            _compile(compiler, source, made, runtime)
-        return ctypes.CDLL(str(made))
+        if not binary.exists():
+            _compile(compiler, source, binary, runtime)
+        return ctypes.CDLL(str(binary))
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -70,17 +70,17 @@ def _text(source: Path) -> str:
     return "\0".join([text, *(_text(source.parent / name) for name in re.findall(r'#include "(.+)"', text))])
 
 
-def _compile(compiler: str, source: Path, made: Path, runtime: str | None) -> None:
-    made.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=made.parent) as folder:  # beside it, so that the rename is one step
-        part = Path(folder) / made.name
-        words = [[compiler, *FLAGS, "-shared", str(source), "-o", str(part)]]
+def _compile(compiler: str, source: Path, binary: Path, runtime: str | None) -> None:
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=binary.parent) as folder:  # beside it, so that the rename is one step
+        unfinished = Path(folder) / binary.name
+        commands = [[compiler, *FLAGS, "-shared", str(source), "-o", str(unfinished)]]
         if runtime is not None:  # in two steps: asked to link with -fopenmp, a compiler takes its own runtime
-            unlinked = str(part.with_suffix(".o"))
-            words = [
-                [compiler, *FLAGS, "-fopenmp", "-c", str(source), "-o", unlinked],
-                [compiler, "-shared", unlinked, runtime, "-o", str(part)],
+            object_file = str(unfinished.with_suffix(".o"))
+            commands = [
+                [compiler, *FLAGS, "-fopenmp", "-c", str(source), "-o", object_file],
+                [compiler, "-shared", object_file, runtime, "-o", str(unfinished)],
             ]
-        for one in words:
-            subprocess.run(one, check=True, capture_output=True, timeout=_SECONDS)
-        os.replace(part, made)
+        for command in commands:
+            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
+        os.replace(unfinished, binary)

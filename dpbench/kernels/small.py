@@ -28,20 +28,20 @@ class SmallLeaf(Leaf):
         add(self.gradients(use), factors, into)
 
     def measured(self, use: Use) -> tuple[Tensor, Later]:
-        found = self.gradients(use)
-        return squared(found), partial(self.add_formed, found)
+        gradients = self.gradients(use)
+        return squared(gradients), partial(self.add_formed, gradients)
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
-        found = self.gradients(use)
-        norms = squared(found).sqrt()
-        self.add_formed(found, *weighted_factors(norms, factor), into)
+        gradients = self.gradients(use)
+        norms = squared(gradients).sqrt()
+        self.add_formed(gradients, *weighted_factors(norms, factor), into)
         return norms
 
-    def add_formed(self, found: Sums, factors: Tensor, finite: Tensor, into: Sums) -> None:
+    def add_formed(self, gradients: Sums, factors: Tensor, finite: Tensor, into: Sums) -> None:
         """`add_finite` of gradients that are there."""
         if not finite.all():
-            found, factors = Sums({name: value[finite] for name, value in found.items()}), factors[finite]
-        add(found, factors, into.zeroed())
+            gradients, factors = Sums({name: value[finite] for name, value in gradients.items()}), factors[finite]
+        add(gradients, factors, into.zeroed())
 
 
 class DeviceSmallLeaf(SmallLeaf):
@@ -50,17 +50,17 @@ class DeviceSmallLeaf(SmallLeaf):
     def add_finite(self, use: Use, factors: Tensor, finite: Tensor, into: Sums) -> None:
         self.add_formed(self.gradients(use), factors, finite, into)
 
-    def add_formed(self, found: Sums, factors: Tensor, finite: Tensor, into: Sums) -> None:
-        kept = Sums({name: torch.where(finite[:, None], value, 0.0) for name, value in found.items()})
-        add(kept, torch.where(finite, factors, 0.0), into.zeroed())
+    def add_formed(self, gradients: Sums, factors: Tensor, finite: Tensor, into: Sums) -> None:
+        masked = Sums({name: torch.where(finite[:, None], value, 0.0) for name, value in gradients.items()})
+        add(masked, torch.where(finite, factors, 0.0), into.zeroed())
 
 
-def squared(found: Sums) -> Tensor:
+def squared(gradients: Sums) -> Tensor:
     """name -> [B, elements] gradients -> [B] squared norms of all together."""
-    return torch.stack([value.square().sum(1) for value in found.values()]).sum(0)
+    return torch.stack([value.square().sum(1) for value in gradients.values()]).sum(0)
 
 
-def add(found: Sums, factors: Tensor, into: Sums) -> None:
+def add(gradients: Sums, factors: Tensor, into: Sums) -> None:
     """into[name] += sum_i factors[i] x gradient_i, of name -> [B, elements of the parameter]."""
-    for name, value in found.items():
+    for name, value in gradients.items():
         into[name].add_((factors.to(value.dtype) @ value).view_as(into[name]))

@@ -47,7 +47,7 @@ def find(name: str, kinds: Sequence[str] = KINDS) -> plugins.Plugin:
     Raises:
         DpbenchError: none of these kinds has it; names the nearest.
     """
-    known = {found: plugin for kind in reversed(kinds) for found, plugin in plugins.discover(kind).items()}
+    known = {method: plugin for kind in reversed(kinds) for method, plugin in plugins.discover(kind).items()}
     if name not in known:
         raise unknown("engine", name, known)
     return known[name]

@@ -42,18 +42,18 @@ class ConvLeaf(Leaf):
 
     def gradients(self, use: Use) -> Sums:
         """name -> [b, elements] in fp32 or wider; those of the weight in the order O, kernel, channels."""
-        wide, found = accumulation_dtype(use.g), Sums()
+        wide, gradients = accumulation_dtype(use.g), Sums()
         if "weight" in self.names:
             g, groups = use.g.to(wide), self.module.groups
             products = torch.bmm(_of_groups(g, groups), self._patches(use.x.to(use.g.dtype).to(wide)))
-            found["weight"] = self.pulled_back(products.view(len(g), g.shape[1], products.shape[2])).flatten(1)
+            gradients["weight"] = self.pulled_back(products.view(len(g), g.shape[1], products.shape[2])).flatten(1)
         if "bias" in self.names:
-            found["bias"] = use.g.flatten(2).sum(2, dtype=wide)
-        return found
+            gradients["bias"] = use.g.flatten(2).sum(2, dtype=wide)
+        return gradients
 
     def add_example(self, use: Use, index: int, into: Sums) -> None:
-        one = self.gradients(Use(use.x[index : index + 1], use.g[index : index + 1]))
-        self._add(one, torch.ones(1, device=use.g.device), into)
+        gradients = self.gradients(Use(use.x[index : index + 1], use.g[index : index + 1]))
+        self._add(gradients, torch.ones(1, device=use.g.device), into)
 
     def sq_norms(self, use: Use) -> Tensor:
         positions, inputs, outputs = self._sizes(use)
@@ -61,11 +61,11 @@ class ConvLeaf(Leaf):
         gram = "weight" in self.names and self.norms_of_products
         if not gram or not gram_is_shorter(positions, inputs, outputs // groups):
             return torch.cat([squared(self.gradients(part)) for part in self._parts(use)])
-        found = []
+        squares = []
         for part in self._parts(use, 2 * positions * positions * groups):
             g = _of_groups(part.g, groups).mT
-            found.append(gram_sq_norms(self._patches(part.x.to(g.dtype)), g).view(len(part.g), groups).sum(1))
-        norms = torch.cat(found)
+            squares.append(gram_sq_norms(self._patches(part.x.to(g.dtype)), g).view(len(part.g), groups).sum(1))
+        norms = torch.cat(squares)
         return norms + squared(self._only_bias(use)) if "bias" in self.names else norms
 
     def add_weighted(self, use: Use, factors: Tensor, into: Sums) -> None:
@@ -80,8 +80,8 @@ class ConvLeaf(Leaf):
     def measured(self, use: Use) -> tuple[Tensor, Later]:
         """Keeps the gradients where they are no larger than x and g, or at most `KEPT` bytes, unless Gram norms are cheaper."""
         _, inputs, outputs = self._sizes(use)
-        own = len(use.g) * inputs * outputs * accumulation_dtype(use.g).itemsize
-        if self._gram_is_cheaper(use) or own > max(KEPT, use.x.nbytes + use.g.nbytes):
+        gradient_bytes = len(use.g) * inputs * outputs * accumulation_dtype(use.g).itemsize
+        if self._gram_is_cheaper(use) or gradient_bytes > max(KEPT, use.x.nbytes + use.g.nbytes):
             return super().measured(use)
         parts = [self.gradients(part) for part in self._parts(use)]
         return torch.cat([squared(part) for part in parts]), partial(self._add_formed, parts)
@@ -92,9 +92,9 @@ class ConvLeaf(Leaf):
         into.zeroed()
         norms = []
         for part in self._parts(use):
-            found = self.gradients(part)
-            norms.append(squared(found).sqrt())
-            self._add_formed([found], *weighted_factors(norms[-1], factor), into)
+            gradients = self.gradients(part)
+            norms.append(squared(gradients).sqrt())
+            self._add_formed([gradients], *weighted_factors(norms[-1], factor), into)
         return torch.cat(norms)
 
     def _gram_is_cheaper(self, use: Use) -> bool:
@@ -126,19 +126,25 @@ class ConvLeaf(Leaf):
 
         Copied in runs that lie together: channels with the kernel's columns, or, where these are few, the positions of a row.
         """
-        module, over = self.module, len(self.module.kernel_size)
+        module, dimensions = self.module, len(self.module.kernel_size)
         x = self._padded(x)
         short = x.shape[1] // module.groups * module.kernel_size[-1] < _RUN and module.stride[-1] == 1
         x = x.contiguous().movedim(1, -1) if short else x.movedim(1, -1).contiguous()
         for dim, (kernel, dilation, stride) in enumerate(zip(module.kernel_size, module.dilation, module.stride, strict=True), 1):
             x = x.unfold(dim, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
         batch = len(x)
-        x = x.unflatten(1 + over, (module.groups, -1)).movedim(1 + over, 1)  # [b, groups, positions.., channels, kernel..]
-        x = x.movedim(2 + over, -1)
-        each, positions, inputs = batch * module.groups, x.shape[2 : 2 + over].numel(), x.shape[2 + over :].numel()
+        x = x.unflatten(1 + dimensions, (module.groups, -1)).movedim(
+            1 + dimensions, 1
+        )  # [b, groups, positions.., channels, kernel..]
+        x = x.movedim(2 + dimensions, -1)
+        matrices, positions, inputs = (
+            batch * module.groups,
+            x.shape[2 : 2 + dimensions].numel(),
+            x.shape[2 + dimensions :].numel(),
+        )
         if short:
-            return x.movedim(list(range(2, 2 + over)), list(range(-over, 0))).reshape(each, inputs, positions).mT
-        return x.reshape(each, positions, inputs)
+            return x.movedim(list(range(2, 2 + dimensions)), list(range(-dimensions, 0))).reshape(matrices, inputs, positions).mT
+        return x.reshape(matrices, positions, inputs)
 
     def _padded(self, x: Tensor) -> Tensor:
         mode = "constant" if self.module.padding_mode == "zeros" else self.module.padding_mode
@@ -148,37 +154,44 @@ class ConvLeaf(Leaf):
     def _weighted_product(self, use: Use, factors: Tensor) -> Tensor:
         """[1, O, n]: sum_i factors[i] x product_i, by torch's own convolution, as in non-private training but for half
         precision: there a factor or sum that is rounded takes an example over its bound."""
-        module, over = self.module, len(self.module.kernel_size)
+        module, dimensions = self.module, len(self.module.kernel_size)
         wide = accumulation_dtype(use.g)
-        scaled = use.g.to(wide) * factors.to(wide).view(-1, *[1] * (1 + over))
+        scaled = use.g.to(wide) * factors.to(wide).view(-1, *[1] * (1 + dimensions))
         shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
-        _, found, _ = torch.ops.aten.convolution_backward(
-            *(scaled, self._padded(use.x.to(use.g.dtype).to(wide)), scaled.new_empty(shape), None, module.stride, [0] * over),
-            *(module.dilation, False, [0] * over, module.groups, [False, True, False]),
+        _, weight_gradient, _ = torch.ops.aten.convolution_backward(
+            *(
+                scaled,
+                self._padded(use.x.to(use.g.dtype).to(wide)),
+                scaled.new_empty(shape),
+                None,
+                module.stride,
+                [0] * dimensions,
+            ),
+            *(module.dilation, False, [0] * dimensions, module.groups, [False, True, False]),
         )
-        return found.movedim(1, -1).reshape(1, module.out_channels, -1)
+        return weight_gradient.movedim(1, -1).reshape(1, module.out_channels, -1)
 
     def _add_in_parts(self, use: Use, factors: Tensor, into: Sums) -> None:
-        at = 0
+        start = 0
         for part in self._parts(use):
-            self._add(self.gradients(part), factors[at : at + len(part.g)], into)
-            at += len(part.g)
+            self._add(self.gradients(part), factors[start : start + len(part.g)], into)
+            start += len(part.g)
 
     def _add_formed(self, parts: list[Sums], factors: Tensor, finite: Tensor, into: Sums) -> None:
         """`add_finite` of gradients that are there, in pieces."""
         into.zeroed()
-        whole, at = bool(finite.all()), 0
-        for found in parts:
-            here = slice(at, at + len(next(iter(found.values()))))
-            at = here.stop
-            if whole:
-                self._add(found, factors[here], into)
+        all_finite, start = bool(finite.all()), 0
+        for gradients in parts:
+            rows = slice(start, start + len(next(iter(gradients.values()))))
+            start = rows.stop
+            if all_finite:
+                self._add(gradients, factors[rows], into)
             else:
-                kept = finite[here]
-                self._add(Sums({name: value[kept] for name, value in found.items()}), factors[here][kept], into)
+                kept = finite[rows]
+                self._add(Sums({name: value[kept] for name, value in gradients.items()}), factors[rows][kept], into)
 
-    def _add(self, found: Sums, factors: Tensor, into: Sums) -> None:
-        for name, value in found.items():
+    def _add(self, gradients: Sums, factors: Tensor, into: Sums) -> None:
+        for name, value in gradients.items():
             total = factors.to(value.dtype) @ value
             if name == "weight":
                 _place(total.view(1, self.module.out_channels, -1), into[name])

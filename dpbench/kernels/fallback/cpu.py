@@ -19,16 +19,18 @@ class FallbackLeaf(Leaf):
     """
 
     def add_example(self, use: Use, index: int, into: Sums) -> None:
-        one = use.keep(slice(index, index + 1))
+        example = use.keep(slice(index, index + 1))
 
         def output(parameters: Sums) -> Tensor:
-            return torch.func.functional_call(self.module, parameters, (one.x, *one.rest), one.kwargs or {})
+            return torch.func.functional_call(
+                self.module, parameters, (example.x, *example.other_arguments), example.kwargs or {}
+            )
 
         detached = {name: parameter.detach() for name, parameter in self.parameters.items()}
         try:
             with torch.enable_grad():
                 out, pull = torch.func.vjp(output, detached)
-                (gradients,) = pull(one.g.to(out.dtype))
+                (gradients,) = pull(example.g.to(out.dtype))
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError, IndexError) as error:

@@ -18,10 +18,10 @@ class GroupNormLeaf(SmallLeaf):
         """name -> [B, C]."""
         wide = accumulation_dtype(use.g)
         g = use.g.flatten(2).to(wide) if use.g.dim() > 2 else use.g[:, :, None].to(wide)
-        found = Sums()
+        gradients = Sums()
         if "weight" in self.names:
             normal = torch.group_norm(use.x.to(wide), self.module.num_groups, None, None, self.module.eps)
-            found["weight"] = normal.reshape(g.shape).mul_(g).sum(2)
+            gradients["weight"] = normal.reshape(g.shape).mul_(g).sum(2)
         if "bias" in self.names:
-            found["bias"] = g.sum(2)
-        return found
+            gradients["bias"] = g.sum(2)
+        return gradients

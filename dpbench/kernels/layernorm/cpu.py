@@ -30,8 +30,8 @@ class LayerNormLeaf(SmallLeaf):
         if not x.dtype == g.dtype == wide:
             x, g = x.to(wide), g.to(wide)
         _, mean, reciprocal = _forward(x, [size], unit, unit, self.eps)
-        one = zip(*(v.unbind() for v in (g, x, mean, reciprocal)), strict=True)
-        rows = [_backward(g_i, x_i, [size], mean_i, scale_i, unit, unit, mask) for g_i, x_i, mean_i, scale_i in one]
+        examples = zip(*(v.unbind() for v in (g, x, mean, reciprocal)), strict=True)
+        rows = [_backward(g_i, x_i, [size], mean_i, scale_i, unit, unit, mask) for g_i, x_i, mean_i, scale_i in examples]
         if not rows:
             return Sums({name: unit.new_empty(0, size) for name in self.names})
         place = {"weight": 1, "bias": 2}

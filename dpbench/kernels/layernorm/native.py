@@ -18,19 +18,19 @@ from dpbench.kernels.small import SmallLeaf
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    found = native.library(Path(__file__).with_name("gradients.c"), openmp=True)
-    if found is not None:
+    library = native.library(Path(__file__).with_name("gradients.c"), openmp=True)
+    if library is not None:
         pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-        found.dpbench_norm_gradients_room.restype = size
-        found.dpbench_norm_gradients_room.argtypes = [size, number]
-        found.dpbench_norm_gradients.restype = None
-        found.dpbench_norm_gradients.argtypes = [
+        library.dpbench_norm_gradients_room.restype = size
+        library.dpbench_norm_gradients_room.argtypes = [size, number]
+        library.dpbench_norm_gradients.restype = None
+        library.dpbench_norm_gradients.argtypes = [
             *(pointer, pointer, size, size, size, ctypes.c_float, number, number, number),
             *(pointer, pointer, number),
         ]
-        found.dpbench_norm_clip.restype = None
-        found.dpbench_norm_clip.argtypes = [pointer, size, size, size, pointer, *compiled.CLIPPING, pointer]
-    return found
+        library.dpbench_norm_clip.restype = None
+        library.dpbench_norm_clip.argtypes = [pointer, size, size, size, pointer, *compiled.CLIPPING, pointer]
+    return library
 
 
 def _gradients(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shift: bool) -> Tensor:
@@ -39,11 +39,11 @@ def _gradients(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shi
     x, g = x.contiguous(), g.contiguous()
     batch, tokens, width = g.shape
     threads = torch.get_num_threads()
-    found = g.new_empty(batch, int(scale) + int(shift), width)
+    gradients = g.new_empty(batch, int(scale) + int(shift), width)
     room = g.new_empty(library.dpbench_norm_gradients_room(width, threads))
-    places = (found.data_ptr(), room.data_ptr())
+    places = (gradients.data_ptr(), room.data_ptr())
     library.dpbench_norm_gradients(x.data_ptr(), g.data_ptr(), batch, tokens, width, eps, centred, scale, shift, *places, threads)
-    return found
+    return gradients
 
 
 @torch.library.custom_op("dpbench::native_norm_gradients", mutates_args=())
@@ -68,21 +68,21 @@ class NativeNormLeaf(SmallLeaf):
         return compiled.unavailable(_library()) or compiled.refused_dtype(module)
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
-        whole = all(value.is_contiguous() for value in into.values())
-        if isinstance(use.g, FakeTensor) or not whole or not compiled.suits(use.x, use.g, *into.values()):
+        contiguous = all(value.is_contiguous() for value in into.values())
+        if isinstance(use.g, FakeTensor) or not contiguous or not compiled.suits(use.x, use.g, *into.values()):
             return super().clip_into(use, factor, into)
         library = _library()
         assert library is not None
-        found = _gradients(*self.asked(use))  # past the operator: its dispatch takes longer than the work
-        batch, kinds, width = found.shape
-        norms = found.new_empty(batch)
+        gradients = _gradients(*self.kernel_arguments(use))  # past the operator: its dispatch takes longer than the work
+        batch, kinds, width = gradients.shape
+        norms = gradients.new_empty(batch)
         into.zeroed()
         sums = (ctypes.c_void_p * kinds)(*(into[name].data_ptr() for name in self.names))
         with compiled.clipping(factor) as clipping:
-            library.dpbench_norm_clip(found.data_ptr(), batch, kinds, width, sums, *clipping, norms.data_ptr())
+            library.dpbench_norm_clip(gradients.data_ptr(), batch, kinds, width, sums, *clipping, norms.data_ptr())
         return norms
 
-    def asked(self, use: Use) -> tuple[Tensor, Tensor, float, bool, bool, bool]:
+    def kernel_arguments(self, use: Use) -> tuple[Tensor, Tensor, float, bool, bool, bool]:
         """The arguments of `norm_gradients`."""
         raise NotImplementedError
 
@@ -90,7 +90,7 @@ class NativeNormLeaf(SmallLeaf):
         """name -> [B, D]."""
         if not compiled.suits(use.x, use.g):
             return super().gradients(use)
-        return Sums(dict(zip(self.names, norm_gradients(*self.asked(use)).unbind(1), strict=True)))
+        return Sums(dict(zip(self.names, norm_gradients(*self.kernel_arguments(use)).unbind(1), strict=True)))
 
 
 class NativeLayerNormLeaf(NativeNormLeaf, LayerNormLeaf):
@@ -98,7 +98,7 @@ class NativeLayerNormLeaf(NativeNormLeaf, LayerNormLeaf):
 
     modules = LayerNormLeaf.modules
 
-    def asked(self, use: Use) -> tuple[Tensor, Tensor, float, bool, bool, bool]:
+    def kernel_arguments(self, use: Use) -> tuple[Tensor, Tensor, float, bool, bool, bool]:
         width = int(torch.Size(self.shape).numel())
         return (*rows(use, width), self.eps, True, "weight" in self.names, "bias" in self.names)
 

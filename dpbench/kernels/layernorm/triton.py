@@ -85,5 +85,5 @@ class LayerNormTritonLeaf(DeviceSmallLeaf, LayerNormLeaf):
         """name -> [B, D]."""
         width = int(torch.Size(self.shape).numel())
         has = [name in self.names for name in ("weight", "bias")]
-        found = norm_gradients(tokens_of(use.x, width), tokens_of(use.g, width), self.eps, True, *has)
-        return Sums(dict(zip(self.names, found.unbind(1), strict=True)))
+        gradients = norm_gradients(tokens_of(use.x, width), tokens_of(use.g, width), self.eps, True, *has)
+        return Sums(dict(zip(self.names, gradients.unbind(1), strict=True)))

@@ -37,11 +37,11 @@ def squared(values: Tensor) -> Tensor:
         flat = flat.float()
     if flat.numel() <= _BLOCK:
         return torch.dot(flat, flat)
-    whole = flat.numel() // _BLOCK * _BLOCK
-    blocks = flat[:whole].view(-1, _BLOCK)
+    in_blocks = flat.numel() // _BLOCK * _BLOCK
+    blocks = flat[:in_blocks].view(-1, _BLOCK)
     total = torch.stack([torch.dot(row, row) for row in blocks.unbind()]).sum()
-    rest = flat[whole:]
-    return total + torch.dot(rest, rest) if rest.numel() else total
+    tail = flat[in_blocks:]
+    return total + torch.dot(tail, tail) if tail.numel() else total
 
 
 def gram_sq_norms(x: Tensor, g: Tensor) -> Tensor:
@@ -59,8 +59,8 @@ def gram_sq_norms(x: Tensor, g: Tensor) -> Tensor:
     half = x.shape[1] // 2
     upper = torch.bmm(x[:, :half], x[:, :half].mT) * torch.bmm(g[:, :half], g[:, :half].mT)
     lower = torch.bmm(x[:, half:], x.mT) * torch.bmm(g[:, half:], g.mT)
-    found = _with_rounding(upper) + 2 * lower[:, :, :half].sum((1, 2)) + _with_rounding(lower[:, :, half:])
-    return found.clamp_(min=0)
+    sums = _with_rounding(upper) + 2 * lower[:, :, :half].sum((1, 2)) + _with_rounding(lower[:, :, half:])
+    return sums.clamp_(min=0)
 
 
 def _with_rounding(terms: Tensor) -> Tensor:
@@ -181,11 +181,11 @@ def single_pass(
         written = True
     if not written:  # nothing finite, or nothing at all
         weight.zero_()
-    found = torch.tensor(norms, dtype=dtype)
+    result = torch.tensor(norms, dtype=dtype)
     if bias is not None and bias_sum is not None:
-        finite = torch.isfinite(found)
+        finite = torch.isfinite(result)
         bias_sum.add_(torch.tensor(factors, dtype=dtype)[finite] @ bias[finite])
-    return found
+    return result
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ import triton.language as tl
 
 from dpbench.kernels.onchip import add_up, arrive, dot, factor_of, gram, lower_triangle, narrowed, wait
 
-SUMS, WHOLE = 0, 1
+SUMS, SINGLE_PASS = 0, 1
 """Stages of `linear_product_kernel`."""
 
-_WHOLE = tl.constexpr(WHOLE)
+_SINGLE_PASS = tl.constexpr(SINGLE_PASS)
 
 
 @triton.jit
@@ -49,10 +49,10 @@ def _product(
 @triton.jit
 def _squared(tile, column, first, HAS_BIAS: tl.constexpr):
     """Sum of squares of a tile, and of the bias' part where it is the `first` across."""
-    found = tl.sum(tl.sum(tile * tile, 1), 0)
+    total = tl.sum(tl.sum(tile * tile, 1), 0)
     if HAS_BIAS:
-        found += tl.where(first, tl.sum(column * column, 0), 0.0)
-    return found
+        total += tl.where(first, tl.sum(column * column, 0), 0.0)
+    return total
 
 
 @triton.jit
@@ -66,10 +66,10 @@ def _store(
         tile += tl.load(into, mask=mask, other=0.0)
     tl.store(into, tile, mask=mask)
     if HAS_BIAS:
-        own = (o < outputs) & (tl.min(i, 0) == 0)
+        bias_mask = (o < outputs) & (tl.min(i, 0) == 0)
         if not FRESH:
-            column += tl.load(bias + o * bias_o, mask=own, other=0.0)
-        tl.store(bias + o * bias_o, column, mask=own)
+            column += tl.load(bias + o * bias_o, mask=bias_mask, other=0.0)
+        tl.store(bias + o * bias_o, column, mask=bias_mask)
 
 
 @triton.jit
@@ -90,11 +90,11 @@ def linear_norm_kernel(
     """parts [B, tiles] of the squared norms, from direct products that nobody keeps; grid (tiles, B)."""
     number, example = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o, i = _tile(number, outputs, inputs, BLOCK_O, BLOCK_I, GROUP)
-    one, column = _product(
+    product, column = _product(
         x + example * x_b, g + example * g_b, o, i, tokens, outputs, inputs, x_t, x_i, g_t, g_o,
         BLOCK_O, BLOCK_I, BLOCK_T, HAS_BIAS, PRECISION,
     )  # fmt: skip
-    tl.store(parts + example * tl.num_programs(0) + number, _squared(one, column, tl.min(i, 0) == 0, HAS_BIAS))
+    tl.store(parts + example * tl.num_programs(0) + number, _squared(product, column, tl.min(i, 0) == 0, HAS_BIAS))
 
 
 @triton.jit
@@ -127,21 +127,21 @@ def linear_product_kernel(
         arrive(arrived)
     for index in range(begin, batch):
         example = tl.cast(index, tl.int64)
-        one, column = _product(
+        product, column = _product(
             x + example * x_b, g + example * g_b, o, i, tokens, outputs, inputs, x_t, x_i, g_t, g_o,
             BLOCK_O, BLOCK_I, BLOCK_T, HAS_BIAS, PRECISION,
         )  # fmt: skip
-        if STAGE == _WHOLE:
-            tl.store(parts + example * programs + number, _squared(one, column, first, HAS_BIAS))
+        if STAGE == _SINGLE_PASS:
+            tl.store(parts + example * programs + number, _squared(product, column, first, HAS_BIAS))
             arrive(arrived + example)
         if AHEAD:
             wait(arrived + example - 1, programs)
             tile, bias_tile = _clipped(parts, norms, last, last_column, example - 1, programs, bound, gamma, FUNCTION, BLOCK_P)
-            last, last_column = one, column
+            last, last_column = product, column
         else:
-            if STAGE == _WHOLE:
+            if STAGE == _SINGLE_PASS:
                 wait(arrived + example, programs)
-            tile, bias_tile = _clipped(parts, norms, one, column, example, programs, bound, gamma, FUNCTION, BLOCK_P)
+            tile, bias_tile = _clipped(parts, norms, product, column, example, programs, bound, gamma, FUNCTION, BLOCK_P)
         total += tile
         total_column += bias_tile
     if AHEAD:
@@ -173,10 +173,10 @@ def linear_gram_kernel(
     if HAS_BIAS:
         inner += 1.0  # rows past the end have g = 0
     inner *= gram(g + example * g_b, rows * g_t, columns * g_t, down, across, outputs, g_o, BLOCK_T, BLOCK_F, PRECISION, dtype)
-    found = tl.sum(tl.sum(inner, 1), 0)
-    same = tl.sum(tl.sum(tl.where(rows[:, None] == columns[None, :], inner, 0.0), 1), 0)
+    total = tl.sum(tl.sum(inner, 1), 0)
+    diagonal = tl.sum(tl.sum(tl.where(rows[:, None] == columns[None, :], inner, 0.0), 1), 0)
     rounding: tl.constexpr = 2.0**-11 if PRECISION == "tf32" else 2.0**-20
-    tl.store(parts + example * tl.num_programs(0) + number, tl.where(row == column, found + rounding * same, 2 * found))
+    tl.store(parts + example * tl.num_programs(0) + number, tl.where(row == column, total + rounding * diagonal, 2 * total))
 
 
 @triton.jit

@@ -103,8 +103,8 @@ def fits(sheet: Sheet, tile: Tile, outputs: int, inputs: int) -> bool:
 
 def _single(sheet: Sheet, tile: Tile, shape: tuple[int, int, int, int], dtype: str) -> float:
     batch, tokens, inputs, outputs = shape
-    one = _matmul(sheet, tile, programs(tile, outputs, inputs), _ceiling(tokens, tile.depth), dtype)
-    return LAUNCH + batch * (max(one, EXCHANGE) if tile.ahead else one + EXCHANGE)
+    seconds = _matmul(sheet, tile, programs(tile, outputs, inputs), _ceiling(tokens, tile.depth), dtype)
+    return LAUNCH + batch * (max(seconds, EXCHANGE) if tile.ahead else seconds + EXCHANGE)
 
 
 def _norms(sheet: Sheet, way: str, tile: Tile, shape: tuple[int, int, int, int], dtype: str) -> float:
@@ -155,5 +155,5 @@ def plans(sheet: Sheet, batch: int, tokens: int, inputs: int, outputs: int, dtyp
 @cache
 def choose(sheet: Sheet, batch: int, tokens: int, inputs: int, outputs: int, dtype: str, single: bool = True) -> Plan:
     """The plan of least estimated time; without `single`, of those that need no grid-wide exchange."""
-    found = plans(sheet, batch, tokens, inputs, outputs, dtype)
-    return min((plan for plan in found if single or plan.way != "single"), key=lambda plan: plan.seconds)
+    candidates = plans(sheet, batch, tokens, inputs, outputs, dtype)
+    return min((plan for plan in candidates if single or plan.way != "single"), key=lambda plan: plan.seconds)

@@ -72,11 +72,12 @@ def _product(
     x: Tensor, g: Tensor, weight: Tensor, bias: Tensor | None, parts: Tensor, arrived: Tensor | None, norms: Tensor,
     bound: float, gamma: float, function: int, fresh: bool, tile: plan.Tile, grid: tuple[int], stage: int,
 ) -> None:  # fmt: skip
-    whole = stage == onchip.WHOLE
+    single_pass = stage == onchip.SINGLE_PASS
     onchip.linear_product_kernel[grid](
         x, g, weight, bias, parts, arrived, norms, bound, gamma, *_shape(x, g)[:2], *weight.shape, *_strides(x, g),
-        *weight.stride(), bias.stride(0) if bias is not None else 0, STAGE=stage, AHEAD=tile.ahead and whole, FUNCTION=function,
-        HAS_BIAS=bias is not None, FRESH=fresh, BLOCK_P=_PARTS_BLOCK, launch_cooperative_grid=whole, **_blocks(tile, g.dtype),
+        *weight.stride(), bias.stride(0) if bias is not None else 0, STAGE=stage, AHEAD=tile.ahead and single_pass,
+        FUNCTION=function, HAS_BIAS=bias is not None, FRESH=fresh, BLOCK_P=_PARTS_BLOCK, launch_cooperative_grid=single_pass,
+        **_blocks(tile, g.dtype),
     )  # fmt: skip
 
 
@@ -174,9 +175,9 @@ def _single(
     Returns False where the driver cannot place all programs at once; nothing has run then.
     """
     programs = plan.programs(tile, *weight.shape)
-    rest = (norms, bound, gamma, function, fresh, tile, (programs,))
+    arguments = (norms, bound, gamma, function, fresh, tile, (programs,))
     if launch.interpreting():
-        _product(x, g, weight, bias, _direct_parts(x, g, bias is not None, tile), None, *rest, onchip.SUMS)
+        _product(x, g, weight, bias, _direct_parts(x, g, bias is not None, tile), None, *arguments, onchip.SUMS)
         return True
     key = (g.device, x.dtype, g.dtype, bias is None, fresh, function, programs, tile)
     if key in _too_large:
@@ -184,7 +185,7 @@ def _single(
     parts = g.new_empty((len(g), programs), dtype=torch.float32)
     arrived = torch.zeros(len(g), dtype=torch.int32, device=g.device)
     try:
-        _product(x, g, weight, bias, parts, arrived, *rest, onchip.WHOLE)
+        _product(x, g, weight, bias, parts, arrived, *arguments, onchip.SINGLE_PASS)
     except RuntimeError as error:
         if "cooperative" not in str(error):
             raise
@@ -231,14 +232,14 @@ class LinearTritonLeaf(LinearLeaf):
 
     def _sums(self, into: Sums) -> tuple[Tensor, Tensor | None, bool]:
         """Weight [O, I], bias, and whether both are to be overwritten."""
-        own = {name: into[name] for name in self.names}
-        fresh = into.fresh.issuperset(own)
+        tensors = {name: into[name] for name in self.names}
+        fresh = into.fresh.issuperset(tensors)
         if fresh:
             into.fresh.clear()
         else:
             into.zeroed()
-        weight = own["weight"]
-        return weight.T if self.transposed else weight, own.get("bias"), fresh
+        weight = tensors["weight"]
+        return weight.T if self.transposed else weight, tensors.get("bias"), fresh
 
     def _rows(self, use: Use) -> tuple[Tensor, Tensor]:
         if use.g.dtype not in launch.DTYPES:

@@ -17,21 +17,21 @@ class RMSNormLeaf(SmallLeaf):
     modules = (nn.RMSNorm, LlamaRMSNorm)
 
     @property
-    def given_eps(self) -> float | None:
+    def module_eps(self) -> float | None:
         """The module's own; None where torch takes one of the input's dtype."""
         eps = self.module.variance_epsilon if isinstance(self.module, LlamaRMSNorm) else self.module.eps
         return None if eps is None else float(eps)
 
     def eps(self, x: Tensor) -> float:
         """For an input x."""
-        return torch.finfo(x.dtype).eps if self.given_eps is None else self.given_eps
+        return torch.finfo(x.dtype).eps if self.module_eps is None else self.module_eps
 
     def gradients(self, use: Use) -> Sums:
         """weight -> [B, D]."""
         wide = accumulation_dtype(use.g)
         size = self.parameters["weight"].numel()
         x, g = (v.reshape(len(use.g), -1, size) for v in (use.x, use.g))
-        eps = self.given_eps
+        eps = self.module_eps
         if eps is not None:  # without one torch takes an epsilon of the dtype it computes in: then x keeps its own
             x = x.to(wide)
         return Sums({"weight": rms_norm(x, [size], None, eps).to(wide).mul_(g.to(wide)).sum(1)})

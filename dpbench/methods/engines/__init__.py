@@ -25,7 +25,7 @@ def attach(
     optimizer: torch.optim.Optimizer,
     mechanism: Mechanism,
     kernels: str = "auto",
-    whole: Callable[[Layout], Layout] | None = None,
+    globalize_layout: Callable[[Layout], Layout] | None = None,
 ) -> Handle:
     """Attach engine `name` to model and optimizer, in place.
 
@@ -47,7 +47,7 @@ def attach(
         raise DpbenchError(
             f"engine {name!r} does not use kernels of ours, so not {kernels} ones", f"leave kernels out, or use {others}"
         )
-    return plugin.load().Engine(model, optimizer, mechanism, kernels, whole)
+    return plugin.load().Engine(model, optimizer, mechanism, kernels, globalize_layout)
 
 
 def takes_kernels(name: str) -> bool:

@@ -61,10 +61,10 @@ class Handle(Resumable):
         optimizer: torch.optim.Optimizer,
         mechanism: Mechanism,
         kernels: str = "auto",
-        whole: Callable[[Layout], Layout] | None = None,
+        globalize_layout: Callable[[Layout], Layout] | None = None,
     ) -> None:
         self.model, self.optimizer, self.mechanism, self.kernels = model, optimizer, mechanism, kernels
-        self._whole = whole
+        self._globalize_layout = globalize_layout
         self.steps = 0
         self.trainable = trainable_of(model, optimizer)
         self.guard = Guard(model, optimizer, self.trainable)
@@ -110,14 +110,14 @@ class Handle(Resumable):
         if not self.needs_layers and clipping.scope == "flat":  # needs no layout, so any parameter is protected
             self._set_bounds(["all"], [0])
             return
-        own = self._lay_out(clipping)
-        self.layout = layout = own if self._whole is None else self._whole(own)
+        local_layout = self._lay_out(clipping)
+        self.layout = layout = local_layout if self._globalize_layout is None else self._globalize_layout(local_layout)
         self._set_bounds(layout.labels, sorted({cluster.group for cluster in layout.clusters}))
 
     def _lay_out(self, clipping: Clipping) -> Layout:
-        return lay_out(self.model, clipping, self.kernels, stage=self._whole is not None, capture=self.captures)
+        return lay_out(self.model, clipping, self.kernels, stage=self._globalize_layout is not None, capture=self.captures)
 
-    def _set_bounds(self, labels: list[str], own: list[int]) -> None:
+    def _set_bounds(self, labels: list[str], local_groups: list[int]) -> None:
         """Bounds, sensitivity and noise of all groups, of which this process may hold a part."""
         clipping = self.mechanism.clipping
         assert clipping is not None
@@ -125,7 +125,7 @@ class Handle(Resumable):
         check_factor(clipping.function, self._function.factor, self.bounds, clipping.gamma)
         self._doubts.small = scales_all(self.factor(0))
         if clipping.adaptive is not None:
-            self.thresholds = Thresholds(self.mechanism, labels, own, self.bounds)
+            self.thresholds = Thresholds(self.mechanism, labels, local_groups, self.bounds)
         self._set_noise()
 
     def _set_noise(self) -> None:
@@ -251,7 +251,7 @@ class Handle(Resumable):
         raise NotImplementedError
 
     def backward_of(
-        self, one: Any, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
+        self, open_pass: Any, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
     ) -> list[Tensor | None]:
         """Add the bounded gradients of an open pass to the step's sum; returns those of `inputs`.
 
@@ -299,18 +299,18 @@ class Handle(Resumable):
     def count(self, norms: Tensor, bounds: Tensor | float, groups: Sequence[int] | None = None) -> None:
         """Note norms [B] or [B, K] of `groups` (None: all that this process holds) for `clipped_fraction`, the non-finite guard
         and adaptive thresholds. Does not wait for the device."""
-        noted = Norms((norms[:, None] if norms.dim() == 1 else norms)[: self.real], bounds, groups)
+        batch_norms = Norms((norms[:, None] if norms.dim() == 1 else norms)[: self.real], bounds, groups)
         if self._noted is not None:
-            self._noted.append(noted)
+            self._noted.append(batch_norms)
         else:
-            self._count(noted)
+            self._count(batch_norms)
 
-    def _count(self, noted: Norms) -> None:
-        norms, bounds, groups = noted.norms, noted.bounds, noted.groups
+    def _count(self, batch_norms: Norms) -> None:
+        norms, bounds, groups = batch_norms.norms, batch_norms.bounds, batch_norms.groups
         finite = torch.isfinite(norms)
-        over, whole = ((norms > bounds) & finite).any(1), finite.all(1)
-        self.exchange.noted(over, whole)
-        self._counts.append(torch.stack([over.sum(), whole.sum(), (~whole).sum()]))
+        over, all_finite = ((norms > bounds) & finite).any(1), finite.all(1)
+        self.exchange.noted(over, all_finite)
+        self._counts.append(torch.stack([over.sum(), all_finite.sum(), (~all_finite).sum()]))
         if self.thresholds is not None:
             self.thresholds.note(norms <= bounds, groups)
 
@@ -322,8 +322,8 @@ class Handle(Resumable):
             counts = torch.stack([count.to(self._counts[0].device) for count in self._counts]).sum(0)
             self._counts = []
             clipped, finite, non_finite = (int(n) for n in counts.tolist())
-            own = self._tally
-            self._tally = Tally(own.examples, own.clipped + clipped, own.non_finite + non_finite, own.finite + finite)
+            tally = self._tally
+            self._tally = Tally(tally.examples, tally.clipped + clipped, tally.non_finite + non_finite, tally.finite + finite)
         return self._tally
 
     def _step_hook(self, optimizer: torch.optim.Optimizer, args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:

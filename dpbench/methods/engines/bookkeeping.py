@@ -46,7 +46,7 @@ class Engine(Captured):
         self._waiting: list[tuple[dict[int, Tensor], list[Kept], int | None]] = []  # with the pass' number of real examples
 
     def backward_of(
-        self, one: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
+        self, open_pass: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
     ) -> list[Tensor | None]:
         squared: dict[int, Tensor] = {}
         kept: list[Kept] = []
@@ -54,27 +54,27 @@ class Engine(Captured):
         def ready(cluster: Cluster, uses: list[tuple[Layer, Use]]) -> None:
             if len(uses) == 1:
                 layer, use = uses[0]
-                own, later = layer.leaf.measured(use)
+                squares, later = layer.leaf.measured(use)
                 kept.append((cluster.group, layer, later))
             else:
-                own = sq_norms(uses)
+                squares = sq_norms(uses)
                 kept.extend((cluster.group, layer, partial(layer.leaf.add_finite, use)) for layer, use in uses)
-            squared[cluster.group] = squared[cluster.group] + own if cluster.group in squared else own
+            squared[cluster.group] = squared[cluster.group] + squares if cluster.group in squared else squares
 
-        found = one.backward(outputs, ready, gradients, inputs)
+        input_gradients = open_pass.backward(outputs, ready, gradients, inputs)
         if self.exchange.norms_wait:
             self._waiting.append((squared, kept, self.real))
-            return found
+            return input_gradients
         with torch.no_grad():
             self._sum(squared, kept)
-        return found
+        return input_gradients
 
     def settle(self) -> None:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
         with torch.no_grad():
-            norms = self.exchange.whole_norms([squared for squared, _, _ in waiting])
+            norms = self.exchange.global_norms([squared for squared, _, _ in waiting])
             for squared, (_, kept, real) in zip(norms, waiting, strict=True):
                 self.real = real
                 self._sum(squared, kept)

@@ -198,14 +198,16 @@ class Pass:
         if not roots and not asked:
             raise DpbenchError(_NOTHING_TRAINED, "see that the model is called inside losses")
         try:
-            every = torch.autograd.grad(outputs, [*roots, *inputs], gradients, retain_graph=retain_graph, allow_unused=True)
+            all_gradients = torch.autograd.grad(
+                outputs, [*roots, *inputs], gradients, retain_graph=retain_graph, allow_unused=True
+            )
             for key, uses in list(self._arrived.items()):  # a use whose output did not reach the loss never arrives
                 ready(self._clusters[key], uses)
         finally:
             self._arrived = {}
             if not retain_graph:
                 self.close()
-        return list(every[len(roots) :])
+        return list(all_gradients[len(roots) :])
 
     def watched(self, outputs: Tensor, watch: Callable[[Layer, Use], None]) -> None:
         """A backward pass as `backward` makes it, that shows each layer's use to `watch` and leaves this pass open."""
@@ -271,18 +273,18 @@ class Pass:
         output.register_hook(lambda g: self._arrive(layer, head, noted, g) if self._open else None)
 
     def _arrive(self, layer: Layer, head: int, noted: list[tuple[Any, ...]], g: Tensor) -> None:
-        x, version, rest, kwargs, batched = noted[0]
+        x, version, other_arguments, kwargs, batched = noted[0]
         if x._version != version:
             raise DpbenchError(
                 f"the input of {layer.name} was changed in place after it was used", "make that operation out of place"
             )
-        for what, tensor in (("input", x), ("output", g)):
+        for kind, tensor in (("input", x), ("output", g)):
             if tensor.dim() == 0 or tensor.shape[0] != self.batch:
                 raise DpbenchError(
-                    f"{layer.name}: its {what} is {list(tensor.shape)}, the batch has {self.batch} examples",
+                    f"{layer.name}: its {kind} is {list(tensor.shape)}, the batch has {self.batch} examples",
                     "every trained layer's input and output must have the batch first (expand position ids to [B, T])",
                 )
-        use = Use(x, g.detach(), rest, kwargs, batched)
+        use = Use(x, g.detach(), other_arguments, kwargs, batched)
         if self._watch is not None:
             self._watch(layer, use)
             return
@@ -319,14 +321,14 @@ class Capture:
 
     def forward(self, call: Callable[[], Tensor]) -> tuple[Pass, Tensor]:
         """`call()` with every layer's input noted: (the open pass, what it returned [B, ...])."""
-        self._pass = one = Pass(self._owners, self.batched)
+        self._pass = open_pass = Pass(self._owners, self.batched)
         try:
             with torch.enable_grad():
                 output = call()
         finally:
             self._pass = None
-        one.batch = len(output)
-        return one, output
+        open_pass.batch = len(output)
+        return open_pass, output
 
     def losses(self, losses: Losses, model: torch.nn.Module, batch: Any) -> tuple[Pass, Tensor]:
         """(the open pass, the losses [B]), held to the graph.
@@ -334,15 +336,15 @@ class Capture:
         Raises:
             DpbenchError: as `Pass.check`, or the losses are not one value an example.
         """
-        one, values = self.forward(lambda: check_losses(losses(model, batch)))
+        open_pass, values = self.forward(lambda: check_losses(losses(model, batch)))
         try:
-            one.check(values)
+            open_pass.check(values)
             if not values.requires_grad:
                 raise DpbenchError(_NOTHING_TRAINED, "see that the model is called inside losses")
         except DpbenchError:
-            one.close()
+            open_pass.close()
             raise
-        return one, values
+        return open_pass, values
 
     def _hook(self, layer: Layer) -> RemovableHandle:
         # Before other hooks: `fully_shard` has one that takes the layer's weights away.

@@ -55,11 +55,11 @@ class Captured(Handle):
                 self._warn_of_fallback(layer.name, layer.module)
 
     def _lay_out(self, clipping: Clipping) -> Layout:
-        return lay_out(self.model, clipping, self.kernels, stage=self._whole is not None, enclosing=self._enclosing)
+        return lay_out(self.model, clipping, self.kernels, stage=self._globalize_layout is not None, enclosing=self._enclosing)
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
-        one, values = self._forward(losses, batch)
-        self.backward_of(one, values.sum())
+        open_pass, values = self._forward(losses, batch)
+        self.backward_of(open_pass, values.sum())
         return values.detach()
 
     def _forward(self, losses: Losses, batch: Any) -> tuple[Pass, Tensor]:
@@ -70,7 +70,7 @@ class Captured(Handle):
         """
         while True:
             try:
-                one, values = self._capture.losses(losses, self.model, batch)
+                open_pass, values = self._capture.losses(losses, self.model, batch)
             except OutsideUse as use:
                 self._enclose(use)
                 continue
@@ -78,21 +78,21 @@ class Captured(Handle):
                 raise DpbenchError(
                     f"{len(values)} losses of a batch of {batch_size(batch)} examples", "return one loss for each example"
                 )
-            self._reached |= one.reached
-            if one.moves_rows and self._looks:
-                self._check_rows(one, values)
-            return one, values
+            self._reached |= open_pass.reached
+            if open_pass.moves_rows and self._looks:
+                self._check_rows(open_pass, values)
+            return open_pass, values
 
-    def _check_rows(self, one: Pass, values: Tensor) -> None:
+    def _check_rows(self, open_pass: Pass, values: Tensor) -> None:
         try:
-            check_rows_in_place(one, values)
+            check_rows_in_place(open_pass, values)
         except DpbenchError:
-            one.close()
+            open_pass.close()
             raise
 
     def _enclose(self, use: OutsideUse) -> None:
         """Capture the layers of a tensor at the next module around them that is called, one example at a time."""
-        if self._whole is not None or self.exchange.keeps_padding or self.kernels in ("native", "triton"):
+        if self._globalize_layout is not None or self.exchange.keeps_padding or self.kernels in ("native", "triton"):
             raise use
         modules = dict(self.model.named_modules())
         for name in use.layers:
@@ -126,16 +126,16 @@ class Captured(Handle):
         self._looks_left -= 1
         streams, versions = RandomStreams(self.model), versions_of(batch)
         try:
-            some = self._few(losses, batch, _COMPARED)
+            examples = self._few(losses, batch, _COMPARED)
             if not (self._complete and self._rows_apart):
                 self._rows_apart = several
-                few = self._few(losses, some, _LOOKED_AT)
+                few = self._few(losses, examples, _LOOKED_AT)
                 self._complete = self._examine(losses, few)
                 alone = range(batch_size(few)) if several else ()  # where one gradient is not finite, the others' say enough
                 self._complete = self._complete or any(self._examine(losses, select(few, slice(i, i + 1))) for i in alone)
             if versions_of(batch) != versions:
                 return  # `backward` says so; another pass would see other data
-            if check_examples_apart_by_value(losses, self.model, some, select) and self._complete:
+            if check_examples_apart_by_value(losses, self.model, examples, select) and self._complete:
                 self._looks_left = 0
         finally:
             streams.rewind()
@@ -143,15 +143,15 @@ class Captured(Handle):
     def _examine(self, losses: Losses, few: Any) -> bool:
         """Whether the captured gradients of some examples have been seen to be apart, and all there are."""
         versions = versions_of(few)
-        one, values = self._forward(losses, few)
+        open_pass, values = self._forward(losses, few)
         try:
             if versions_of(few) != versions:
                 return False
-            look_at_arguments(self._capture, losses, self.model, few, one)
-            check_rows_apart(one, values)
-            return check_complete(one, values, self.trainable)
+            look_at_arguments(self._capture, losses, self.model, few, open_pass)
+            check_rows_apart(open_pass, values)
+            return check_complete(open_pass, values, self.trainable)
         finally:
-            one.close()
+            open_pass.close()
 
     def _few(self, losses: Losses, batch: Any, most: int) -> Any:
         """The first examples of a batch that have a finite loss, or all where it cannot be cut. Beside a single one, others."""

@@ -47,7 +47,7 @@ class Exchange:
     def finished(self, handle: Attached, layers: Sequence[Layer]) -> None:
         """The physical batch adds nothing more to these layers' sums."""
 
-    def whole_norms(self, squared: list[dict[int, Tensor]]) -> list[dict[int, Tensor]]:
+    def global_norms(self, squared: list[dict[int, Tensor]]) -> list[dict[int, Tensor]]:
         """group -> [B] squared norms that this process has of each backward pass -> those of all processes together."""
         return squared
 

@@ -14,8 +14,8 @@ from dpbench.methods.engines.batches import Losses, check_losses, select
 
 Parameters = dict[str, Tensor]
 
-_APART = {torch.float64: 1e-7, torch.float32: 5e-3}
-_APART_IN_HALVES = 0.1
+_TOLERANCES = {torch.float64: 1e-7, torch.float32: 5e-3}
+_TOLERANCE_OF_HALVES = 0.1
 
 
 class _LossesOf(nn.Module):
@@ -30,13 +30,13 @@ class _LossesOf(nn.Module):
         return check_losses(self._losses(self.model, batch))
 
 
-def losses_with(model: nn.Module, losses: Losses, parameters: Parameters, batch: Any, apart: bool) -> Tensor:
+def losses_with(model: nn.Module, losses: Losses, parameters: Parameters, batch: Any, by_use: bool) -> Tensor:
     """The losses [B] with other tensors in place of the model's parameters.
 
     Args:
-        apart: `parameters` has a tensor for every use of a tied one, by the names of `uses`; if not, one for all of its uses.
+        by_use: `parameters` has a tensor for every use of a tied one, by the names of `uses`; if not, one for all of its uses.
     """
-    if not apart:  # torch's own way to tie leaves a module that is registered twice with the other tensors
+    if not by_use:  # torch's own way to tie leaves a module that is registered twice with the other tensors
         by_id = {id(p): parameters[name] for name, p in model.named_parameters() if name in parameters}
         parameters = {name: by_id[id(p)] for name, p in uses(model).items() if id(p) in by_id}
     named = {f"model.{name}": value for name, value in parameters.items()}
@@ -79,7 +79,7 @@ def gradients_by_use(model: nn.Module, losses: Losses, example: Any) -> tuple[Te
     """([1] the detached loss, name of every use -> gradient or None) of a batch of one example, uses of a tied tensor apart."""
     parameters = {name: parameter.detach().requires_grad_() for name, parameter in uses(model).items()}
     try:
-        value = losses_with(model, losses, dict(parameters), example, apart=True)
+        value = losses_with(model, losses, dict(parameters), example, by_use=True)
         gradients = torch.autograd.grad(value.sum(), list(parameters.values()), allow_unused=True) if value.requires_grad else ()
     except torch.OutOfMemoryError:
         raise
@@ -96,10 +96,10 @@ def _dense(gradient: Tensor) -> Tensor:
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
-def apart_by_rounding(dtype: torch.dtype) -> float:
+def rounding_tolerance(dtype: torch.dtype) -> float:
     """How far two ways to the same gradient may be apart, relative to its norm. Another order of summation, or half-precision
     products, make less of a difference; a use of a tensor that was missed makes more."""
-    return _APART.get(dtype, _APART_IN_HALVES)
+    return _TOLERANCES.get(dtype, _TOLERANCE_OF_HALVES)
 
 
 def check_uses_seen(
@@ -126,8 +126,8 @@ def check_uses_seen(
         expected, seen = plain.get(id(parameter)), replaced.get(id(parameter))
         if expected is None or not expected.isfinite().all():
             continue
-        apart = float((expected - seen).norm()) if seen is not None else float(expected.norm())
-        if apart > apart_by_rounding(expected.dtype) * float(expected.norm()):
+        difference = float((expected - seen).norm()) if seen is not None else float(expected.norm())
+        if difference > rounding_tolerance(expected.dtype) * float(expected.norm()):
             raise DpbenchError(
                 f"{name} is used in a way that torch.func does not reach, such as by a closure or an attribute of the losses",
                 "reach it through the model that the losses are given, or use the engine 'loop'",
@@ -135,20 +135,20 @@ def check_uses_seen(
     return set(plain)
 
 
-def loss_of_one(model: nn.Module, losses: Losses, apart: bool) -> Callable[[Parameters, Any], Tensor]:
-    """(parameters, an example without its batch dimension) -> its loss, a scalar; `apart` as in `losses_with`."""
+def loss_of_one(model: nn.Module, losses: Losses, by_use: bool) -> Callable[[Parameters, Any], Tensor]:
+    """(parameters, an example without its batch dimension) -> its loss, a scalar; `by_use` as in `losses_with`."""
 
-    def one(parameters: Parameters, example: Any) -> Tensor:
+    def loss(parameters: Parameters, example: Any) -> Tensor:
         batch = tree_map(lambda v: v[None] if isinstance(v, Tensor) else v, example)
-        return losses_with(model, losses, parameters, batch, apart).squeeze(0)
+        return losses_with(model, losses, parameters, batch, by_use).squeeze(0)
 
-    return one
+    return loss
 
 
-def loss_by_number(model: nn.Module, losses: Losses, batch: Any, apart: bool) -> Callable[[Parameters, Tensor], Tensor]:
-    """(parameters, number of an example of the batch) -> its loss, a scalar; `apart` as in `losses_with`."""
+def loss_by_number(model: nn.Module, losses: Losses, batch: Any, by_use: bool) -> Callable[[Parameters, Tensor], Tensor]:
+    """(parameters, number of an example of the batch) -> its loss, a scalar; `by_use` as in `losses_with`."""
 
-    def one(parameters: Parameters, number: Tensor) -> Tensor:
-        return losses_with(model, losses, parameters, select(batch, number[None]), apart).squeeze(0)
+    def loss(parameters: Parameters, number: Tensor) -> Tensor:
+        return losses_with(model, losses, parameters, select(batch, number[None]), by_use).squeeze(0)
 
-    return one
+    return loss

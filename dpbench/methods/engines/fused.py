@@ -37,7 +37,7 @@ class Engine(Captured):
     scopes = ("per_layer", "per_tensor")
 
     def backward_of(
-        self, one: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
+        self, open_pass: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
     ) -> list[Tensor | None]:
         norms: dict[int, Tensor] = {}
 
@@ -45,10 +45,10 @@ class Engine(Captured):
             norms[cluster.group] = self._clip(cluster, uses)
             self.exchange.finished(self, cluster.layers)
 
-        found = one.backward(outputs, ready, gradients, inputs)
+        input_gradients = open_pass.backward(outputs, ready, gradients, inputs)
         groups = sorted(norms)
         self.count(torch.stack([norms[k] for k in groups], 1), self.bounds_of(groups, outputs.device), groups)
-        return found
+        return input_gradients
 
     def _clip(self, cluster: Cluster, uses: list[tuple[Layer, Use]]) -> Tensor:
         factor = self.factor(cluster.group)
@@ -57,11 +57,11 @@ class Engine(Captured):
             return layer.leaf.clip_into(use, factor, self.sums_of(layer))
         tensors = {id(p): p for layer, _ in uses for p in layer.parameters.values()}
         norms = []
-        for one in examples(uses):
-            norm = squared_norm(one).sqrt()
+        for gradients in examples(uses):
+            norm = squared_norm(gradients).sqrt()
             norms.append(norm)
             scale, finite = weighted_factors(norm.reshape(1), factor)
             if finite:
-                for key, value in one.items():
+                for key, value in gradients.items():
                     self.sum_of(tensors[key]).add_(value * scale)
         return torch.stack(norms)

@@ -27,13 +27,13 @@ _WAYS_OUT = "freeze it (requires_grad_(False)), or use the engine 'loop', which 
 @cache
 def _leaf_classes(file: str) -> dict[type[nn.Module], type[Leaf]]:
     """Module class -> its Leaf, from every `kernels/<op>/<file>.py`."""
-    found: dict[type[nn.Module], type[Leaf]] = {}
+    leaf_of_class: dict[type[nn.Module], type[Leaf]] = {}
     for path in sorted((PACKAGE / "kernels").glob(f"*/{file}.py")):
         module = importlib.import_module(f"dpbench.kernels.{path.parent.name}.{file}")
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, Leaf) and value.__module__ == module.__name__:
-                found |= dict.fromkeys(value.modules, value)
-    return found
+                leaf_of_class |= dict.fromkeys(value.modules, value)
+    return leaf_of_class
 
 
 def _leaf(name: str, module: nn.Module, kernels: str) -> Leaf:

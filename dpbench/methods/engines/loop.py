@@ -51,8 +51,8 @@ class Engine(Handle):
             streams.rewind()
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
-        found = [self._one(losses, select(batch, slice(i, i + 1))) for i in range(batch_size(batch))]
-        return torch.cat(found) if found else torch.zeros(0)
+        values = [self._one(losses, select(batch, slice(i, i + 1))) for i in range(batch_size(batch))]
+        return torch.cat(values) if values else torch.zeros(0)
 
     def _one(self, losses: Losses, example: Any) -> Tensor:
         clipping = self.mechanism.clipping

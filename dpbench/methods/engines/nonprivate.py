@@ -41,14 +41,14 @@ class Engine(Handle):
         return None, call()
 
     def backward_of(
-        self, one: None, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
+        self, open_pass: None, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
     ) -> list[Tensor | None]:
         with self.adding():
             outputs.backward(gradients)
-        found = [x.grad for x in inputs]
+        input_gradients = [x.grad for x in inputs]
         for x in inputs:
             x.grad = None
-        return found
+        return input_gradients
 
     @contextmanager
     def adding(self) -> Iterator[None]:

@@ -134,8 +134,8 @@ def _apart_by_value(
     for half, largest in ((kept, True), (kept, False), (~kept, True), (~kept, False)):
         other = observe(select(batch, _replaced(half, losses, largest)))
         here = half.to(losses.device)
-        if bool((apart := _differ(losses, other.losses, plain.tolerance(other)) & here).any()):
-            _refuse(losses, other.losses, int(apart.nonzero()[0]))
+        if bool((differs := _differ(losses, other.losses, plain.tolerance(other)) & here).any()):
+            _refuse(losses, other.losses, int(differs.nonzero()[0]))
         seen |= bool(_differ(losses, other.losses, 0.0)[~here].any())
     return seen
 

@@ -77,7 +77,7 @@ class _Doubt:
     def __init__(self, handle: Attached, losses: Losses, batch: Any, noted: list[Norms], small: bool) -> None:
         self._handle, self._losses, self._batch, self._noted = handle, losses, batch, noted
         self._versions = versions_of(batch)
-        self._doubtful = [~torch.isfinite(one.norms) | (one.norms < (_VANISHING if small else 0.0)) for one in noted]
+        self._doubtful = [~torch.isfinite(entry.norms) | (entry.norms < (_VANISHING if small else 0.0)) for entry in noted]
         flag = torch.stack([doubtful.any() for doubtful in self._doubtful]).any()
         self._any, self.on_its_way = _Flag(flag), flag.is_cuda
 
@@ -91,7 +91,7 @@ class _Doubt:
         if not self._any.value() or versions_of(self._batch) != self._versions:
             return self._noted
         with self._handle.guard.state:
-            return [self._rescued(one, doubtful) for one, doubtful in zip(self._noted, self._doubtful, strict=True)]
+            return [self._rescued(entry, doubtful) for entry, doubtful in zip(self._noted, self._doubtful, strict=True)]
 
     def _rescued(self, noted: Norms, doubtful: Tensor) -> Norms:
         handle = self._handle

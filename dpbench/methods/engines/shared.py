@@ -16,7 +16,7 @@ def sq_norms(uses: list[tuple[Layer, Use]]) -> Tensor:
     if len(uses) == 1:
         layer, use = uses[0]
         return layer.leaf.sq_norms(use)
-    return torch.stack([squared_norm(one) for one in examples(uses)])
+    return torch.stack([squared_norm(gradients) for gradients in examples(uses)])
 
 
 def examples(uses: list[tuple[Layer, Use]]) -> Iterator[dict[int, Tensor]]:
@@ -32,9 +32,9 @@ def examples(uses: list[tuple[Layer, Use]]) -> Iterator[dict[int, Tensor]]:
         yield buffers
 
 
-def squared_norm(one: dict[int, Tensor]) -> Tensor:
+def squared_norm(gradients: dict[int, Tensor]) -> Tensor:
     """Squared norm over all tensors of one example's gradient."""
-    return torch.stack([value.square().sum() for value in one.values()]).sum()
+    return torch.stack([value.square().sum() for value in gradients.values()]).sum()
 
 
 def _local(layer: Layer, buffers: dict[int, Tensor]) -> Sums:

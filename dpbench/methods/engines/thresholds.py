@@ -26,21 +26,21 @@ class Thresholds:
     fractions of examples within the bound. Both are made of releases alone, so they may be published. Raw counts are not kept.
     """
 
-    def __init__(self, mechanism: Mechanism, labels: Sequence[str], own: Sequence[int], bounds: Sequence[float]) -> None:
+    def __init__(self, mechanism: Mechanism, labels: Sequence[str], local_groups: Sequence[int], bounds: Sequence[float]) -> None:
         """own: numbers of the groups that this process holds: all, but for a stage of a pipeline."""
         assert mechanism.clipping is not None
         assert mechanism.clipping.adaptive is not None
-        self.adaptive, self._whole = mechanism.clipping.adaptive, mechanism.clipping.bound
+        self.adaptive, self._total_bound = mechanism.clipping.adaptive, mechanism.clipping.bound
         self._expected = mechanism.sampling.expected_batch_size
         self.std = self.adaptive.count_std(mechanism.noise_multiplier, len(labels))
-        self.labels, self._own = list(labels), list(own)
+        self.labels, self._local_groups = list(labels), list(local_groups)
         self.trajectory: list[list[float]] = [list(bounds)]
         self.fractions: list[list[float]] = []
         self._forget()
 
     def _forget(self) -> None:
         self._examples = 0
-        self._within = dict.fromkeys(self._own, 0)
+        self._within = dict.fromkeys(self._local_groups, 0)
         self._counts: dict[tuple[int, ...], Tensor] = {}  # of some groups, left on the device until the step ends
 
     def note(self, within: Tensor, groups: Sequence[int] | None = None) -> None:
@@ -50,11 +50,11 @@ class Thresholds:
             within: [B, K'] bool: the norm in each of `groups` (None: all that this process holds) is at most the bound; a
                 non-finite one is not. In a group that is not named no example has a gradient: its norm is 0.
         """
-        seen = tuple(self._own if groups is None else groups)
+        key = tuple(self._local_groups if groups is None else groups)
         count = within.sum(0)
-        self._counts[seen] = self._counts[seen] + count if seen in self._counts else count
+        self._counts[key] = self._counts[key] + count if key in self._counts else count
         self._examples += len(within)
-        for group in set(self._own).difference(seen):
+        for group in set(self._local_groups).difference(key):
             self._within[group] += len(within)
 
     def centred(self) -> list[float]:
@@ -70,7 +70,7 @@ class Thresholds:
         noisy = release(self.centred(), self.std)
         self._forget()
         self.fractions.append([0.5 + value / self._expected for value in noisy])
-        self.trajectory.append(self.adaptive.moved(self.trajectory[-1], self.fractions[-1], self._whole))
+        self.trajectory.append(self.adaptive.moved(self.trajectory[-1], self.fractions[-1], self._total_bound))
         return list(self.trajectory[-1])
 
     def state_dict(self) -> dict[str, Any]:

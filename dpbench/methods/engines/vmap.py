@@ -41,12 +41,12 @@ class Engine(loop.Engine):
         if batch_size(batch) == 0:
             return torch.zeros(0)
         owner = uses(self.model)
-        own = {name: parameter.detach() for name, parameter in owner.items()}
-        one = grad_and_value(loss_by_number(self.model, losses, batch, apart=True))
-        mapped = torch.func.vmap(one, in_dims=(None, 0), randomness="different")
-        device = next(iter(own.values())).device
+        detached = {name: parameter.detach() for name, parameter in owner.items()}
+        gradient_of_one = grad_and_value(loss_by_number(self.model, losses, batch, by_use=True))
+        mapped = torch.func.vmap(gradient_of_one, in_dims=(None, 0), randomness="different")
+        device = next(iter(detached.values())).device
         try:
-            gradients, values = mapped(own, torch.arange(batch_size(batch), device=device))
+            gradients, values = mapped(detached, torch.arange(batch_size(batch), device=device))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

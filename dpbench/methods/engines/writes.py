@@ -169,14 +169,19 @@ class _Structure:
         for path, module in self._modules:
             prefix, recomputed = f"{path}." if path else "", _recomputed(module)
             places: list[Any] = [module._parameters, module._buffers]
-            self._slots += [(f"{prefix}{key}", at, key) for at in places for key, value in at.items() if value is not None]
-            for key, value in (own := vars(module)).items():
+            self._slots += [
+                (f"{prefix}{key}", container, key)
+                for container in places
+                for key, value in container.items()
+                if value is not None
+            ]
+            for key, value in (attributes := vars(module)).items():
                 if key in _OF_MODULES or key in recomputed:
                     continue
                 if isinstance(value, Tensor):
-                    self._slots.append((f"{prefix}{key}", own, key))
+                    self._slots.append((f"{prefix}{key}", attributes, key))
                 elif isinstance(value, _CONTAINERS) or _inside("", value, _DEEPEST):
-                    self._holders.append((f"{prefix}{key}", own, key))
+                    self._holders.append((f"{prefix}{key}", attributes, key))
 
     def changed(self) -> bool:
         """Whether a module, a tensor or an attribute has come, gone or become something of another type."""
@@ -195,10 +200,10 @@ class _Structure:
 
     def tensors(self) -> dict[str, Tensor]:
         """All there are now, where they were."""
-        found = {name: at[key] for name, at, key in self._slots if key in at}
-        for name, own, key in self._holders:
-            found |= _inside(name, own.get(key), _DEEPEST)
-        return found
+        tensors = {name: container[key] for name, container, key in self._slots if key in container}
+        for name, container, key in self._holders:
+            tensors |= _inside(name, container.get(key), _DEEPEST)
+        return tensors
 
 
 def _inside(name: str, value: Any, depth: int) -> dict[str, Tensor]:
@@ -216,11 +221,11 @@ def _inside(name: str, value: Any, depth: int) -> dict[str, Tensor]:
         pairs = getattr(value, "__dict__", {}).items()
     else:
         return {}
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for key, item in list(pairs):
         if not isinstance(item, str | int | float):
-            found |= _inside(f"{name}.{key}", item, depth - 1)
-    return found
+            tensors |= _inside(f"{name}.{key}", item, depth - 1)
+    return tensors
 
 
 def _recomputed(module: nn.Module) -> set[str]:
@@ -252,15 +257,15 @@ def _mark(tensor: Tensor) -> tuple[object, ...]:
     plain = type(tensor) in _PLAIN and tensor.layout == torch.strided and not tensor.is_inference()
     if plain and _has_storage(tensor):
         return tensor._version, tensor.data_ptr(), tensor.dtype
-    found: list[object] = []
+    forms: list[object] = []
     for part in _parts(tensor):
         form: tuple[object, ...] = (part.dtype, part.device)
         if not nn.parameter.is_lazy(part):
             form += (tuple(part.shape), None if part.is_inference() else part._version)
             if part.layout == torch.strided and _has_storage(part):
                 form += (part.stride(), part.data_ptr())
-        found.append(form)
-    return tuple(found)
+        forms.append(form)
+    return tuple(forms)
 
 
 def _has_storage(part: Tensor) -> bool:
@@ -299,26 +304,26 @@ def _fingerprint(tensor: Tensor) -> Tensor | int | None:
         return None
 
 
-def _on_host(found: np.ndarray[Any, Any]) -> int:
+def _on_host(flat: np.ndarray[Any, Any]) -> int:
     """Of bytes [n]; by numpy, so that what counts a step's tensors does not count these."""
-    whole, total = len(found) // 8 * 8, 0
-    words = found[:whole].view(np.int64)
+    in_words, total = len(flat) // 8 * 8, 0
+    words = flat[:in_words].view(np.int64)
     products = np.empty(min(len(words), _PIECE), np.int64)
     with np.errstate(over="ignore"):
         for first in range(0, len(words), _PIECE):
             piece = words[first : first + _PIECE]
             each = np.multiply(piece, _factors()[: len(piece)], out=products[: len(piece)])
             total = (total * _TURN + int(each.sum())) % 2**64
-    for last in found[whole:].tolist():
+    for last in flat[in_words:].tolist():
         total = (total * _TURN + last) % 2**64
     return total
 
 
 def _on_device(flat: Tensor) -> Tensor:
     factors, total = _factors_on(flat.device), torch.zeros((), dtype=torch.int64, device=flat.device)
-    whole = len(flat) // 8 * 8 if flat.storage_offset() % 8 == 0 else 0
-    words = flat[:whole].view(torch.int64).split(_PIECE) if whole else ()
-    for piece in (*words, *flat[whole:].split(_PIECE)):
+    in_words = len(flat) // 8 * 8 if flat.storage_offset() % 8 == 0 else 0
+    words = flat[:in_words].view(torch.int64).split(_PIECE) if in_words else ()
+    for piece in (*words, *flat[in_words:].split(_PIECE)):
         total = total * _TURN + (piece * factors[: len(piece)]).sum()
     return total
 

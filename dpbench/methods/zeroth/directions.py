@@ -92,10 +92,10 @@ class Directions:
 
     def next_number(self, step: int) -> float:
         """The number of N(0, 1) that the public seed of u_step gives next: for published code that takes it for its noise."""
-        found = np.zeros(1)
+        numbers = np.zeros(1)
         stream = Gaussian(key_of(self._seed, Role.DIRECTIONS, STREAMS + 1, step))
-        stream.perturb_(found, 1.0, 1.0, Scratch.inside(np.empty(Scratch.room_for(1, found.dtype), np.uint8), found.dtype))
-        return float(found[0])
+        stream.perturb_(numbers, 1.0, 1.0, Scratch.inside(np.empty(Scratch.room_for(1, numbers.dtype), np.uint8), numbers.dtype))
+        return float(numbers[0])
 
     def _gaussian_length(self, step: int) -> float:
         """Of the Gaussian numbers of a step, in fp64. The last one is kept: a step asks for it several times."""

@@ -99,12 +99,12 @@ def _bits(values: Tensor) -> Tensor:
 def rounded_at_random(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """float32 values [n] as float16 or bfloat16: one of the two neighbours, so that the mean over draws is the value itself."""
     nearest = values.to(dtype)
-    rest = values - nearest.float()
+    remainder = values - nearest.float()
     bits = _bits(nearest)
-    outwards = (rest > 0) == (nearest > 0)
+    outwards = (remainder > 0) == (nearest > 0)
     other = torch.where(outwards, bits + 1, bits - 1)
-    smallest = torch.where(rest > 0, 1, 1 - 2**15).to(torch.int16)
+    smallest = torch.where(remainder > 0, 1, 1 - 2**15).to(torch.int16)
     other = torch.where(nearest == 0, smallest, other).view(dtype)
     gap = (other.float() - nearest.float()).abs()
     draw = torch.rand(len(values), generator=generator, device=values.device)
-    return torch.where(draw * gap < rest.abs(), other, nearest)
+    return torch.where(draw * gap < remainder.abs(), other, nearest)

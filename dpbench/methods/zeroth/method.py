@@ -78,12 +78,12 @@ class ZerothMethod:
 
     def warnings(self) -> list[str]:
         ignored, silent = self.order.non_finite_examples, self.order.longest_silence
-        found = [f"{ignored} examples had losses that are not finite and contributed 0"] if ignored else []
+        messages = [f"{ignored} examples had losses that are not finite and contributed 0"] if ignored else []
         if silent >= SILENT:  # mezo has stopped; whether a private run does must not depend on losses
-            found.append(
+            messages.append(
                 f"no example's loss moved in {silent} steps one after another: the perturbation is lost in weights or losses"
             )
-        return found
+        return messages
 
     def detach(self) -> None:
         """Nothing hangs on the model."""

@@ -37,7 +37,7 @@ class Problem:
     spread: dict[str, float]
 
     @classmethod
-    def made(cls, dimension: int, spectrum: str, examples: int, seed: int) -> Problem:
+    def draw(cls, dimension: int, spectrum: str, examples: int, seed: int) -> Problem:
         """`examples` for training and as many for testing."""
         eigenvalues = SPECTRA[spectrum](np.arange(1, dimension + 1, dtype="f8"))
         parts, means, spread = [], {}, {}
@@ -50,13 +50,13 @@ class Problem:
 
     def gradient_norms(self, x: Array, split: str) -> Array:
         """|A (x - mean)| of points [G, d]: the norm of the mean loss' gradient."""
-        found: Array = np.linalg.norm((x - self.means[split]) * self.eigenvalues, axis=1)
-        return found
+        norms: Array = np.linalg.norm((x - self.means[split]) * self.eigenvalues, axis=1)
+        return norms
 
     def losses(self, x: Array, split: str) -> Array:
         """Mean losses of points [G, d]."""
-        found: Array = ((x - self.means[split]) ** 2) @ self.eigenvalues / 2 + self.spread[split]
-        return found
+        losses: Array = ((x - self.means[split]) ** 2) @ self.eigenvalues / 2 + self.spread[split]
+        return losses
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Grid:
 
     @classmethod
     def of(cls, steps: Sequence[int], rates: Sequence[float], bounds: Sequence[float]) -> Grid:
-        found = np.array([(t, r, c) for t in sorted(steps) for r in rates for c in bounds], dtype="f8")
-        return cls(found[:, 0].astype(int), found[:, 1], found[:, 2])
+        points = np.array([(t, r, c) for t in sorted(steps) for r in rates for c in bounds], dtype="f8")
+        return cls(points[:, 0].astype(int), points[:, 1], points[:, 2])
 
     def active(self, done: int) -> slice:
         """Points that have more than `done` steps to make: the last ones."""
@@ -130,8 +130,8 @@ def clipped_sum(at: Array, bounds: Array, ordered: Array, below: Array) -> Array
     """
     low = np.searchsorted(ordered, at - bounds, side="left")
     high = np.searchsorted(ordered, at + bounds, side="right")
-    found: Array = bounds * (low + high - len(ordered)) + at * (high - low) - (below[high] - below[low])
-    return found
+    sums: Array = bounds * (low + high - len(ordered)) + at * (high - low) - (below[high] - below[low])
+    return sums
 
 
 def _first_order(problem: Problem, grid: Grid, multipliers: Mapping[int, float], seed: int) -> Array:

@@ -255,7 +255,7 @@ class ZerothOrder(Resumable):
 
     def _losses(self, losses: Losses, physical: list[Any]) -> Tensor:
         """[B] of all physical batches, fp64 on the host."""
-        found = [torch.zeros(0, dtype=torch.float64)]
+        parts = [torch.zeros(0, dtype=torch.float64)]
         private = self.mechanism.private
         with torch.inference_mode():
             for batch in physical:
@@ -275,8 +275,8 @@ class ZerothOrder(Resumable):
                         f"{len(values)} losses of a batch of {size} examples: one an example was wanted",
                         "reduce over tokens and other parts of an example, never over examples",
                     )
-                found.append(values.double().cpu())
-        return torch.cat(found)
+                parts.append(values.double().cpu())
+        return torch.cat(parts)
 
     def _bounded(self, derivatives: Tensor, number: int) -> tuple[float | None, float]:
         """(share that was bounded, sum of the bounded derivatives)."""
@@ -350,8 +350,8 @@ def _place(parameter: Tensor) -> tuple[object, ...]:
 def _must_suit(method: plugins.Plugin, mechanism: Mechanism) -> None:
     private, clipping = method.extra["private"], mechanism.clipping
     if private != (clipping is not None):
-        wanted = "needs a clipping" if private else "takes no clipping and no noise"
-        raise DpbenchError(f"{method.name} {wanted}", "mezo is the method without, dpzero that with")
+        requirement = "needs a clipping" if private else "takes no clipping and no noise"
+        raise DpbenchError(f"{method.name} {requirement}", "mezo is the method without, dpzero that with")
     if clipping is None:
         return
     if clipping.function != "abadi" or clipping.scope != "flat" or clipping.adaptive is not None or clipping.given is not None:

@@ -58,8 +58,8 @@ class Engine(Handle):
                 raise DpbenchError(f"fastDP has no rule for {layer.name} ({type(layer.module).__name__})", "use another engine")
         if self.layout.shared or any(len(cluster.layers) > 1 for cluster in self.layout.clusters):
             raise DpbenchError("fastDP clips each use of a tied tensor apart and adds them up", "untie it, or use another engine")
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
             self._engine = PrivacyEngine(
                 self.model,
                 batch_size=1,

@@ -34,23 +34,23 @@ def register_conv1d() -> None:
 
     def transposed(layer: Any, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
         x = activations[0].to(backprops.dtype)
-        found = {}
+        gradients = {}
         if layer.weight.requires_grad:
-            found[layer.weight] = torch.einsum("n...i,n...j->nij", x, backprops)
+            gradients[layer.weight] = torch.einsum("n...i,n...j->nij", x, backprops)
         if layer.bias.requires_grad:
-            found[layer.bias] = torch.einsum("n...k->nk", backprops)
-        return found
+            gradients[layer.bias] = torch.einsum("n...k->nk", backprops)
+        return gradients
 
     def transposed_norm(layer: Any, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
         x = activations[0].to(backprops.dtype)
-        found = {}
+        norms = {}
         x, g = x.reshape(len(x), -1, x.shape[-1]), backprops.reshape(len(x), -1, backprops.shape[-1])
         if layer.weight.requires_grad:
             gram = torch.einsum("nik,njk->nij", g, g), torch.einsum("nik,njk->nij", x, x)
-            found[layer.weight] = torch.sqrt(torch.einsum("n...i,n...i->n", *gram).clamp(min=0))
+            norms[layer.weight] = torch.sqrt(torch.einsum("n...i,n...i->n", *gram).clamp(min=0))
         if layer.bias.requires_grad:
-            found[layer.bias] = torch.sqrt(torch.einsum("n...i->n", torch.einsum("nik,njk->nij", g, g)).clamp(min=0))
-        return found
+            norms[layer.bias] = torch.sqrt(torch.einsum("n...i->n", torch.einsum("nik,njk->nij", g, g)).clamp(min=0))
+        return norms
 
     register_grad_sampler(Conv1D)(transposed)
     register_norm_sampler(Conv1D)(transposed_norm)
