@@ -1,4 +1,4 @@
-"""Virtual devices: the groups of a pipeline's stages on one process."""
+"""Virtual devices: the groups of a pipeline's stages in one process."""
 
 from __future__ import annotations
 
