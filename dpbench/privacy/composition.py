@@ -166,7 +166,7 @@ def calibrated_beside(
 def phases(plan: Mechanism, steps: Sequence[int]) -> list[Mechanism]:
     """Cut a mechanism into consecutive phases, for a model whose tensors change between them.
 
-    Guarantee: together the phases release what `plan` does, each with its own seed for draws and noise. Nothing is spent twice.
+    Guarantee: together the phases release what `plan` does, each with independent draws and noise. Nothing is spent twice.
 
     Raises:
         DpbenchError: The phases' steps do not sum to those of the plan, or adaptive thresholds would have to pass from one phase

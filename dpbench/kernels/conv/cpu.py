@@ -14,17 +14,17 @@ from dpbench.kernels.linear.cpu import gram_is_shorter, gram_sq_norms
 from dpbench.kernels.small import squared
 
 CHUNK = {"cpu": 1 << 22}
-"""Bytes of patches and gradients at a time, one example at least: on a CPU a few times a core's cache."""
+"""The bytes of patches and gradients that are formed at a time, at least one example: on a CPU a few times a core's cache."""
 CHUNK_ELSEWHERE = 1 << 28
 
 KEPT = 1 << 24
-"""Bytes of a layer's per-example gradients that are kept until all norms are known, though its x and g are fewer."""
+"""The bytes of a layer's per-example gradients that may be kept until all norms are known, even if x and g are smaller."""
 
 GRAM_BELOW = 20.0
-"""Gram norms and one weighted product where P^2 (n + O) < GRAM_BELOW x n O, O of one group: that takes less time than
-each example's gradient, read for its norm and once more for the sum. From measurements on one core."""
+"""Gram norms and one weighted product are used where P^2 (n + O) < GRAM_BELOW x n O, with O of one group. They then take less
+time than each example's gradient, read for its norm and once more for the sum. From measurements on one core."""
 
-_RUN = 16  # values that lie together, from which on copying patches with their channels last is the faster way
+_RUN = 16  # adjacent values from which on it is faster to copy patches with their channels last
 
 
 class ConvLeaf(Leaf):
@@ -37,11 +37,11 @@ class ConvLeaf(Leaf):
     norms_of_products = True  # a subclass whose gradient is a map of the product has no Gram norms
 
     def pulled_back(self, products: Tensor) -> Tensor:
-        """Gradients with respect to the weight that is convolved with -> the parameter's; [b, O, n] each, channels last."""
+        """Map gradients of the weight used in the convolution to those of the parameter; [b, O, n] each, channels last."""
         return products
 
     def gradients(self, use: Use) -> Sums:
-        """name -> [b, elements] in fp32 or wider; those of the weight in the order O, kernel, channels."""
+        """Return name -> [b, elements] in fp32 or wider, with those of the weight in the order O, kernel, channels."""
         wide, gradients = accumulation_dtype(use.g), Sums()
         if "weight" in self.names:
             g, groups = use.g.to(wide), self.module.groups
@@ -69,7 +69,7 @@ class ConvLeaf(Leaf):
         return norms + squared(self._only_bias(use)) if "bias" in self.names else norms
 
     def add_weighted(self, use: Use, factors: Tensor, into: Sums) -> None:
-        if use.g.device.type != "cpu":  # where torch may round a convolution's products more than others
+        if use.g.device.type != "cpu":  # there torch may round the products of a convolution more than others
             self._add_in_parts(use, factors, into)
             return
         if "weight" in self.names:
@@ -78,7 +78,7 @@ class ConvLeaf(Leaf):
             self._add(self._only_bias(use), factors, into)
 
     def measured(self, use: Use) -> tuple[Tensor, Later]:
-        """Keeps the gradients where they are no larger than x and g, or at most `KEPT` bytes, unless Gram norms are cheaper."""
+        """Measure as in `Leaf.measured`, keeping gradients no larger than x and g or `KEPT`, unless Gram norms are cheaper."""
         _, inputs, outputs = self._sizes(use)
         gradient_bytes = len(use.g) * inputs * outputs * accumulation_dtype(use.g).itemsize
         if self._gram_is_cheaper(use) or gradient_bytes > max(KEPT, use.x.nbytes + use.g.nbytes):
@@ -98,7 +98,7 @@ class ConvLeaf(Leaf):
         return torch.cat(norms)
 
     def _gram_is_cheaper(self, use: Use) -> bool:
-        """Whether norms come first, by Gram matrices, then one weighted product."""
+        """Return whether it is cheaper to form all norms first, by Gram matrices, and then one weighted product."""
         if "weight" not in self.names or not self.norms_of_products:
             return False
         positions, inputs, outputs = self._sizes(use)
@@ -106,11 +106,15 @@ class ConvLeaf(Leaf):
         return positions * positions * (inputs + outputs) < GRAM_BELOW * inputs * outputs
 
     def _sizes(self, use: Use) -> tuple[int, int, int]:
-        """(P, n, O)."""
+        """Return (P, n, O)."""
         return use.g.shape[2:].numel(), self.module.in_channels // self.module.groups * _size(self.module), use.g.shape[1]
 
     def _parts(self, use: Use, more: int = 0) -> Iterator[Use]:
-        """The examples in pieces of `CHUNK` bytes; an empty batch is one piece. more: elements an example needs beside."""
+        """Yield the examples in pieces of `CHUNK` bytes; an empty batch is one piece.
+
+        Args:
+            more: Elements that each example needs in addition.
+        """
         positions, inputs, outputs = self._sizes(use)
         elements = (positions * self.module.groups + outputs) * inputs + more
         room = CHUNK.get(use.g.device.type, CHUNK_ELSEWHERE)
@@ -122,9 +126,10 @@ class ConvLeaf(Leaf):
         return Sums({"bias": use.g.flatten(2).sum(2, dtype=accumulation_dtype(use.g))})
 
     def _patches(self, x: Tensor) -> Tensor:
-        """x [b, C, ...] -> [b x groups, P, n], channels last among the n.
+        """Return the patches [b x groups, P, n] of x [b, C, ...], with the channels last among the n.
 
-        Copied in runs that lie together: channels with the kernel's columns, or, where these are few, the positions of a row.
+        They are copied in runs of adjacent values: channels with the kernel's columns, or, where these are few, the positions of
+        a row.
         """
         module, dimensions = self.module, len(self.module.kernel_size)
         x = self._padded(x)
@@ -152,8 +157,10 @@ class ConvLeaf(Leaf):
         return pad(x, around, mode=mode) if any(around) else x
 
     def _weighted_product(self, use: Use, factors: Tensor) -> Tensor:
-        """[1, O, n]: sum_i factors[i] x product_i, by torch's own convolution, as in non-private training but for half
-        precision: there a factor or sum that is rounded takes an example over its bound."""
+        """Return sum_i factors[i] x product_i, [1, O, n], by torch's convolution as in non-private training.
+
+        Half precision is widened first, because a factor or sum that is rounded takes an example over its bound.
+        """
         module, dimensions = self.module, len(self.module.kernel_size)
         wide = accumulation_dtype(use.g)
         scaled = use.g.to(wide) * factors.to(wide).view(-1, *[1] * (1 + dimensions))
@@ -178,7 +185,7 @@ class ConvLeaf(Leaf):
             start += len(part.g)
 
     def _add_formed(self, parts: list[Sums], factors: Tensor, finite: Tensor, into: Sums) -> None:
-        """`add_finite` of gradients that are there, in pieces."""
+        """Add the finite gradients, as in `add_finite`, from gradients already formed in pieces."""
         into.zeroed()
         all_finite, start = bool(finite.all()), 0
         for gradients in parts:
@@ -204,10 +211,10 @@ def _size(module: nn.Module) -> int:
 
 
 def _of_groups(g: Tensor, groups: int) -> Tensor:
-    """g [b, O, ...] -> [b x groups, O / groups, P]."""
+    """Return g [b, O, ...] as [b x groups, O / groups, P]."""
     return g.reshape(len(g) * groups, g.shape[1] // groups, g.shape[2:].numel())
 
 
 def _place(gradient: Tensor, into: Tensor) -> None:
-    """into [O, C / groups, ...] += gradient [1, O, n], channels last."""
+    """Add gradient [1, O, n], channels last, to `into` [O, C / groups, ...]."""
     into.add_(gradient.view(into.shape[0], *into.shape[2:], into.shape[1]).movedim(-1, 1))

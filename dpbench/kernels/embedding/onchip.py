@@ -11,10 +11,10 @@ def embedding_norm_kernel(
     ids, order, g, parts, tokens, width, padding, g_b, g_t, g_d,
     BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """parts [B, tiles] of ||sum of the rows of equal ids||^2 = sum_tu [id_t = id_u] g_t . g_u; grid (tiles, B).
+    """Write the parts [B, tiles] of ||sum of the rows of equal ids||^2 = sum_tu [id_t = id_u] g_t . g_u; grid (tiles, B).
 
-    ids [B, T] sorted within each example, order [B, T] where they came from: a tile whose ids have nothing in common, which is
-    almost every tile off the diagonal, is 0 without reading g.
+    ids [B, T] are sorted within each example, and order [B, T] has their original positions. A tile whose ids have nothing in
+    common, which is almost every tile off the diagonal, is 0 without reading g.
     """
     number, example = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row, column = lower_triangle(number)
@@ -40,10 +40,10 @@ def embedding_add_kernel(
     ids, order, g, factors, weight, count, tokens, width, padding, g_b, g_t, g_d, w_v, w_d,
     ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """weight[v] += sum of factor x g over every token of id v, in order; grid (B T, blocks of D).
+    """Add to weight[v] the sum of factor x g over every token of id v, in order; grid (B T, blocks of D).
 
-    ids [B T] sorted, order where they came from. The program of an id's first place adds all of them and alone writes its row:
-    no atomics, the same bits every time. A token whose factor is 0 is not read.
+    ids [B T] are sorted, and order has their original positions. The program of an id's first position adds all of them and alone
+    writes its row, so there are no atomics and the bits are the same every time. A token whose factor is 0 is not read.
     """
     first = tl.program_id(0)
     token_id = tl.load(ids + first)

@@ -1,4 +1,4 @@
-"""Any module that treats each example on its own: one vector-Jacobian product an example."""
+"""The fallback for any module that treats each example independently: one vector-Jacobian product an example."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dpbench.kernels.leaf import Leaf, Sums, Use
 
 
 class FallbackLeaf(Leaf):
-    """Exact for every module whose output for example i depends on the arguments of example i alone; not fast.
+    """A leaf that is exact, and slow, for every module whose output for example i depends on the arguments of example i alone.
 
-    The module may have others inside, and the parameters may be theirs.
+    The module may have others inside, and the parameters may belong to those.
 
     Raises:
-        DpbenchError: the module cannot be called on one example; names its class.
+        DpbenchError: The module cannot be called on one example. The message names its class.
     """
 
     def add_example(self, use: Use, index: int, into: Sums) -> None:

@@ -1,4 +1,4 @@
-"""GroupNorm: scale and shift gradients from the input normalised again."""
+"""GroupNorm: the gradients of scale and shift, from an input that is normalised again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class GroupNormLeaf(SmallLeaf):
     modules = (nn.GroupNorm,)
 
     def gradients(self, use: Use) -> Sums:
-        """name -> [B, C]."""
+        """Return name -> gradients [B, C]."""
         wide = accumulation_dtype(use.g)
         g = use.g.flatten(2).to(wide) if use.g.dim() > 2 else use.g[:, :, None].to(wide)
         gradients = Sums()

@@ -1,4 +1,4 @@
-"""LayerNorm: the normalised input is not kept; torch's own kernel makes one example's gradient from means and deviations."""
+"""LayerNorm: the normalised input is not kept; torch's kernel forms each example's gradient from means and deviations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LayerNormLeaf(SmallLeaf):
         self.shape, self.eps = tuple(module.normalized_shape), module.eps
 
     def gradients(self, use: Use) -> Sums:
-        """name -> [B, D]."""
+        """Return name -> gradients [B, D]."""
         wide = accumulation_dtype(use.g)
         size = int(torch.Size(self.shape).numel())
         mask = [False, "weight" in self.names, "bias" in self.names]

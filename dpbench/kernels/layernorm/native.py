@@ -48,9 +48,10 @@ def _gradients(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shi
 
 @torch.library.custom_op("dpbench::native_norm_gradients", mutates_args=())
 def norm_gradients(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shift: bool) -> Tensor:
-    """x, g [B, T, D], float32 -> [B, scale + shift, D]: each example's gradient of the scale, then of the shift, as asked for.
+    """Return each example's gradient of the scale, the shift or both, [B, scale + shift, D], for float32 x and g [B, T, D].
 
-    centred: of layer norm, else of RMS norm.
+    Args:
+        centred: Whether it is a layer norm; if not, it is an RMS norm.
     """
     return _gradients(x, g, eps, centred, scale, shift)
 
@@ -61,7 +62,7 @@ def _(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shift: bool)
 
 
 class NativeNormLeaf(SmallLeaf):
-    """What the normalisations share: `gradients` and sums in C, without a small operation of torch between."""
+    """The base of the normalisations: `gradients` and sums in C, without small operations of torch between them."""
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
@@ -73,7 +74,7 @@ class NativeNormLeaf(SmallLeaf):
             return super().clip_into(use, factor, into)
         library = _library()
         assert library is not None
-        gradients = _gradients(*self.kernel_arguments(use))  # past the operator: its dispatch takes longer than the work
+        gradients = _gradients(*self.kernel_arguments(use))  # without the operator, whose dispatch takes longer than the work
         batch, kinds, width = gradients.shape
         norms = gradients.new_empty(batch)
         into.zeroed()
@@ -83,11 +84,11 @@ class NativeNormLeaf(SmallLeaf):
         return norms
 
     def kernel_arguments(self, use: Use) -> tuple[Tensor, Tensor, float, bool, bool, bool]:
-        """The arguments of `norm_gradients`."""
+        """Return the arguments of `norm_gradients`."""
         raise NotImplementedError
 
     def gradients(self, use: Use) -> Sums:
-        """name -> [B, D]."""
+        """Return name -> gradients [B, D]."""
         if not compiled.suits(use.x, use.g):
             return super().gradients(use)
         return Sums(dict(zip(self.names, norm_gradients(*self.kernel_arguments(use)).unbind(1), strict=True)))
@@ -104,6 +105,6 @@ class NativeLayerNormLeaf(NativeNormLeaf, LayerNormLeaf):
 
 
 def rows(use: Use, width: int) -> tuple[Tensor, Tensor]:
-    """Input and output gradient, [B, T, D] each."""
+    """Return the input and the output gradient, [B, T, D] each."""
     x, g = (value.reshape(len(use.g), value[:1].numel() // width, width) for value in (use.x, use.g))
     return x, g

@@ -1,4 +1,4 @@
-"""Linear layers by `product.c`: a norm costs no pass over memory, and a single pass little more than the non-private product."""
+"""Linear layers by `product.c`: norms take no pass over memory, and a single pass little more than the non-private product."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.linear.cpu import Conv1DLeaf, LinearLeaf, single_pass
 
 GRAM_BELOW = 4.0
-"""As in `cpu.py`, where a product is measured in registers; from measurements of the same machine."""
+"""As in `cpu.py`, but for a product whose norm is taken in registers; from measurements of the same machine."""
 _NO_BIAS, _OF_LEFT, _OF_RIGHT = range(3)  # as in product.c
 
 
 def gram_is_cheaper(tokens: int, inputs: int, outputs: int) -> bool:
-    """Whether Gram norms and one weighted product beat the single pass."""
+    """Return whether Gram norms and one weighted product are faster than the single pass."""
     return tokens * tokens * (inputs + outputs) < GRAM_BELOW * inputs * outputs
 
 
 def gram_is_shorter(tokens: int, inputs: int, outputs: int) -> bool:
-    """Whether two Gram matrices, three quarters of them computed, beat the product, which runs a third faster."""
+    """Return whether two Gram matrices, three quarters of them computed, beat the product, which runs a third faster."""
     return tokens * (inputs + outputs) < inputs * outputs
 
 
@@ -47,7 +47,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def unavailable() -> str | None:
-    """Why `product.c` cannot be used here, or None."""
+    """Return why `product.c` cannot be used here, or None."""
     return compiled.unavailable(_library())
 
 
@@ -62,7 +62,7 @@ def _products(
     left: Tensor, right: Tensor, weight: Tensor | None = None, written: bool = False, factor: Factor | None = None,
     side: int = _NO_BIAS, bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`dpbench_products` of left [B, T, L] and right [B, T, R] -> [B] norms."""
+    """Call `dpbench_products` with left [B, T, L] and right [B, T, R], and return the [B] norms."""
     library = _library()
     assert library is not None
     room = _room(left, right)
@@ -82,7 +82,7 @@ def _products(
 
 @torch.library.custom_op("dpbench::product_sq_norms", mutates_args=())
 def product_sq_norms(left: Tensor, right: Tensor) -> Tensor:
-    """left [B, T, L], right [B, T, R], float32 -> [B] squared norms of the products; no product is written to memory."""
+    """Return the [B] squared norms of the products of float32 left [B, T, L] and right [B, T, R], none of which is written."""
     return _products(left, right).square_()
 
 
@@ -126,7 +126,7 @@ class NativeLinearLeaf(LinearLeaf):
         into.fresh.discard("weight")
         into.zeroed()
         left, right = (_with_contiguous_rows(v) for v in self._sides(x, g))
-        if isinstance(left, FakeTensor):  # a simulated step: the same memory, and work that is counted
+        if isinstance(left, FakeTensor):  # a simulated step: the same memory, by operations whose work is counted
             room = _room(left, right)
             bias = g.sum(1) if "bias" in into else None
             norms = single_pass(left, right, bias, factor, into["weight"], into.get("bias"), written)
@@ -143,5 +143,5 @@ class NativeConv1DLeaf(NativeLinearLeaf, Conv1DLeaf):
 
 
 def _with_contiguous_rows(value: Tensor) -> Tensor:
-    """[B, T, F] whose rows are contiguous."""
+    """Return [B, T, F] with contiguous rows."""
     return value if value.stride(2) == 1 and value.stride(1) >= value.shape[2] else value.contiguous()

@@ -10,7 +10,7 @@ from dpbench.kernels.weight_standard_conv.module import EPS, WeightStandardConv2
 
 
 def per_example(module: WeightStandardConv2d, x: Tensor, g: Tensor) -> dict[str, Tensor]:
-    """x, g [B, C, H, W] -> name -> [B, ...], fp64."""
+    """Return name -> [B, ...], fp64, for x and g [B, C, H, W]."""
     rows: dict[str, list[Tensor]] = {name: [] for name, _ in module.named_parameters()}
     for x_i, g_i in zip(x.double().split(1), g.double().split(1), strict=True):
         parameters = {name: p.detach().double().requires_grad_() for name, p in module.named_parameters()}
