@@ -1,4 +1,4 @@
-"""One backward pass, weight gradients afterwards: output gradients are kept until all norms are known.
+"""One backward pass with weight gradients afterwards: output gradients are kept until all norms are known.
 
 Book-keeping of Bu et al. (ICML 2023, "Differentially Private Optimization on Large Model at Small Cost"), section 3:
 2 units of matrix work for the sum as in plain training, plus the norms.
@@ -31,12 +31,15 @@ PLUGIN = {
 }
 
 Kept = tuple[int, Layer, Later]
-"""Group, layer, and what adds its examples once their norms are known."""
+"""A group, a layer, and a function that adds the layer's examples once their norms are known."""
 
 
 class Engine(Captured):
-    """Every scope. Extra memory: the output gradients of all trained layers of one physical batch; where a layer's per-example
-    gradients are smaller than its input and output gradient, or small, they in place of these."""
+    """The engine `bookkeeping`, for every scope.
+
+    Its extra memory is the output gradients of all trained layers of one physical batch. Where a layer's per-example gradients
+    are smaller than its input and output gradient, or small, they are kept in place of these.
+    """
 
     name = "bookkeeping"
     scopes = ("flat", "per_layer", "per_tensor", "per_block", "per_device")
@@ -82,7 +85,7 @@ class Engine(Captured):
     def _sum(self, squared: dict[int, Tensor], kept: list[Kept]) -> None:
         norms = {group: value.sqrt() for group, value in squared.items()}
         factors = {group: weighted_factors(value, self.factor(group)) for group, value in norms.items()}
-        while kept:  # from the last kept, so that what is done with is freed
+        while kept:  # each is removed from the list, so that its memory is freed after use
             group, layer, later = kept.pop()
             later(*factors[group], self.sums_of(layer))
             self.exchange.finished(self, [layer])

@@ -1,4 +1,4 @@
-"""What engines share that get every layer's input and output gradient from hooks: see `capture`."""
+"""The base of engines that get every layer's input and output gradient from hooks; see `capture`."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from dpbench.methods.engines.probes import RandomStreams, check_examples_apart_b
 from dpbench.privacy.mechanism import Clipping
 
 _LOOKED_AT = 3
-"""Examples that a model is examined on: the fewest among which an error in one, and one in between, can be told apart."""
+"""The number of examples that a model is examined on: the fewest that include one between two others."""
 
 _COMPARED = 16
-"""Examples whose losses are compared with and without others: passes without gradients cost less."""
+"""The number of examples whose losses are compared with and without others, larger as passes without gradients cost less."""
 
 _LOOKS = 8
-"""Physical batches of several examples that are looked at until one shows something: finite gradients, losses that differ."""
+"""The most physical batches of several examples that are examined until one is conclusive: finite gradients, differing losses."""
 
 
 class Captured(Handle):
-    """A handle with hooks on all its layers. An engine of one backward pass gives `backward_of`.
+    """A handle with hooks on all its layers. An engine of one backward pass defines `backward_of`.
 
     Before the first batch, and again whenever the model's structure or modes change, the model is examined on a few examples:
-    whether they are apart (by their losses, and by the gradients of each layer's output), and whether the captured gradients are
-    all of them (against plain autograd). Every batch is held to its graph: see `capture`.
+    whether they are independent (by their losses, and by the gradients of each layer's output), and whether the captured
+    gradients are complete (against plain autograd). Every batch is checked against its graph; see `capture`.
     """
 
     _looks_left = 0
@@ -63,10 +63,12 @@ class Captured(Handle):
         return values.detach()
 
     def _forward(self, losses: Losses, batch: Any) -> tuple[Pass, Tensor]:
-        """(the open pass, the losses [B]). A layer whose tensors are used outside its calls is captured around these then on.
+        """Return the open pass and the losses [B].
+
+        A layer whose tensors are used outside its calls is from then on captured at a module around it.
 
         Raises:
-            DpbenchError: a use that no module of the model encloses, or losses that are not one an example; names it.
+            DpbenchError: No module of the model encloses a use, or the losses are not one an example. The message names it.
         """
         while True:
             try:
@@ -131,17 +133,19 @@ class Captured(Handle):
                 self._rows_apart = several
                 few = self._few(losses, examples, _LOOKED_AT)
                 self._complete = self._examine(losses, few)
-                alone = range(batch_size(few)) if several else ()  # where one gradient is not finite, the others' say enough
+                alone = (
+                    range(batch_size(few)) if several else ()
+                )  # a single example is enough if the gradient of another is not finite
                 self._complete = self._complete or any(self._examine(losses, select(few, slice(i, i + 1))) for i in alone)
             if versions_of(batch) != versions:
-                return  # `backward` says so; another pass would see other data
+                return  # `backward` raises the error; another pass would see other data
             if check_examples_apart_by_value(losses, self.model, examples, select) and self._complete:
                 self._looks_left = 0
         finally:
             streams.rewind()
 
     def _examine(self, losses: Losses, few: Any) -> bool:
-        """Whether the captured gradients of some examples have been seen to be apart, and all there are."""
+        """Return whether the captured gradients of some examples were compared, and are independent and complete."""
         versions = versions_of(few)
         open_pass, values = self._forward(losses, few)
         try:
@@ -154,7 +158,7 @@ class Captured(Handle):
             open_pass.close()
 
     def _few(self, losses: Losses, batch: Any, most: int) -> Any:
-        """The first examples of a batch that have a finite loss, or all where it cannot be cut. Beside a single one, others."""
+        """Return the first examples of a batch with a finite loss, filled up to two with others; all if it cannot be cut."""
         try:
             with torch.no_grad():
                 values = check_losses(losses(self.model, batch))
@@ -166,7 +170,7 @@ class Captured(Handle):
                     return batch
                 few = select(batch, chosen)
                 return few if len(check_losses(losses(self.model, few))) == len(chosen) else batch
-        except Exception:  # whatever a model says to a batch that is not what it was made for
+        except Exception:  # whatever a model raises for a batch that it was not built for
             return batch
 
     def forward_of(self, call: Callable[[], Tensor]) -> tuple[Pass, Tensor]:

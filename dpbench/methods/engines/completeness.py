@@ -1,4 +1,4 @@
-"""Whether what hooks capture is the whole gradient of a model, of each example by itself: looked at, on a few examples."""
+"""Checks, on a few examples, that hooks capture the complete gradient of a model, separately for each example."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dpbench.methods.engines.functional import rounding_tolerance
 from dpbench.methods.engines.layers import Layer
 
 _OF_TERMS = 16
-"""How far a captured gradient may be from plain autograd's beside `rounding_tolerance`, in units in the last place of the terms
-that add up to it: gradients that cancel are nothing but rounding."""
+"""How far a captured gradient may be from plain autograd's in addition to `rounding_tolerance`, in units in the last place of the
+terms that add up to it: gradients that cancel consist of rounding alone."""
 
 _IN_ROWS = {torch.float64: 1e-9, torch.float32: 1e-5}
 _IN_ROWS_OF_HALVES = 1e-2
 _WEIGHTS = 20221104  # a seed like any other
-_WEIGHED, _WEIGHED_IN_HALVES = 1e-3, 5e-2  # of weights that are some tenths apart
+_WEIGHED, _WEIGHED_IN_HALVES = 1e-3, 5e-2  # tolerances for weights that differ by some tenths
 
 
 def look_at_arguments(capture: Capture, losses: Losses, model: nn.Module, batch: Any, open_pass: Pass) -> None:
@@ -40,10 +40,10 @@ def look_at_arguments(capture: Capture, losses: Losses, model: nn.Module, batch:
 
 
 def check_rows_apart(open_pass: Pass, values: Tensor) -> None:
-    """See that the loss of each example has a gradient in its own row of every layer's output alone.
+    """Check that the loss of each example has a gradient only in that example's row of every layer's output.
 
     Raises:
-        DpbenchError: another row has one; names the layer.
+        DpbenchError: Another row has one. The message names the layer.
     """
     for index in range(len(values)):
 
@@ -52,9 +52,9 @@ def check_rows_apart(open_pass: Pass, values: Tensor) -> None:
             others = torch.cat([sizes[:index], sizes[index + 1 :]])
             if len(others) and others.max() > _IN_ROWS.get(use.g.dtype, _IN_ROWS_OF_HALVES) * sizes.max():
                 raise DpbenchError(
-                    f"the loss of example {index} depends on other rows of the output of {layer.name} than its own: examples are "
-                    "mixed, or the first dimension is not the batch",
-                    "make each loss from its own example, with the batch first in every layer (expand position ids to [B, T], "
+                    f"the loss of example {index} depends on other rows of the output of {layer.name} than that of the example: "
+                    "examples are mixed, or the first dimension is not the batch",
+                    "compute each loss from one example, with the batch first in every layer (expand position ids to [B, T], "
                     "batch_first=True); or use the engine 'loop'",
                 )
 
@@ -63,12 +63,12 @@ def check_rows_apart(open_pass: Pass, values: Tensor) -> None:
 
 
 def check_rows_in_place(open_pass: Pass, values: Tensor) -> None:
-    """See that each example of a batch has its own row of every layer's output: two more backward passes.
+    """Check that row i of every layer's output belongs to example i, by two more backward passes.
 
-    The gradient of the weighted losses is, in the row of each example, that of the plain ones times the example's weight.
+    In the row of each example the gradient of the weighted losses is that of the plain losses times the example's weight.
 
     Raises:
-        DpbenchError: a row is another example's; names the layer.
+        DpbenchError: A row belongs to another example. The message names the layer.
     """
     if len(values) < 2 or not values.requires_grad:
         return
@@ -97,13 +97,13 @@ def _norms_of_rows(use: Use) -> Tensor:
 
 
 def check_complete(open_pass: Pass, values: Tensor, trainable: Mapping[str, nn.Parameter]) -> bool:
-    """See that the unclipped captured gradients, summed over the examples, are plain autograd's.
+    """Check that the unclipped captured gradients, summed over the examples, are plain autograd's.
 
     Returns:
-        Whether there was something to compare: not where plain gradients are not finite.
+        Whether all could be compared; False if a plain gradient is not finite.
 
     Raises:
-        DpbenchError: they are not; names the tensor.
+        DpbenchError: They are not. The message names the tensor.
     """
     sums: dict[int, Tensor] = {}
     scales: dict[int, float] = {}

@@ -19,7 +19,7 @@ _TOLERANCE_OF_HALVES = 0.1
 
 
 class _LossesOf(nn.Module):
-    """The losses as a module around the model, so that other tensors can stand in its place in all that the losses do with it."""
+    """The losses as a module around the model, so that `functional_call` replaces its tensors wherever the losses use them."""
 
     def __init__(self, model: nn.Module, losses: Losses) -> None:
         super().__init__()
@@ -31,10 +31,11 @@ class _LossesOf(nn.Module):
 
 
 def losses_with(model: nn.Module, losses: Losses, parameters: Parameters, batch: Any, by_use: bool) -> Tensor:
-    """The losses [B] with other tensors in place of the model's parameters.
+    """Return the losses [B] with other tensors in place of the model's parameters.
 
     Args:
-        by_use: `parameters` has a tensor for every use of a tied one, by the names of `uses`; if not, one for all of its uses.
+        by_use: Whether `parameters` has a tensor for every use of a tied one, by the names of `uses`; if not, it has one for all
+            its uses.
     """
     if not by_use:  # torch's own way to tie leaves a module that is registered twice with the other tensors
         by_id = {id(p): parameters[name] for name, p in model.named_parameters() if name in parameters}
@@ -44,9 +45,9 @@ def losses_with(model: nn.Module, losses: Losses, parameters: Parameters, batch:
 
 
 def uses(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name of every use -> the trainable parameter; one tied between modules has several names.
+    """Return the trainable parameter of every use by name; one tied between modules has several names.
 
-    A module that is registered twice has one name here: `functional_call` given two would leave the model with its tensors.
+    A module that is registered twice has one name here: with two, `functional_call` would leave its tensors in the model.
     """
     by_module = ((path, module._parameters.items()) for path, module in model.named_modules())
     named = ((f"{path}.{name}" if path else name, p) for path, parameters in by_module for name, p in parameters)
@@ -56,9 +57,9 @@ def uses(model: nn.Module) -> dict[str, nn.Parameter]:
 def gradients_of_one(
     model: nn.Module, losses: Losses, example: Any, parameters: Iterable[nn.Parameter]
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """([1] the detached loss, id(parameter) -> gradient) of a batch of one example, by a plain backward pass.
+    """Return the detached loss [1] and id(parameter) -> gradient of a batch of one example, by a plain backward pass.
 
-    A parameter that the loss does not depend on has no gradient here. `grad` of the parameters is as before.
+    A parameter that the loss does not depend on has no gradient here. `grad` of the parameters is unchanged.
     """
     tensors = list(parameters)
     before = [p.grad for p in tensors]
@@ -76,7 +77,7 @@ def gradients_of_one(
 
 
 def gradients_by_use(model: nn.Module, losses: Losses, example: Any) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """([1] the detached loss, name of every use -> gradient or None) of a batch of one example, uses of a tied tensor apart."""
+    """Return the detached loss [1] of one example and, separately for the uses of a tied tensor, name -> gradient or None."""
     parameters = {name: parameter.detach().requires_grad_() for name, parameter in uses(model).items()}
     try:
         value = losses_with(model, losses, dict(parameters), example, by_use=True)
@@ -92,27 +93,32 @@ def gradients_by_use(model: nn.Module, losses: Losses, example: Any) -> tuple[Te
 
 
 def _dense(gradient: Tensor) -> Tensor:
-    """A gradient that may be sparse, as of `nn.Embedding(sparse=True)`."""
+    """Return a dense gradient from one that may be sparse, as that of `nn.Embedding(sparse=True)`."""
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def rounding_tolerance(dtype: torch.dtype) -> float:
-    """How far two ways to the same gradient may be apart, relative to its norm. Another order of summation, or half-precision
-    products, make less of a difference; a use of a tensor that was missed makes more."""
+    """Return how far two computations of the same gradient may differ, relative to its norm.
+
+    Another order of summation, or half-precision products, make less of a difference; a missed use of a tensor makes more.
+    """
     return _TOLERANCES.get(dtype, _TOLERANCE_OF_HALVES)
 
 
 def check_uses_seen(
     model: nn.Module, losses: Losses, example: Any, parameters: Mapping[str, nn.Parameter], rewind: Callable[[], None]
 ) -> set[int]:
-    """See that a loss has the same gradients with other tensors in place of the parameters; returns ids of those that it reaches.
+    """Check that a loss has the same gradients with other tensors in place of the parameters.
 
     Args:
-        example: a batch of one example.
-        rewind: puts random streams back to where they are now.
+        example: A batch of one example.
+        rewind: Returns random streams to their current state.
+
+    Returns:
+        The ids of the parameters that the loss depends on.
 
     Raises:
-        DpbenchError: a parameter is used in a way that no replacement reaches, such as by a closure; names it.
+        DpbenchError: A parameter is used in a way that no replacement reaches, such as by a closure. The message names it.
     """
     _, plain = gradients_of_one(model, losses, example, parameters.values())
     rewind()
@@ -130,13 +136,13 @@ def check_uses_seen(
         if difference > rounding_tolerance(expected.dtype) * float(expected.norm()):
             raise DpbenchError(
                 f"{name} is used in a way that torch.func does not reach, such as by a closure or an attribute of the losses",
-                "reach it through the model that the losses are given, or use the engine 'loop'",
+                "reach it through the model that the losses receive, or use the engine 'loop'",
             )
     return set(plain)
 
 
 def loss_of_one(model: nn.Module, losses: Losses, by_use: bool) -> Callable[[Parameters, Any], Tensor]:
-    """(parameters, an example without its batch dimension) -> its loss, a scalar; `by_use` as in `losses_with`."""
+    """Return a function of (parameters, an example without batch dimension) to its scalar loss; `by_use` as in `losses_with`."""
 
     def loss(parameters: Parameters, example: Any) -> Tensor:
         batch = tree_map(lambda v: v[None] if isinstance(v, Tensor) else v, example)
@@ -146,7 +152,7 @@ def loss_of_one(model: nn.Module, losses: Losses, by_use: bool) -> Callable[[Par
 
 
 def loss_by_number(model: nn.Module, losses: Losses, batch: Any, by_use: bool) -> Callable[[Parameters, Tensor], Tensor]:
-    """(parameters, number of an example of the batch) -> its loss, a scalar; `by_use` as in `losses_with`."""
+    """Return a function of (parameters, an example's number in the batch) to its scalar loss; `by_use` as in `losses_with`."""
 
     def loss(parameters: Parameters, number: Tensor) -> Tensor:
         return losses_with(model, losses, parameters, select(batch, number[None]), by_use).squeeze(0)

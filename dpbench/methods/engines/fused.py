@@ -1,7 +1,7 @@
 """Per-layer or per-tensor clipping in one backward pass: gradients are clipped and summed the moment they exist.
 
-FlashDP (arXiv 2507.01154), algorithm 1: norm, factor and sum of one layer while its output gradient is at hand, so
-no per-example gradient outlives its example and no activation its layer.
+FlashDP (arXiv 2507.01154), algorithm 1: norm, factor and sum of one layer are formed while its output gradient exists, so
+no per-example gradient is kept after its example and no activation after its layer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PLUGIN = {
 
 
 class Engine(Captured):
-    """One backward pass; extra memory: one layer's weight-sized buffer."""
+    """The engine `fused`: one backward pass. Its extra memory is one buffer of the size of a layer's weight."""
 
     name = "fused"
     scopes = ("per_layer", "per_tensor")

@@ -34,7 +34,7 @@ PLUGIN = {
 
 
 class Engine(Captured):
-    """Flat clipping; no memory beyond plain training."""
+    """The engine `ghost`: flat clipping, without memory beyond plain training."""
 
     name = "ghost"
     scopes = ("flat",)
@@ -58,7 +58,7 @@ class Engine(Captured):
             self._add_again(open_pass, values, factors, finite)
             return seen
         open_pass.close()
-        if not finite.all():  # 0 x NaN is NaN, so the others go through again without it
+        if not finite.all():  # 0 x NaN is NaN, so the other examples are computed again without it
             if not finite.any():
                 return seen
             values = check_losses(losses(self.model, select(batch, finite)))
@@ -72,10 +72,10 @@ class Engine(Captured):
         return seen
 
     def _add_again(self, open_pass: Pass, values: Tensor, factors: Tensor, finite: Tensor) -> None:
-        """A second pass over the same gradients as the first, weighted as they are added.
+        """Make a second pass over the same gradients as the first, which are weighted as they are added.
 
-        Autograd would round the weighted losses' gradients otherwise than those that were measured, and the sum over the batch
-        to half precision, which moves by more than the example that was added.
+        Autograd would round the weighted losses' gradients differently from those that were measured, and the sum over the batch
+        to half precision, whose rounding is larger than the example that was added.
         """
 
         def ready(_cluster: Cluster, uses: list[tuple[Layer, Use]]) -> None:
@@ -85,7 +85,7 @@ class Engine(Captured):
         open_pass.backward(values.sum(), ready)
 
     def _weighted_backward(self, loss: Tensor) -> None:
-        """Autograd adds straight to the running sums where the dtypes agree."""
+        """Add the loss' gradients to the running sums, by autograd itself where the dtypes agree."""
         direct = [p for p in self.trainable.values() if p.dtype == accumulation_dtype(p)]
         for parameter in direct:
             parameter.grad = self._sums.pop(id(parameter), None)

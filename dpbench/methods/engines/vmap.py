@@ -27,10 +27,10 @@ PLUGIN = {
 
 
 class Engine(loop.Engine):
-    """Materialises every per-example gradient, without hooks.
+    """The engine `vmap`: it materialises every per-example gradient, without hooks.
 
     Raises:
-        DpbenchError: the model does what `vmap` cannot trace, such as a branch on a tensor's value.
+        DpbenchError: `vmap` cannot trace the model, such as one with a branch on a tensor's value.
     """
 
     name = "vmap"
@@ -57,7 +57,7 @@ class Engine(loop.Engine):
         return values.detach()
 
     def _clip(self, group: int, names: list[str], owner: dict[str, nn.Parameter], gradients: dict[str, Tensor]) -> Tensor:
-        """Add one group's bounded gradients to the sums; returns its [B] norms. Uses of one tensor add before the norm."""
+        """Add one group's bounded gradients to the sums, and return its [B] norms. Uses of one tensor add before the norm."""
         total: dict[int, Tensor] = {}
         for name in names:
             gradient, key = gradients.pop(name), id(owner[name])

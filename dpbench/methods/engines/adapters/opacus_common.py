@@ -1,4 +1,4 @@
-"""What both Opacus adapters share."""
+"""The shared parts of both Opacus adapters."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from dpbench.methods.engines.base import Handle
 
 
 def require() -> str:
-    """Opacus' version, or an error that says how to get it."""
+    """Return the version of Opacus, or raise an error that says how to install it."""
     try:
         import opacus
     except ImportError as error:
         raise DpbenchError("opacus is not installed", "pip install opacus") from error
     register_conv1d()
-    # Opacus asks for full backward hooks on the embedding, which has no input gradient; torch says so at every step.
+    # Opacus registers full backward hooks on the embedding, which has no input gradient; torch warns of that at every step.
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     return opacus.__version__
 
 
 def register_conv1d() -> None:
-    """Teach Opacus the transposed linear layer of transformers' GPT-2, as it teaches itself `nn.Linear`.
+    """Register with Opacus the transposed linear layer of transformers' GPT-2, as Opacus registers `nn.Linear`.
 
-    Without this it takes the generic `torch.func` way, which would make the peer look slower than it is.
+    Without this it uses the generic way by `torch.func`, which would make the peer look slower than it is.
     """
     from opacus.grad_sample import register_grad_sampler, register_norm_sampler
     from transformers.pytorch_utils import Conv1D
@@ -57,7 +57,7 @@ def register_conv1d() -> None:
 
 
 class OpacusHandle(Handle):
-    """Flat Abadi clipping by Opacus; its optimizer wrapper clips, sums and adds the noise."""
+    """An engine of flat Abadi clipping by Opacus, whose optimizer wrapper clips, sums and adds the noise."""
 
     scopes = ("flat",)
     functions = ("abadi",)
@@ -79,7 +79,7 @@ class OpacusHandle(Handle):
             "noise_multiplier": self.mechanism.noise_multiplier,
             "max_grad_norm": self.mechanism.clipping.bound,
             "expected_batch_size": self.mechanism.sampling.expected_batch_size,
-            "loss_reduction": "sum",  # divided in _release: Opacus would ask the per-example gradients, which are gone by then
+            "loss_reduction": "sum",  # divided in _release: Opacus would use the per-example gradients, which are deleted by then
             "generator": None,
         }
 
@@ -89,7 +89,7 @@ class OpacusHandle(Handle):
         super()._before_step()
 
     def _release(self) -> None:
-        """Opacus adds the noise; the division is ours."""
+        """Have Opacus add the noise, and divide the result."""
         for parameter in self.trainable.values():
             if parameter.summed_grad is None:  # an empty batch: noise alone
                 parameter.summed_grad = torch.zeros_like(parameter)

@@ -24,14 +24,14 @@ PLUGIN = {
     "functional": True,
     "limits": {
         "functions": "Opake does Abadi clipping",
-        "half": "Opake sums clipped gradients in their own dtype",
+        "half": "Opake sums clipped gradients in the gradients' dtype",
         "bad_example": "Opake leaves a non-finite example out and does not say so",
     },
 }
 
 
 class Engine(Handle):
-    """Peer: Opake's functional clipping in its default, whole-batch form."""
+    """The peer Opake with its functional clipping in the default form, on the full batch."""
 
     name = "opake"
     scopes = ("flat",)
