@@ -164,8 +164,8 @@ def find_layers(
 
     Args:
         kernels: As in `engines.attach`.
+        capture: Whether gradients are to be captured from calls of modules. If not, `module` is the one with the parameters.
         enclosing: By layer name, the module around it (by name) whose calls give its gradients, if those of the layer do not.
-        enclosing: By layer name, the name of a module around it whose calls give its gradients, where those of the layer do not.
 
     Raises:
         DpbenchError: The gradients of a module cannot be captured. The message names it.
