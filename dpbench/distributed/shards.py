@@ -29,7 +29,7 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 
 class Shards(Grouped):
-    """The exchange of shards: every rank runs the same number of physical batches, with padding after its share."""
+    """The exchange of shards: every rank runs equally many physical batches, with padding (`real=0`) after its share."""
 
     keeps_padding = True
 
