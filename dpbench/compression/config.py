@@ -201,7 +201,7 @@ class Settings(text_classification.Settings):
         assert self.target_epsilon is not None
         both = calibrated_beside(spent, sampling, self.steps, self.clipping.build(), self.target_epsilon, delta, **options)
         check_spent(both, self.target_epsilon)
-        return both if self.teacher is not None else both.own
+        return both if self.teacher is not None else both.mechanism
 
 
 def uses(settings: Settings) -> Uses:

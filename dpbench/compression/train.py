@@ -31,7 +31,7 @@ def train(settings: Settings, context: Context) -> Outcome:
     task = CompressedTask(settings, context)
     teacher = context.parent("teacher") if settings.teacher is not None else None
     plan = settings.plan(task.rows, len(task), context.seed, _spent(settings, teacher))
-    last = plan.own if isinstance(plan, Composition) else plan
+    last = plan.mechanism if isinstance(plan, Composition) else plan
     if teacher is not None and teacher.mechanism is not None and teacher.mechanism["seed"] == last.seed:
         raise DpbenchError("teacher and student have one seed, so the same noise twice", "report this: it is a fault of the job")
     dropping = LayerDropping(settings.drop, task.encoder, settings.depth) if settings.drop is not None else None

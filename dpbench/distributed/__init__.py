@@ -31,12 +31,12 @@ def attach(
 ) -> Handle:
     """Attach engine `name` on every rank of a group (None: all processes), in place.
 
-    Every rank has the whole model, and gets rank 0's weights; or the model has been through torch's `fully_shard`. Then all
+    Either every rank has the full model and gets rank 0's weights, or the model has been through torch's `fully_shard`. Then all
     ranks call `handle.backward` equally often (`deal.padded`). `expected_batch_size` is that of the logical batch.
 
     Raises:
-        DpbenchError: on all ranks: an engine that runs in one process only, a parameter that is not sharded as the others are, or
-            a mechanism, parameter list, optimizer or engine that is not the same on all ranks.
+        DpbenchError: On all ranks: the engine runs in one process only, a parameter is not sharded like the others, or the
+            mechanism, parameter list, optimizer or engine is not the same on all ranks.
     """
     from dpbench.distributed.group import Group, facts_of
     from dpbench.distributed.replicas import Replicas, broadcast
@@ -77,16 +77,16 @@ def attach_stage(
     """Attach engine `name` to this rank's stage of a pipeline, in place; stages are in the order of ranks.
 
     Args:
-        stage: takes the stage before's output [b, ...] and returns one tensor [b, ...]; the last returns what `losses` wants of
-            the model. Parameters have names that differ between stages (`models.stages.stage_of` gives such stages).
-        inputs: batch -> what the first stage takes; of a language model's batch by default.
+        stage: Takes the output [b, ...] of the stage before it and returns one tensor [b, ...]. The last stage returns what
+            `losses` expects of the model. Parameter names differ between stages (`models.stages.stage_of` gives such stages).
+        inputs: Maps a batch to the inputs of the first stage. By default they are those of a language model.
 
     Raises:
-        DpbenchError: on all ranks: an engine or scope that cannot be split, too few micro-batches, a parameter in two stages, or
-            a mechanism, optimizer or engine that is not the same on all ranks.
+        DpbenchError: On all ranks: the engine or scope cannot be split, there are too few micro-batches, a parameter is in two
+            stages, or the mechanism, optimizer or engine is not the same on all ranks.
     """
     from dpbench.distributed.group import Group, facts_of_training
-    from dpbench.distributed.stages import Pipeline, Stages, input_ids, whole_layout
+    from dpbench.distributed.stages import Pipeline, Stages, global_layout, input_ids
     from dpbench.methods.engines.layers import Layout
 
     members = Group(group)
@@ -99,20 +99,22 @@ def attach_stage(
     members.agree(**facts, schedule=[schedule, micro_batches])
     names = [n for n, _ in stage.named_parameters()]
     spans = mechanism.clipping is not None and bool(plugins.get("scope", mechanism.clipping.scope).extra.get("spans_stages"))
-    handle = engines.attach(name, stage, optimizer, mechanism, kernels, lambda own: whole_layout(own, names, members, spans))
-    if handle.layout is None:  # of plain training, for what is seen to beside groups
-        whole_layout(Layout([], [], []), names, members)
+    handle = engines.attach(
+        name, stage, optimizer, mechanism, kernels, lambda local_layout: global_layout(local_layout, names, members, spans)
+    )
+    if handle.layout is None:  # plain training has no groups, but the names are checked all the same
+        global_layout(Layout([], [], []), names, members)
     handle.exchange = Stages(members, norms_wait=spans)
     handle.draw_noise_as(members.rank)
     return Pipeline(handle, members, schedule, micro_batches, inputs or input_ids)
 
 
 def _check_clipping(clipping: Clipping, stages: int) -> None:
-    """Stop unless each group of the clipping lies in one stage, or its norms can be exchanged.
+    """Stop unless each group of the clipping is inside one stage, or its norms can be exchanged.
 
     Raises:
-        DpbenchError: a scope whose groups do not, one group over all stages with an adaptive threshold, or more or fewer devices
-            than stages.
+        DpbenchError: The scope allows neither, one group over all stages has an adaptive threshold, or the number of devices is
+            not that of the stages.
     """
     scopes = {name: plugin.extra for name, plugin in plugins.discover("scope").items()}
     if not scopes[clipping.scope].get("stages"):
@@ -121,7 +123,7 @@ def _check_clipping(clipping: Clipping, stages: int) -> None:
     if scopes[clipping.scope].get("spans_stages") and clipping.adaptive is not None:
         raise DpbenchError(
             f"an adaptive threshold with {clipping.scope} clipping in a pipeline: every stage would count the same examples",
-            "leave adaptive out, or use a scope whose groups each lie in one stage",
+            "leave adaptive out, or use a scope whose groups are each inside one stage",
         )
     if clipping.devices not in (None, stages):
         raise DpbenchError(f"{clipping.devices} devices in a pipeline of {stages} stages", "leave devices out: each stage is one")
@@ -131,7 +133,7 @@ def require(name: str, how: str) -> None:
     """Stop unless engine `name` declares that it runs this way.
 
     Raises:
-        DpbenchError: it does not; names those that do.
+        DpbenchError: It does not. The message names the engines that do.
     """
     if how not in plugins.get("engine", name).extra.get("parallel", ()):
         able = [other for other, plugin in plugins.discover("engine").items() if how in plugin.extra.get("parallel", ())]

@@ -1,4 +1,4 @@
-"""One logical batch for the whole group, dealt to its ranks."""
+"""The division of one logical batch among the ranks of a group."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dpbench.privacy.mechanism import Mechanism
 
 
 def batches(mechanism: Mechanism, group: Group, start: int = 0) -> Iterator[np.ndarray]:
-    """This rank's examples of each logical step, from step number `start` on; there may be none.
+    """Yield this rank's examples of each logical step, from step number `start` on; there may be none.
 
     Guarantee: the logical batch is drawn once, as in one process, and each of its examples goes to exactly one rank. Seeded
-    ranks draw the same; under `randomness: secret` rank 0 draws and the others are told.
+    ranks all draw the same batch; under `randomness: secret` rank 0 draws it and sends it to the others.
     """
     if mechanism.randomness == "seeded":
         for indices in sampling.batches(mechanism, start):
@@ -28,15 +28,15 @@ def batches(mechanism: Mechanism, group: Group, start: int = 0) -> Iterator[np.n
 
 
 def share(indices: np.ndarray, rank: int, size: int) -> np.ndarray:
-    """Every size-th index from number `rank` on: shares differ by one example at most."""
+    """Return every size-th index from number `rank` on, so that shares differ by one example at most."""
     return indices[rank::size]
 
 
 def padded(indices: np.ndarray, size: int, group: Group) -> Iterator[tuple[np.ndarray, int]]:
-    """(physical batch, how many of it are real): all of `size` examples, and equally many on every rank.
+    """Yield (physical batch, number of its real examples). All batches have `size` examples, and all ranks equally many batches.
 
     Args:
-        indices: this rank's share. Padding repeats dataset index 0; it goes through the model and adds nothing.
+        indices: This rank's share. Padding repeats dataset index 0; it goes through the model and adds nothing.
     """
     for start in range(0, group.largest(len(indices)), size):
         piece = indices[start : start + size]

@@ -1,4 +1,4 @@
-"""The processes that train one model together, and what they must agree on before anything is released."""
+"""The processes that train one model together, and the facts that they must agree on before anything is released."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 
 class Group:
-    """A process group, None for all processes. rank, size: this process' place in it; first: the global number of its rank 0;
-    device: where its collectives want their tensors."""
+    """A process group; None is the group of all processes.
+
+    rank is this process' number in the group, size the number of its processes, first the global number of its rank 0, and device
+    the one on which its collectives need their tensors.
+    """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         if not dist.is_available() or not dist.is_initialized():
@@ -32,35 +35,35 @@ class Group:
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
     def gathered(self, value: Any) -> list[Any]:
-        """`value` of every rank, in order."""
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self.process_group)
-        return found
+        """Return the `value` of every rank, in the order of ranks."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.process_group)
+        return values
 
     def from_first(self, value: Any) -> Any:
-        """Rank 0's value."""
+        """Return rank 0's value."""
         box = [value]
         dist.broadcast_object_list(box, src=self.first, group=self.process_group)
         return box[0]
 
     def largest(self, value: int) -> int:
-        """The largest value of all ranks."""
-        found = torch.tensor(value, device=self.device)
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.process_group)
-        return int(found)
+        """Return the largest value of all ranks."""
+        maximum = torch.tensor(value, device=self.device)
+        dist.all_reduce(maximum, dist.ReduceOp.MAX, group=self.process_group)
+        return int(maximum)
 
     def added(self, values: list[float]) -> list[float]:
-        """The sums of all ranks' values, in fp64, the same bits on every rank."""
-        found = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(found, group=self.process_group)
-        sums: list[float] = found.tolist()
+        """Return the sums of all ranks' values, in fp64, with the same bits on every rank."""
+        totals = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(totals, group=self.process_group)
+        sums: list[float] = totals.tolist()
         return sums
 
     def agree(self, **facts: Any) -> None:
         """See that every rank has the same facts.
 
         Raises:
-            DpbenchError: on all ranks; names the first fact that differs and the first rank that has another than rank 0.
+            DpbenchError: On all ranks. The message names the first fact that differs and the first rank that differs from rank 0.
         """
         digests = {name: hashlib.sha256(canonical_json(value).encode()).hexdigest() for name, value in facts.items()}
         for rank, theirs in enumerate(all_ranks := self.gathered(digests)):
@@ -71,50 +74,58 @@ class Group:
                     )
 
     def total(self, tally: Tally, fault: DpbenchError | None, **alike: int) -> Tally:
-        """The sum of all tallies.
+        """Return the sum of all tallies.
 
         Args:
-            alike: numbers that must be the same on all ranks.
+            alike: Numbers that must be the same on all ranks.
 
         Raises:
-            DpbenchError: on all ranks: one of them has a fault, or another number than the others.
+            DpbenchError: On all ranks: one of them has a fault, or one of these numbers differs.
         """
         squares = [value * value for value in alike.values()]
-        own = [tally.examples, tally.clipped, tally.non_finite, tally.finite, int(fault is not None), *alike.values(), *squares]
-        sums = torch.tensor(own, dtype=torch.int64, device=self.device)
+        numbers = [
+            tally.examples,
+            tally.clipped,
+            tally.non_finite,
+            tally.finite,
+            int(fault is not None),
+            *alike.values(),
+            *squares,
+        ]
+        sums = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         dist.all_reduce(sums, group=self.process_group)
-        counts, faults, rest = sums[:4].tolist(), int(sums[4]), sums[5:].tolist()
+        counts, faults, alike_sums = sums[:4].tolist(), int(sums[4]), sums[5:].tolist()
         if fault is not None:
             raise fault
         if faults:
             raise DpbenchError(f"{faults} of {self.size} ranks stopped before the step", "see their errors")
-        for name, total, square in zip(alike, rest, rest[len(alike) :], strict=False):
-            if self.size * square != total * total:  # their variance is 0 only where all are equal
+        for name, total, square in zip(alike, alike_sums, alike_sums[len(alike) :], strict=False):
+            if self.size * square != total * total:  # the variance is 0 only if all are equal
                 raise DpbenchError(f"the ranks do not have the same number of {name}", "run the same loop on every rank")
         return Tally(*counts)
 
 
 class Grouped(Exchange):
-    """One process of a group."""
+    """The exchange of one process with the others of its group."""
 
     def __init__(self, group: Group) -> None:
         self.group = group
 
     def release_counts(self, handle: Handle, counts: list[float], std: float) -> list[float]:
-        """(counts of all ranks) + N(0, std^2), the same on all of them.
+        """Return (counts of all ranks) + N(0, std^2), the same on all of them.
 
-        Guarantee: one draw of noise over the group: rank 0 adds it to its own counts before they are summed.
+        Guarantee: one draw of noise over the group: rank 0 adds it to its counts before they are summed.
         """
         return self.group.added(handle.noise.on_counts(counts, std) if self.group.rank == 0 else counts)
 
 
 def facts_of(model: nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism, engine: str) -> dict[str, Any]:
-    """What replicas and shards must have in common."""
+    """Return the facts that replicas and shards must have in common."""
     parameters = [[name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in model.named_parameters()]
     return {"parameter_list": parameters, **facts_of_training(optimizer, mechanism, engine)}
 
 
 def facts_of_training(optimizer: torch.optim.Optimizer, mechanism: Mechanism, engine: str) -> dict[str, Any]:
-    """What all processes of a group must have in common, whatever part of the model they hold."""
+    """Return the facts that all processes of a group must have in common, whatever part of the model they hold."""
     settings = [{k: repr(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     return {"mechanism": mechanism.describe(), "optimizer": [type(optimizer).__name__, settings], "engine": engine}

@@ -1,9 +1,9 @@
-"""Processes of one group on this machine, started and ended together, as torchrun does. Imports no torch.
+"""The processes of one group on this machine, started and ended together as torchrun does. This module imports no torch.
 
 A worker is `python -m MODULE`. It finds RANK, WORLD_SIZE and LOCAL_RANK in its environment, reads one line of JSON from its
-standard input (`receive`), and says what it has to say in lines of JSON (`say`). It ends itself when its input closes, so that
-none outlives us. A last line {"failure": {what, hint, out_of_memory, lost}} says why it is about to fail; lost: the
-connection to another rank.
+standard input (`receive`), and sends its messages as lines of JSON (`say`). It exits when its input closes, so that none outlives
+the parent. A last line {"failure": {what, hint, out_of_memory, lost}} says why it is about to fail; `lost` says whether the
+connection to another rank was lost.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from dpbench.errors import DpbenchError
 STORE = "DPBENCH_STORE"
 """Environment variable: the file through which the workers find each other."""
 
-_TAIL = 1500  # characters of a dead worker's last words
+_TAIL = 1500  # characters of a dead worker's log that an error shows
 _KILLED = (-9, 137)
-_BREATH = 1.0  # seconds: a rank that dies takes others with it, who then complain of it before it is seen to be dead
+_BREATH = 1.0  # seconds: when a rank dies others fail because of it, and may report that before its death is noticed
 
 
 class RankError(DpbenchError):
-    """A worker ended badly. out_of_memory: for want of memory."""
+    """A worker failed. out_of_memory says whether it ran out of memory."""
 
     def __init__(self, what: str, hint: str = "", out_of_memory: bool = False) -> None:
         super().__init__(what, hint)
@@ -40,13 +40,13 @@ class RankError(DpbenchError):
 
 
 def run_group(module: str, request: dict[str, Any], size: int, silence: float) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(rank, what it says) until all have ended; no worker is left, however this ends.
+    """Yield (rank, message) until all workers have ended. No worker is left, however this ends.
 
     Args:
-        silence: seconds without a word from any worker after which they count as hung.
+        silence: The seconds without a message from any worker after which they count as hung.
 
     Raises:
-        RankError: a worker failed, was killed, or all hang; the others are ended.
+        RankError: A worker failed or was killed, or all hang. The others are ended.
     """
     with tempfile.TemporaryDirectory(prefix="dpbench-") as folder:
         workers = [_Worker(module, request, rank, size, Path(folder)) for rank in range(size)]
@@ -61,7 +61,7 @@ _to_parent: list[TextIO] = []
 
 
 def receive() -> dict[str, Any]:
-    """A worker's request. From here on the worker ends when its parent does, and what others print goes to the log."""
+    """Return a worker's request. From here on the worker ends when its parent does, and standard output goes to the log."""
     request: dict[str, Any] = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     _to_parent.append(os.fdopen(os.dup(1), "w"))
@@ -70,7 +70,7 @@ def receive() -> dict[str, Any]:
 
 
 def say(message: dict[str, Any]) -> None:
-    """One line from a worker to its parent."""
+    """Send one message from a worker to its parent."""
     print(json.dumps(message), file=_to_parent[0], flush=True)
 
 
@@ -96,18 +96,18 @@ class _Worker:
                 env=environment,
             )
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it is dead already, and its exit code says more
+        with suppress(BrokenPipeError):  # it has died already, and its exit code says more
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
 
-    def listen(self, said: queue.Queue[tuple[_Worker, str | None]]) -> None:
+    def listen(self, messages: queue.Queue[tuple[_Worker, str | None]]) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            said.put((self, line))
-        said.put((self, None))
+            messages.put((self, line))
+        messages.put((self, None))
 
     def hear(self, message: dict[str, Any]) -> bool:
-        """Whether the message was about its own failure, which is kept."""
+        """Return whether the message reports the worker's failure, which is then kept."""
         self.failure = message.get("failure", self.failure)
         return "failure" in message
 
@@ -131,16 +131,16 @@ class _Worker:
 
 
 def _listen(workers: list[_Worker], silence: float) -> Iterator[tuple[int, dict[str, Any]]]:
-    said: queue.Queue[tuple[_Worker, str | None]] = queue.Queue()
+    messages: queue.Queue[tuple[_Worker, str | None]] = queue.Queue()
     for worker in workers:
-        threading.Thread(target=worker.listen, args=(said,), daemon=True).start()
+        threading.Thread(target=worker.listen, args=(messages,), daemon=True).start()
     running = len(workers)
     while running:
         try:
-            worker, line = said.get(timeout=silence)
+            worker, line = messages.get(timeout=silence)
         except queue.Empty:
             raise RankError(
-                f"no rank has said anything for {silence:g} s: they wait for each other", "look at what one of them last did"
+                f"no rank has said anything for {silence:g} s: they wait for each other", "see what one of them did last"
             ) from None
         if line is not None:
             message = json.loads(line)
@@ -149,21 +149,21 @@ def _listen(workers: list[_Worker], silence: float) -> Iterator[tuple[int, dict[
         elif worker.process.wait() == 0:
             running -= 1
         else:
-            raise _first_cause(workers, said)
+            raise _first_cause(workers, messages)
 
 
-def _first_cause(workers: list[_Worker], said: queue.Queue[tuple[_Worker, str | None]]) -> RankError:
-    """The error of the rank that broke the group, once the others have said their last words."""
+def _first_cause(workers: list[_Worker], messages: queue.Queue[tuple[_Worker, str | None]]) -> RankError:
+    """Return the error of the rank that failed first, after the last messages of the others have been read."""
     time.sleep(_BREATH)
-    while not said.empty():
-        worker, line = said.get()
+    while not messages.empty():
+        worker, line = messages.get()
         worker.hear(json.loads(line) if line is not None else {})
     dead = [worker for worker in workers if worker.process.poll() not in (None, 0)]
     return min(dead, key=_complains).error()
 
 
 def _complains(worker: _Worker) -> int:
-    """0 for a rank that was killed, more for one that is the likelier only to have lost the others."""
+    """Return 0 for a worker that was killed, and more the likelier it is that a worker failed only because it lost others."""
     if worker.process.returncode in _KILLED:
         return 0
     if worker.failure:

@@ -1,11 +1,11 @@
-"""Data parallel: every rank has the whole model and a share of the logical batch.
+"""Data parallel training: every rank has the full model and a share of the logical batch.
 
-Each rank sums the bounded gradients of its share, adds noise to its own part of the elements, and the sums are added up.
+Each rank sums the bounded gradients of its share and adds noise to its part of the elements, and then the sums are added up.
 
 Sensitivity: an example is in one rank's share, so the sum over ranks is the sum over the logical batch, and adding or
 removing one example moves it by at most hypot(C_1..C_K), as in one process. The parts do not overlap and cover every
-element, so the sum carries exactly one draw of the mechanism's noise, whoever drew it. Each part has a stream of its own;
-under `randomness: secret` its key never leaves its rank. The ranks trust each other: what is protected is what they release.
+element, so the sum carries exactly one draw of the mechanism's noise. Each part has a separate stream; under
+`randomness: secret` its key never leaves its rank. The ranks trust each other: the guarantee is about what they release.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from dpbench.methods.engines.exchange import Tally
 from dpbench.privacy.noise import in_memory_order
 
 BUCKET = 25 << 20
-"""Bytes of small sums that are collected before they are sent; torch's DistributedDataParallel collects as much."""
+"""The bytes of small sums that are collected before they are sent, as in torch's DistributedDataParallel."""
 
 LARGE = 4 << 20
-"""Bytes from which a sum is sent from where it lies: a copy would cost more than it saves."""
+"""The bytes from which a sum is sent without a copy, which would cost more than it saves."""
 
 
 class Replicas(Grouped):
@@ -36,45 +36,47 @@ class Replicas(Grouped):
         return self.group.total(tally, fault, steps=steps)
 
     def release_(self, handle: Handle, sums: list[tuple[Tensor, float]], divisor: float) -> None:
-        """Each (sum, std) becomes (sum over all ranks + N(0, std^2)) / divisor, in place, the same bits on every rank.
+        """Replace each (sum, std) by (sum over all ranks + N(0, std^2)) / divisor, in place, with the same bits on every rank.
 
-        Guarantee: one draw of noise of the given std over the group, in every element once.
+        Guarantee: every element gets one draw of noise of std `std` over the group.
         """
         waiting = []
-        for bucket in _buckets([(_writable(total), std) for total, std in sums]):  # one is sent while the next gets its noise
-            self._noise_own_part(handle, bucket, divisor)
+        for bucket in _buckets(
+            [(_writable(total), std) for total, std in sums]
+        ):  # a bucket is sent while the next one gets its noise
+            self._noise_local_part(handle, bucket, divisor)
             waiting.append(_Sent([values for values, _ in bucket], self.group))
         for sent in waiting:
             sent.receive()
 
-    def _noise_own_part(self, handle: Handle, bucket: list[tuple[Tensor, float]], divisor: float) -> None:
-        """Noise on this rank's part of each tensor, and the division everywhere."""
-        own, others = [], []
+    def _noise_local_part(self, handle: Handle, bucket: list[tuple[Tensor, float]], divisor: float) -> None:
+        """Add noise to this rank's part of each tensor, and divide all parts."""
+        noised, others = [], []
         for values, std in bucket:
             first, last = share_of(len(values), self.group.rank, self.group.size)
-            own.append((values[first:last], std))
+            noised.append((values[first:last], std))
             others += [part for part in (values[:first], values[last:]) if len(part)]
-        handle.noise.release_([(part, std) for part, std in own if len(part)], divisor)
+        handle.noise.release_([(part, std) for part, std in noised if len(part)], divisor)
         if others:
             torch._foreach_mul_(others, 1 / divisor)
 
 
 def share_of(elements: int, rank: int, size: int) -> tuple[int, int]:
-    """[first, last) of a rank's elements: shares of all ranks cover all, none twice, and differ by one in length at most."""
+    """Return [first, last) of a rank's elements. The shares cover all elements once, and their lengths differ by one at most."""
     return elements * rank // size, elements * (rank + 1) // size
 
 
 def broadcast(model: nn.Module, group: Group) -> None:
-    """Every rank gets rank 0's parameters and buffers."""
+    """Give every rank the parameters and buffers of rank 0."""
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
-            whole = tensor.detach().contiguous()
-            dist.broadcast(whole, src=group.first, group=group.process_group)
-            tensor.copy_(whole)
+            values = tensor.detach().contiguous()
+            dist.broadcast(values, src=group.first, group=group.process_group)
+            tensor.copy_(values)
 
 
 class _Sent:
-    """Sums under way to and from the other ranks: one as it lies, several copied end to end."""
+    """Sums that are being added over the ranks: a single one in place, several in one copy."""
 
     def __init__(self, sums: list[Tensor], group: Group) -> None:
         self._sums = sums
@@ -88,7 +90,7 @@ class _Sent:
 
 
 def _buckets(sums: list[tuple[Tensor, float]]) -> Iterator[list[tuple[Tensor, float]]]:
-    """All sums, of one dtype and device a bucket, in an order that depends on their shapes alone."""
+    """Yield all sums in buckets of one dtype and device, in an order that depends on their shapes alone."""
     waiting: list[tuple[Tensor, float]] = []
     size = 0
     for total, std in sums:

@@ -1,11 +1,11 @@
 """Fully sharded data parallel (torch's `fully_shard`): every rank keeps a part of each tensor and a share of the logical batch.
 
-torch gathers a block's weights before its forward and its backward pass and lets them go after it, as in plain training. An
-engine asks autograd for the layers' output gradients only, so torch's own reduction of weight gradients finds none; instead a
-layer's bounded sum is reduced to the ranks' shards as soon as the physical batch adds nothing more to it, and let go.
+torch gathers a block's weights before its forward and its backward pass and frees them after it, as in plain training. An
+engine asks autograd for the layers' output gradients only, so torch has no weight gradients to reduce. Instead a layer's bounded
+sum is reduced to the ranks' shards as soon as the physical batch adds nothing more to it, and freed.
 
-Sensitivity: as for replicas; the sum over ranks is that over the logical batch, now in shards. Each rank adds noise to its
-shards alone, from a stream of its own: together one draw of the mechanism's noise.
+Sensitivity: as for replicas. The sum over ranks is that over the logical batch, in shards. Each rank adds noise to its shards
+alone, from a separate stream, so all ranks together add one draw of the mechanism's noise.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 
 class Shards(Grouped):
-    """Every rank runs the same number of physical batches, with padding (`real=0`) where its share is done."""
+    """The exchange of shards: every rank runs equally many physical batches, with padding (`real=0`) after its share."""
 
     keeps_padding = True
 
@@ -39,7 +39,7 @@ class Shards(Grouped):
         self._shards: dict[int, Tensor] = {}
 
     def new_sum(self, parameter: Tensor) -> Tensor:
-        """Room for the whole sum, with rows behind it so that all ranks' shards are of one length."""
+        """Return memory for the full sum. Padding rows follow it, so that all ranks' shards have one length."""
         rows = -(-parameter.shape[0] // self.group.size) * self.group.size
         dtype = accumulation_dtype(parameter)
         room = torch.empty((rows, *parameter.shape[1:]), dtype=dtype, device=_local(parameter).device)
@@ -55,7 +55,7 @@ class Shards(Grouped):
                     self._reduce(parameter, self._rooms.pop(id(parameter)))
 
     def _reduce(self, parameter: Tensor, room: Tensor) -> None:
-        """Add the sum over all ranks to this rank's shard: rows [rank x n, rank x n + n) of the padded whole."""
+        """Add the sum over all ranks to this rank's shard: rows [rank x n, rank x n + n) of the padded sum."""
         shard = room.new_empty((room.shape[0] // self.group.size, *room.shape[1:]))
         _reduce_scatter(shard, room, group=self.group.process_group)
         shard = shard[: _local(parameter).shape[0]]
@@ -68,16 +68,16 @@ class Shards(Grouped):
         return self.group.total(tally, fault, steps=steps)
 
     def summed(self, handle: Handle, parameter: Tensor) -> Tensor:
-        """This rank's shard of the sum: ours, or for plain training torch's own."""
-        own = handle.let_go(parameter)
-        if isinstance(own, DTensor):
-            return own.to_local().mul_(self.group.size)  # torch averages over ranks
+        """Return this rank's shard of the sum, which torch forms in plain training and this class otherwise."""
+        running_sum = handle.let_go(parameter)
+        if isinstance(running_sum, DTensor):
+            return running_sum.to_local().mul_(self.group.size)  # torch averages over ranks
         if id(parameter) in self._shards:
             return self._shards.pop(id(parameter))
         return torch.zeros_like(_local(parameter), dtype=accumulation_dtype(parameter))
 
     def release_(self, handle: Handle, sums: list[tuple[Tensor, float]], divisor: float) -> None:
-        """Each rank's shard of (sum + N(0, std^2)) / divisor.
+        """Replace each rank's shard by its part of (sum + N(0, std^2)) / divisor, in place.
 
         Guarantee: shards do not overlap, so every element gets one draw of noise, from the rank that keeps it.
         """
@@ -96,15 +96,15 @@ class Shards(Grouped):
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `fully_shard` has been applied."""
+    """Return whether `fully_shard` has been applied."""
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
 def check_shards(model: nn.Module, group: Group) -> None:
-    """See that every parameter is cut by rows over the whole group.
+    """Check that every parameter is sharded by rows over all ranks of the group.
 
     Raises:
-        DpbenchError: names the first that is not.
+        DpbenchError: One is not. The message names the first.
     """
     for name, parameter in model.named_parameters():
         value: object = parameter
@@ -116,10 +116,10 @@ def check_shards(model: nn.Module, group: Group) -> None:
 
 
 def check_layers(handle: Handle) -> None:
-    """See that every layer's gradients are made without its weights, which are elsewhere by then.
+    """Check that every layer's gradients are formed without its weights, which are sharded again by then.
 
     Raises:
-        DpbenchError: a layer without a kernel of its own, or tied ones; names it.
+        DpbenchError: A layer has no kernel, or layers are tied. The message names them.
     """
     for cluster in handle.layout.clusters if handle.layout is not None else []:
         if len(cluster.layers) > 1:
@@ -127,7 +127,7 @@ def check_layers(handle: Handle) -> None:
         if isinstance(cluster.layers[0].leaf, FallbackLeaf):
             kind = type(cluster.layers[0].module).__name__
             raise DpbenchError(
-                f"{cluster.name} ({kind}) has no kernel of its own, and needs its weights", "freeze it, or use replicas"
+                f"{cluster.name} ({kind}) has no kernel, so its gradient needs its weights", "freeze it, or use replicas"
             )
 
 

@@ -1,14 +1,14 @@
-"""Pipeline parallel with clipping by groups of layers: every rank has one stage of the model and sees every example.
+"""Pipeline parallel training with clipping by groups of layers: every rank has one stage of the model and sees every example.
 
-A group that lies in one stage is clipped by its own norm, so stages exchange activations and their gradients as in plain
+A group inside one stage is clipped by a norm that the stage knows, so stages exchange activations and their gradients as in plain
 training, and no norm. Flat clipping has one group over all stages: each keeps its output gradients until the schedule has gone
-through all micro-batches, the squared norms are added up, and only then are the gradients clipped. Number of groups, bounds and
-noise are those of the whole model: they are exchanged once, when attached; with adaptive thresholds the counts of all groups are
-exchanged once a step.
+through all micro-batches, the squared norms are added up, and only then are the gradients clipped. The number of groups, the
+bounds and the noise are those of the full model and are exchanged once, when the engine is attached. With adaptive thresholds the
+counts of all groups are exchanged once a step.
 
 Sensitivity: the groups are disjoint, and an example adds at most C_k to each, hypot(C_1..C_K) over the model.
-Each stage adds the noise of its own parameters with the std of the whole, from a stream of its own, so the stages together
-release the mechanism once. Cutting a batch into micro-batches changes nothing, as losses are summed and never averaged.
+Each stage adds noise to its parameters with the std for the full model, from a separate stream, so the stages together release
+the mechanism once. Cutting a batch into micro-batches changes nothing, as losses are summed and never averaged.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ from dpbench.methods.engines.layers import Layout
 
 Schedule = Literal["gpipe", "1f1b"]
 Inputs = Callable[[Any], Sequence[Tensor]]
-"""Batch -> what the first stage takes."""
+"""Maps a batch to the inputs of the first stage."""
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
 
 class Stages(Grouped):
-    """Of a release only the counts of adaptive thresholds are exchanged; of examples, which were clipped or non-finite, and their
-    norms where one group lies in all stages."""
+    """The exchange between stages.
+
+    Of a release only the counts of adaptive thresholds are exchanged. Of examples it is whether they were clipped or non-finite,
+    and their norms if one group spans all stages.
+    """
 
     keeps_padding = True
 
@@ -50,12 +53,12 @@ class Stages(Grouped):
     def noted(self, over: Tensor, finite: Tensor) -> None:
         self._flags.append(torch.stack([over, ~finite]))
 
-    def whole_norms(self, squared: list[dict[int, Tensor]]) -> list[dict[int, Tensor]]:
-        """Of the one group over all stages: one exchange for all micro-batches, the same bits on every rank."""
-        parts = [own[0] for own in squared]
-        whole = torch.cat(parts).to(self.group.device)
-        dist.all_reduce(whole, group=self.group.process_group)
-        return [{0: part} for part in whole.to(parts[0].device).split([len(part) for part in parts])]
+    def global_norms(self, squared: list[dict[int, Tensor]]) -> list[dict[int, Tensor]]:
+        """Return the squared norms of the one group over all stages, by one exchange, with the same bits on every rank."""
+        parts = [groups[0] for groups in squared]
+        total = torch.cat(parts).to(self.group.device)
+        dist.all_reduce(total, group=self.group.process_group)
+        return [{0: part} for part in total.to(parts[0].device).split([len(part) for part in parts])]
 
     def total(self, tally: Tally, steps: int, fault: DpbenchError | None) -> Tally:
         together = self.group.total(tally, fault, steps=steps, examples=tally.examples)
@@ -68,16 +71,16 @@ class Stages(Grouped):
         return Tally(tally.examples, clipped, non_finite, flags.shape[1] - non_finite)
 
 
-def whole_layout(own: Layout, parameters: list[str], group: Group, one_group: bool = False) -> Layout:
-    """This stage's clusters among the groups of all stages.
+def global_layout(local_layout: Layout, parameters: list[str], group: Group, one_group: bool = False) -> Layout:
+    """Return the layout of this stage's clusters among the groups of all stages.
 
     Args:
-        one_group: all stages' layers are one group.
+        one_group: Whether the layers of all stages are one group.
 
     Raises:
-        DpbenchError: a parameter's name is in two stages.
+        DpbenchError: A parameter's name is in two stages.
     """
-    everyone = group.gathered((own.groups, own.sizes, own.shared, parameters))
+    everyone = group.gathered((local_layout.groups, local_layout.sizes, local_layout.shared, parameters))
     seen: dict[str, int] = {}
     for rank, (_, _, _, names) in enumerate(everyone):
         for name in names:
@@ -88,17 +91,17 @@ def whole_layout(own: Layout, parameters: list[str], group: Group, one_group: bo
             seen[name] = rank
     if one_group:
         names = [name for groups, _, _, _ in everyone for together in groups for name in together]
-        return Layout(own.clusters, [names], [sum(sum(sizes) for _, sizes, _, _ in everyone)])
-    whole = Layout(own.clusters, [], [], [])
+        return Layout(local_layout.clusters, [names], [sum(sum(sizes) for _, sizes, _, _ in everyone)])
+    layout = Layout(local_layout.clusters, [], [], [])
     for rank, (groups, sizes, shared, _) in enumerate(everyone):
-        offset = len(whole.groups)
+        offset = len(layout.groups)
         if rank == group.rank:
-            for cluster in own.clusters:
+            for cluster in local_layout.clusters:
                 cluster.group += offset
-        whole.groups += groups
-        whole.sizes += sizes
-        whole.shared += [[k + offset for k in together] for together in shared]
-    return whole
+        layout.groups += groups
+        layout.sizes += sizes
+        layout.shared += [[k + offset for k in together] for together in shared]
+    return layout
 
 
 class BoundedStage(PipelineStage):
@@ -127,14 +130,14 @@ class BoundedStage(PipelineStage):
 
     def backward_maybe_with_nosync(self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False) -> Any:
         if backward_type != "full":
-            raise DpbenchError(f"a schedule that runs {backward_type!r} passes apart", "use gpipe or 1f1b")
+            raise DpbenchError(f"a schedule that runs {backward_type!r} passes separately", "use gpipe or 1f1b")
         self._handle.real = self.real[self._chunk]
         values = bwd_kwargs["input_values"]
         inputs = [v for v in values if isinstance(v, Tensor) and v.requires_grad]
         output, gradients = _only(bwd_kwargs["stage_output"]), _only(bwd_kwargs["output_grads"])
-        found = iter(self._handle.backward_of(self._passes.pop(self._chunk), output, gradients, inputs))
+        input_gradients = iter(self._handle.backward_of(self._passes.pop(self._chunk), output, gradients, inputs))
         self.done += 1
-        return tuple(next(found) if isinstance(v, Tensor) and v.requires_grad else None for v in values), None
+        return tuple(next(input_gradients) if isinstance(v, Tensor) and v.requires_grad else None for v in values), None
 
 
 def _only(value: Any) -> Any:
@@ -146,14 +149,14 @@ def _only(value: Any) -> Any:
 
 
 class Pipeline:
-    """An engine on one stage of a pipeline. handle: of this stage; its epsilon and counts are the whole model's."""
+    """An engine on one stage of a pipeline. `handle` is that of the stage; its epsilon and counts are those of the full model."""
 
     def __init__(self, handle: Handle, group: Group, schedule: Schedule, micro_batches: int, inputs: Inputs) -> None:
         self.handle, self.micro_batches = handle, micro_batches
         self._inputs = inputs
         self._stage = BoundedStage(handle, group)
         self._schedule = SCHEDULES[schedule](self._stage, micro_batches, loss_fn=self._loss, scale_grads=False)
-        # Before torch 2.10 the last stage keeps its outputs; what `step` does not know it hands to the model.
+        # Before torch 2.10 the last stage keeps its outputs, and `step` passes options that it does not know to the model.
         known = "return_outputs" in inspect.signature(self._schedule.step).parameters
         self._options: dict[str, Any] = {"return_outputs": False} if known else {}
         self._losses: Losses | None = None
@@ -165,15 +168,15 @@ class Pipeline:
         """Add the bounded gradients of one physical batch to the step's sum, on all ranks together.
 
         Args:
-            losses: losses(model, batch) -> [B]; model stands for all stages, and is called once.
-            batch: the same on every rank, of the same size in every call, a multiple of `micro_batches`.
-            real: only the first `real` examples count; the others are padding.
+            losses: losses(model, batch) -> [B]; `model` represents all stages, and is called once.
+            batch: The same on every rank, of the same size in every call, a multiple of `micro_batches`.
+            real: Only the first `real` examples count; the others are padding.
 
         Returns:
             The detached losses [B] on the last rank, none elsewhere.
 
         Raises:
-            DpbenchError: a batch that cannot be cut.
+            DpbenchError: The batch cannot be cut.
         """
         size, shape = batch_size(batch), [x.shape for x in self._inputs(batch)]
         if self._shape not in (None, shape):
@@ -188,9 +191,9 @@ class Pipeline:
         self._stage.real = [min(max(counted - start, 0), each) for start in starts]
         self._pieces = [select(batch, slice(start, start + each)) for start in starts]
         self._losses, self._values, self._stage.done = losses, {}, 0
-        given = self._inputs(batch) if self._stage.is_first else ()
+        stage_inputs = self._inputs(batch) if self._stage.is_first else ()
         target = torch.arange(self.micro_batches) if self._stage.is_last else None  # cut like a batch: the piece's number
-        self._schedule.step(*given, target=target, **self._options)
+        self._schedule.step(*stage_inputs, target=target, **self._options)
         self.handle.settle()
         if self._stage.done != self.micro_batches:
             raise DpbenchError(
@@ -198,14 +201,14 @@ class Pipeline:
                 f"torch {torch.__version__} runs pipelines another way: use a version between 2.8 and 2.13",
             )
         self.handle.noted(counted)
-        found = [self._values[number] for number in sorted(self._values)]
-        return torch.cat(found)[:counted] if found else torch.zeros(0)
+        parts = [self._values[number] for number in sorted(self._values)]
+        return torch.cat(parts)[:counted] if parts else torch.zeros(0)
 
     def _loss(self, output: Tensor, number: Tensor) -> Tensor:
         assert self._losses is not None
         piece = int(number[0])
         losses = without_padding(self._losses, self._stage.real[piece])
-        values = losses(_Given(self.handle.model, output), self._pieces[piece])  # type: ignore[arg-type]
+        values = losses(_KnownOutput(self.handle.model, output), self._pieces[piece])  # type: ignore[arg-type]
         self._values[piece] = values.detach()
         return values.sum()
 
@@ -214,8 +217,8 @@ class Pipeline:
         self.handle.detach()
 
 
-class _Given:
-    """Stands for the model where its output is there already."""
+class _KnownOutput:
+    """A substitute for the model that returns an output computed before."""
 
     def __init__(self, model: nn.Module, output: Tensor) -> None:
         self._model, self._output = model, output
@@ -228,5 +231,5 @@ class _Given:
 
 
 def input_ids(batch: Any) -> Sequence[Tensor]:
-    """What the first stage takes of a language model's batch."""
+    """Return the inputs of the first stage from a language model's batch."""
     return (batch["input_ids"],)

@@ -1,4 +1,4 @@
-"""Bytes that a process hands to the others of its group, as torch's dispatcher sees them: nothing can pass it by."""
+"""The bytes that a process sends to the others of its group, counted in torch's dispatcher, through which all of them pass."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _INPUT |= {"alltoall_": 1, "alltoall_base_": 1}
 
 
 class Traffic(TorchDispatchMode):
-    """Counts inside the block.
+    """A context that counts bytes inside its block.
 
-    phase: what is under way, set from outside; messages, collectives: phase -> bytes sent to one rank, and bytes of the tensors
-    handed to operations of the whole group, whatever those send in turn.
+    phase: The name of the current phase, set by the caller. messages: The bytes sent to one rank, by phase. collectives: The
+    bytes of the tensors passed to operations of the group, by phase, whatever those send in turn.
     """
 
     def __init__(self, phase: str = "") -> None:
@@ -32,6 +32,6 @@ class Traffic(TorchDispatchMode):
         name = func._schema.name.split("::")[1]
         if func.namespace in _NAMESPACES and name not in _TAKES:
             to = self.messages if name == "send" else self.collectives
-            given = args[_INPUT[name]] if name in _INPUT else (args, kwargs)  # of an unknown operation all that it gets
-            to[self.phase] += sum(x.nbytes for x in tree_iter(given) if isinstance(x, Tensor))
+            inputs = args[_INPUT[name]] if name in _INPUT else (args, kwargs)  # of an unknown operation all arguments count
+            to[self.phase] += sum(x.nbytes for x in tree_iter(inputs) if isinstance(x, Tensor))
         return func(*args, **(kwargs or {}))

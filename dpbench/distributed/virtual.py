@@ -1,4 +1,4 @@
-"""Virtual devices: the groups of a pipeline's stages on one process."""
+"""Virtual devices: the groups of a pipeline's stages in one process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def by_stage(model: LanguageModel, stages: int) -> Callable[[Layout], Layout]:
-    """For `engines.attach(whole=...)`: the layers of a language model in one group a stage, cut where a pipeline cuts it.
+    """Return a `globalize_layout` for `engines.attach`: one group for each stage into which a pipeline cuts the language model.
 
     With scope per_device this is the mechanism of as many processes; only the noise is drawn from other streams.
 
@@ -22,13 +22,13 @@ def by_stage(model: LanguageModel, stages: int) -> Callable[[Layout], Layout]:
     """
     stage = {id(p): number for number in range(stages) for p in stage_of(model, number, stages).parameters()}
 
-    def grouped(own: Layout) -> Layout:
-        found = Layout(own.clusters, [[] for _ in range(stages)], [0] * stages)
-        for cluster in own.clusters:
+    def grouped(local_layout: Layout) -> Layout:
+        layout = Layout(local_layout.clusters, [[] for _ in range(stages)], [0] * stages)
+        for cluster in local_layout.clusters:
             tensors = {id(p): p for layer in cluster.layers for p in layer.parameters.values()}
             cluster.group = stage[next(iter(tensors))]
-            found.groups[cluster.group].append(cluster.name)
-            found.sizes[cluster.group] += sum(p.numel() for p in tensors.values())
-        return found
+            layout.groups[cluster.group].append(cluster.name)
+            layout.sizes[cluster.group] += sum(p.numel() for p in tensors.values())
+        return layout
 
     return grouped

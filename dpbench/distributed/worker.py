@@ -16,9 +16,9 @@ from dpbench.errors import DpbenchError, is_out_of_memory
 
 
 def serve(work: Callable[[dict[str, Any], int], None]) -> None:
-    """Live as a worker: read one request, join the group, do `work(request, rank)`, leave; or report the failure.
+    """Run a worker: read one request, join the group, call `work(request, rank)` and leave the group, or report the failure.
 
-    Of the request this reads `device`, `threads` and `patience`, the seconds that a collective may take.
+    It uses the request's `device`, `threads` and `patience`, which is the number of seconds that a collective may take.
     """
     request = receive()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -30,7 +30,7 @@ def serve(work: Callable[[dict[str, Any], int], None]) -> None:
     except BaseException as error:
         traceback.print_exc()
         say({"failure": _why(error)})
-        os._exit(1)  # not the usual hint, which waits for the other ranks
+        os._exit(1)  # without the usual cleanup, which waits for the other ranks
 
 
 def _why(error: BaseException) -> dict[str, Any]:

@@ -42,6 +42,6 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     count = check_rows(settings, sources)
     model = meta_model(settings, sources).train()
     plan: Any = settings.plan(count, count, 0) if count else settings.mechanism_of(None)
-    last = plan.own if isinstance(plan, Composition) else plan
+    last = plan.mechanism if isinstance(plan, Composition) else plan
     remarks = dry_run(settings, model, parameter_groups(settings, model), last)
     return [*remarks, f"epsilon {plan.epsilon():.3f} with its teacher"] if isinstance(plan, Composition) else remarks

@@ -1,5 +1,5 @@
-"""Per-example gradients of single modules: norms, clipped sums, never B gradients at once.
+"""Norms and clipped sums of the per-example gradients of single modules, without all B gradients in memory.
 
-One folder an operation: `reference.py` is the fp64 oracle, `cpu.py` the implementation in plain torch (it runs on any
-device), `README.md` has formula and cost. `leaf.py` says what an operation must offer.
+There is one folder for each operation: `reference.py` is the fp64 oracle, `cpu.py` the implementation in plain torch (it runs on
+any device), and `README.md` has formula and cost. `leaf.py` defines what an operation must offer.
 """

@@ -1,4 +1,4 @@
-"""What the kernels in C share: when they can be used, and how they get a clipping function."""
+"""Shared parts of the kernels in C: when they can be used, and how they receive a clipping function."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from dpbench.kernels.leaf import Factor
 
 FUNCTIONS = {"abadi": 0, "auto_v": 1, "auto_s": 2}
-"""Clipping functions that `clipping.h` knows; it asks for the factors of any other, one by one."""
+"""The clipping functions that `clipping.h` knows. For any other it calls back for each factor."""
 _OTHER = 3
-_Asked = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_double)
+_FactorOfNorm = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_double)
 
-CLIPPING = (ctypes.c_int, ctypes.c_double, ctypes.c_double, _Asked)
-"""Types of what `clipping` gives."""
+CLIPPING = (ctypes.c_int, ctypes.c_double, ctypes.c_double, _FactorOfNorm)
+"""The C types of the values that `clipping` yields."""
 
 
 def unavailable(library: ctypes.CDLL | None) -> str | None:
-    """Why kernels in C cannot run here, or None."""
+    """Return why kernels in C cannot run here, or None."""
     if library is not None:
         return None
     if os.environ.get("DPBENCH_NATIVE") == "0":
@@ -32,7 +32,7 @@ def unavailable(library: ctypes.CDLL | None) -> str | None:
 
 
 def refused_dtype(module: nn.Module) -> str | None:
-    """Names the first trainable parameter that is not float32; None if all are."""
+    """Return a sentence that names the first trainable parameter that is not float32; None if all are."""
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.requires_grad and parameter.dtype != torch.float32:
             return f"{name} is {str(parameter.dtype).removeprefix('torch.')}, the kernels in C are for float32"
@@ -40,16 +40,16 @@ def refused_dtype(module: nn.Module) -> str | None:
 
 
 def suits(*values: Tensor) -> bool:
-    """Whether all are float32 on the CPU: under autocast a layer's input and output gradient are not."""
+    """Return whether all are float32 on the CPU: under autocast a layer's input and output gradient are not."""
     return all(value.dtype == torch.float32 and value.device.type == "cpu" for value in values)
 
 
 @contextmanager
 def clipping(factor: Factor | None) -> Iterator[tuple[Any, ...]]:
-    """(function, bound, gamma, whom to ask) for a call into C; what goes wrong in a function that is asked is raised after it."""
+    """Yield (function, bound, gamma, callback) for a call into C, and raise afterwards what went wrong in the callback."""
     failures: list[Exception] = []
 
-    def asked(norm: float) -> float:
+    def factor_of_norm(norm: float) -> float:
         assert factor is not None
         try:
             return float(factor(torch.tensor([norm], dtype=torch.float32)).item())
@@ -58,10 +58,10 @@ def clipping(factor: Factor | None) -> Iterator[tuple[Any, ...]]:
             return 0.0
 
     if factor is None:
-        yield _OTHER, 0.0, 0.0, _Asked()
+        yield _OTHER, 0.0, 0.0, _FactorOfNorm()
     elif factor.function in FUNCTIONS:
-        yield FUNCTIONS[factor.function], factor.bound, factor.gamma, _Asked()
+        yield FUNCTIONS[factor.function], factor.bound, factor.gamma, _FactorOfNorm()
     else:
-        yield _OTHER, factor.bound, factor.gamma, _Asked(asked)
+        yield _OTHER, factor.bound, factor.gamma, _FactorOfNorm(factor_of_norm)
     if failures:
         raise failures[0]

@@ -1,4 +1,4 @@
-"""Whether Triton kernels can run, and with what they are launched. Imports Triton only when asked."""
+"""Whether Triton kernels can run, and the options of their launches. Triton is imported only when it is needed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dpbench.kernels import sheet
 from dpbench.kernels.sheet import Sheet
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-DEVICES = ("cuda", "meta")  # where `auto` takes Triton's kernels: tensors without storage stand for a GPU's
+DEVICES = ("cuda", "meta")  # where `auto` uses Triton's kernels: tensors on `meta` represent those of a GPU
 OLDEST = (8, 0)  # compute capability with bfloat16 products
 
 
 @cache
 def interpreting() -> bool:
-    """Whether kernels were made for Triton's interpreter (`TRITON_INTERPRET=1` when it was imported): it runs on the CPU."""
+    """Return whether kernels run in Triton's interpreter, on the CPU (`TRITON_INTERPRET=1` when Triton was imported)."""
     if importlib.util.find_spec("triton") is None:
         return False
     from triton.runtime.jit import JITFunction
@@ -32,7 +32,7 @@ def interpreting() -> bool:
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why Triton kernels cannot run on tensors of `device`, or None."""
+    """Return why Triton kernels cannot run on tensors of `device`, or None."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if interpreting() or device.type == "meta":
@@ -41,46 +41,46 @@ def unavailable(device: torch.device) -> str | None:
         return f"its tensors are on {device.type}, and Triton's interpreter is not on"
     if torch.version.hip is not None:
         return "they are compiled and tested for CUDA alone"
-    found = torch.cuda.get_device_capability(device)
-    if found < OLDEST:
-        return f"compute capability {found[0]}.{found[1]} is below {OLDEST[0]}.{OLDEST[1]}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST:
+        return f"compute capability {capability[0]}.{capability[1]} is below {OLDEST[0]}.{OLDEST[1]}"
     return None
 
 
 @cache
 def sheet_of(device: torch.device) -> Sheet:
-    """The sheet of a device; of an H100 where there is none, as in the interpreter."""
+    """Return the sheet of a device; that of an H100 where there is none, as in the interpreter."""
     if device.type != "cuda":
         return sheet.H100
     return sheet.sheet_of(torch.cuda.get_device_properties(device))
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Of products of fp32 inputs: `ieee`, unless the user allows TF32; `widened` see `onchip.dot`."""
+    """Return the precision of products of fp32 inputs: `ieee` unless the user allows TF32. For `widened` see `onchip.dot`."""
     if dtype == torch.bfloat16 and interpreting():
         return "widened"
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
 def rate(dtype: torch.dtype) -> str:
-    """The key of `Sheet.flops`."""
+    """Return the key of a dtype in `Sheet.flops`."""
     return "tf32" if precision(dtype) == "tf32" else str(dtype).removeprefix("torch.")
 
 
 def on(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Launches go to the present device, which need not be the tensor's."""
+    """Return a context in which launches go to the tensor's device instead of the current one."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
 
 
 def rows(value: Tensor) -> Tensor:
-    """[B, ..., F] -> [B, T, F], without a copy where strides allow; T = 1 for [B, F]."""
+    """Return [B, ..., F] as [B, T, F], without a copy where strides allow; T = 1 for [B, F]."""
     if value.dim() == 2:
         return value[:, None]
     return value if value.dim() == 3 else value.reshape(value.shape[0], math.prod(value.shape[1:-1]), value.shape[-1])
 
 
 def refused_dtype(module: torch.nn.Module) -> str | None:
-    """Names the first trainable parameter that is not of a dtype with kernels; None if all are."""
+    """Return a sentence that names the first trainable parameter whose dtype has no kernels; None if there is none."""
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.requires_grad and parameter.dtype not in DTYPES:
             return f"{name} is {str(parameter.dtype).removeprefix('torch.')}, kernels are there for float32, bfloat16 and float16"

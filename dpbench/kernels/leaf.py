@@ -1,4 +1,4 @@
-"""What an engine asks of one module: per-example norms and weighted sums of per-example gradients."""
+"""The interface of an engine to one module: norms and weighted sums of per-example gradients."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
 class Sums(dict[str, Tensor]):
-    """Parameter name -> the running sum, in fp32 or wider.
+    """The running sum of each parameter by its name, in fp32 or wider.
 
-    fresh: names whose tensor has been allocated and not yet written. Whoever adds calls `zeroed` first, or writes the
-    first term in place of adding it.
+    fresh: The names whose tensor has been allocated and not yet written. Code that adds to it calls `zeroed` first, or writes the
+    first term instead of adding it.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor] = MappingProxyType({}), fresh: Iterable[str] = ()) -> None:
@@ -26,7 +26,7 @@ class Sums(dict[str, Tensor]):
         self.fresh = set(fresh)
 
     def zeroed(self) -> Sums:
-        """Itself, with nothing unwritten left."""
+        """Zero the tensors that have not been written, and return the sums."""
         for name in self.fresh:
             self[name].zero_()
         self.fresh.clear()
@@ -35,7 +35,7 @@ class Sums(dict[str, Tensor]):
 
 @dataclass(frozen=True)
 class Factor:
-    """[B] norms -> [B] factors of one group. Kernels that know `function` by name form the factors on the device themselves."""
+    """The map from norms [B] to factors [B] of one group. Kernels that know `function` by name form the factors on the device."""
 
     function: str
     bound: float
@@ -50,49 +50,54 @@ class Factor:
 class Use:
     """One call of a module.
 
-    x: its first argument [B, ...]; g: gradient of the loss sum with respect to its output [B, ...]; rest, kwargs: its other
-    arguments; batched: of the leaves of (rest, kwargs), which have the batch first. None where that has not been looked at: then
-    a tensor whose first dimension is B counts as having the batch first.
+    x: The first argument [B, ...]. g: The gradient of the loss sum with respect to the output [B, ...]. other_arguments, kwargs:
+    The other arguments. batched: Which of the leaves of (other_arguments, kwargs) have the batch first. None means that this has
+    not been examined; then a tensor whose first dimension is B counts as having the batch first.
     """
 
     x: Tensor
     g: Tensor
-    rest: tuple[Any, ...] = ()
+    other_arguments: tuple[Any, ...] = ()
     kwargs: dict[str, Any] | None = None
     batched: tuple[bool, ...] | None = None
 
     def keep(self, index: Tensor | slice) -> Use:
-        """Only the examples of a mask [B] or a slice: a non-finite one is left out, as 0 x NaN is NaN."""
-        if not self.rest and not self.kwargs:
+        """Return the use with only the examples of a mask [B] or a slice: non-finite ones are left out, as 0 x NaN is NaN."""
+        if not self.other_arguments and not self.kwargs:
             return Use(self.x[index], self.g[index])
-        leaves, structure = tree_flatten((self.rest, self.kwargs))
+        leaves, structure = tree_flatten((self.other_arguments, self.kwargs))
         batched = self.batched
         if batched is None or len(batched) != len(leaves):
             batched = tuple(isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == len(self.g) for leaf in leaves)
-        kept = [leaf[index] if has_batch else leaf for leaf, has_batch in zip(leaves, batched, strict=True)]
-        rest, kwargs = tree_unflatten(kept, structure)
-        return Use(self.x[index], self.g[index], rest, kwargs, batched)
+        selected = [leaf[index] if has_batch else leaf for leaf, has_batch in zip(leaves, batched, strict=True)]
+        other_arguments, kwargs = tree_unflatten(selected, structure)
+        return Use(self.x[index], self.g[index], other_arguments, kwargs, batched)
 
 
 Later = Callable[[Tensor, Tensor, Sums], None]
-"""([B] factors, [B] finite mask, sums that may be fresh): what `Leaf.add_finite` does for examples seen before."""
+"""A function of (factors [B], finite mask [B], sums that may be fresh) that does `Leaf.add_finite` for examples seen before."""
 
 
 class Leaf:
-    """Per-example gradients of one module's own trainable parameters.
+    """The per-example gradients of one module's trainable parameters, without those of the modules inside it.
 
-    Subclasses give `add_example`; the rest follows from it, and is overridden where there is a cheaper way.
+    Subclasses define `add_example`. The other methods are based on it, and are overridden where there is a cheaper way.
     """
 
     modules: tuple[type[nn.Module], ...] = ()
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
-        """Why this leaf cannot serve a module of its classes, or None."""
+        """Return why this leaf cannot serve a module of its classes, or None."""
         return None
 
     def __init__(self, module: nn.Module, parameters: Mapping[str, nn.Parameter] | None = None) -> None:
-        """parameters: by their names in `module`; by default its own trainable ones, without those of modules inside."""
+        """Create the leaf of a module.
+
+        Args:
+            parameters: Parameters by their names in `module`. By default they are its trainable ones, without those of modules
+                inside it.
+        """
         if parameters is None:
             parameters = {n: p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
         self.module = module
@@ -100,56 +105,58 @@ class Leaf:
         self.names = list(self.parameters)
 
     def only(self, name: str) -> Leaf:
-        """The same for one of its parameters alone, as if the others were frozen."""
-        one = copy.copy(self)
-        one.names, one.parameters = [name], {name: self.parameters[name]}
-        return one
+        """Return the same leaf for one of its parameters alone, as if the others were frozen."""
+        leaf = copy.copy(self)
+        leaf.names, leaf.parameters = [name], {name: self.parameters[name]}
+        return leaf
 
     def buffers(self, like: Tensor) -> Sums:
-        """Zeroed space for one example's gradient."""
+        """Return zeroed memory for one example's gradient."""
         dtype = accumulation_dtype(like)
         return Sums({n: torch.zeros(p.shape, dtype=dtype, device=like.device) for n, p in self.parameters.items()})
 
     def add_example(self, use: Use, index: int, into: Sums) -> None:
-        """into[name] += the gradient of example `index`."""
+        """Add the gradient of example `index` to `into`."""
         raise NotImplementedError
 
     def sq_norms(self, use: Use) -> Tensor:
-        """[B] squared norms over all own trainable parameters, in fp32 or wider."""
-        return torch.stack([_squared(one) for one in self._examples(use)])
+        """Return the [B] squared norms over all parameters of the leaf, in fp32 or wider."""
+        return torch.stack([_squared(gradients) for gradients in self._examples(use)])
 
     def add_weighted(self, use: Use, factors: Tensor, into: Sums) -> None:
-        """into[name] += sum_i factors[i] x gradient_i."""
-        for factor, one in zip(factors, self._examples(use), strict=True):
-            for name, value in one.items():
+        """Add sum_i factors[i] x gradient_i to `into`."""
+        for factor, gradients in zip(factors, self._examples(use), strict=True):
+            for name, value in gradients.items():
                 into[name].add_(value * factor)
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
-        """Norms, factors and weighted sum of one group that is this module alone; returns the [B] norms. `into` may be fresh."""
+        """Add the clipped gradients of a group that is this module alone, and return the [B] norms. `into` may be fresh."""
         into.zeroed()
         norms = []
-        for one in self._examples(use):
-            norm = _squared(one).sqrt()
+        for gradients in self._examples(use):
+            norm = _squared(gradients).sqrt()
             norms.append(norm)
             if torch.isfinite(norm):
                 scale = factor(norm.reshape(1))[0]
-                for name, value in one.items():
+                for name, value in gradients.items():
                     into[name].add_(value * scale)
         return torch.stack(norms)
 
     def measured(self, use: Use) -> tuple[Tensor, Later]:
-        """`sq_norms`, and what adds the same examples once the factors are known: it holds x and g, or the gradients themselves
-        where they take less memory or little."""
+        """Return `sq_norms`, and a function that adds the same examples once the factors are known.
+
+        The function holds x and g, or the gradients where these take less memory, or little.
+        """
         return self.sq_norms(use), partial(self.add_finite, use)
 
     def two_stage(self, use: Use, factor: Factor, into: Sums) -> Tensor:
-        """`clip_into` for a module whose norms cost less than its gradients: all norms first, then one weighted sum."""
+        """Do `clip_into` for a module whose norms cost less than its gradients: all norms first, then one weighted sum."""
         norms = self.sq_norms(use).sqrt()
         self.add_finite(use, *weighted_factors(norms, factor), into)
         return norms
 
     def add_finite(self, use: Use, factors: Tensor, finite: Tensor, into: Sums) -> None:
-        """`add_weighted` over the examples in `finite` [B]: 0 x NaN would be NaN. `into` may be fresh."""
+        """Do `add_weighted` over the examples in `finite` [B] alone, as 0 x NaN would be NaN. `into` may be fresh."""
         into.zeroed()
         if finite.all():
             self.add_weighted(use, factors, into)
@@ -157,25 +164,25 @@ class Leaf:
             self.add_weighted(use.keep(finite), factors[finite], into)
 
     def _examples(self, use: Use) -> Iterator[Sums]:
-        one = self.buffers(use.g)
+        gradients = self.buffers(use.g)
         for index in range(len(use.g)):
-            for value in one.values():
+            for value in gradients.values():
                 value.zero_()
-            self.add_example(use, index, one)
-            yield one
+            self.add_example(use, index, gradients)
+            yield gradients
 
 
 def accumulation_dtype(like: Tensor) -> torch.dtype:
-    """Norms and sums of half-precision gradients are kept in fp32; fp64 stays fp64."""
+    """Return the dtype of norms and sums: fp32 for half precision and fp32, fp64 for fp64."""
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
-def _squared(one: Sums) -> Tensor:
-    return torch.stack([value.square().sum() for value in one.values()]).sum()
+def _squared(gradients: Sums) -> Tensor:
+    return torch.stack([value.square().sum() for value in gradients.values()]).sum()
 
 
 def weighted_factors(norms: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:
-    """([B] factors, [B] finite mask)."""
+    """Return the factors [B], 0 where a norm is not finite, and the finite mask [B]."""
     finite = torch.isfinite(norms)
     safe = torch.where(finite, norms, torch.ones_like(norms))
     return factor(safe) * finite, finite

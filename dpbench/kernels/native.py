@@ -1,4 +1,4 @@
-"""Small C functions, compiled on the machine that calls them. Where there is no compiler, their callers have another way."""
+"""Small C functions, compiled on the machine that calls them. Callers have another way where there is no compiler."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ _SECONDS = 60  # a compiler that hangs must not hang a run
 
 @cache
 def library(source: Path, openmp: bool = False) -> ctypes.CDLL | None:
-    """The functions of a C file, compiled once a machine and kept in the cache folder.
+    """Return the functions of a C file, compiled once on each machine and kept in the cache folder.
 
     Args:
-        openmp: its parallel regions use torch's own threads: a second set would fight them for the cores.
+        openmp: Whether it has parallel regions. They use torch's threads, as a second set would compete with them for the cores.
 
-    Returns None where there is no compiler, it fails, or `DPBENCH_NATIVE=0`; with openmp also where torch has no such threads.
+    Returns:
+        None where there is no compiler, it fails, or `DPBENCH_NATIVE=0`; with openmp also where torch has no such threads.
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or os.name != "posix" or os.environ.get("DPBENCH_NATIVE") == "0":
@@ -35,17 +36,17 @@ def library(source: Path, openmp: bool = False) -> ctypes.CDLL | None:
     runtime = _openmp_of_torch() if openmp else None
     if openmp and runtime is None:
         return None
-    made = paths.cache() / "native" / f"{source.stem}-{_identity(source, compiler, runtime)}.so"
+    binary = paths.cache() / "native" / f"{source.stem}-{_identity(source, compiler, runtime)}.so"
     try:
-        if not made.exists():
-            _compile(compiler, source, made, runtime)
-        return ctypes.CDLL(str(made))
+        if not binary.exists():
+            _compile(compiler, source, binary, runtime)
+        return ctypes.CDLL(str(binary))
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _openmp_of_torch() -> str | None:
-    """The file of the OpenMP runtime that torch has loaded, GNU's or one that answers to its names."""
+    """Return the file of the OpenMP runtime that torch has loaded: GNU's, or one with the same symbols."""
     import torch
 
     maps = Path("/proc/self/maps")
@@ -56,7 +57,7 @@ def _openmp_of_torch() -> str | None:
 
 
 def _identity(source: Path, compiler: str, runtime: str | None) -> str:
-    """What the machine code depends on: a cache folder may be shared by machines whose processors differ."""
+    """Return a digest of all that the machine code depends on, as machines with different processors may share a cache folder."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     features = [line for line in lines if line.startswith(("flags", "Features"))][:1]
@@ -65,22 +66,22 @@ def _identity(source: Path, compiler: str, runtime: str | None) -> str:
 
 
 def _text(source: Path) -> str:
-    """A C file with the files of ours that it includes."""
+    """Return the text of a C file and of the files beside it that it includes."""
     text = source.read_text()
     return "\0".join([text, *(_text(source.parent / name) for name in re.findall(r'#include "(.+)"', text))])
 
 
-def _compile(compiler: str, source: Path, made: Path, runtime: str | None) -> None:
-    made.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=made.parent) as folder:  # beside it, so that the rename is one step
-        part = Path(folder) / made.name
-        words = [[compiler, *FLAGS, "-shared", str(source), "-o", str(part)]]
-        if runtime is not None:  # in two steps: asked to link with -fopenmp, a compiler takes its own runtime
-            unlinked = str(part.with_suffix(".o"))
-            words = [
-                [compiler, *FLAGS, "-fopenmp", "-c", str(source), "-o", unlinked],
-                [compiler, "-shared", unlinked, runtime, "-o", str(part)],
+def _compile(compiler: str, source: Path, binary: Path, runtime: str | None) -> None:
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=binary.parent) as folder:  # beside it, so that the rename is one step
+        unfinished = Path(folder) / binary.name
+        commands = [[compiler, *FLAGS, "-shared", str(source), "-o", str(unfinished)]]
+        if runtime is not None:  # in two steps: a compiler that links with -fopenmp would use another runtime
+            object_file = str(unfinished.with_suffix(".o"))
+            commands = [
+                [compiler, *FLAGS, "-fopenmp", "-c", str(source), "-o", object_file],
+                [compiler, "-shared", object_file, runtime, "-o", str(unfinished)],
             ]
-        for one in words:
-            subprocess.run(one, check=True, capture_output=True, timeout=_SECONDS)
-        os.replace(part, made)
+        for command in commands:
+            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
+        os.replace(unfinished, binary)

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: clipping factors, a grid-wide exchange, numbering of tiles.
+"""Shared parts of the Triton kernels: clipping factors, a grid-wide exchange, and the numbering of tiles.
 
 No `from __future__ import annotations` here: Triton reads `tl.constexpr` from the annotations themselves.
 """
@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 FUNCTIONS = {"abadi": 0, "auto_v": 1, "auto_s": 2}
-"""Clipping functions that `factor_of` knows; any other is applied between two kernels."""
+"""The clipping functions that `factor_of` knows; any other is applied between two kernels."""
 
 ABADI = tl.constexpr(0)
 AUTO_V = tl.constexpr(1)
@@ -15,7 +15,7 @@ AUTO_V = tl.constexpr(1)
 
 @triton.jit
 def factor_of(squared, bound, gamma, FUNCTION: tl.constexpr):
-    """Squared norms -> (norms, factors), as `dpbench.privacy.clipping` has them.
+    """Return the norms and the factors, as in `dpbench.privacy.clipping`, from squared norms.
 
     Guarantee: factor x norm <= bound (to rounding) for a finite norm; the factor is 0 where the norm is not finite.
     """
@@ -33,7 +33,7 @@ def factor_of(squared, bound, gamma, FUNCTION: tl.constexpr):
 
 @triton.jit
 def dot(left, right, total, PRECISION: tl.constexpr):
-    """total + left right, in fp32. `widened`: for the interpreter, which has no products of bfloat16."""
+    """Return total + left right, in fp32. `widened` is for the interpreter, which has no products of bfloat16."""
     if PRECISION == "widened":
         return tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision="ieee")
     else:
@@ -42,9 +42,9 @@ def dot(left, right, total, PRECISION: tl.constexpr):
 
 @triton.jit
 def narrowed(value, DTYPE: tl.constexpr):
-    """fp32 values in DTYPE, rounded towards 0.
+    """Return fp32 values in DTYPE, rounded towards 0.
 
-    Guarantee: none is longer than it was, so that what a factor has scaled is not taken over its bound again.
+    Guarantee: no absolute value grows, so that rounding takes no scaled gradient over its bound.
     """
     if tl.float32 == DTYPE:
         return value
@@ -54,21 +54,21 @@ def narrowed(value, DTYPE: tl.constexpr):
 
 @triton.jit
 def arrive(counter):
-    """Say that all this program has stored so far may be read."""
+    """Signal that everything this program has stored so far may be read."""
     tl.debug_barrier()
     tl.atomic_add(counter, 1, sem="release", scope="gpu")
 
 
 @triton.jit
 def wait(counter, programs):
-    """Until `programs` programs have arrived. All of them must be resident: a cooperative launch."""
+    """Wait until `programs` programs have arrived. All of them must be resident, as in a cooperative launch."""
     while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < programs:  # compiled to a load that acquires
         pass
 
 
 @triton.jit
 def lower_triangle(number):
-    """(row, column), column <= row, of the `number`-th tile on or below the diagonal."""
+    """Return (row, column), column <= row, of the `number`-th tile on or below the diagonal."""
     row = ((tl.sqrt_rn(8.0 * number + 1.0) - 1.0) / 2.0).to(tl.int32)
     row = tl.where(row * (row + 1) // 2 > number, row - 1, row)
     row = tl.where((row + 1) * (row + 2) // 2 <= number, row + 1, row)
@@ -80,9 +80,9 @@ def gram(
     v, rows, columns, down, across, width, v_f,
     BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Products [BLOCK_T, BLOCK_T], fp32, of tokens that begin at `rows` with tokens that begin at `columns`; 0 where masked.
+    """Return the products [BLOCK_T, BLOCK_T], fp32, of the tokens at offsets `rows` with those at `columns`; 0 where masked.
 
-    DTYPE: of the factors, as the product of a whole layer has them.
+    DTYPE is that of both sides, as in the product of the layer.
     """
     tile = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
     for start in range(0, width, BLOCK_F):
@@ -96,7 +96,7 @@ def gram(
 
 @triton.jit
 def add_up(parts, count, BLOCK: tl.constexpr):
-    """Sum of `count` fp32 numbers, the same whoever asks; read past the first-level cache, which may be stale."""
+    """Return the sum of `count` fp32 numbers, the same in every program. It skips the first-level cache, which may be stale."""
     places = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, count, BLOCK):
@@ -106,7 +106,7 @@ def add_up(parts, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def finish_kernel(parts, norms, factors, count, bound, gamma, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
-    """parts [B, count] of squared norms -> norms [B] and factors [B]; one program an example."""
+    """Write norms [B] and factors [B] from the parts [B, count] of squared norms; one program an example."""
     example = tl.program_id(0).to(tl.int64)
     norm, factor = factor_of(add_up(parts + example * count, count, BLOCK), bound, gamma, FUNCTION)
     tl.store(norms + example, norm)

@@ -1,4 +1,4 @@
-"""Device sheets: what the cost models of the kernels know of a GPU. Facts of the vendors' data sheets; no torch import."""
+"""Device sheets: the facts about GPUs in the cost models of the kernels, from the vendors' data sheets. No torch import."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 class Sheet:
     """One GPU.
 
-    sms: streaming multiprocessors; shared: bytes of shared memory a program may have; shared_sm, registers_sm, threads_sm: of
-    one multiprocessor; bytes_per_second: of device memory; flops: dtype -> FLOP/s, dense, `float32` without tensor cores.
+    sms: The number of streaming multiprocessors. shared: The bytes of shared memory a program may have. shared_sm, registers_sm
+    and threads_sm: Limits of one multiprocessor. bytes_per_second: The rate of device memory. flops: FLOP/s by dtype, dense, with
+    `float32` without tensor cores.
     """
 
     name: str
@@ -25,7 +26,7 @@ class Sheet:
     registers_sm: int = 65536
 
     def residents(self, registers: int, shared: int, warps: int) -> int:
-        """Programs of `registers` a thread, `shared` bytes and `warps` that one multiprocessor holds at once."""
+        """Return how many programs of `registers` a thread, `shared` bytes and `warps` one multiprocessor holds at once."""
         a_warp = -(-registers * 32 // 256) * 256  # registers are given out in blocks of 256 a warp
         by_registers = self.registers_sm // max(1, a_warp * warps)
         by_shared = self.shared_sm // (shared + 1024)  # the system keeps 1 KiB a program
@@ -46,9 +47,10 @@ SHEETS = (H100, A100, RTX3090)
 
 
 def sheet_of(properties: Any) -> Sheet:
-    """The sheet of a device from `torch.cuda.get_device_properties`.
+    """Return the sheet of a device from `torch.cuda.get_device_properties`.
 
-    Sizes are the device's own; rates are those of the nearest sheet of its capability, by the number of multiprocessors.
+    Sizes are those of the device; rates are those of the nearest sheet of its capability, scaled by the number of
+    multiprocessors.
     """
     capability = (properties.major, properties.minor)
     older = [sheet for sheet in SHEETS if sheet.capability <= capability]

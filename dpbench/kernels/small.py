@@ -1,4 +1,4 @@
-"""Modules whose per-example gradients are small: all [B, ...] of them are formed at once, then measured and summed."""
+"""Modules whose per-example gradients are small: all [B, ...] of them are formed at once, and then measured and summed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dpbench.kernels.leaf import Factor, Later, Leaf, Sums, Use, weighted_factor
 
 
 class SmallLeaf(Leaf):
-    """Subclasses give `gradients`."""
+    """The base of such modules. Subclasses define `gradients`."""
 
     def gradients(self, use: Use) -> Sums:
-        """name -> [B, elements of the parameter], in fp32 or wider."""
+        """Return name -> [B, elements of the parameter], in fp32 or wider."""
         raise NotImplementedError
 
     def add_example(self, use: Use, index: int, into: Sums) -> None:
@@ -28,39 +28,39 @@ class SmallLeaf(Leaf):
         add(self.gradients(use), factors, into)
 
     def measured(self, use: Use) -> tuple[Tensor, Later]:
-        found = self.gradients(use)
-        return squared(found), partial(self.add_formed, found)
+        gradients = self.gradients(use)
+        return squared(gradients), partial(self.add_formed, gradients)
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
-        found = self.gradients(use)
-        norms = squared(found).sqrt()
-        self.add_formed(found, *weighted_factors(norms, factor), into)
+        gradients = self.gradients(use)
+        norms = squared(gradients).sqrt()
+        self.add_formed(gradients, *weighted_factors(norms, factor), into)
         return norms
 
-    def add_formed(self, found: Sums, factors: Tensor, finite: Tensor, into: Sums) -> None:
-        """`add_finite` of gradients that are there."""
+    def add_formed(self, gradients: Sums, factors: Tensor, finite: Tensor, into: Sums) -> None:
+        """Add the finite gradients, as in `add_finite`, from gradients already formed."""
         if not finite.all():
-            found, factors = Sums({name: value[finite] for name, value in found.items()}), factors[finite]
-        add(found, factors, into.zeroed())
+            gradients, factors = Sums({name: value[finite] for name, value in gradients.items()}), factors[finite]
+        add(gradients, factors, into.zeroed())
 
 
 class DeviceSmallLeaf(SmallLeaf):
-    """Non-finite examples are masked, not left out: nothing waits for the device."""
+    """The base on a GPU: non-finite examples are masked instead of left out, so that nothing waits for the device."""
 
     def add_finite(self, use: Use, factors: Tensor, finite: Tensor, into: Sums) -> None:
         self.add_formed(self.gradients(use), factors, finite, into)
 
-    def add_formed(self, found: Sums, factors: Tensor, finite: Tensor, into: Sums) -> None:
-        kept = Sums({name: torch.where(finite[:, None], value, 0.0) for name, value in found.items()})
-        add(kept, torch.where(finite, factors, 0.0), into.zeroed())
+    def add_formed(self, gradients: Sums, factors: Tensor, finite: Tensor, into: Sums) -> None:
+        masked = Sums({name: torch.where(finite[:, None], value, 0.0) for name, value in gradients.items()})
+        add(masked, torch.where(finite, factors, 0.0), into.zeroed())
 
 
-def squared(found: Sums) -> Tensor:
-    """name -> [B, elements] gradients -> [B] squared norms of all together."""
-    return torch.stack([value.square().sum(1) for value in found.values()]).sum(0)
+def squared(gradients: Sums) -> Tensor:
+    """Return the [B] squared norms over all parameters of gradients name -> [B, elements]."""
+    return torch.stack([value.square().sum(1) for value in gradients.values()]).sum(0)
 
 
-def add(found: Sums, factors: Tensor, into: Sums) -> None:
-    """into[name] += sum_i factors[i] x gradient_i, of name -> [B, elements of the parameter]."""
-    for name, value in found.items():
+def add(gradients: Sums, factors: Tensor, into: Sums) -> None:
+    """Add sum_i factors[i] x gradient_i to `into`, for gradients name -> [B, elements of the parameter]."""
+    for name, value in gradients.items():
         into[name].add_((factors.to(value.dtype) @ value).view_as(into[name]))

@@ -61,7 +61,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     best: list[dict[str, float]] = []
     for number, dimension in enumerate(settings.dimensions):
         context.report(number, len(settings.dimensions), f"d = {dimension}, {len(grid.steps)} trainings")
-        problem = quadratic.Problem.made(dimension, settings.spectrum, settings.examples, context.seed)
+        problem = quadratic.Problem.draw(dimension, settings.spectrum, settings.examples, context.seed)
         points = quadratic.train(settings.method, problem, grid, multipliers, context.seed)
         values = {
             f"{prefix}{name}": np.where(np.isfinite(result), result, np.inf)

@@ -1,4 +1,4 @@
-"""Methods: how a training step is made. `attach` is the one entry; see `dpbench.methods.protocol`."""
+"""The methods of making a training step. `attach` is the only entry; see `dpbench.methods.protocol`."""
 
 from dpbench.methods.registry import INFERENCE, KINDS, attach, find, kind_of
 

@@ -1,4 +1,4 @@
-"""Inference alone, which is the least that any method costs: it can be timed and trains nothing."""
+"""Inference alone, the lower limit of the cost of any method: it can be timed, and trains nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpbench.methods.protocol import StepReport
 
 
 class InferenceOnly:
-    """A forward pass a batch, and nothing else."""
+    """A method that makes one forward pass for each batch, and nothing else."""
 
     in_training_mode = True
     thresholds = None
@@ -32,10 +32,10 @@ class InferenceOnly:
         return StepReport(0, None)
 
     def before_release(self, check: Callable[[int], None]) -> None:
-        """Nothing is released."""
+        """Do nothing, as nothing is released."""
 
     def warnings(self) -> list[str]:
         return []
 
     def detach(self) -> None:
-        """Nothing hangs on the model."""
+        """Do nothing, as nothing is attached to the model."""

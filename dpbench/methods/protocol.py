@@ -1,4 +1,4 @@
-"""The protocol of every way to make a training step: engines, zeroth-order methods, peers, published code, inference alone.
+"""The protocol of all methods of making a training step: engines, zeroth-order methods, peers, published code, inference.
 
 method = methods.attach("fused", model, optimizer, mechanism)    # in place; an error names an unsupported parameter
 for batch in physical_batches:                                   # there may be none
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class StepReport:
-    """What one step did. Nothing here but `details` of releases is private.
+    """What one step did. Of its fields only released values in `details` have differential privacy.
 
-    examples: how many of them this process saw; loss: their mean loss, None without examples or where it is not a number;
-    clipped_fraction: share of them that was clipped, None where nothing clips; details: more for the step log.
+    examples: The number of examples that this process saw. loss: Their mean loss, None without examples or where it is not a
+    number. clipped_fraction: The share of them that was clipped, None where nothing clips. details: Further entries of the step
+    log.
     """
 
     examples: int
@@ -37,9 +38,10 @@ class StepReport:
 class Method(Protocol):
     """A method that is attached to a model.
 
-    trainable: what it trains, by name; unprotected: names of trained tensors that are released as they are; in_training_mode:
-    whether forward passes of training run in the model's training mode; sensitivity: of the sum that a step releases; groups:
-    how many groups of tensors are clipped by themselves; thresholds: adaptive ones, None for fixed.
+    trainable: The trained parameters by name. unprotected: The names of trained tensors that are released without protection.
+    in_training_mode: Whether forward passes of training run in the model's training mode. sensitivity: The sensitivity of the sum
+    that a step releases. groups: The number of groups of tensors, each of which is clipped separately. thresholds: The adaptive
+    thresholds, None for fixed ones.
     """
 
     trainable: Mapping[str, nn.Parameter]
@@ -54,18 +56,20 @@ class Method(Protocol):
     def groups(self) -> int: ...
 
     def backward(self, losses: Losses, batch: Any) -> None:
-        """Take in one physical batch."""
+        """Add one physical batch to the step."""
 
     def step(self) -> StepReport:
-        """Release what was taken in, with noise, and move the weights; also for a step without examples."""
+        """Release the sum over the step's batches, with noise, and update the weights; also for a step without examples."""
         ...
 
     def before_release(self, check: Callable[[int], None]) -> None:
-        """Have `check` called once a step with the number of examples that are in what is released, over all processes and
-        without padding. An engine calls it before the weights move."""
+        """Register `check`, which is called once a step with the number of examples in the release.
+
+        The number is over all processes and without padding. An engine calls it before the weights move.
+        """
 
     def warnings(self) -> list[str]:
-        """What the user should know of the steps so far."""
+        """Return what the user should know about the steps so far."""
         ...
 
     def detach(self) -> None:

@@ -1,4 +1,4 @@
-"""Methods by name: what kind each is, and how it is attached to a model. Imports no torch before a method is attached."""
+"""The methods by name: their kinds, and how they are attached to a model. torch is imported only when one is attached."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dpbench.methods.zeroth.directions import Kind
 
 INFERENCE = "inference"
-"""Not a way to train: one forward pass of the batch."""
+"""The name of inference, which trains nothing: one forward pass for each batch."""
 KINDS = ("engine", "zeroth", "published_engine", "published_zeroth")
 """Kinds of plug-ins that are methods. The published ones reproduce a paper's code with its faults."""
 
@@ -27,7 +27,7 @@ def kind_of(name: str) -> Literal["engine", "zeroth", "inference"]:
     """Return the kind of a method that is not a paper's published code.
 
     Raises:
-        DpbenchError: there is no such method; names the nearest.
+        DpbenchError: There is no such method. The message names the nearest.
     """
     if name == INFERENCE:
         return "inference"
@@ -42,12 +42,12 @@ def find(name: str, kinds: Sequence[str] = KINDS) -> plugins.Plugin:
     """Return the plug-in of a method.
 
     Args:
-        kinds: where to look for it, see `KINDS`.
+        kinds: The kinds of plug-ins to search, see `KINDS`.
 
     Raises:
-        DpbenchError: none of these kinds has it; names the nearest.
+        DpbenchError: None of these kinds has it. The message names the nearest.
     """
-    known = {found: plugin for kind in reversed(kinds) for found, plugin in plugins.discover(kind).items()}
+    known = {method: plugin for kind in reversed(kinds) for method, plugin in plugins.discover(kind).items()}
     if name not in known:
         raise unknown("engine", name, known)
     return known[name]
@@ -67,15 +67,15 @@ def attach(
     """Attach a method to model and optimizer, in place.
 
     Args:
-        kernels: which kernels an engine of ours uses, see `engines.attach`; other methods leave it unread.
-        perturbation, directions: lambda of a zeroth-order method, and the law of its directions. Its learning rate is the
+        kernels: Which kernels one of our engines uses, see `engines.attach`. Other methods ignore it.
+        perturbation, directions: Lambda of a zeroth-order method, and the law of its directions. Its learning rate is the
             optimizer's, which must be plain SGD.
-        globalize_layout: see `engines.attach`.
+        globalize_layout: See `engines.attach`.
 
     Guarantee: that of the mechanism, as the method keeps it; none for published code.
 
     Raises:
-        DpbenchError: as `engines.attach` and `ZerothOrder` do; an optimizer that is not a zeroth-order method's.
+        DpbenchError: As in `engines.attach` and `ZerothOrder`, or a zeroth-order method cannot use the optimizer.
     """
     if name == INFERENCE:
         from dpbench.methods.inference import InferenceOnly

@@ -1,4 +1,4 @@
-"""What timings and simulations need to know of a method that they step without training anything."""
+"""The facts about a method that timings and simulations need, which step it without training anything."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from dpbench.methods.protocol import Method
 
-_ZEROTH_RATE = 1e-7  # the weights stay where they are, whatever is released
+_ZEROTH_RATE = 1e-7  # the weights hardly move, whatever is released
 
 
 def plugins_of(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Return kind and name of all plug-ins that decide the numbers of these methods."""
+    """Return kind and name of all plug-ins that the numbers of these methods depend on."""
     return tuple((kind, name) for name in names if (kind := kind_of(name)) != "inference")
 
 
@@ -30,7 +30,7 @@ def missing(name: str) -> str | None:
 
 
 def scope_of(name: str) -> str | None:
-    """Return the scope that a method is timed with: the first that an engine declares; None for what does not clip."""
+    """Return the scope that a method is timed with: the first that an engine declares; None for a method that does not clip."""
     kind = kind_of(name)
     if kind == "engine":
         scopes = plugins.get(kind, name).extra["scopes"]
@@ -50,9 +50,9 @@ def mechanism_of(
     steps: int = 1,
     noise: Literal["gaussian", "laplace"] = "gaussian",
 ) -> Mechanism:
-    """Return what steps do that are only timed; without `clipping` they are plain training.
+    """Return a mechanism for steps that are only timed; without `clipping` it is that of plain training.
 
-    The batch is fixed: a timing says nothing about epsilon.
+    The batches are fixed, as a timing has no use for epsilon.
     """
     sampling = Sampling("fixed", batch_size, batch_size)
     if clipping is None:
@@ -61,7 +61,7 @@ def mechanism_of(
 
 
 def optimizer_of(name: str, parameters: Sequence[nn.Parameter], optimizer: Optimizer) -> Optimizer:
-    """Return what a timed method steps with: `optimizer` for engines; for a zeroth-order method SGD that hardly moves."""
+    """Return the optimizer of a timed method: `optimizer` for engines, SGD with a tiny rate for a zeroth-order method."""
     import torch
 
     return torch.optim.SGD(parameters, lr=_ZEROTH_RATE) if kind_of(name) == "zeroth" else optimizer
@@ -71,7 +71,7 @@ def require_protected(name: str, method: Method) -> None:
     """Refuse a method that leaves trained tensors unprotected, for a dry run.
 
     Raises:
-        DpbenchError: names the first tensor.
+        DpbenchError: It does. The message names the first tensor.
     """
     if method.unprotected:
         raise DpbenchError(f"engine {name} leaves {method.unprotected[0]} unprotected")

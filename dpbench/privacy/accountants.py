@@ -1,4 +1,4 @@
-"""PLD and RDP of dp-accounting behind one call: the one place that knows that library."""
+"""The PLD and RDP accountants of dp-accounting behind one call. No other module imports that library."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ class Unsupported(DpbenchError):
 
 
 def versions() -> dict[str, str]:
-    """Accountant -> library and version."""
+    """Return the library and version of each accountant."""
     return {name: f"dp-accounting {version('dp-accounting')}" for name in ACCOUNTANTS}
 
 
 @dataclass(frozen=True)
 class Release:
-    """Releases of one stage: noise std / add-or-remove sensitivity, each example's sampling rate, how many.
+    """The releases of one stage of training.
+
+    noise_multiplier is the noise std over the add-or-remove sensitivity, sample_rate the probability with which an example is in
+    a step, and steps the number of releases.
 
     Raises:
         DpbenchError: a number out of range.
@@ -50,7 +53,7 @@ class Release:
 
 
 def by_library(releases: tuple[Release, ...], delta: float, relation: str, accountant: str, noise: str, interval: float) -> float:
-    """Epsilon by dp-accounting; `interval` of PLD's grid."""
+    """Return epsilon as dp-accounting computes it. `interval` is the step of PLD's grid."""
     import dp_accounting
     from dp_accounting import pld, rdp
 
@@ -62,20 +65,20 @@ def by_library(releases: tuple[Release, ...], delta: float, relation: str, accou
     if accountant == "pld":
         library = pld.PLDAccountant(relations[relation], value_discretization_interval=interval)
     else:
-        logging.getLogger("absl").setLevel(logging.ERROR)  # it warns for every order it leaves out, which is its business
+        logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of every order that it skips, which concerns no user
         library = rdp.RdpAccountant(neighboring_relation=relations[relation])
     kinds = {"gaussian": dp_accounting.GaussianDpEvent, "laplace": dp_accounting.LaplaceDpEvent}
-    for one in releases:
-        event: dp_accounting.DpEvent = kinds[noise](one.noise_multiplier)
-        if one.sample_rate < 1:
-            event = dp_accounting.PoissonSampledDpEvent(one.sample_rate, event)
+    for release in releases:
+        event: dp_accounting.DpEvent = kinds[noise](release.noise_multiplier)
+        if release.sample_rate < 1:
+            event = dp_accounting.PoissonSampledDpEvent(release.sample_rate, event)
         try:
-            library.compose(event, one.steps)
+            library.compose(event, release.steps)
         except dp_accounting.UnsupportedEventError as error:
-            of = (
+            case = (
                 f"{relation} with Poisson sampling"
                 if noise == "gaussian"
                 else f"{relation} with Poisson sampling and {noise} noise"
             )
-            raise Unsupported(f"{accountant} has no epsilon for {of}", "read the PLD value") from error
+            raise Unsupported(f"{accountant} has no epsilon for {case}", "read the PLD value") from error
     return float(library.get_epsilon(delta))

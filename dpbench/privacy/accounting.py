@@ -1,4 +1,7 @@
-"""Epsilon of releases, and the noise multiplier for an epsilon; calibrations are cached, as each costs seconds."""
+"""Epsilon of a number of releases, and the noise multiplier that reaches an epsilon.
+
+Calibrations are cached, because each takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +21,22 @@ from dpbench.privacy.accountants import ACCOUNTANTS, Accountant, NoiseLaw, Relat
 __all__ = ["Accountant", "NoiseLaw", "Relation", "Release", "Unsupported", "calibrate", "composed", "epsilon", "versions"]
 
 TOLERANCE = 0.01
-"""A calibrated epsilon lies in [(1 - TOLERANCE) x target, target]."""
+"""A calibrated epsilon is in [(1 - TOLERANCE) x target, target]."""
 
-_INTERVAL = 1e-4  # of the privacy loss; pessimistic rounding, so a coarser grid only over-states epsilon
-_FINE = 0.3  # noise multipliers below it have privacy losses of 1 / noise_multiplier^2: the grid grows with them
-_COARSER = 16  # grid by which most of a calibration's questions are answered
-_SMALL = 0.01  # an epsilon below it is computed again on finer grids, until it is a hundred steps
+_INTERVAL = 1e-4  # grid step of the privacy loss; rounding is pessimistic, so a coarser grid only overstates epsilon
+_FINE = 0.3  # below this noise multiplier privacy losses grow as 1 / noise_multiplier^2, and the grid step with them
+_COARSER = 16  # factor on the grid step for most questions of a calibration
+_SMALL = 0.01  # a smaller epsilon is computed again on finer grids, until it is a hundred grid steps
 _FINEST = 1e-9
 
 SMALLEST_DELTA = 1e-14
-"""PLD's tails weigh up to 1e-15 a composition, which it must count as infinite privacy loss: near that, epsilon says nothing."""
+"""The least delta that PLD can answer for: it counts tails of up to 1e-15 a composition as infinite privacy loss."""
 
 LEAST_NOISE, MOST_NOISE = 1e-3, 1e6
-"""Noise multipliers that PLD is asked about. Below, epsilon is above 500,000 for one release of the whole dataset."""
+"""The range of noise multipliers that PLD is asked about. Below it, one release of the full dataset costs more than 500,000."""
 
-_REACHED = 0.05  # an epsilon that RDP's highest order, 1024, reaches at every delta that PLD carries
-_TRIES = 60  # halvings of an interval, after which its ends are neighbours in double precision
+_REACHED = 0.05  # an epsilon that RDP's highest order, 1024, reaches at every delta that PLD can answer for
+_TRIES = 60  # an interval halved this often has ends that are neighbours in double precision
 
 
 def epsilon(
@@ -47,17 +50,17 @@ def epsilon(
     noise: NoiseLaw = "gaussian",
     coarser: int = 1,
 ) -> float:
-    """Epsilon of `steps` Poisson-sampled releases with Gaussian or Laplace noise.
+    """Return epsilon of `steps` Poisson-sampled releases with Gaussian or Laplace noise.
 
     Args:
-        noise_multiplier: noise std / add-or-remove sensitivity, whatever the relation; of Laplace noise its scale b in place of
-            the std (which is sqrt(2) b), and the L1 sensitivity.
-        sample_rate: of each example; 1 means every example in every step.
-        relation: `add_or_remove` or `replace_one`; goes to the accountant only.
-        accountant: `pld` (reported) or `rdp`.
+        noise_multiplier: The noise std over the add-or-remove sensitivity, whatever the relation. For Laplace noise it is the
+            scale b (the std is sqrt(2) b) over the L1 sensitivity.
+        sample_rate: The probability with which each example is in a step; 1 means every example in every step.
+        relation: `add_or_remove` or `replace_one`. Only the accountant uses it.
+        accountant: `pld` (the one that is reported) or `rdp`.
         noise: `gaussian` or `laplace`.
-        coarser: PLD's grid, in steps of the one that values are reported by: the value is larger, by at most that step for each
-            release, and takes less time.
+        coarser: Factor on the step of PLD's grid. The value takes less time and is larger, by at most that step for each
+            release.
 
     Guarantee: finite, and never below the true epsilon of these releases, up to rounding in double precision.
 
@@ -72,24 +75,24 @@ def epsilon(
 def _checked(
     releases: tuple[Release, ...], delta: Any, relation: str, accountant: str, coarser: int, noise: str = "gaussian"
 ) -> float:
-    """`_spent` of what is known and in range; releases of no step cost nothing."""
+    """Check the arguments and return the epsilon of all stages; stages without a step cost nothing."""
     known_name(relation, "neighbouring relation", get_args(Relation))
     known_name(accountant, "accountant", ACCOUNTANTS)
     known_name(noise, "noise", get_args(NoiseLaw))
     delta = _delta(delta, accountant)
     whole_number(coarser, "coarser")
-    releases = tuple(one for one in releases if one.steps)
-    for one in releases if accountant == "pld" else ():
-        if not LEAST_NOISE <= one.noise_multiplier <= MOST_NOISE:
+    releases = tuple(stage for stage in releases if stage.steps)
+    for stage in releases if accountant == "pld" else ():
+        if not LEAST_NOISE <= stage.noise_multiplier <= MOST_NOISE:
             raise DpbenchError(
-                f"no epsilon for noise_multiplier {one.noise_multiplier:g}: PLD answers from {LEAST_NOISE:g} to {MOST_NOISE:g}",
+                f"no epsilon for noise_multiplier {stage.noise_multiplier:g}: PLD answers from {LEAST_NOISE:g} to {MOST_NOISE:g}",
                 "less protects nothing and more leaves nothing of a gradient",
             )
     return _spent(releases, delta, relation, accountant, coarser, noise) if releases else 0.0
 
 
 def _delta(delta: Any, accountant: str = "pld") -> float:
-    """`delta` in (0, 1), for PLD not below what it can carry.
+    """Return `delta` after checking that it is in (0, 1) and, for PLD, large enough for its arithmetic.
 
     Raises:
         DpbenchError: it is not.
@@ -107,16 +110,16 @@ def _delta(delta: Any, accountant: str = "pld") -> float:
 
 @cache
 def _spent(releases: tuple[Release, ...], delta: float, relation: str, accountant: str, coarser: int, noise: str) -> float:
-    """Epsilon of all releases by one accountant; PLD's grid is the coarsest that any of them may have.
+    """Return epsilon of all releases by one accountant, on the coarsest grid that any of them may have for PLD.
 
-    What is small against the grid is computed again on finer ones, unless a coarser one was asked for.
+    A value that is small against the grid is computed again on finer grids, unless the caller asked for a coarser one.
     """
     if accountant == "rdp":
         spent = by_library(releases, delta, relation, accountant, noise, 0.0)
         if not math.isfinite(spent):
             raise Unsupported(f"rdp has no finite epsilon for {releases}", "read the PLD value")
         return spent
-    interval = coarser * max(_interval(one.noise_multiplier) for one in releases)
+    interval = coarser * max(_interval(release.noise_multiplier) for release in releases)
     spent = by_library(releases, delta, relation, accountant, noise, interval)
     while coarser == 1 and 0 < spent < min(_SMALL, 100 * interval) and interval > _FINEST:
         interval /= 10
@@ -138,10 +141,11 @@ def calibrate(
     relation: Relation = "add_or_remove",
     noise: NoiseLaw = "gaussian",
 ) -> float:
-    """The noise multiplier whose PLD epsilon is at most `target` and within 1 % of it.
+    """Return the noise multiplier whose PLD epsilon is at most `target` and within 1 % of it.
 
     Raises:
-        DpbenchError: an argument out of range, or no noise multiplier from 1e-3 to 1e6 has such an epsilon; says what was tried.
+        DpbenchError: an argument is out of range, or no noise multiplier from 1e-3 to 1e6 has such an epsilon. The message names
+            the setting.
     """
     target = finite_number(target, "target epsilon", above=0, hint="give one above 0")
     known_name(relation, "neighbouring relation", get_args(Relation))
@@ -161,11 +165,11 @@ def calibrate(
     if noise != "gaussian":
         key["noise"] = noise
     path = paths.cache() / "calibrations" / f"{sha256_text(canonical_json(key))[:16]}.json"
-    if (known := _cached(path, key)) is not None:
-        return known
-    found = _search(target, sample_rate, steps, delta, relation, noise)
-    write_cache(path, json.dumps({"key": key, "noise_multiplier": found}) + "\n")
-    return found
+    if (cached := _cached(path, key)) is not None:
+        return cached
+    noise_multiplier = _search(target, sample_rate, steps, delta, relation, noise)
+    write_cache(path, json.dumps({"key": key, "noise_multiplier": noise_multiplier}) + "\n")
+    return noise_multiplier
 
 
 def _cached(path, key) -> float | None:  # type: ignore[no-untyped-def]
@@ -181,14 +185,14 @@ def _interval(noise_multiplier: float) -> float:
 
 
 def _search(target: float, sample_rate: float, steps: int, delta: float, relation: Relation, noise: NoiseLaw) -> float:
-    """Bisection, started near the answer: far below it the accountant's grids take minutes and gigabytes."""
+    """Search by bisection, from a start near the answer: far below it the accountant's grids take minutes and gigabytes."""
     setting = f"at sample_rate {sample_rate:g}, {steps} steps, delta {delta:g}, {relation}"
 
     def within(noise_multiplier: float, limit: float) -> bool:
-        """Whether PLD's epsilon is at most `limit`: by a coarse grid, where that says it for certain, else by the fine one.
+        """Return whether PLD's epsilon is at most `limit`, from a coarse grid where that is conclusive, else from the fine one.
 
         Privacy losses are rounded up to the grid, each by less than its step, so the coarse value is never below the fine one
-        and at most `steps` steps above it.
+        and at most `steps` grid steps above it.
         """
         values: dict[str, Any] = {
             "noise_multiplier": noise_multiplier,
@@ -205,7 +209,7 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, relatio
         return epsilon(**values, relation=relation) <= limit
 
     high = _start(target, sample_rate, steps, delta) * (2 if relation == "replace_one" else 1)
-    for tried in range(_TRIES):
+    for attempt in range(_TRIES):
         if within(high, target):
             break
         if high >= MOST_NOISE:
@@ -213,7 +217,7 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, relatio
                 f"epsilon {target:g} is out of reach {setting}: a noise multiplier of {MOST_NOISE:g} spends more",
                 "take fewer steps, smaller batches, a larger delta, or a larger epsilon",
             )
-        high = min(high * (1.2 if tried < 10 else 2.0), MOST_NOISE)
+        high = min(high * (1.2 if attempt < 10 else 2.0), MOST_NOISE)
     low = max(high * 0.8, LEAST_NOISE)
     while within(low, target):
         if low <= LEAST_NOISE:
@@ -226,10 +230,10 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, relatio
 
 
 def _halved(within: Callable[[float, float], bool], low: float, high: float, target: float, setting: str) -> float:
-    """The noise multiplier in (low, high], within the target at high alone, whose epsilon is near enough to it.
+    """Return a noise multiplier in (low, high] whose epsilon is within `TOLERANCE` of the target, which `high` meets.
 
     Raises:
-        DpbenchError: epsilon jumps over the target, as where delta alone covers it.
+        DpbenchError: epsilon jumps over the target, as it does where delta alone covers it.
     """
     for _ in range(_TRIES):
         if not within(high, target * (1 - TOLERANCE)):
@@ -243,26 +247,26 @@ def _halved(within: Callable[[float, float], bool], low: float, high: float, tar
 
 
 def _start(target: float, sample_rate: float, steps: int, delta: float) -> float:
-    """A noise multiplier that RDP, cheap and never below PLD, says is enough of Gaussian noise: a start for Laplace's, too.
+    """Return a noise multiplier at which RDP meets the target with Gaussian noise; also a start for Laplace noise.
 
-    RDP's orders end, so that it reaches no very small epsilon; the start is then where it says `_REACHED`, from where PLD's grids
-    are small.
+    RDP is cheap and never below PLD. Its orders are limited, so it reaches no very small epsilon; the start is then where its
+    epsilon is `_REACHED`, where PLD's grids are small.
     """
 
     def spent(noise_multiplier: float) -> float:
         return epsilon(noise_multiplier=noise_multiplier, sample_rate=sample_rate, steps=steps, delta=delta, accountant="rdp")
 
-    enough = 1.0
-    while enough < MOST_NOISE and spent(enough) > target:
-        enough *= 2
-    if enough >= MOST_NOISE:
-        enough = 1.0
-        while enough < MOST_NOISE and spent(enough) > _REACHED:
-            enough *= 2
-        return min(enough, MOST_NOISE)
-    while enough > LEAST_NOISE * 1.2 and spent(enough / 1.2) <= target:
-        enough /= 1.2
-    return enough
+    noise_multiplier = 1.0
+    while noise_multiplier < MOST_NOISE and spent(noise_multiplier) > target:
+        noise_multiplier *= 2
+    if noise_multiplier >= MOST_NOISE:
+        noise_multiplier = 1.0
+        while noise_multiplier < MOST_NOISE and spent(noise_multiplier) > _REACHED:
+            noise_multiplier *= 2
+        return min(noise_multiplier, MOST_NOISE)
+    while noise_multiplier > LEAST_NOISE * 1.2 and spent(noise_multiplier / 1.2) <= target:
+        noise_multiplier /= 1.2
+    return noise_multiplier
 
 
 def composed(
@@ -273,13 +277,13 @@ def composed(
     accountant: Accountant = "pld",
     coarser: int = 1,
 ) -> float:
-    """Epsilon of several stages on the same examples, by one accountant: less than the sum of theirs.
+    """Return epsilon of several stages on the same examples, by one accountant. It is less than the sum of the stages' values.
 
     Args:
-        releases: of each stage, with Gaussian noise and draws of its own; the rest as in `epsilon`.
+        releases: One entry for each stage, with Gaussian noise and independent draws. The other arguments are as in `epsilon`.
 
     Raises:
-        Unsupported, DpbenchError: as `epsilon`; or there is no stage.
+        Unsupported, DpbenchError: As in `epsilon`, or there is no stage.
     """
     if not releases:
         raise DpbenchError("no epsilon for no stage at all", "give the releases of one stage or more")
@@ -295,13 +299,13 @@ def calibrate_beside(
     delta: float,
     relation: Relation = "add_or_remove",
 ) -> float:
-    """The noise multiplier of one more stage, so that PLD's epsilon of all is at most `target` and within 1 % of it.
+    """Return the noise multiplier of one more stage with which PLD's epsilon of all is at most `target` and within 1 % of it.
 
     Args:
-        spent: the stages before it, on the same examples.
+        spent: The stages before it, on the same examples.
 
     Raises:
-        DpbenchError: the stages before have spent the target, or no noise multiplier up to 1e6 reaches it.
+        DpbenchError: The stages before have spent the target, or no noise multiplier up to 1e6 reaches it.
     """
     alone: dict[str, Any] = {"sample_rate": sample_rate, "steps": steps, "delta": delta, "relation": relation}
     least = calibrate(target, **alone)
@@ -309,23 +313,23 @@ def calibrate_beside(
         return least
     key: dict[str, object] = {
         "target": target,
-        "spent": [list(astuple(one)) for one in spent],
+        "spent": [list(astuple(release)) for release in spent],
         **alone,
         "interval": _INTERVAL,
         "tolerance": TOLERANCE,
         "library": versions()["pld"],
     }
     path = paths.cache() / "calibrations" / f"{sha256_text(canonical_json(key))[:16]}.json"
-    if (known := _cached(path, key)) is not None:
-        return known
+    if (cached := _cached(path, key)) is not None:
+        return cached
 
     def within(noise_multiplier: float, limit: float) -> bool:
-        """Whether epsilon of all is at most `limit`; what a coarse grid says for certain, the fine one is not asked."""
+        """Return whether epsilon of all stages is at most `limit`, by the fine grid only where a coarse one is inconclusive."""
         parts = (*spent, Release(noise_multiplier, sample_rate, steps))
         coarse = composed(parts, delta=delta, relation=relation, coarser=_COARSER)
         if coarse <= limit:
             return True
-        slack = sum(one.steps for one in parts) * _COARSER * max(_interval(one.noise_multiplier) for one in parts)
+        slack = sum(release.steps for release in parts) * _COARSER * max(_interval(release.noise_multiplier) for release in parts)
         return coarse - slack <= limit and composed(parts, delta=delta, relation=relation) <= limit
 
     before = composed(spent, delta=delta, relation=relation, coarser=_COARSER)  # at most a little too large, and cheap

@@ -1,4 +1,4 @@
-"""Several mechanisms on the same examples, accounted for as one; and one mechanism in phases."""
+"""The joint accounting of several mechanisms on the same examples, and the split of one mechanism into phases."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from dpbench.privacy.accounting import Accountant, Relation, Release
 from dpbench.privacy.clipping.adaptive import Adaptive
 from dpbench.privacy.mechanism import Clipping, Mechanism, Randomness, Sampling
 
-_SEED_BITS = 52  # a record's reader may hold numbers as doubles
+_SEED_BITS = 52  # whoever reads a record may hold numbers as doubles
 
 
 def stage_seed(seed: int, stage: str) -> int:
-    """The seed of a stage's draws and noise: another one for each stage, the same for all methods of a seed."""
+    """Return the seed of a stage's draws and noise. It differs between stages and is the same for all methods of a seed."""
     digest = hashlib.sha256(f"dpbench stage {stage!r} of seed {seed}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)
 
 
 def release_of(plan: Mechanism) -> Release:
-    """What the accountant needs of one private mechanism.
+    """Return what the accountant needs to know of one private mechanism.
 
     Raises:
-        DpbenchError: no noise, or none that is Gaussian.
+        DpbenchError: The mechanism has no Gaussian noise.
     """
     if not plan.private or plan.noise_multiplier == 0 or plan.noise != "gaussian":
         raise DpbenchError("a stage without Gaussian noise has no epsilon to compose", "make every stage of a run private")
@@ -35,13 +35,13 @@ def release_of(plan: Mechanism) -> Release:
 
 
 def release_in(record: dict[str, Any] | None, relation: Relation | None = None) -> Release:
-    """The same, of the mechanism that a record holds.
+    """Return what the accountant needs to know of the mechanism in a record.
 
     Args:
-        relation: of the stage that follows.
+        relation: The relation of the stage that follows.
 
     Raises:
-        DpbenchError: the record's run was not private, has noise that is not Gaussian, or another relation.
+        DpbenchError: The record's run was not private, or has noise that is not Gaussian, or another relation.
     """
     if record is None or record.get("clipping") is None or not record["noise_multiplier"]:
         raise DpbenchError("the run before this one was not private", "make every stage of a run private")
@@ -58,26 +58,26 @@ def release_in(record: dict[str, Any] | None, relation: Relation | None = None) 
 
 @dataclass(frozen=True)
 class Composition:
-    """A run's mechanism after stages that touched the same examples.
+    """A run's mechanism together with the stages before it that used the same examples.
 
-    spent: those stages; own: this run's. One delta and relation for all.
+    mechanism is that of this run, and spent holds the releases of the stages before. All have one delta and one relation.
 
     Guarantee: epsilon is that of all releases together, and never above the target.
 
     Raises:
-        DpbenchError: it would be above the target, or a stage has no Gaussian noise.
+        DpbenchError: Epsilon would be above the target, or a stage has no Gaussian noise.
     """
 
-    own: Mechanism
+    mechanism: Mechanism
     spent: tuple[Release, ...]
     target_epsilon: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.own, Mechanism):
-            raise DpbenchError(f"a composition's own mechanism is a {type(self.own).__name__}", "give a Mechanism")
-        if not isinstance(self.spent, tuple) or not all(isinstance(one, Release) for one in self.spent):
+        if not isinstance(self.mechanism, Mechanism):
+            raise DpbenchError(f"a composition's mechanism is a {type(self.mechanism).__name__}", "give a Mechanism")
+        if not isinstance(self.spent, tuple) or not all(isinstance(release, Release) for release in self.spent):
             raise DpbenchError("a composition's stages before are no tuple of releases", "give what release_of says of each")
-        release_of(self.own)
+        release_of(self.mechanism)
         if self.target_epsilon is not None:
             finite_number(self.target_epsilon, "target_epsilon", above=0, hint="give one above 0, or none")
         total = self.epsilon()
@@ -93,35 +93,35 @@ class Composition:
 
     @property
     def delta(self) -> float:
-        return self.own.delta
+        return self.mechanism.delta
 
     @property
     def relation(self) -> Relation:
-        return self.own.relation
+        return self.mechanism.relation
 
     @property
     def noise_multiplier(self) -> float:
-        """Of the last stage."""
-        return self.own.noise_multiplier
+        """The noise multiplier of the last stage."""
+        return self.mechanism.noise_multiplier
 
     @property
     def reasons(self) -> list[str]:
-        """Why epsilon is only nominal; empty where it is valid."""
-        return self.own.reasons
+        """The reasons for which epsilon is only nominal; empty where it is valid."""
+        return self.mechanism.reasons
 
     def epsilon(self, accountant: Accountant = "pld") -> float:
-        """Of all stages together.
+        """Return epsilon of all stages together.
 
         Raises:
-            accounting.Unsupported: the accountant refuses this relation.
+            accounting.Unsupported: The accountant refuses this relation.
         """
-        parts = (*self.spent, release_of(self.own))
+        parts = (*self.spent, release_of(self.mechanism))
         return accounting.composed(parts, delta=self.delta, relation=self.relation, accountant=accountant)
 
     def describe(self) -> dict[str, Any]:
-        """For the record: the last stage's mechanism, and before it what was spent."""
+        """Return the entry for the record: the last stage's mechanism and the releases of the stages before."""
         stages = [{"noise_multiplier": r.noise_multiplier, "sample_rate": r.sample_rate, "steps": r.steps} for r in self.spent]
-        return {**self.own.describe(), "target_epsilon": self.target_epsilon, "stages_before": stages}
+        return {**self.mechanism.describe(), "target_epsilon": self.target_epsilon, "stages_before": stages}
 
 
 def calibrated_beside(
@@ -137,12 +137,12 @@ def calibrated_beside(
     seed: int = 0,
     caveats: Sequence[str] = (),
 ) -> Composition:
-    """A stage whose PLD epsilon together with those before it is at most `epsilon` and within 1 % of it.
+    """Return a stage whose PLD epsilon, together with the stages before it, is at most `epsilon` and within 1 % of it.
 
     Raises:
-        DpbenchError: an argument out of range, or an epsilon out of reach.
+        DpbenchError: An argument is out of range, or the epsilon cannot be reached.
     """
-    free = Mechanism(
+    without_noise = Mechanism(
         sampling,
         steps,
         clipping,
@@ -153,18 +153,24 @@ def calibrated_beside(
         caveats=tuple(caveats),
     )
     noise_multiplier = accounting.calibrate_beside(
-        epsilon, tuple(spent), sample_rate=sampling.sample_rate, steps=free.steps, delta=free.delta, relation=relation
+        epsilon,
+        tuple(spent),
+        sample_rate=sampling.sample_rate,
+        steps=without_noise.steps,
+        delta=without_noise.delta,
+        relation=relation,
     )
-    return Composition(replace(free, noise_multiplier=noise_multiplier), tuple(spent), epsilon)
+    return Composition(replace(without_noise, noise_multiplier=noise_multiplier), tuple(spent), epsilon)
 
 
 def phases(plan: Mechanism, steps: Sequence[int]) -> list[Mechanism]:
-    """One mechanism cut into phases that follow one another, for a model whose tensors change between them.
+    """Cut a mechanism into consecutive phases, for a model whose tensors change between them.
 
-    Guarantee: together they release what `plan` does, each with draws and noise of its own; nothing is spent twice.
+    Guarantee: together the phases release what `plan` does, each with independent draws and noise. Nothing is spent twice.
 
     Raises:
-        DpbenchError: the phases' steps are not those of the plan, or thresholds would have to go over from one to the next.
+        DpbenchError: The phases' steps do not sum to those of the plan, or adaptive thresholds would have to pass from one phase
+            to the next.
     """
     if not steps or any(whole_number(count, "phase", least=0) < 1 for count in steps) or sum(steps) != plan.steps:
         raise DpbenchError(f"phases of {list(steps)} steps for a mechanism of {plan.steps}", "they must sum to it")

@@ -1,6 +1,6 @@
-"""Normal numbers on the CPU from an AES keystream: several times faster than torch's generator, and fit to keep a secret.
+"""Normal numbers on the CPU from an AES keystream: several times faster than torch's generator, and cryptographically secure.
 
-`gaussian.c` does the same arithmetic in one pass over memory, where it can be compiled; numpy does it otherwise.
+Where it can be compiled, `gaussian.c` does the arithmetic in one pass over memory; numpy does it otherwise.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dpbench.kernels import native
 
 KEY_BYTES = 16
 PIECE = 1 << 18
-"""Elements perturbed in one call at most: so many that threads seldom meet at the interpreter's lock."""
+"""The most elements that one call perturbs: so many that threads seldom wait for the interpreter's lock."""
 
-_BLOCK = 16  # bytes: the cipher asks for that much room behind its output
-_ZEROS = memoryview(bytes(PIECE * 8))  # encrypted, zeros are the keystream itself
+_BLOCK = 16  # bytes that the cipher needs behind its output
+_ZEROS = memoryview(bytes(PIECE * 8))  # encrypting zeros gives the keystream itself
 _WORDS: dict[Any, tuple[Any, Any]] = {np.dtype("f4"): (np.uint32, np.int32), np.dtype("f8"): (np.uint64, np.int64)}
 
 Array = np.ndarray[Any, Any]
@@ -32,7 +32,7 @@ Array = np.ndarray[Any, Any]
 
 @cache
 def compiled() -> Any:
-    """`dpbench_perturb` of `gaussian.c`, or None."""
+    """Return `dpbench_perturb` of `gaussian.c`, or None where it cannot be compiled."""
     library = native.library(Path(__file__).with_suffix(".c"))
     if library is None:
         return None
@@ -44,7 +44,7 @@ def compiled() -> Any:
 
 @dataclass
 class Scratch:
-    """Room for one piece: `keystream` bytes; `radius`, `angle` and `wave` of half as many elements as the piece."""
+    """Memory for one piece: `keystream` in bytes; `radius`, `angle` and `wave` with half as many elements as the piece."""
 
     keystream: Array
     radius: Array
@@ -53,36 +53,36 @@ class Scratch:
 
     @classmethod
     def inside(cls, room: Array, dtype: Any) -> Scratch:
-        """Cut out of a [room_for(n, dtype)] uint8 array."""
+        """Return scratch memory inside a uint8 array of `room_for(n, dtype)` bytes."""
         half = (len(room) - _BLOCK) // 5
         parts = [room[k * half : (k + 1) * half].view(dtype) for k in range(3)]
         return cls(room[3 * half :], *parts)
 
     @staticmethod
     def room_for(elements: int, dtype: Any) -> int:
-        """Bytes needed for pieces of up to `elements`."""
+        """Return the bytes needed for pieces of up to `elements`."""
         return 5 * ((elements + 1) // 2) * np.dtype(dtype).itemsize + _BLOCK
 
 
 class Gaussian:
     """A stream of independent standard normal numbers: AES-128 in counter mode, through the Box-Muller transform.
 
-    Guarantee: to whoever does not know the key they cannot be told from independent normal numbers rounded to the dtype, as
-    far as AES is not broken; |number| <= 6.8 in fp32, where a normal one would be larger once in 10^11 times.
+    Guarantee: without the key they cannot be distinguished from independent normal numbers rounded to the dtype, unless AES is
+    broken. |number| <= 6.8 in fp32; a normal number would be larger once in 10^11 times.
 
-    position: bytes of the keystream that have been used; a stream made at one goes on from there.
+    position is the number of keystream bytes used so far; a stream created with a position continues from there.
     """
 
     def __init__(self, key: bytes, position: int = 0) -> None:
         if len(key) != KEY_BYTES:
             raise ValueError(f"a key of {len(key)} bytes, not {KEY_BYTES}")
-        block, within = divmod(position, _BLOCK)
+        block, offset = divmod(position, _BLOCK)
         self._stream = Cipher(AES(key), CTR(block.to_bytes(_BLOCK, "big"))).encryptor()
-        self._stream.update(bytes(within))
+        self._stream.update(bytes(offset))
         self.position = position
 
     def perturb_(self, values: Array, scale: float, std: float, scratch: Scratch) -> None:
-        """values = scale x values + N(0, std^2), in place, one number an element.
+        """Set values = scale x values + N(0, std^2) in place, with one number for each element.
 
         Args:
             values: [n], n <= PIECE, float32 or float64, contiguous.
@@ -110,7 +110,7 @@ class Gaussian:
         angle *= number(math.pi * 2.0 ** (1 - bits))
         values *= number(scale)
         for curve, part in ((np.cos, values[:half]), (np.sin, values[half:])):
-            own = wave[: len(part)]
-            curve(angle[: len(part)], out=own)
-            own *= radius[: len(part)]
-            part += own
+            normals = wave[: len(part)]
+            curve(angle[: len(part)], out=normals)
+            normals *= radius[: len(part)]
+            part += normals

@@ -1,4 +1,4 @@
-"""The mechanism: one frozen object from which sampler, noise and accountant are all made, and which the record stores."""
+"""The mechanism: one frozen object that sampler, noise and accountant are derived from, and that the record stores."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Randomness = Literal["seeded", "secret"]
 class Clipping:
     """How one example's contribution is bounded.
 
-    bound: L2 bound of the whole contribution; with K groups and uniform thresholds each gets bound / sqrt(K).
-    gamma: AUTO-S' stability constant. allocation: how noise is shared between groups. tied: see DESIGN, section 5.
-    devices: how many the scope per_device cuts a model on one process into.
-    given: thresholds instead of uniform ones, one a group in the model's order or by the group's label; `bound` is then their
-    hypotenuse, whatever was passed.
-    adaptive: how the thresholds move from step to step; those of the first step are uniform or given.
+    bound: The L2 bound of the contribution over all groups; with K groups and uniform thresholds each gets bound / sqrt(K).
+    gamma: AUTO-S' stability constant. allocation: How noise is shared between groups. tied: See DESIGN, section 5.
+    devices: The number of parts into which the scope per_device cuts a model on one process.
+    given: Thresholds in place of uniform ones, one for each group in the model's order or by the group's label. `bound` is then
+    their hypotenuse, whatever was passed.
+    adaptive: How the thresholds move from step to step, starting from the uniform ones or those in `given`.
 
     Raises:
-        DpbenchError: an unknown name (says the nearest), a number out of range, or parts that do not go together.
+        DpbenchError: A name is unknown (the message suggests the nearest), a number is out of range, or parts do not go together.
     """
 
     function: str = "abadi"
@@ -73,13 +73,13 @@ class Clipping:
             )
 
     def bounds(self, groups: int, labels: Sequence[str] = ()) -> list[float]:
-        """C_1..C_K of the first step: the given ones, or uniform, C_k = bound / sqrt(K), so that hypot(C_1..C_K) = bound.
+        """Return C_1..C_K of the first step: those in `given`, or C_k = bound / sqrt(K), so that hypot(C_1..C_K) = bound.
 
         Args:
-            labels: of the groups, for thresholds given by label.
+            labels: The groups' labels, for thresholds by label.
 
         Raises:
-            DpbenchError: thresholds for other groups than there are.
+            DpbenchError: The thresholds are for other groups than there are.
         """
         if self.given is None:
             return [self.bound / math.sqrt(groups)] * groups
@@ -96,47 +96,51 @@ class Clipping:
         return [float(value) for value in self.given]
 
 
-def _checked_thresholds(given: Any) -> tuple[float, ...] | dict[str, float]:
-    """A copy of given thresholds, which nobody can change any more.
+def _checked_thresholds(thresholds: Any) -> tuple[float, ...] | dict[str, float]:
+    """Return a copy of the thresholds, which later changes to the argument do not reach.
 
     Raises:
-        DpbenchError: there is none, or one is not a positive number; says which.
+        DpbenchError: There is none, or one is not a positive number. The message names it.
     """
-    if isinstance(given, str | bytes) or not isinstance(given, Sequence | Mapping):
-        raise DpbenchError(f"clipping given {given!r} is no list of thresholds", "give one a group, in order or by label")
-    named = given if isinstance(given, Mapping) else {f"number {number}": value for number, value in enumerate(given)}
-    if not named:
+    if isinstance(thresholds, str | bytes) or not isinstance(thresholds, Sequence | Mapping):
+        raise DpbenchError(f"clipping given {thresholds!r} is no list of thresholds", "give one a group, in order or by label")
+    by_name = (
+        thresholds if isinstance(thresholds, Mapping) else {f"number {number}": value for number, value in enumerate(thresholds)}
+    )
+    if not by_name:
         raise DpbenchError("clipping given holds no threshold", "give one a group")
     checked = {}
-    for name, value in named.items():
+    for name, value in by_name.items():
         try:
             checked[name] = finite_number(value, "threshold", above=0)
         except DpbenchError as error:
             problem = f"clipping given: threshold {value!r} of {name} is not a positive number"
             raise DpbenchError(problem, "give it one above 0") from error
-    return checked if isinstance(given, Mapping) else tuple(checked.values())
+    return checked if isinstance(thresholds, Mapping) else tuple(checked.values())
 
 
-def _hypotenuse(given: Sequence[float] | Mapping[str, float]) -> float:
-    """The L2 bound of all groups together."""
-    return math.hypot(*(given.values() if isinstance(given, Mapping) else given))
+def _hypotenuse(thresholds: Sequence[float] | Mapping[str, float]) -> float:
+    """Return the L2 bound of all groups together."""
+    return math.hypot(*(thresholds.values() if isinstance(thresholds, Mapping) else thresholds))
 
 
 def sensitivity(bounds: Sequence[float]) -> float:
-    """L2 sensitivity, adding or removing one example, of sums over disjoint tensors bounded by C_1..C_K: hypot(C_1..C_K)."""
+    """Return the L2 sensitivity of sums over disjoint tensors bounded by C_k, to one example more or less: hypot(C_1..C_K)."""
     return math.hypot(*bounds)
 
 
 def noise_stds(
     bounds: Sequence[float], noise_multiplier: float, allocation: Allocation = "global", sizes: Sequence[int] | None = None
 ) -> list[float]:
-    """Noise std of each group's sum: noise_multiplier x g_k x sqrt(sum_j (C_j / g_j)^2).
+    """Return the noise std of each group's sum: noise_multiplier x g_k x sqrt(sum_j (C_j / g_j)^2).
 
-    Weights g: `global` 1; `equal` C_k; `weighted` C_k / sqrt(d_k) with `sizes` d_k (He et al., ICLR 2023, section 3).
+    The weights g_k are 1 for `global`, C_k for `equal`, and C_k / sqrt(d_k) with `sizes` d_k for `weighted` (He et al., ICLR
+    2023, section 3).
+
     Guarantee: any weights cost the same privacy as `noise_multiplier` on a sum of sensitivity hypot(C_1..C_K).
 
     Raises:
-        DpbenchError: an unknown allocation, or `weighted` without sizes.
+        DpbenchError: The allocation is unknown, or it is `weighted` without sizes.
     """
     known_name(allocation, "noise allocation", get_args(Allocation))
     match allocation:
@@ -156,11 +160,11 @@ def noise_stds(
 
 @dataclass(frozen=True)
 class Sampling:
-    """How batches are drawn. kind `poisson`: each example on its own with `sample_rate`; `fixed`: shuffled, of equal size.
+    """How batches are drawn: `poisson` draws each example independently with `sample_rate`, `fixed` cuts a shuffled dataset.
 
     Raises:
-        DpbenchError: an unknown kind (says the nearest), an empty dataset, a batch size that is not above 0 or above the
-            dataset's, or fixed batches of a fraction of an example.
+        DpbenchError: The kind is unknown (the message suggests the nearest), the dataset is empty, the batch size is not above 0
+            or is above the dataset's size, or fixed batches would hold a fraction of an example.
     """
 
     kind: Sampler
@@ -173,13 +177,13 @@ class Sampling:
             raise DpbenchError("the dataset is empty", "give a dataset with at least one example")
         object.__setattr__(self, "dataset_size", whole_number(self.dataset_size, "dataset_size"))
         size = finite_number(
-            self.expected_batch_size, "expected_batch_size", above=0, hint="it must lie above 0 and not above the dataset's size"
+            self.expected_batch_size, "expected_batch_size", above=0, hint="it must be above 0 and not above the dataset's size"
         )
         object.__setattr__(self, "expected_batch_size", size)
         if size > self.dataset_size:
             raise DpbenchError(
                 f"expected_batch_size {size:g} for {self.dataset_size} examples",
-                "it must lie above 0 and not above the dataset's size",
+                "it must be above 0 and not above the dataset's size",
             )
         if self.kind == "fixed" and size != int(size):
             raise DpbenchError(
@@ -194,20 +198,21 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Mechanism:
-    """What is released.
+    """What a run releases.
 
-    clipping None means a non-private run: no noise, no epsilon. noise_multiplier: noise std / add-or-remove sensitivity,
-    whatever the relation; of all that a step releases, so with adaptive thresholds of sums and counts together.
-    caveats: reasons beyond the sampler for which epsilon is only nominal. seed: of noise and
-    sampling under `randomness: seeded`; `secret` draws from the operating system instead. noise: `laplace` is for the release of
-    one number a step; its multiplier is the scale b over the sensitivity.
+    clipping: None means a non-private run, without noise and epsilon.
+    noise_multiplier: The noise std over the add-or-remove sensitivity, whatever the relation. It is that of everything that a
+    step releases: with adaptive thresholds, of sums and counts together.
+    caveats: Reasons beyond the sampler for which epsilon is only nominal.
+    seed: The seed of noise and sampling under `randomness: seeded`; `secret` draws from the operating system instead.
+    noise: `laplace` is for the release of one number a step; its multiplier is the scale b over the sensitivity.
 
-    Guarantee: what is here has been checked; no name or number stands for another than the one that was written. With
-    target_epsilon, epsilon of all steps is at most that.
+    Guarantee: every field has been checked, and is taken as it was written. With target_epsilon, epsilon of all steps is at most
+    that.
 
     Raises:
-        DpbenchError: an unknown name (says the nearest), a number that is not finite or out of range, noise without clipping, or
-            an epsilon above the target.
+        DpbenchError: A name is unknown (the message suggests the nearest), a number is not finite or out of range, there is noise
+            without clipping, or epsilon is above the target.
     """
 
     sampling: Sampling
@@ -243,7 +248,7 @@ class Mechanism:
             )
 
     def _check_kinds(self) -> None:
-        """Every field by itself."""
+        """Check every field by itself."""
         if not isinstance(self.sampling, Sampling):
             raise DpbenchError(f"sampling is a {type(self.sampling).__name__}", "give a dpbench.privacy.mechanism.Sampling")
         if self.clipping is not None and not isinstance(self.clipping, Clipping):
@@ -270,22 +275,24 @@ class Mechanism:
 
     @property
     def sensitivity(self) -> float:
-        """Of the sum over a batch, adding or removing one example, for groups on disjoint tensors; with adaptive thresholds that
-        of the first step (and of all, if they are rescaled)."""
+        """The sensitivity of the sum over a batch, adding or removing one example, for groups on disjoint tensors.
+
+        With adaptive thresholds it is that of the first step (and of all steps, if they are rescaled).
+        """
         return self.clipping.bound if self.clipping else math.inf
 
     @property
     def gradient_noise_multiplier(self) -> float:
-        """Of the bounded sums: more than `noise_multiplier` where a part of the budget pays for adaptive thresholds."""
+        """The noise multiplier of the bounded sums: larger than `noise_multiplier` where adaptive thresholds take budget."""
         if self.clipping is None or self.clipping.adaptive is None:
             return self.noise_multiplier
         return self.clipping.adaptive.gradient_noise_multiplier(self.noise_multiplier)
 
     @property
     def reasons(self) -> list[str]:
-        """Why epsilon is only nominal; empty where it is valid.
+        """The reasons for which epsilon is only nominal; empty where it is valid.
 
-        A delta of 1/n or more is a reason: whoever publishes one random example in full has (0, 1/n) differential privacy.
+        A delta of 1/n or more is a reason: publishing one random example in full is (0, 1/n)-differentially private.
         """
         reasons = []
         if self.sampling.kind == "fixed":
@@ -296,11 +303,11 @@ class Mechanism:
         return [*reasons, *self.caveats]
 
     def epsilon(self, steps: int | None = None, accountant: Accountant = "pld") -> float | None:
-        """Spent after `steps` (default: all); None without clipping or noise, where no finite epsilon exists.
+        """Return epsilon after `steps` (default: all); None without clipping or noise, where no finite epsilon exists.
 
         Raises:
-            accounting.Unsupported: the accountant refuses this relation.
-            DpbenchError: an unknown accountant, or a delta or noise multiplier beyond what it can carry.
+            accounting.Unsupported: The accountant refuses this relation.
+            DpbenchError: The accountant is unknown, or delta or the noise multiplier is outside of its range.
         """
         known_name(accountant, "accountant", accounting.ACCOUNTANTS)
         if self.clipping is None or self.noise_multiplier == 0:
@@ -316,11 +323,12 @@ class Mechanism:
         )
 
     def epsilon_of_epochs(self) -> float | None:
-        """Of fixed batches, which Poisson sampling does not describe: an example is in one batch of an epoch at most, so each
-        epoch is one release of the whole dataset. An upper bound, without amplification by shuffling.
+        """Return an upper bound on epsilon of fixed batches, which Poisson sampling does not describe.
+
+        An example is in one batch of an epoch at most: each epoch is one release of the full dataset, without amplification.
 
         Raises:
-            DpbenchError: Poisson batches.
+            DpbenchError: The batches are drawn by Poisson sampling.
         """
         if self.sampling.kind != "fixed":
             raise DpbenchError("Poisson batches have no epochs", "ask for epsilon()")
@@ -337,10 +345,10 @@ class Mechanism:
         )
 
     def describe(self) -> dict[str, Any]:
-        """For the record."""
+        """Return the entry for the record."""
         values = asdict(self)
         if self.noise == "gaussian":
-            del values["noise"]  # as in records from before there was another
+            del values["noise"]  # as in records from before there were other laws of noise
         values["caveats"] = list(self.caveats)
         values["sampling"]["sample_rate"] = self.sampling.sample_rate
         values["sensitivity"] = self.sensitivity if self.private else None
@@ -362,12 +370,12 @@ def calibrated(
     caveats: Sequence[str] = (),
     noise: NoiseLaw = "gaussian",
 ) -> Mechanism:
-    """A mechanism whose PLD epsilon is at most `epsilon` and within 1 % of it.
+    """Return a mechanism whose PLD epsilon is at most `epsilon` and within 1 % of it.
 
     Raises:
-        DpbenchError: an argument out of range, or an epsilon out of reach.
+        DpbenchError: An argument is out of range, or the epsilon cannot be reached.
     """
-    free = Mechanism(  # before any search: what is wrong with the other arguments
+    without_noise = Mechanism(  # checks the other arguments before any search
         sampling,
         steps,
         clipping,
@@ -379,6 +387,11 @@ def calibrated(
         noise=noise,
     )
     noise_multiplier = accounting.calibrate(
-        epsilon, sample_rate=sampling.sample_rate, steps=free.steps, delta=free.delta, relation=relation, noise=noise
+        epsilon,
+        sample_rate=sampling.sample_rate,
+        steps=without_noise.steps,
+        delta=without_noise.delta,
+        relation=relation,
+        noise=noise,
     )
-    return replace(free, noise_multiplier=noise_multiplier, target_epsilon=epsilon)
+    return replace(without_noise, noise_multiplier=noise_multiplier, target_epsilon=epsilon)

@@ -1,4 +1,4 @@
-"""Gaussian noise of a mechanism: its own streams, filled in parallel on the CPU, the same for any number of threads."""
+"""The Gaussian noise of a mechanism. On the CPU it is drawn in parallel, with the same numbers for any number of threads."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from dpbench.privacy.gaussian import KEY_BYTES, PIECE, Array, Gaussian, Scratch
 from dpbench.privacy.mechanism import Mechanism
 from dpbench.privacy.streams import (
     Role,
-    key_of,  # directions take it from here, too
+    key_of,
 )
 
-STREAMS = 4  # on the CPU; each perturbs its share of the pieces
-_TORCH, _TRITON, _COUNTS = STREAMS, STREAMS + 1, STREAMS + 2  # numbers of further streams; _COUNTS: of adaptive thresholds
-_DEVICES = 16  # torch's streams on further devices than the first are numbered from here
+STREAMS = 4  # streams on the CPU; each perturbs its share of the pieces
+_TORCH, _TRITON, _COUNTS = STREAMS, STREAMS + 1, STREAMS + 2  # numbers of further streams; _COUNTS is for adaptive thresholds
+_DEVICES = 16  # torch's streams on devices after the first are numbered from here
 
 Piece = tuple[Array, float]
 """Elements [n] of a sum, and their noise's standard deviation."""
@@ -40,8 +40,11 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 @dataclass
 class _Drawn:
-    """How far the streams of one seed and rank have been drawn. releases: calls of `release_`; restored: the states of torch's
-    generators, by device type, in the order in which they were first asked for."""
+    """How far the streams of one seed and rank have been drawn.
+
+    releases: The number of calls of `release_`. restored: The states of torch's generators, by device type, in the order in which
+    the generators were first used.
+    """
 
     streams: dict[int, Gaussian] = field(default_factory=dict)
     generators: dict[torch.device, torch.Generator] = field(default_factory=dict)
@@ -50,33 +53,35 @@ class _Drawn:
 
 
 _LEDGER: MutableMapping[Any, dict[tuple[int, int], _Drawn]] = WeakIdKeyDictionary()
-"""Model, optimizer or tensor -> (seed, rank) -> what has been drawn for it."""
+"""For each model, optimizer or tensor, by (seed, rank), what has been drawn for it."""
 
 
 class Noise:
-    """Independent of sampling, initialisation and directions; drawn on from step to step.
+    """The noise of one mechanism in one process: independent of sampling, initialisation and directions, continued at every step.
 
-    rank: of this process in its group; each has streams of its own, rank 0 those of a process alone. kernels: as in
-    `engines.attach`. On a CUDA device `auto` draws with a Triton kernel where there is Triton, else by torch. on: the model, the
-    optimizer and the tensors that it is for.
+    rank: The rank of this process in its group. Each rank has other streams, and rank 0 has those of a single process.
+    kernels: As in `engines.attach`. On a CUDA device `auto` draws with a Triton kernel where there is Triton, else by torch.
+    on: The model, the optimizer and the tensors that the noise is for.
 
-    Guarantee: no number is drawn twice for anything in `on`, also by several of these with one seed, at once or after each other:
-    they draw from the same streams. For models apart a seed gives the same noise, so that methods are compared in pairs.
+    Guarantee: no number is drawn twice for anything in `on`, also by several objects with one seed, at once or after each other,
+    because they draw from the same streams. Separate models with one seed get the same noise, so that methods are compared in
+    pairs.
 
     Raises:
-        DpbenchError: parts of `on` have noise of this seed from models apart, so that there is no one place to go on from.
+        DpbenchError: Parts of `on` have had noise of this seed in separate models, so that there is no one position to continue
+            from.
     """
 
     def __init__(self, mechanism: Mechanism, rank: int = 0, kernels: str = "auto", on: Iterable[Any] = ()) -> None:
         self._mechanism, self._rank, self._kernels = mechanism, rank, kernels
         self._on = list(on) if mechanism.randomness == "seeded" else []
-        known = [_LEDGER[one][self._name] for one in self._on if self._name in _LEDGER.get(one, {})]
-        if any(drawn is not known[0] for drawn in known):
+        earlier = [_LEDGER[holder][self._name] for holder in self._on if self._name in _LEDGER.get(holder, {})]
+        if any(drawn is not earlier[0] for drawn in earlier):
             raise DpbenchError(
                 f"parts of the model have had noise of seed {mechanism.seed} apart from each other: this would use some again",
                 "give the mechanism another seed",
             )
-        self._take(known[0] if known else _Drawn())
+        self._take(earlier[0] if earlier else _Drawn())
 
     @property
     def _name(self) -> tuple[int, int]:
@@ -84,12 +89,14 @@ class Noise:
 
     def _take(self, drawn: _Drawn) -> None:
         self._drawn = drawn
-        for one in self._on:
-            _LEDGER.setdefault(one, {})[self._name] = drawn
+        for holder in self._on:
+            _LEDGER.setdefault(holder, {})[self._name] = drawn
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the streams are, for `torch.save`. Under `randomness: secret` only the rank: nothing by which noise could be made
-        again is ever kept."""
+        """Return the positions of the streams, for `torch.save`.
+
+        Under `randomness: secret` it holds only the rank: nothing that could reproduce noise is ever kept.
+        """
         drawn = self._drawn
         if self._mechanism.randomness != "seeded":
             return {"rank": self._rank}
@@ -102,10 +109,10 @@ class Noise:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the streams of `state` were; under `randomness: secret` with fresh keys.
+        """Continue from the positions of the streams in `state`; under `randomness: secret` with fresh keys.
 
         Raises:
-            DpbenchError: another rank's, or no such state.
+            DpbenchError: The state is of another rank, or no such state.
         """
         if state.get("rank") != self._rank:
             raise DpbenchError(f"the state is of rank {state.get('rank')}, not {self._rank}", "every rank loads its own state")
@@ -124,16 +131,16 @@ class Noise:
         self._take(_Drawn(streams, {}, restored, releases))
 
     def release_(self, sums: list[tuple[Tensor, float]], divisor: float) -> None:
-        """Each (sum, std) becomes (sum + N(0, std^2)) / divisor, in place, with independent noise in every element.
+        """Replace each (sum, std) by (sum + N(0, std^2)) / divisor, in place, with independent noise in every element.
 
-        On the CPU threads share the pieces, the same pieces for any number of threads. On a GPU the generator is Philox, by
-        Triton or by torch: no cipher, so under `randomness: secret` the Triton kernel gets a fresh key from the operating
+        On the CPU threads share the pieces, which are the same for any number of threads. On a GPU the generator is Philox, by
+        Triton or by torch. It is no cipher, so under `randomness: secret` the Triton kernel gets a fresh key from the operating
         system at every step.
 
         Guarantee: no number is drawn twice, whatever the tensors and steps.
 
         Args:
-            sums: float32 or float64 tensors of any layout.
+            sums: float32 or float64 tensors of any layout, each with its std.
         """
         on_cpu: list[tuple[Tensor, float]] = []
         on_chip: list[tuple[int, Tensor, float]] = []
@@ -146,7 +153,9 @@ class Noise:
                 on_cpu.append((total, std / divisor))
             else:
                 perturb_by_torch_(total, 1 / divisor, std / divisor, self.generator(total.device))
-        for dtype in dict.fromkeys(total.dtype for total, _ in on_cpu):  # in their order: a set's is another in every process
+        for dtype in dict.fromkeys(
+            total.dtype for total, _ in on_cpu
+        ):  # in order of appearance: the order of a set differs between processes
             streams = [self._stream(number) for number in range(STREAMS)]
             perturb_([(total, std) for total, std in on_cpu if total.dtype == dtype], 1 / divisor, streams)
         if on_chip:
@@ -158,23 +167,26 @@ class Noise:
         self._drawn.releases += 1
 
     def on_counts(self, counts: Sequence[float], std: float) -> list[float]:
-        """counts + N(0, std^2), in fp64 on the host, from a stream of their own: the sums' noise is the same with and without."""
-        found = np.array(counts, dtype="f8")
-        if std > 0 and len(found):
-            room = np.empty(Scratch.room_for(len(found), found.dtype), np.uint8)
-            self._stream(_COUNTS).perturb_(found, 1.0, std, Scratch.inside(room, found.dtype))
-        return [float(value) for value in found]
+        """Return counts + N(0, std^2), in fp64 on the host.
+
+        The numbers are from a separate stream, so the noise of the sums is the same with and without counts.
+        """
+        noisy = np.array(counts, dtype="f8")
+        if std > 0 and len(noisy):
+            room = np.empty(Scratch.room_for(len(noisy), noisy.dtype), np.uint8)
+            self._stream(_COUNTS).perturb_(noisy, 1.0, std, Scratch.inside(room, noisy.dtype))
+        return [float(value) for value in noisy]
 
     def _by_triton(self, total: Tensor) -> bool:
-        """Whether a sum gets its noise from the Triton kernel: its elements must lie together."""
-        wanted = self._kernels == "triton" or (self._kernels == "auto" and total.device.type in launch.DEVICES)
-        return wanted and launch.unavailable(total.device) is None and in_memory_order(total).is_contiguous()
+        """Return whether a sum gets its noise from the Triton kernel, which needs elements without gaps in memory."""
+        selected = self._kernels == "triton" or (self._kernels == "auto" and total.device.type in launch.DEVICES)
+        return selected and launch.unavailable(total.device) is None and in_memory_order(total).is_contiguous()
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """This mechanism's torch generator, for noise that is not made here: on other devices, or by a peer.
+        """Return this mechanism's torch generator on a device, for noise that torch or a peer draws.
 
         Raises:
-            DpbenchError: a state was loaded whose generators were of other kinds of device.
+            DpbenchError: A state was loaded whose generators were on another type of device.
         """
         drawn = self._drawn
         if device not in drawn.generators:
@@ -207,22 +219,23 @@ class Noise:
 
 
 def perturb_by_torch_(total: Tensor, scale: float, std: float, generator: torch.Generator) -> None:
-    """total = scale x total + N(0, std^2) by torch's generator, in place, on any device."""
+    """Set total = scale x total + N(0, std^2) by torch's generator, in place, on any device."""
     noise = torch.empty_like(total).normal_(0.0, std, generator=generator)
     torch.add(noise, total, alpha=scale, out=total)
 
 
 def perturb_(sums: list[tuple[Tensor, float]], scale: float, streams: Sequence[Gaussian]) -> None:
-    """sum = scale x sum + N(0, std^2) for CPU tensors of one dtype, float32 or float64.
+    """Set each sum to scale x sum + N(0, std^2), for CPU tensors of one dtype, float32 or float64.
 
-    Streams share the pieces, and threads the streams: the numbers are the same for any number of threads.
+    The pieces are divided among the streams, and the streams among threads, so the numbers are the same for any number of
+    threads.
     """
     flat = [(in_memory_order(total).contiguous().view(-1), std) for total, std in sums]
     split = [(piece, std) for values, std in flat for piece in values.split(PIECE)]
     workers = min(torch.get_num_threads(), len(streams))
     dtype = {torch.float32: np.dtype("f4"), torch.float64: np.dtype("f8")}[split[0][0].dtype]
     rooms = torch.empty(workers, Scratch.room_for(max(len(piece) for piece, _ in split), dtype), dtype=torch.uint8)
-    if isinstance(rooms, FakeTensor):  # a simulated step: no values, and what counts is counted
+    if isinstance(rooms, FakeTensor):  # a simulated step has no values, and its memory is counted by now
         return
     pieces = [(piece.numpy(), std) for piece, std in split]
     shares = [(stream, pieces[number :: len(streams)]) for number, stream in enumerate(streams)]
@@ -231,19 +244,22 @@ def perturb_(sums: list[tuple[Tensor, float]], scale: float, streams: Sequence[G
     for job in jobs:
         job.result()
     for (values, _), (total, _) in zip(flat, sums, strict=True):
-        if values.data_ptr() != total.data_ptr():  # its elements do not lie together: `values` is a copy
+        if values.data_ptr() != total.data_ptr():  # its elements have gaps in memory, so `values` is a copy
             ordered = in_memory_order(total)
             ordered.copy_(values.view(ordered.shape))
 
 
 def in_memory_order(total: Tensor) -> Tensor:
-    """A view of a dense tensor whose last dimension is the one that lies together."""
+    """Return a view of a dense tensor with its dimensions in the order of decreasing stride."""
     return total.detach().permute(sorted(range(total.dim()), key=total.stride, reverse=True))
 
 
 def _work(shares: list[tuple[Gaussian, list[Piece]]], scale: float, scratch: Scratch) -> None:
-    """Runs in a thread, with numpy alone: a torch operation there may enter an OpenMP region, which gives the thread a team of
-    its own, and from then on every parallel operation of the process waits for sleeping workers."""
+    """Perturb the pieces of some streams. This runs in a thread and uses numpy alone.
+
+    A torch operation may enter an OpenMP region, which gives the thread its own team of workers, and from then on every parallel
+    operation of the process waits for sleeping workers.
+    """
     for stream, pieces in shares:
         for values, std in pieces:
             stream.perturb_(values, scale, std, scratch)

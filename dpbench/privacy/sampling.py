@@ -1,4 +1,4 @@
-"""Which examples a step sees. Batches depend on (seed, step) alone, so that all methods of a table share them."""
+"""The examples of each step. Batches depend on (seed, step) alone, so that all methods of a table share them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def _generator(mechanism: Mechanism, role: Role, number: int) -> np.random.Gener
         case "seeded":
             return np.random.default_rng(sequence(mechanism.seed, role, number))
         case "secret":
-            return np.random.default_rng()  # 128 bits of the operating system's
+            return np.random.default_rng()  # seeded with 128 bits from the operating system
         case _:
             assert_never(mechanism.randomness)
 
 
 def batches(mechanism: Mechanism, start: int = 0) -> Iterator[np.ndarray]:
-    """One array of example indices per logical step, from step number `start` on; under Poisson sampling it may be empty.
+    """Yield one array of example indices per logical step, from step number `start` on; under Poisson sampling it may be empty.
 
     Guarantee: under `poisson` each example is in each batch with probability sample_rate, independently; under `fixed` at most
     once an epoch. Seeded batches from `start` on are those of a run that was not interrupted; secret ones are drawn afresh.
 
     Raises:
-        DpbenchError: a start that is no step of the mechanism's; fixed batches under `randomness: secret` from the middle of an
-            epoch, of which nobody knows any more what it has seen.
+        DpbenchError: `start` is no step of the mechanism, or it is in the middle of an epoch of fixed batches under
+            `randomness: secret`, whose order is not kept.
     """
     start = whole_number(start, "start", least=0, most=mechanism.steps, hint=f"the mechanism has {mechanism.steps} steps")
     match mechanism.sampling.kind:
@@ -50,7 +50,7 @@ def _poisson(mechanism: Mechanism, start: int) -> Iterator[np.ndarray]:
 
 
 def _fixed(mechanism: Mechanism, start: int) -> Iterator[np.ndarray]:
-    """Shuffled epochs, the incomplete last batch of each dropped."""
+    """Yield the batches of shuffled epochs without the incomplete last batch of each."""
     size = int(mechanism.sampling.expected_batch_size)
     per_epoch = mechanism.sampling.dataset_size // size
     if start % per_epoch and mechanism.randomness == "secret":
@@ -71,15 +71,15 @@ def _fixed(mechanism: Mechanism, start: int) -> Iterator[np.ndarray]:
 
 
 def physical_batches(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """A logical batch in pieces of at most `size` examples; an empty one has no pieces."""
+    """Yield a logical batch in pieces of at most `size` examples; an empty batch has no pieces."""
     for start in range(0, len(indices), size):
         yield indices[start : start + size]
 
 
 def by_tokens(indices: np.ndarray, lengths: Sequence[int] | np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """A logical batch sorted by length, in pieces whose padded size (examples x longest) is at most `budget` tokens.
+    """Yield a logical batch sorted by length, in pieces whose padded size (examples x longest) is at most `budget` tokens.
 
-    An example longer than the budget is a piece of its own. Grouping by length changes no example's gradient.
+    An example longer than the budget is a piece by itself. Grouping by length changes no example's gradient.
     """
     lengths = np.asarray(lengths)
     order = indices[np.argsort(lengths[indices], kind="stable")]

@@ -30,7 +30,7 @@ def test_both_stages_together_spend_the_target_within_one_percent(target):
     assert 0.99 * target <= found.epsilon() <= target
     alone = calibrated(SECOND, 20, CLIPPING, target, DELTA)
     assert found.noise_multiplier > alone.noise_multiplier
-    assert found.own.epsilon() < found.epsilon() < 2.0 + found.own.epsilon()
+    assert found.mechanism.epsilon() < found.epsilon() < 2.0 + found.mechanism.epsilon()
 
 
 def test_a_composition_is_what_dp_accounting_says_of_both_events():
@@ -138,7 +138,7 @@ def test_a_calibration_behind_a_teacher_is_kept(monkeypatch, tmp_path):
 def test_a_composition_is_of_its_own_relation(relation):
     """Calibrated, asked and guarded under it."""
     found = calibrated_beside([Release(2.0, 0.04, 5)], SECOND, 8, CLIPPING, 3.0, DELTA, relation=relation)
-    parts = (Release(2.0, 0.04, 5), release_of(found.own))
+    parts = (Release(2.0, 0.04, 5), release_of(found.mechanism))
     assert 2.97 <= accounting.composed(parts, delta=DELTA, relation=relation) <= 3.0
     assert found.epsilon() == accounting.composed(parts, delta=DELTA, relation=relation)
     assert found.relation == relation

@@ -86,14 +86,14 @@ def large_sums(rank, size):
 class Everyone(replicas.Replicas):
     """A planted fault: every rank adds the whole noise."""
 
-    def _noise_own_part(self, handle, bucket, divisor):
+    def _noise_local_part(self, handle, bucket, divisor):
         handle.noise.release_(bucket, divisor)
 
 
 class SameHalf(replicas.Replicas):
     """A planted fault: both ranks take the same half of the elements."""
 
-    def _noise_own_part(self, handle, bucket, divisor):
+    def _noise_local_part(self, handle, bucket, divisor):
         for values, std in bucket:
             half = len(values) // 2
             handle.noise.release_([(values[:half], std), (values[half:], 0.0)], divisor)

@@ -231,7 +231,7 @@ def adapters(rank, stages):
         other = torch.optim.SGD([p for p in whole.double().parameters() if p.requires_grad], lr=0.5)
         pipeline = parallel.attach_stage("bookkeeping", stage, own, plan(**rest), 4, schedule)
         lone = engines.attach(
-            "loop", whole, other, plan(**rest), whole=by_stage(whole, stages) if scope == "per_device" else None
+            "loop", whole, other, plan(**rest), globalize_layout=by_stage(whole, stages) if scope == "per_device" else None
         )
         pairs = list(zip(stage.parameters(), stage_of(whole, rank, stages).parameters(), strict=True))
         differences = []

@@ -59,7 +59,7 @@ def test_the_noise_is_one_draw_over_all_shards(both):
 @pytest.mark.parametrize(("what", "says"), [
     ("ghost", "engine 'ghost' does not run as shards"),
     ("partly", "is not sharded by rows over all 2 ranks"),
-    ("fallback", "0 (Bilinear) has no kernel of its own"),
+    ("fallback", "0 (Bilinear) has no kernel"),
     ("tied", "share a tensor"),
     ("non-finite", "all 4 examples have non-finite gradients"),
 ])  # fmt: skip

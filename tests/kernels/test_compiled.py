@@ -117,7 +117,14 @@ def variants(get):
 
 @pytest.mark.parametrize(("arch", "rate", "tile"), variants(plan.single_tiles))
 def test_the_single_pass(arch, rate, tile):
-    constants = {"STAGE": linear("WHOLE"), "AHEAD": tile.ahead, "FUNCTION": 2, "HAS_BIAS": True, "FRESH": False, "BLOCK_P": 256}
+    constants = {
+        "STAGE": linear("SINGLE_PASS"),
+        "AHEAD": tile.ahead,
+        "FUNCTION": 2,
+        "HAS_BIAS": True,
+        "FRESH": False,
+        "BLOCK_P": 256,
+    }
     found = compiled(
         linear("linear_product_kernel"), arch, DTYPES[rate], frozen(constants | blocks(tile, rate)), tile.warps, tile.stages, True
     )

@@ -52,8 +52,8 @@ def test_the_relation_of_a_teacher_is_its_students(tmp_path):
     own = parse(compress.Settings, COMPRESS | over | {"relation": "replace_one"}, "test")
     teacher = parse(compress.Settings, own.of_teacher(), "teacher").mechanism(100, 100, 0)
     both = own.plan(100, 100, 0, (release_of(teacher),))
-    assert teacher.relation == both.own.relation == both.relation == "replace_one"
-    parts = (release_of(teacher), release_in(both.own.describe()))
+    assert teacher.relation == both.mechanism.relation == both.relation == "replace_one"
+    parts = (release_of(teacher), release_in(both.mechanism.describe()))
     assert both.epsilon() == accounting.composed(parts, delta=1e-5, relation="replace_one")
     assert LEAST * EPSILON <= both.epsilon() <= EPSILON
 

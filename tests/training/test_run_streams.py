@@ -113,7 +113,7 @@ def test_a_teacher_a_student_and_phases_of_either_have_seeds_of_their_own():
     seen = []
     for seed in range(20):
         teacher = parse(compress.Settings, own.of_teacher(), "teacher").plan(80, 80, seed)
-        student = own.plan(80, 80, seed).own
+        student = own.plan(80, 80, seed).mechanism
         seen += [plan.seed for stage in (teacher, student) for plan in phases(stage, [1, 1, 2])]
     assert len(set(seen)) == len(seen) == 20 * 2 * 3
 

@@ -14,17 +14,17 @@ from dpbench.kernels.linear.cpu import gram_is_shorter, gram_sq_norms
 from dpbench.kernels.small import squared
 
 CHUNK = {"cpu": 1 << 22}
-"""Bytes of patches and gradients at a time, one example at least: on a CPU a few times a core's cache."""
+"""The bytes of patches and gradients that are formed at a time, at least one example: on a CPU a few times a core's cache."""
 CHUNK_ELSEWHERE = 1 << 28
 
 KEPT = 1 << 24
-"""Bytes of a layer's per-example gradients that are kept until all norms are known, though its x and g are fewer."""
+"""The bytes of a layer's per-example gradients that may be kept until all norms are known, even if x and g are smaller."""
 
 GRAM_BELOW = 20.0
-"""Gram norms and one weighted product where P^2 (n + O) < GRAM_BELOW x n O, O of one group: that takes less time than
-each example's gradient, read for its norm and once more for the sum. From measurements on one core."""
+"""Gram norms and one weighted product are used where P^2 (n + O) < GRAM_BELOW x n O, with O of one group. They then take less
+time than each example's gradient, read for its norm and once more for the sum. From measurements on one core."""
 
-_RUN = 16  # values that lie together, from which on copying patches with their channels last is the faster way
+_RUN = 16  # adjacent values from which on it is faster to copy patches with their channels last
 
 
 class ConvLeaf(Leaf):
@@ -37,23 +37,23 @@ class ConvLeaf(Leaf):
     norms_of_products = True  # a subclass whose gradient is a map of the product has no Gram norms
 
     def pulled_back(self, products: Tensor) -> Tensor:
-        """Gradients with respect to the weight that is convolved with -> the parameter's; [b, O, n] each, channels last."""
+        """Map gradients of the weight used in the convolution to those of the parameter; [b, O, n] each, channels last."""
         return products
 
     def gradients(self, use: Use) -> Sums:
-        """name -> [b, elements] in fp32 or wider; those of the weight in the order O, kernel, channels."""
-        wide, found = accumulation_dtype(use.g), Sums()
+        """Return name -> [b, elements] in fp32 or wider, with those of the weight in the order O, kernel, channels."""
+        wide, gradients = accumulation_dtype(use.g), Sums()
         if "weight" in self.names:
             g, groups = use.g.to(wide), self.module.groups
             products = torch.bmm(_of_groups(g, groups), self._patches(use.x.to(use.g.dtype).to(wide)))
-            found["weight"] = self.pulled_back(products.view(len(g), g.shape[1], products.shape[2])).flatten(1)
+            gradients["weight"] = self.pulled_back(products.view(len(g), g.shape[1], products.shape[2])).flatten(1)
         if "bias" in self.names:
-            found["bias"] = use.g.flatten(2).sum(2, dtype=wide)
-        return found
+            gradients["bias"] = use.g.flatten(2).sum(2, dtype=wide)
+        return gradients
 
     def add_example(self, use: Use, index: int, into: Sums) -> None:
-        one = self.gradients(Use(use.x[index : index + 1], use.g[index : index + 1]))
-        self._add(one, torch.ones(1, device=use.g.device), into)
+        gradients = self.gradients(Use(use.x[index : index + 1], use.g[index : index + 1]))
+        self._add(gradients, torch.ones(1, device=use.g.device), into)
 
     def sq_norms(self, use: Use) -> Tensor:
         positions, inputs, outputs = self._sizes(use)
@@ -61,15 +61,15 @@ class ConvLeaf(Leaf):
         gram = "weight" in self.names and self.norms_of_products
         if not gram or not gram_is_shorter(positions, inputs, outputs // groups):
             return torch.cat([squared(self.gradients(part)) for part in self._parts(use)])
-        found = []
+        squares = []
         for part in self._parts(use, 2 * positions * positions * groups):
             g = _of_groups(part.g, groups).mT
-            found.append(gram_sq_norms(self._patches(part.x.to(g.dtype)), g).view(len(part.g), groups).sum(1))
-        norms = torch.cat(found)
+            squares.append(gram_sq_norms(self._patches(part.x.to(g.dtype)), g).view(len(part.g), groups).sum(1))
+        norms = torch.cat(squares)
         return norms + squared(self._only_bias(use)) if "bias" in self.names else norms
 
     def add_weighted(self, use: Use, factors: Tensor, into: Sums) -> None:
-        if use.g.device.type != "cpu":  # where torch may round a convolution's products more than others
+        if use.g.device.type != "cpu":  # there torch may round the products of a convolution more than others
             self._add_in_parts(use, factors, into)
             return
         if "weight" in self.names:
@@ -78,10 +78,10 @@ class ConvLeaf(Leaf):
             self._add(self._only_bias(use), factors, into)
 
     def measured(self, use: Use) -> tuple[Tensor, Later]:
-        """Keeps the gradients where they are no larger than x and g, or at most `KEPT` bytes, unless Gram norms are cheaper."""
+        """Measure as in `Leaf.measured`, keeping gradients no larger than x and g or `KEPT`, unless Gram norms are cheaper."""
         _, inputs, outputs = self._sizes(use)
-        own = len(use.g) * inputs * outputs * accumulation_dtype(use.g).itemsize
-        if self._gram_is_cheaper(use) or own > max(KEPT, use.x.nbytes + use.g.nbytes):
+        gradient_bytes = len(use.g) * inputs * outputs * accumulation_dtype(use.g).itemsize
+        if self._gram_is_cheaper(use) or gradient_bytes > max(KEPT, use.x.nbytes + use.g.nbytes):
             return super().measured(use)
         parts = [self.gradients(part) for part in self._parts(use)]
         return torch.cat([squared(part) for part in parts]), partial(self._add_formed, parts)
@@ -92,13 +92,13 @@ class ConvLeaf(Leaf):
         into.zeroed()
         norms = []
         for part in self._parts(use):
-            found = self.gradients(part)
-            norms.append(squared(found).sqrt())
-            self._add_formed([found], *weighted_factors(norms[-1], factor), into)
+            gradients = self.gradients(part)
+            norms.append(squared(gradients).sqrt())
+            self._add_formed([gradients], *weighted_factors(norms[-1], factor), into)
         return torch.cat(norms)
 
     def _gram_is_cheaper(self, use: Use) -> bool:
-        """Whether norms come first, by Gram matrices, then one weighted product."""
+        """Return whether it is cheaper to form all norms first, by Gram matrices, and then one weighted product."""
         if "weight" not in self.names or not self.norms_of_products:
             return False
         positions, inputs, outputs = self._sizes(use)
@@ -106,11 +106,15 @@ class ConvLeaf(Leaf):
         return positions * positions * (inputs + outputs) < GRAM_BELOW * inputs * outputs
 
     def _sizes(self, use: Use) -> tuple[int, int, int]:
-        """(P, n, O)."""
+        """Return (P, n, O)."""
         return use.g.shape[2:].numel(), self.module.in_channels // self.module.groups * _size(self.module), use.g.shape[1]
 
     def _parts(self, use: Use, more: int = 0) -> Iterator[Use]:
-        """The examples in pieces of `CHUNK` bytes; an empty batch is one piece. more: elements an example needs beside."""
+        """Yield the examples in pieces of `CHUNK` bytes; an empty batch is one piece.
+
+        Args:
+            more: Elements that each example needs in addition.
+        """
         positions, inputs, outputs = self._sizes(use)
         elements = (positions * self.module.groups + outputs) * inputs + more
         room = CHUNK.get(use.g.device.type, CHUNK_ELSEWHERE)
@@ -122,23 +126,30 @@ class ConvLeaf(Leaf):
         return Sums({"bias": use.g.flatten(2).sum(2, dtype=accumulation_dtype(use.g))})
 
     def _patches(self, x: Tensor) -> Tensor:
-        """x [b, C, ...] -> [b x groups, P, n], channels last among the n.
+        """Return the patches [b x groups, P, n] of x [b, C, ...], with the channels last among the n.
 
-        Copied in runs that lie together: channels with the kernel's columns, or, where these are few, the positions of a row.
+        They are copied in runs of adjacent values: channels with the kernel's columns, or, where these are few, the positions of
+        a row.
         """
-        module, over = self.module, len(self.module.kernel_size)
+        module, dimensions = self.module, len(self.module.kernel_size)
         x = self._padded(x)
         short = x.shape[1] // module.groups * module.kernel_size[-1] < _RUN and module.stride[-1] == 1
         x = x.contiguous().movedim(1, -1) if short else x.movedim(1, -1).contiguous()
         for dim, (kernel, dilation, stride) in enumerate(zip(module.kernel_size, module.dilation, module.stride, strict=True), 1):
             x = x.unfold(dim, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
         batch = len(x)
-        x = x.unflatten(1 + over, (module.groups, -1)).movedim(1 + over, 1)  # [b, groups, positions.., channels, kernel..]
-        x = x.movedim(2 + over, -1)
-        each, positions, inputs = batch * module.groups, x.shape[2 : 2 + over].numel(), x.shape[2 + over :].numel()
+        x = x.unflatten(1 + dimensions, (module.groups, -1)).movedim(
+            1 + dimensions, 1
+        )  # [b, groups, positions.., channels, kernel..]
+        x = x.movedim(2 + dimensions, -1)
+        matrices, positions, inputs = (
+            batch * module.groups,
+            x.shape[2 : 2 + dimensions].numel(),
+            x.shape[2 + dimensions :].numel(),
+        )
         if short:
-            return x.movedim(list(range(2, 2 + over)), list(range(-over, 0))).reshape(each, inputs, positions).mT
-        return x.reshape(each, positions, inputs)
+            return x.movedim(list(range(2, 2 + dimensions)), list(range(-dimensions, 0))).reshape(matrices, inputs, positions).mT
+        return x.reshape(matrices, positions, inputs)
 
     def _padded(self, x: Tensor) -> Tensor:
         mode = "constant" if self.module.padding_mode == "zeros" else self.module.padding_mode
@@ -146,39 +157,48 @@ class ConvLeaf(Leaf):
         return pad(x, around, mode=mode) if any(around) else x
 
     def _weighted_product(self, use: Use, factors: Tensor) -> Tensor:
-        """[1, O, n]: sum_i factors[i] x product_i, by torch's own convolution, as in non-private training but for half
-        precision: there a factor or sum that is rounded takes an example over its bound."""
-        module, over = self.module, len(self.module.kernel_size)
+        """Return sum_i factors[i] x product_i, [1, O, n], by torch's convolution as in non-private training.
+
+        Half precision is widened first, because a factor or sum that is rounded takes an example over its bound.
+        """
+        module, dimensions = self.module, len(self.module.kernel_size)
         wide = accumulation_dtype(use.g)
-        scaled = use.g.to(wide) * factors.to(wide).view(-1, *[1] * (1 + over))
+        scaled = use.g.to(wide) * factors.to(wide).view(-1, *[1] * (1 + dimensions))
         shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
-        _, found, _ = torch.ops.aten.convolution_backward(
-            *(scaled, self._padded(use.x.to(use.g.dtype).to(wide)), scaled.new_empty(shape), None, module.stride, [0] * over),
-            *(module.dilation, False, [0] * over, module.groups, [False, True, False]),
+        _, weight_gradient, _ = torch.ops.aten.convolution_backward(
+            *(
+                scaled,
+                self._padded(use.x.to(use.g.dtype).to(wide)),
+                scaled.new_empty(shape),
+                None,
+                module.stride,
+                [0] * dimensions,
+            ),
+            *(module.dilation, False, [0] * dimensions, module.groups, [False, True, False]),
         )
-        return found.movedim(1, -1).reshape(1, module.out_channels, -1)
+        return weight_gradient.movedim(1, -1).reshape(1, module.out_channels, -1)
 
     def _add_in_parts(self, use: Use, factors: Tensor, into: Sums) -> None:
-        at = 0
+        start = 0
         for part in self._parts(use):
-            self._add(self.gradients(part), factors[at : at + len(part.g)], into)
-            at += len(part.g)
+            self._add(self.gradients(part), factors[start : start + len(part.g)], into)
+            start += len(part.g)
 
     def _add_formed(self, parts: list[Sums], factors: Tensor, finite: Tensor, into: Sums) -> None:
-        """`add_finite` of gradients that are there, in pieces."""
+        """Add the finite gradients, as in `add_finite`, from gradients already formed in pieces."""
         into.zeroed()
-        whole, at = bool(finite.all()), 0
-        for found in parts:
-            here = slice(at, at + len(next(iter(found.values()))))
-            at = here.stop
-            if whole:
-                self._add(found, factors[here], into)
+        all_finite, start = bool(finite.all()), 0
+        for gradients in parts:
+            rows = slice(start, start + len(next(iter(gradients.values()))))
+            start = rows.stop
+            if all_finite:
+                self._add(gradients, factors[rows], into)
             else:
-                kept = finite[here]
-                self._add(Sums({name: value[kept] for name, value in found.items()}), factors[here][kept], into)
+                kept = finite[rows]
+                self._add(Sums({name: value[kept] for name, value in gradients.items()}), factors[rows][kept], into)
 
-    def _add(self, found: Sums, factors: Tensor, into: Sums) -> None:
-        for name, value in found.items():
+    def _add(self, gradients: Sums, factors: Tensor, into: Sums) -> None:
+        for name, value in gradients.items():
             total = factors.to(value.dtype) @ value
             if name == "weight":
                 _place(total.view(1, self.module.out_channels, -1), into[name])
@@ -191,10 +211,10 @@ def _size(module: nn.Module) -> int:
 
 
 def _of_groups(g: Tensor, groups: int) -> Tensor:
-    """g [b, O, ...] -> [b x groups, O / groups, P]."""
+    """Return g [b, O, ...] as [b x groups, O / groups, P]."""
     return g.reshape(len(g) * groups, g.shape[1] // groups, g.shape[2:].numel())
 
 
 def _place(gradient: Tensor, into: Tensor) -> None:
-    """into [O, C / groups, ...] += gradient [1, O, n], channels last."""
+    """Add gradient [1, O, n], channels last, to `into` [O, C / groups, ...]."""
     into.add_(gradient.view(into.shape[0], *into.shape[2:], into.shape[1]).movedim(-1, 1))

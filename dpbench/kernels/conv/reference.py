@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def per_example(module: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor]:
-    """x, g [B, C, ...] -> name -> [B, ...], fp64."""
+    """Return name -> [B, ...], fp64, for x and g [B, C, ...]."""
     wide = copy.deepcopy(module).double()
     names = [name for name, _ in wide.named_parameters()]
     rows = []

@@ -9,7 +9,7 @@ from torch.nn.functional import embedding_bag
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Factor, Leaf, Sums, Use, accumulation_dtype
 
-_CHUNK = 1 << 20  # elements of g gathered at once: far below the activations themselves
+_CHUNK = 1 << 20  # elements of g gathered at once: far fewer than the activations
 
 
 class EmbeddingLeaf(Leaf):
@@ -25,7 +25,7 @@ class EmbeddingLeaf(Leaf):
         self.padding, self.rows = module.padding_idx, module.num_embeddings
 
     def _flat(self, use: Use) -> tuple[Tensor, Tensor]:
-        """ids [B, T], g [B, T, D]; the padding id's gradient set to 0."""
+        """Return ids [B, T] and g [B, T, D] with the padding id's gradient set to 0."""
         batch = len(use.g)
         ids, g = use.x.reshape(batch, -1), use.g.reshape(batch, -1, use.g.shape[-1])
         if self.padding is not None:
@@ -53,14 +53,14 @@ class EmbeddingLeaf(Leaf):
 
 
 def _squared(ids: Tensor, g: Tensor, rows: int) -> Tensor:
-    """ids [b, T] below `rows`, g [b, T, D] -> [b] squared norms of the gathered gradients, in fp32 or wider."""
+    """Return the [b] squared norms of the gradients of ids [b, T] below `rows` with g [b, T, D], in fp32 or wider."""
     batch = len(ids)
     if ids.numel() == 0:
         return torch.zeros(batch, dtype=accumulation_dtype(g), device=g.device)
-    own, order = (ids + torch.arange(batch, device=ids.device)[:, None] * rows).flatten().sort()
-    first = torch.ones_like(own, dtype=torch.bool)
-    torch.ne(own[1:], own[:-1], out=first[1:])
+    keys, order = (ids + torch.arange(batch, device=ids.device)[:, None] * rows).flatten().sort()
+    first = torch.ones_like(keys, dtype=torch.bool)
+    torch.ne(keys[1:], keys[:-1], out=first[1:])
     starts = first.nonzero().squeeze(1)
     gathered = embedding_bag(order, g.flatten(0, 1).to(accumulation_dtype(g)), starts, mode="sum")
     squares = torch.linalg.vector_norm(gathered, dim=1).square()
-    return squares.new_zeros(batch).index_add_(0, own[starts] // rows, squares)
+    return squares.new_zeros(batch).index_add_(0, keys[starts] // rows, squares)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def per_example(ids: Tensor, g: Tensor, rows: int, padding: int | None = None) -> Tensor:
-    """ids [B, T], g [B, T, D] -> [B, V, D], fp64; the padding row gets none."""
+    """Return the gradients [B, V, D], fp64, of ids [B, T] with g [B, T, D]; the padding row gets none."""
     one_hot = torch.nn.functional.one_hot(ids, rows).double()
     if padding is not None:
         one_hot[..., padding] = 0

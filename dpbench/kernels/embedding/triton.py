@@ -1,4 +1,4 @@
-"""Embeddings by Triton kernels: ids are sorted, so that equal ones lie together; nothing waits for the device."""
+"""Embeddings by Triton kernels: ids are sorted, so that equal ones are adjacent; nothing waits for the device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROWS, _BLOCK_D = 16, 256  # of the sum
 
 @torch.library.custom_op("dpbench::embedding_sq_norms", mutates_args=())
 def embedding_sq_norms(ids: Tensor, g: Tensor, padding: int) -> Tensor:
-    """ids [B, T], g [B, T, D] -> [B] squared norms, fp32: rows of equal ids add first; id `padding` (or -1) counts nothing."""
+    """Return the [B] squared norms, fp32, of ids [B, T] with g [B, T, D]. Rows of equal ids add first; id `padding` adds 0."""
     batch, tokens, width = g.shape
     if g.numel() == 0:
         return g.new_zeros(batch, dtype=torch.float32)
@@ -40,7 +40,7 @@ def _(ids: Tensor, g: Tensor, padding: int) -> Tensor:
 
 @torch.library.custom_op("dpbench::embedding_add_weighted", mutates_args=("weight",))
 def embedding_add_weighted(ids: Tensor, g: Tensor, factors: Tensor, weight: Tensor, padding: int) -> None:
-    """weight [V, D] += sum_i factors[i] x gradient_i; a factor of 0 adds exactly 0."""
+    """Add sum_i factors[i] x gradient_i to weight [V, D]; a factor of 0 adds exactly 0."""
     tokens, width = g.shape[1:]
     if g.numel() == 0:
         return
@@ -64,7 +64,7 @@ class EmbeddingTritonLeaf(EmbeddingLeaf):
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
-        """A trainable parameter of another dtype."""
+        """Return why this leaf cannot serve a module: a trainable parameter of another dtype."""
         return launch.refused_dtype(module)
 
     def _tokens(self, use: Use) -> tuple[Tensor, Tensor]:

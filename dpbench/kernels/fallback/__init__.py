@@ -1,1 +1,1 @@
-"""Any other leaf module, by `torch.func`."""
+"""The fallback for any other leaf module, by `torch.func`."""

@@ -1,4 +1,4 @@
-"""Any module that treats each example on its own: one vector-Jacobian product an example."""
+"""The fallback for any module that treats each example independently: one vector-Jacobian product an example."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from dpbench.kernels.leaf import Leaf, Sums, Use
 
 
 class FallbackLeaf(Leaf):
-    """Exact for every module whose output for example i depends on the arguments of example i alone; not fast.
+    """A leaf that is exact, and slow, for every module whose output for example i depends on the arguments of example i alone.
 
-    The module may have others inside, and the parameters may be theirs.
+    The module may have others inside, and the parameters may belong to those.
 
     Raises:
-        DpbenchError: the module cannot be called on one example; names its class.
+        DpbenchError: The module cannot be called on one example. The message names its class.
     """
 
     def add_example(self, use: Use, index: int, into: Sums) -> None:
-        one = use.keep(slice(index, index + 1))
+        example = use.keep(slice(index, index + 1))
 
         def output(parameters: Sums) -> Tensor:
-            return torch.func.functional_call(self.module, parameters, (one.x, *one.rest), one.kwargs or {})
+            return torch.func.functional_call(
+                self.module, parameters, (example.x, *example.other_arguments), example.kwargs or {}
+            )
 
         detached = {name: parameter.detach() for name, parameter in self.parameters.items()}
         try:
             with torch.enable_grad():
                 out, pull = torch.func.vjp(output, detached)
-                (gradients,) = pull(one.g.to(out.dtype))
+                (gradients,) = pull(example.g.to(out.dtype))
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError, IndexError) as error:

@@ -1,4 +1,4 @@
-"""GroupNorm: scale and shift gradients from the input normalised again."""
+"""GroupNorm: the gradients of scale and shift, from an input that is normalised again."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class GroupNormLeaf(SmallLeaf):
     modules = (nn.GroupNorm,)
 
     def gradients(self, use: Use) -> Sums:
-        """name -> [B, C]."""
+        """Return name -> gradients [B, C]."""
         wide = accumulation_dtype(use.g)
         g = use.g.flatten(2).to(wide) if use.g.dim() > 2 else use.g[:, :, None].to(wide)
-        found = Sums()
+        gradients = Sums()
         if "weight" in self.names:
             normal = torch.group_norm(use.x.to(wide), self.module.num_groups, None, None, self.module.eps)
-            found["weight"] = normal.reshape(g.shape).mul_(g).sum(2)
+            gradients["weight"] = normal.reshape(g.shape).mul_(g).sum(2)
         if "bias" in self.names:
-            found["bias"] = g.sum(2)
-        return found
+            gradients["bias"] = g.sum(2)
+        return gradients

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def per_example(x: Tensor, g: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """x, g [B, C, ...] -> scale and shift gradients, [B, C] each, fp64."""
+    """Return the scale and shift gradients, [B, C] each, fp64, for x and g [B, C, ...]."""
     batch, channels = x.shape[:2]
     x, g = x.double(), g.double().reshape(batch, channels, -1)
     grouped = x.reshape(batch, groups, -1)

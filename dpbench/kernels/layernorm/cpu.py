@@ -1,4 +1,4 @@
-"""LayerNorm: the normalised input is not kept; torch's own kernel makes one example's gradient from means and deviations."""
+"""LayerNorm: the normalised input is not kept; torch's kernel forms each example's gradient from means and deviations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LayerNormLeaf(SmallLeaf):
         self.shape, self.eps = tuple(module.normalized_shape), module.eps
 
     def gradients(self, use: Use) -> Sums:
-        """name -> [B, D]."""
+        """Return name -> gradients [B, D]."""
         wide = accumulation_dtype(use.g)
         size = int(torch.Size(self.shape).numel())
         mask = [False, "weight" in self.names, "bias" in self.names]
@@ -30,8 +30,8 @@ class LayerNormLeaf(SmallLeaf):
         if not x.dtype == g.dtype == wide:
             x, g = x.to(wide), g.to(wide)
         _, mean, reciprocal = _forward(x, [size], unit, unit, self.eps)
-        one = zip(*(v.unbind() for v in (g, x, mean, reciprocal)), strict=True)
-        rows = [_backward(g_i, x_i, [size], mean_i, scale_i, unit, unit, mask) for g_i, x_i, mean_i, scale_i in one]
+        examples = zip(*(v.unbind() for v in (g, x, mean, reciprocal)), strict=True)
+        rows = [_backward(g_i, x_i, [size], mean_i, scale_i, unit, unit, mask) for g_i, x_i, mean_i, scale_i in examples]
         if not rows:
             return Sums({name: unit.new_empty(0, size) for name in self.names})
         place = {"weight": 1, "bias": 2}

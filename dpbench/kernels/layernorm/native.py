@@ -18,19 +18,19 @@ from dpbench.kernels.small import SmallLeaf
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    found = native.library(Path(__file__).with_name("gradients.c"), openmp=True)
-    if found is not None:
+    library = native.library(Path(__file__).with_name("gradients.c"), openmp=True)
+    if library is not None:
         pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-        found.dpbench_norm_gradients_room.restype = size
-        found.dpbench_norm_gradients_room.argtypes = [size, number]
-        found.dpbench_norm_gradients.restype = None
-        found.dpbench_norm_gradients.argtypes = [
+        library.dpbench_norm_gradients_room.restype = size
+        library.dpbench_norm_gradients_room.argtypes = [size, number]
+        library.dpbench_norm_gradients.restype = None
+        library.dpbench_norm_gradients.argtypes = [
             *(pointer, pointer, size, size, size, ctypes.c_float, number, number, number),
             *(pointer, pointer, number),
         ]
-        found.dpbench_norm_clip.restype = None
-        found.dpbench_norm_clip.argtypes = [pointer, size, size, size, pointer, *compiled.CLIPPING, pointer]
-    return found
+        library.dpbench_norm_clip.restype = None
+        library.dpbench_norm_clip.argtypes = [pointer, size, size, size, pointer, *compiled.CLIPPING, pointer]
+    return library
 
 
 def _gradients(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shift: bool) -> Tensor:
@@ -39,18 +39,19 @@ def _gradients(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shi
     x, g = x.contiguous(), g.contiguous()
     batch, tokens, width = g.shape
     threads = torch.get_num_threads()
-    found = g.new_empty(batch, int(scale) + int(shift), width)
+    gradients = g.new_empty(batch, int(scale) + int(shift), width)
     room = g.new_empty(library.dpbench_norm_gradients_room(width, threads))
-    places = (found.data_ptr(), room.data_ptr())
+    places = (gradients.data_ptr(), room.data_ptr())
     library.dpbench_norm_gradients(x.data_ptr(), g.data_ptr(), batch, tokens, width, eps, centred, scale, shift, *places, threads)
-    return found
+    return gradients
 
 
 @torch.library.custom_op("dpbench::native_norm_gradients", mutates_args=())
 def norm_gradients(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shift: bool) -> Tensor:
-    """x, g [B, T, D], float32 -> [B, scale + shift, D]: each example's gradient of the scale, then of the shift, as asked for.
+    """Return each example's gradient of the scale, the shift or both, [B, scale + shift, D], for float32 x and g [B, T, D].
 
-    centred: of layer norm, else of RMS norm.
+    Args:
+        centred: Whether it is a layer norm; if not, it is an RMS norm.
     """
     return _gradients(x, g, eps, centred, scale, shift)
 
@@ -61,36 +62,36 @@ def _(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shift: bool)
 
 
 class NativeNormLeaf(SmallLeaf):
-    """What the normalisations share: `gradients` and sums in C, without a small operation of torch between."""
+    """The base of the normalisations: `gradients` and sums in C, without small operations of torch between them."""
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
         return compiled.unavailable(_library()) or compiled.refused_dtype(module)
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
-        whole = all(value.is_contiguous() for value in into.values())
-        if isinstance(use.g, FakeTensor) or not whole or not compiled.suits(use.x, use.g, *into.values()):
+        contiguous = all(value.is_contiguous() for value in into.values())
+        if isinstance(use.g, FakeTensor) or not contiguous or not compiled.suits(use.x, use.g, *into.values()):
             return super().clip_into(use, factor, into)
         library = _library()
         assert library is not None
-        found = _gradients(*self.asked(use))  # past the operator: its dispatch takes longer than the work
-        batch, kinds, width = found.shape
-        norms = found.new_empty(batch)
+        gradients = _gradients(*self.kernel_arguments(use))  # without the operator, whose dispatch takes longer than the work
+        batch, kinds, width = gradients.shape
+        norms = gradients.new_empty(batch)
         into.zeroed()
         sums = (ctypes.c_void_p * kinds)(*(into[name].data_ptr() for name in self.names))
         with compiled.clipping(factor) as clipping:
-            library.dpbench_norm_clip(found.data_ptr(), batch, kinds, width, sums, *clipping, norms.data_ptr())
+            library.dpbench_norm_clip(gradients.data_ptr(), batch, kinds, width, sums, *clipping, norms.data_ptr())
         return norms
 
-    def asked(self, use: Use) -> tuple[Tensor, Tensor, float, bool, bool, bool]:
-        """The arguments of `norm_gradients`."""
+    def kernel_arguments(self, use: Use) -> tuple[Tensor, Tensor, float, bool, bool, bool]:
+        """Return the arguments of `norm_gradients`."""
         raise NotImplementedError
 
     def gradients(self, use: Use) -> Sums:
-        """name -> [B, D]."""
+        """Return name -> gradients [B, D]."""
         if not compiled.suits(use.x, use.g):
             return super().gradients(use)
-        return Sums(dict(zip(self.names, norm_gradients(*self.asked(use)).unbind(1), strict=True)))
+        return Sums(dict(zip(self.names, norm_gradients(*self.kernel_arguments(use)).unbind(1), strict=True)))
 
 
 class NativeLayerNormLeaf(NativeNormLeaf, LayerNormLeaf):
@@ -98,12 +99,12 @@ class NativeLayerNormLeaf(NativeNormLeaf, LayerNormLeaf):
 
     modules = LayerNormLeaf.modules
 
-    def asked(self, use: Use) -> tuple[Tensor, Tensor, float, bool, bool, bool]:
+    def kernel_arguments(self, use: Use) -> tuple[Tensor, Tensor, float, bool, bool, bool]:
         width = int(torch.Size(self.shape).numel())
         return (*rows(use, width), self.eps, True, "weight" in self.names, "bias" in self.names)
 
 
 def rows(use: Use, width: int) -> tuple[Tensor, Tensor]:
-    """Input and output gradient, [B, T, D] each."""
+    """Return the input and the output gradient, [B, T, D] each."""
     x, g = (value.reshape(len(use.g), value[:1].numel() // width, width) for value in (use.x, use.g))
     return x, g

@@ -1,4 +1,4 @@
-"""Per-example gradients of a normalisation's scale and shift. No `from __future__ import annotations`: see `onchip.py`."""
+"""The per-example gradients of a normalisation's scale and shift. No `from __future__ import annotations`: see `onchip.py`."""
 
 import triton
 import triton.language as tl
@@ -9,9 +9,10 @@ def norm_gradients_kernel(
     x, g, parts, tokens, width, eps, chunk, x_b, x_t, x_d, g_b, g_t, g_d,
     CENTRED: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """parts [B, chunks, SCALE + SHIFT, D] of sum_t g_t xhat_t and sum_t g_t, fp32; grid (chunks, B), `chunk` tokens a program.
+    """Write the parts [B, chunks, SCALE + SHIFT, D], fp32, of sum_t g_t xhat_t and sum_t g_t; grid (chunks, B).
 
-    Mean and deviation are formed again from x, which is read once. CENTRED: layer norm, else RMS norm.
+    Each program sums `chunk` tokens. Mean and deviation are formed again from x, which is read once. CENTRED selects layer norm;
+    otherwise it is RMS norm.
     """
     number, example = tl.program_id(0), tl.program_id(1).to(tl.int64)
     d = tl.arange(0, BLOCK_D).to(tl.int64)

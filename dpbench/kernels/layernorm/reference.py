@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def per_example(x: Tensor, g: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x, g [B, T, D] -> scale and shift gradients, [B, D] each, fp64."""
+    """Return the scale and shift gradients, [B, D] each, fp64, for x and g [B, T, D]."""
     x, g = x.double(), g.double()
     normal = (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, unbiased=False, keepdim=True) + eps)
     return (g * normal).sum(1), g.sum(1)

@@ -13,15 +13,15 @@ from dpbench.kernels.layernorm.cpu import LayerNormLeaf
 from dpbench.kernels.leaf import Sums, Use
 from dpbench.kernels.small import DeviceSmallLeaf
 
-WIDEST = 8192  # of a row that a program holds on chip
-_TILE = 4096  # elements of x a program has on chip at once
-_WAVES = 4  # programs a multiprocessor gets, at least, where there are tokens enough
-_SHORTEST = 16  # tokens a program
-_ROWS = 16  # tokens it has on chip at once, at most
+WIDEST = 8192  # elements of the widest row that a program holds on chip
+_TILE = 4096  # elements of x that a program holds on chip at once
+_WAVES = 4  # the least number of programs for each multiprocessor, if there are enough tokens
+_SHORTEST = 16  # the least number of tokens of a program
+_ROWS = 16  # the most tokens that a program holds on chip at once
 
 
 def rows_and_warps(width: int) -> tuple[int, int]:
-    """Tokens a program has on chip at once, and its warps, for rows of `width`."""
+    """Return how many tokens a program holds on chip at once, and its warps, for rows of `width`."""
     block = triton.next_power_of_2(width)
     rows = max(1, min(_ROWS, _TILE // block))
     return rows, 16 if block > 4096 else 8 if rows * block > 2048 else 4
@@ -29,9 +29,10 @@ def rows_and_warps(width: int) -> tuple[int, int]:
 
 @torch.library.custom_op("dpbench::norm_gradients", mutates_args=())
 def norm_gradients(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shift: bool) -> Tensor:
-    """x, g [B, T, D] -> [B, scale + shift, D], fp32: each example's gradient of the scale, then of the shift, as asked for.
+    """Return each example's gradient of the scale, the shift or both, [B, scale + shift, D], fp32, for x and g [B, T, D].
 
-    centred: of layer norm, else of RMS norm.
+    Args:
+        centred: Whether it is a layer norm; if not, it is an RMS norm.
     """
     batch, tokens, width = g.shape
     if g.numel() == 0:
@@ -55,17 +56,17 @@ def _(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shift: bool)
 
 
 def refuses(module: nn.Module) -> str | None:
-    """A dtype without kernels, or rows too wide for the chip."""
+    """Return why a module has no kernel: its dtype, or rows too wide for the chip; None if it has one."""
     if (width := max(p.numel() for p in module.parameters(recurse=False))) > WIDEST:
         return f"its rows have {width} elements, and a kernel holds {WIDEST}"
     return launch.refused_dtype(module)
 
 
 def tokens_of(value: Tensor, width: int) -> Tensor:
-    """[B, ..., normalised shape] -> [B, T, D].
+    """Return [B, ..., normalised shape] as [B, T, D].
 
     Raises:
-        DpbenchError: a dtype without kernels.
+        DpbenchError: The dtype has no kernels.
     """
     if value.dtype not in launch.DTYPES:
         raise DpbenchError(f"a normalisation's input is {value.dtype}: no Triton kernel for it", "use kernels: torch")
@@ -82,8 +83,8 @@ class LayerNormTritonLeaf(DeviceSmallLeaf, LayerNormLeaf):
         return refuses(module)
 
     def gradients(self, use: Use) -> Sums:
-        """name -> [B, D]."""
+        """Return name -> gradients [B, D]."""
         width = int(torch.Size(self.shape).numel())
         has = [name in self.names for name in ("weight", "bias")]
-        found = norm_gradients(tokens_of(use.x, width), tokens_of(use.g, width), self.eps, True, *has)
-        return Sums(dict(zip(self.names, found.unbind(1), strict=True)))
+        gradients = norm_gradients(tokens_of(use.x, width), tokens_of(use.g, width), self.eps, True, *has)
+        return Sums(dict(zip(self.names, gradients.unbind(1), strict=True)))

@@ -11,44 +11,46 @@ from transformers.pytorch_utils import Conv1D
 from dpbench.kernels.leaf import Factor, Leaf, Sums, Use, accumulation_dtype
 
 GRAM_BELOW = 25.0
-"""Gram norms where T^2 (I + O) < GRAM_BELOW x I O: below it, the arithmetic of two Gram matrices takes less time than writing one
-example's product and reading it twice. From measurements on two cores at about 150 GFLOP/s."""
+"""Gram norms are used where T^2 (I + O) < GRAM_BELOW x I O: the arithmetic of two Gram matrices then takes less time than writing
+one example's product and reading it twice. From measurements on two cores at about 150 GFLOP/s."""
 
-_HALVED = 64  # tokens from which a quarter of the symmetric Gram matrices is not computed twice
-_WIDENED = 1 << 22  # elements of both sides that are in fp32 at a time, where they come in half precision
-_BLOCK = 1 << 18  # elements per dot product: keeps the fp32 rounding of a norm near 1e-6
+_HALVED = 64  # tokens from which a quarter of the symmetric Gram matrices is left out instead of computed twice
+_WIDENED = 1 << 22  # elements of both sides that are widened to fp32 at a time, if they are in half precision
+_BLOCK = 1 << 18  # elements per dot product, which keeps the fp32 rounding of a norm near 1e-6
 
 
 def gram_is_cheaper(tokens: int, inputs: int, outputs: int) -> bool:
-    """Whether T^2 (I + O) multiply-adds of two Gram matrices beat passing over an I x O product in memory."""
+    """Return whether T^2 (I + O) multiply-adds of two Gram matrices are faster than passing over an I x O product in memory."""
     return tokens * tokens * (inputs + outputs) < GRAM_BELOW * inputs * outputs
 
 
 def gram_is_shorter(tokens: int, inputs: int, outputs: int) -> bool:
-    """Whether two Gram matrices, three quarters of them computed, take fewer multiply-adds than the product: where only the norm
-    is wanted, and the product is not reused."""
+    """Return whether two Gram matrices, three quarters of them computed, take fewer multiply-adds than the product.
+
+    This is the criterion where only the norm is needed, and the product is not reused.
+    """
     return 3 * tokens * (inputs + outputs) < 4 * inputs * outputs
 
 
 def squared(values: Tensor) -> Tensor:
-    """Sum of squares of a contiguous tensor, in fp32 or wider."""
+    """Return the sum of squares of a contiguous tensor, in fp32 or wider."""
     flat = values.view(-1)
     if flat.dtype in (torch.bfloat16, torch.float16):
         flat = flat.float()
     if flat.numel() <= _BLOCK:
         return torch.dot(flat, flat)
-    whole = flat.numel() // _BLOCK * _BLOCK
-    blocks = flat[:whole].view(-1, _BLOCK)
+    in_blocks = flat.numel() // _BLOCK * _BLOCK
+    blocks = flat[:in_blocks].view(-1, _BLOCK)
     total = torch.stack([torch.dot(row, row) for row in blocks.unbind()]).sum()
-    rest = flat[whole:]
-    return total + torch.dot(rest, rest) if rest.numel() else total
+    tail = flat[in_blocks:]
+    return total + torch.dot(tail, tail) if tail.numel() else total
 
 
 def gram_sq_norms(x: Tensor, g: Tensor) -> Tensor:
-    """x [B, T, I], g [B, T, O] -> [B] squared norms of the products: sum_tu (x_t . x_u)(g_t . g_u).
+    """Return the [B] squared norms of the products of x [B, T, I] and g [B, T, O]: sum_tu (x_t . x_u)(g_t . g_u).
 
-    Where the tokens of an example cancel, rounding would make the sum too small, even negative: what rounding can take away,
-    8 units in the last place of the terms with t = u, is added.
+    Where the tokens of an example cancel, rounding could make the sum too small, even negative. The most that rounding can take
+    away, 8 units in the last place of the terms with t = u, is therefore added.
     """
     wide = accumulation_dtype(g)
     x, g = x.to(wide), g.to(wide)
@@ -59,12 +61,12 @@ def gram_sq_norms(x: Tensor, g: Tensor) -> Tensor:
     half = x.shape[1] // 2
     upper = torch.bmm(x[:, :half], x[:, :half].mT) * torch.bmm(g[:, :half], g[:, :half].mT)
     lower = torch.bmm(x[:, half:], x.mT) * torch.bmm(g[:, half:], g.mT)
-    found = _with_rounding(upper) + 2 * lower[:, :, :half].sum((1, 2)) + _with_rounding(lower[:, :, half:])
-    return found.clamp_(min=0)
+    sums = _with_rounding(upper) + 2 * lower[:, :, :half].sum((1, 2)) + _with_rounding(lower[:, :, half:])
+    return sums.clamp_(min=0)
 
 
 def _with_rounding(terms: Tensor) -> Tensor:
-    """[B] sums of [B, T, T] terms, and what rounding may have taken from them."""
+    """Return the [B] sums of [B, T, T] terms plus the most that rounding may have taken from them."""
     return terms.sum((1, 2)) + 8 * torch.finfo(terms.dtype).eps * terms.diagonal(dim1=1, dim2=2).sum(1)
 
 
@@ -75,13 +77,13 @@ class LinearLeaf(Leaf):
     transposed = False
 
     def _flat(self, use: Use) -> tuple[Tensor, Tensor]:
-        """x [B, T, I], g [B, T, O] in the output gradient's dtype."""
+        """Return x [B, T, I] and g [B, T, O] in the output gradient's dtype."""
         batch = len(use.g)
         g = use.g.reshape(batch, -1, use.g.shape[-1])
         return use.x.reshape(batch, -1, use.x.shape[-1]).to(g.dtype), g
 
     def _sides(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """(left, right) with weight gradient = left^T right."""
+        """Return (left, right) such that the weight gradient is left^T right."""
         return (x, g) if self.transposed else (g, x)
 
     def add_example(self, use: Use, index: int, into: Sums) -> None:
@@ -153,11 +155,12 @@ class Conv1DLeaf(LinearLeaf):
 def single_pass(
     left: Tensor, right: Tensor, bias: Tensor | None, factor: Factor, weight: Tensor, bias_sum: Tensor | None, written: bool
 ) -> Tensor:
-    """weight (+)= sum_i factor_i left_i^T right_i, one product at a time in one buffer; returns the [B] norms.
+    """Write or add sum_i factor_i left_i^T right_i, one product at a time in one buffer, and return the [B] norms.
 
     Args:
-        left: [B, T, L] with L the longer side: products of many short rows run at the speed of the whole batch's.
-        bias: [B, O] bias gradients; written: whether `weight` holds a sum to add to.
+        left: [B, T, L] with L the longer side: products of many short rows are as fast as one product of the batch.
+        bias: The bias gradients [B, O].
+        written: Whether `weight` holds a sum to add to.
     """
     bias_squared = bias.square().sum(1).tolist() if bias is not None else [0.0] * len(left)
     buffer = torch.empty(weight.shape, dtype=left.dtype)
@@ -181,20 +184,20 @@ def single_pass(
         written = True
     if not written:  # nothing finite, or nothing at all
         weight.zero_()
-    found = torch.tensor(norms, dtype=dtype)
+    result = torch.tensor(norms, dtype=dtype)
     if bias is not None and bias_sum is not None:
-        finite = torch.isfinite(found)
+        finite = torch.isfinite(result)
         bias_sum.add_(torch.tensor(factors, dtype=dtype)[finite] @ bias[finite])
-    return found
+    return result
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """out = left^T right. Cleared here and added to: asked to overwrite, MKL clears a large `out` on one core."""
+    """Set out = left^T right. It is cleared and added to, because MKL clears a large `out` on one core when it overwrites."""
     return out.zero_().addmm_(left.T, right)
 
 
 def _add_scaled(into: Tensor, left: Tensor, right: Tensor, factors: Tensor) -> None:
-    """into += sum_i factors_i left_i^T right_i, of left [b, T, L] and right [b, T, R] in fp32 or wider.
+    """Add sum_i factors_i left_i^T right_i to `into`, for left [b, T, L] and right [b, T, R] in fp32 or wider.
 
     Guarantee: neither a factor, nor a scaled side, nor the sum over examples is rounded to half precision. Rounded to nearest, a
     factor takes an example over its bound, and a sum moves by more than what was added to it.
@@ -208,7 +211,7 @@ def _add_scaled(into: Tensor, left: Tensor, right: Tensor, factors: Tensor) -> N
 
 
 def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
-    """into += left^T right, without a temporary where the dtypes agree."""
+    """Add left^T right to `into`, without a temporary where the dtypes agree."""
     if into.dtype == left.dtype == right.dtype:
         into.addmm_(left.T, right)
     else:

@@ -1,4 +1,4 @@
-"""Linear layers by `product.c`: a norm costs no pass over memory, and a single pass little more than the non-private product."""
+"""Linear layers by `product.c`: norms take no pass over memory, and a single pass little more than the non-private product."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.linear.cpu import Conv1DLeaf, LinearLeaf, single_pass
 
 GRAM_BELOW = 4.0
-"""As in `cpu.py`, where a product is measured in registers; from measurements of the same machine."""
+"""As in `cpu.py`, but for a product whose norm is taken in registers; from measurements of the same machine."""
 _NO_BIAS, _OF_LEFT, _OF_RIGHT = range(3)  # as in product.c
 
 
 def gram_is_cheaper(tokens: int, inputs: int, outputs: int) -> bool:
-    """Whether Gram norms and one weighted product beat the single pass."""
+    """Return whether Gram norms and one weighted product are faster than the single pass."""
     return tokens * tokens * (inputs + outputs) < GRAM_BELOW * inputs * outputs
 
 
 def gram_is_shorter(tokens: int, inputs: int, outputs: int) -> bool:
-    """Whether two Gram matrices, three quarters of them computed, beat the product, which runs a third faster."""
+    """Return whether two Gram matrices, three quarters of them computed, beat the product, which runs a third faster."""
     return tokens * (inputs + outputs) < inputs * outputs
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    found = native.library(Path(__file__).with_name("product.c"), openmp=True)
-    if found is not None:
-        pointer, size, whole = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-        found.dpbench_products_room.restype = size
-        found.dpbench_products_room.argtypes = [size, size, size, whole]
-        found.dpbench_products.restype = None
-        found.dpbench_products.argtypes = [
+    library = native.library(Path(__file__).with_name("product.c"), openmp=True)
+    if library is not None:
+        pointer, size, integer = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        library.dpbench_products_room.restype = size
+        library.dpbench_products_room.argtypes = [size, size, size, integer]
+        library.dpbench_products.restype = None
+        library.dpbench_products.argtypes = [
             *(pointer, size, size, pointer, size, size),
-            *(size, size, size, size, pointer, pointer, whole, whole, pointer),
-            *(*compiled.CLIPPING, pointer, pointer, whole),
+            *(size, size, size, size, pointer, pointer, integer, integer, pointer),
+            *(*compiled.CLIPPING, pointer, pointer, integer),
         ]
-    return found
+    return library
 
 
 def unavailable() -> str | None:
-    """Why `product.c` cannot be used here, or None."""
+    """Return why `product.c` cannot be used here, or None."""
     return compiled.unavailable(_library())
 
 
@@ -62,17 +62,19 @@ def _products(
     left: Tensor, right: Tensor, weight: Tensor | None = None, written: bool = False, factor: Factor | None = None,
     side: int = _NO_BIAS, bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`dpbench_products` of left [B, T, L] and right [B, T, R] -> [B] norms."""
+    """Call `dpbench_products` with left [B, T, L] and right [B, T, R], and return the [B] norms."""
     library = _library()
     assert library is not None
     room = _room(left, right)
     norms = torch.empty(len(left), dtype=torch.float32)
     buffer = None if weight is None else torch.empty(weight.shape, dtype=torch.float32)
-    to, start, add = (None if value is None else value.data_ptr() for value in (buffer, weight, bias))
+    buffer_address, weight_address, bias_address = (
+        None if value is None else value.data_ptr() for value in (buffer, weight, bias)
+    )
     with compiled.clipping(factor) as clipping:
         library.dpbench_products(
             *(left.data_ptr(), left.stride(0), left.stride(1), right.data_ptr(), right.stride(0), right.stride(1)),
-            *(*left.shape, right.shape[2], to, start, written, side, add),
+            *(*left.shape, right.shape[2], buffer_address, weight_address, written, side, bias_address),
             *(*clipping, norms.data_ptr(), room.data_ptr(), torch.get_num_threads()),
         )
     return norms
@@ -80,7 +82,7 @@ def _products(
 
 @torch.library.custom_op("dpbench::product_sq_norms", mutates_args=())
 def product_sq_norms(left: Tensor, right: Tensor) -> Tensor:
-    """left [B, T, L], right [B, T, R], float32 -> [B] squared norms of the products; no product is written to memory."""
+    """Return the [B] squared norms of the products of float32 left [B, T, L] and right [B, T, R], none of which is written."""
     return _products(left, right).square_()
 
 
@@ -107,7 +109,7 @@ class NativeLinearLeaf(LinearLeaf):
         if not compiled.suits(x, g) or gram_is_shorter(g.shape[1], x.shape[2], g.shape[2]):
             return super()._weight_sq_norms(x, g)
         left, right = (x, g) if x.shape[2] >= g.shape[2] else (g, x)
-        return product_sq_norms(_rows_whole(left), _rows_whole(right))
+        return product_sq_norms(_with_contiguous_rows(left), _with_contiguous_rows(right))
 
     def _gram_is_cheaper(self, x: Tensor, g: Tensor) -> bool:
         sizes = (g.shape[1], x.shape[2], g.shape[2])
@@ -123,8 +125,8 @@ class NativeLinearLeaf(LinearLeaf):
         written = "weight" not in into.fresh
         into.fresh.discard("weight")
         into.zeroed()
-        left, right = (_rows_whole(v) for v in self._sides(x, g))
-        if isinstance(left, FakeTensor):  # a simulated step: the same memory, and work that is counted
+        left, right = (_with_contiguous_rows(v) for v in self._sides(x, g))
+        if isinstance(left, FakeTensor):  # a simulated step: the same memory, by operations whose work is counted
             room = _room(left, right)
             bias = g.sum(1) if "bias" in into else None
             norms = single_pass(left, right, bias, factor, into["weight"], into.get("bias"), written)
@@ -140,6 +142,6 @@ class NativeConv1DLeaf(NativeLinearLeaf, Conv1DLeaf):
     modules = Conv1DLeaf.modules
 
 
-def _rows_whole(value: Tensor) -> Tensor:
-    """[B, T, F] whose rows are contiguous."""
+def _with_contiguous_rows(value: Tensor) -> Tensor:
+    """Return [B, T, F] with contiguous rows."""
     return value if value.stride(2) == 1 and value.stride(1) >= value.shape[2] else value.contiguous()

@@ -9,15 +9,15 @@ import triton.language as tl
 
 from dpbench.kernels.onchip import add_up, arrive, dot, factor_of, gram, lower_triangle, narrowed, wait
 
-SUMS, WHOLE = 0, 1
+SUMS, SINGLE_PASS = 0, 1
 """Stages of `linear_product_kernel`."""
 
-_WHOLE = tl.constexpr(WHOLE)
+_SINGLE_PASS = tl.constexpr(SINGLE_PASS)
 
 
 @triton.jit
 def _tile(number, outputs, inputs, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, GROUP: tl.constexpr):
-    """Rows o [BLOCK_O] and columns i [BLOCK_I] of the `number`-th tile; GROUP rows of tiles share columns in the cache."""
+    """Return rows o [BLOCK_O] and columns i [BLOCK_I] of tile `number`; GROUP rows of tiles share columns in the cache."""
     down, across = tl.cdiv(outputs, BLOCK_O), tl.cdiv(inputs, BLOCK_I)
     first = number // (GROUP * across) * GROUP
     height = tl.minimum(down - first, GROUP)
@@ -32,7 +32,7 @@ def _product(
     x, g, o, i, tokens, outputs, inputs, x_t, x_i, g_t, g_o,
     BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_T: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One example's tile of g^T x [BLOCK_O, BLOCK_I], and of the column sums of g [BLOCK_O]; fp32."""
+    """Return one example's tile of g^T x [BLOCK_O, BLOCK_I], and of the column sums of g [BLOCK_O]; fp32."""
     tile = tl.zeros([BLOCK_O, BLOCK_I], tl.float32)
     column = tl.zeros([BLOCK_O], tl.float32)
     for start in range(0, tokens, BLOCK_T):
@@ -48,33 +48,33 @@ def _product(
 
 @triton.jit
 def _squared(tile, column, first, HAS_BIAS: tl.constexpr):
-    """Sum of squares of a tile, and of the bias' part where it is the `first` across."""
-    found = tl.sum(tl.sum(tile * tile, 1), 0)
+    """Return the sum of squares of a tile, with those of the bias where the tile is the `first` across."""
+    total = tl.sum(tl.sum(tile * tile, 1), 0)
     if HAS_BIAS:
-        found += tl.where(first, tl.sum(column * column, 0), 0.0)
-    return found
+        total += tl.where(first, tl.sum(column * column, 0), 0.0)
+    return total
 
 
 @triton.jit
 def _store(
     tile, column, weight, bias, o, i, outputs, inputs, w_o, w_i, bias_o, HAS_BIAS: tl.constexpr, FRESH: tl.constexpr,
 ):  # fmt: skip
-    """Write a tile of the sum, or add it to what is there; the bias by the first tile across alone."""
+    """Write a tile of the sum, or add it to the sum in memory. Only the first tile across does so for the bias."""
     mask = (o < outputs)[:, None] & (i < inputs)[None, :]
     into = weight + o[:, None] * w_o + i[None, :] * w_i
     if not FRESH:
         tile += tl.load(into, mask=mask, other=0.0)
     tl.store(into, tile, mask=mask)
     if HAS_BIAS:
-        own = (o < outputs) & (tl.min(i, 0) == 0)
+        bias_mask = (o < outputs) & (tl.min(i, 0) == 0)
         if not FRESH:
-            column += tl.load(bias + o * bias_o, mask=own, other=0.0)
-        tl.store(bias + o * bias_o, column, mask=own)
+            column += tl.load(bias + o * bias_o, mask=bias_mask, other=0.0)
+        tl.store(bias + o * bias_o, column, mask=bias_mask)
 
 
 @triton.jit
 def _clipped(parts, norms, tile, column, example, programs, bound, gamma, FUNCTION: tl.constexpr, BLOCK_P: tl.constexpr):
-    """(factor x tile, factor x column) of an example whose squared norm lies in `parts`; nothing of a non-finite one."""
+    """Return (factor x tile, factor x column) of an example whose squared norm is in `parts`; 0 for a non-finite one."""
     norm, factor = factor_of(add_up(parts + example * programs, programs, BLOCK_P), bound, gamma, FUNCTION)
     if tl.program_id(0) == 0:
         tl.store(norms + example, norm)
@@ -87,14 +87,14 @@ def linear_norm_kernel(
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_T: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """parts [B, tiles] of the squared norms, from direct products that nobody keeps; grid (tiles, B)."""
+    """Write the parts [B, tiles] of the squared norms, from direct products that are not kept; grid (tiles, B)."""
     number, example = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o, i = _tile(number, outputs, inputs, BLOCK_O, BLOCK_I, GROUP)
-    one, column = _product(
+    product, column = _product(
         x + example * x_b, g + example * g_b, o, i, tokens, outputs, inputs, x_t, x_i, g_t, g_o,
         BLOCK_O, BLOCK_I, BLOCK_T, HAS_BIAS, PRECISION,
     )  # fmt: skip
-    tl.store(parts + example * tl.num_programs(0) + number, _squared(one, column, tl.min(i, 0) == 0, HAS_BIAS))
+    tl.store(parts + example * tl.num_programs(0) + number, _squared(product, column, tl.min(i, 0) == 0, HAS_BIAS))
 
 
 @triton.jit
@@ -105,12 +105,12 @@ def linear_product_kernel(
     PRECISION: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
     GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Direct products, one program a tile of the weight.
+    """Form the clipped sum by direct products, with one program for each tile of the weight.
 
-    WHOLE: weight (+)= sum_i factor_i G_i in a single pass: the program keeps its tile of the sum and of the example on chip, and
-    the norm is exchanged across the grid, whose programs must all be resident. AHEAD: while the norm of one example is on its
-    way the product of the next is formed, for one more tile on chip.
-    SUMS: the sum alone, from parts that are there. parts [B, tiles] fp32, arrived [B] int32 zeros, norms [B] fp32.
+    SINGLE_PASS: weight (+)= sum_i factor_i G_i in a single pass. The program keeps its tiles of sum and example on chip,
+    and the norm is exchanged across the grid, whose programs must all be resident. AHEAD: the product of the next example is
+    formed while the norm of one is being exchanged, which takes one more tile on chip.
+    SUMS: the sum alone, from parts formed before. parts [B, tiles] are fp32, arrived [B] int32 zeros, and norms [B] fp32.
     """
     number, programs = tl.program_id(0), tl.num_programs(0)
     o, i = _tile(number, outputs, inputs, BLOCK_O, BLOCK_I, GROUP)
@@ -127,21 +127,21 @@ def linear_product_kernel(
         arrive(arrived)
     for index in range(begin, batch):
         example = tl.cast(index, tl.int64)
-        one, column = _product(
+        product, column = _product(
             x + example * x_b, g + example * g_b, o, i, tokens, outputs, inputs, x_t, x_i, g_t, g_o,
             BLOCK_O, BLOCK_I, BLOCK_T, HAS_BIAS, PRECISION,
         )  # fmt: skip
-        if STAGE == _WHOLE:
-            tl.store(parts + example * programs + number, _squared(one, column, first, HAS_BIAS))
+        if STAGE == _SINGLE_PASS:
+            tl.store(parts + example * programs + number, _squared(product, column, first, HAS_BIAS))
             arrive(arrived + example)
         if AHEAD:
             wait(arrived + example - 1, programs)
             tile, bias_tile = _clipped(parts, norms, last, last_column, example - 1, programs, bound, gamma, FUNCTION, BLOCK_P)
-            last, last_column = one, column
+            last, last_column = product, column
         else:
-            if STAGE == _WHOLE:
+            if STAGE == _SINGLE_PASS:
                 wait(arrived + example, programs)
-            tile, bias_tile = _clipped(parts, norms, one, column, example, programs, bound, gamma, FUNCTION, BLOCK_P)
+            tile, bias_tile = _clipped(parts, norms, product, column, example, programs, bound, gamma, FUNCTION, BLOCK_P)
         total += tile
         total_column += bias_tile
     if AHEAD:
@@ -158,10 +158,10 @@ def linear_gram_kernel(
     x, g, parts, tokens, outputs, inputs, x_b, x_t, x_i, g_b, g_t, g_o,
     HAS_BIAS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """parts [B, tiles] of ||G_i||^2 = sum_tu (x_t . x_u)(g_t . g_u), tiles on and below the diagonal only; grid (tiles, B).
+    """Write the parts [B, tiles] of ||G_i||^2 = sum_tu (x_t . x_u)(g_t . g_u), for tiles not above the diagonal; grid (tiles, B).
 
     A bias is an input that is always 1: it adds 1 to every x_t . x_u. Neither T x T matrix leaves the chip. Where tokens cancel,
-    rounding would make the sum too small: what it can take away, a share of the terms with t = u, is added.
+    rounding could make the sum too small. The most that it can take away, a share of the terms with t = u, is therefore added.
     """
     number, example = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row, column = lower_triangle(number)
@@ -173,10 +173,10 @@ def linear_gram_kernel(
     if HAS_BIAS:
         inner += 1.0  # rows past the end have g = 0
     inner *= gram(g + example * g_b, rows * g_t, columns * g_t, down, across, outputs, g_o, BLOCK_T, BLOCK_F, PRECISION, dtype)
-    found = tl.sum(tl.sum(inner, 1), 0)
-    same = tl.sum(tl.sum(tl.where(rows[:, None] == columns[None, :], inner, 0.0), 1), 0)
+    total = tl.sum(tl.sum(inner, 1), 0)
+    diagonal = tl.sum(tl.sum(tl.where(rows[:, None] == columns[None, :], inner, 0.0), 1), 0)
     rounding: tl.constexpr = 2.0**-11 if PRECISION == "tf32" else 2.0**-20
-    tl.store(parts + example * tl.num_programs(0) + number, tl.where(row == column, found + rounding * same, 2 * found))
+    tl.store(parts + example * tl.num_programs(0) + number, tl.where(row == column, total + rounding * diagonal, 2 * total))
 
 
 @triton.jit
@@ -185,11 +185,11 @@ def linear_weighted_kernel(
     HAS_BIAS: tl.constexpr, FRESH: tl.constexpr, NORMALISE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_T: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """weight (+)= sum_i factors[i] G_i, bias likewise: one product over the tokens of all examples, scaled as they are loaded.
+    """Write or add sum_i factors[i] G_i, and the bias likewise, by one product over all tokens, scaled as they are loaded.
 
-    An example whose factor is 0 is not read: it may hold NaN. NORMALISE: factors are divided by the largest first, and the
-    sum multiplied by it, so that a small factor does not push g below fp16's range. In half precision what is scaled is rounded
-    towards 0.
+    The values of an example whose factor is 0 are replaced by 0, as they may be NaN. NORMALISE: factors are divided by the
+    largest first, and the sum is multiplied by it, so that a small factor does not push g below fp16's range. In half precision
+    the scaled values are rounded towards 0.
     """
     o, i = _tile(tl.program_id(0), outputs, inputs, BLOCK_O, BLOCK_I, GROUP)
     largest = 1.0

@@ -33,7 +33,7 @@ def _strides(x: Tensor, g: Tensor) -> tuple[int, ...]:
 
 
 def _parts(x: Tensor, g: Tensor, has_bias: bool) -> Tensor:
-    """[B, P] parts of the squared norms."""
+    """Return the parts [B, P] of the squared norms."""
     batch, tokens, inputs, outputs = _shape(x, g)
     way, tile = plan.norm_way(launch.sheet_of(g.device), batch, tokens, inputs, outputs, launch.rate(g.dtype))
     if way == "direct":
@@ -56,7 +56,7 @@ def _direct_parts(x: Tensor, g: Tensor, has_bias: bool, tile: plan.Tile) -> Tens
 
 
 def _blocks(tile: plan.Tile, dtype: torch.dtype) -> dict[str, Any]:
-    """What all kernels with tiles of the weight are launched with."""
+    """Return the launch options of all kernels with tiles of the weight."""
     return {
         "BLOCK_O": tile.outputs,
         "BLOCK_I": tile.inputs,
@@ -72,16 +72,17 @@ def _product(
     x: Tensor, g: Tensor, weight: Tensor, bias: Tensor | None, parts: Tensor, arrived: Tensor | None, norms: Tensor,
     bound: float, gamma: float, function: int, fresh: bool, tile: plan.Tile, grid: tuple[int], stage: int,
 ) -> None:  # fmt: skip
-    whole = stage == onchip.WHOLE
+    single_pass = stage == onchip.SINGLE_PASS
     onchip.linear_product_kernel[grid](
         x, g, weight, bias, parts, arrived, norms, bound, gamma, *_shape(x, g)[:2], *weight.shape, *_strides(x, g),
-        *weight.stride(), bias.stride(0) if bias is not None else 0, STAGE=stage, AHEAD=tile.ahead and whole, FUNCTION=function,
-        HAS_BIAS=bias is not None, FRESH=fresh, BLOCK_P=_PARTS_BLOCK, launch_cooperative_grid=whole, **_blocks(tile, g.dtype),
+        *weight.stride(), bias.stride(0) if bias is not None else 0, STAGE=stage, AHEAD=tile.ahead and single_pass,
+        FUNCTION=function, HAS_BIAS=bias is not None, FRESH=fresh, BLOCK_P=_PARTS_BLOCK, launch_cooperative_grid=single_pass,
+        **_blocks(tile, g.dtype),
     )  # fmt: skip
 
 
 def _finish(parts: Tensor, function: int, bound: float, gamma: float) -> tuple[Tensor, Tensor]:
-    """([B] norms, [B] factors) from parts."""
+    """Return the norms [B] and factors [B] from parts of the squared norms."""
     batch, count = parts.shape
     norms, factors = parts.new_empty(batch), parts.new_empty(batch)
     block = min(1024, triton.next_power_of_2(count))
@@ -100,7 +101,7 @@ def _weighted(x: Tensor, g: Tensor, factors: Tensor, weight: Tensor, bias: Tenso
 
 
 def _nothing(x: Tensor, g: Tensor, weight: Tensor, bias: Tensor | None, fresh: bool) -> bool:
-    """Whether there is nothing to add; then what is fresh is zeroed."""
+    """Return whether there is nothing to add; then zero the sums if they are fresh."""
     empty = 0 in (x.numel(), g.numel())
     if empty and fresh:
         weight.zero_()
@@ -111,7 +112,10 @@ def _nothing(x: Tensor, g: Tensor, weight: Tensor, bias: Tensor | None, fresh: b
 
 @torch.library.custom_op("dpbench::linear_sq_norms", mutates_args=())
 def linear_sq_norms(x: Tensor, g: Tensor, has_bias: bool) -> Tensor:
-    """x [B, T, I], g [B, T, O] -> [B] squared norms of g_i^T x_i, fp32; with the column sums of g_i where there is a bias."""
+    """Return the [B] squared norms, fp32, of g_i^T x_i, and of the column sums of g_i where there is a bias.
+
+    x is [B, T, I] and g [B, T, O].
+    """
     if 0 in (x.numel(), g.numel()):
         return g.new_zeros(len(g), dtype=torch.float32)
     with launch.on(g):
@@ -126,7 +130,7 @@ def _(x: Tensor, g: Tensor, has_bias: bool) -> Tensor:
 
 @torch.library.custom_op("dpbench::linear_add_weighted", mutates_args=("weight", "bias"))
 def linear_add_weighted(x: Tensor, g: Tensor, factors: Tensor, weight: Tensor, bias: Tensor | None, fresh: bool) -> None:
-    """weight [O, I] += sum_i factors[i] g_i^T x_i and bias [O] likewise, or = where they are fresh; factor 0 adds exactly 0."""
+    """Add sum_i factors[i] g_i^T x_i to weight [O, I] and bias [O], or write it if they are fresh; factor 0 adds exactly 0."""
     if _nothing(x, g, weight, bias, fresh):
         return
     with launch.on(g):
@@ -142,7 +146,7 @@ def _(x: Tensor, g: Tensor, factors: Tensor, weight: Tensor, bias: Tensor | None
 def linear_clip(
     x: Tensor, g: Tensor, weight: Tensor, bias: Tensor | None, function: int, bound: float, gamma: float, fresh: bool
 ) -> Tensor:
-    """weight (+)= sum_i factor(n_i) g_i^T x_i, bias likewise; returns the norms n [B], fp32.
+    """Add or write sum_i factor(n_i) g_i^T x_i, and the bias likewise, and return the norms n [B], fp32.
 
     Guarantee: example i adds at most `bound` in L2 over weight and bias together (to rounding), a non-finite one exactly 0.
     """
@@ -169,14 +173,15 @@ def _single(
     x: Tensor, g: Tensor, weight: Tensor, bias: Tensor | None, norms: Tensor, function: int, bound: float, gamma: float,
     fresh: bool, tile: plan.Tile,
 ) -> bool:  # fmt: skip
-    """The single pass: one cooperative launch. In the interpreter programs run one after another: norms, then the sum.
+    """Run the single pass by one cooperative launch. In the interpreter, where programs run one after another, norms come first.
 
-    Returns False where the driver cannot place all programs at once; nothing has run then.
+    Returns:
+        False where the driver cannot place all programs at once; nothing has run then.
     """
     programs = plan.programs(tile, *weight.shape)
-    rest = (norms, bound, gamma, function, fresh, tile, (programs,))
+    arguments = (norms, bound, gamma, function, fresh, tile, (programs,))
     if launch.interpreting():
-        _product(x, g, weight, bias, _direct_parts(x, g, bias is not None, tile), None, *rest, onchip.SUMS)
+        _product(x, g, weight, bias, _direct_parts(x, g, bias is not None, tile), None, *arguments, onchip.SUMS)
         return True
     key = (g.device, x.dtype, g.dtype, bias is None, fresh, function, programs, tile)
     if key in _too_large:
@@ -184,7 +189,7 @@ def _single(
     parts = g.new_empty((len(g), programs), dtype=torch.float32)
     arrived = torch.zeros(len(g), dtype=torch.int32, device=g.device)
     try:
-        _product(x, g, weight, bias, parts, arrived, *rest, onchip.WHOLE)
+        _product(x, g, weight, bias, parts, arrived, *arguments, onchip.SINGLE_PASS)
     except RuntimeError as error:
         if "cooperative" not in str(error):
             raise
@@ -194,7 +199,7 @@ def _single(
 
 
 def _norm_flops(x: tuple[int, ...], g: tuple[int, ...]) -> int:
-    """Of norms alone: both Gram matrices on and below the diagonal, or the products."""
+    """Return the flops of norms alone: of both Gram matrices on and below the diagonal, or of the products."""
     batch, tokens, inputs, outputs = g[0], g[1], x[2], g[2]
     way, tile = plan.norm_way(sheet.H100, batch, tokens, inputs, outputs, "bfloat16")
     if way == "gram":
@@ -214,7 +219,7 @@ def _(x: Any, g: Any, *args: Any, **kwargs: Any) -> int:
 
 @register_flop_formula(torch.ops.dpbench.linear_clip)
 def _(x: Any, g: Any, *args: Any, **kwargs: Any) -> int:
-    """One product in a single pass, else norms and one product; the way is an H100's."""
+    """Return the flops of one product in a single pass, else of norms and one product, as chosen for an H100."""
     chosen = plan.choose(sheet.H100, g[0], g[1], x[2], g[2], "bfloat16")
     return 2 * g[0] * g[1] * x[2] * g[2] + (0 if chosen.way == "single" else _norm_flops(x, g))
 
@@ -226,19 +231,19 @@ class LinearTritonLeaf(LinearLeaf):
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
-        """A trainable parameter of another dtype."""
+        """Return why this leaf cannot serve a module: a trainable parameter of another dtype."""
         return launch.refused_dtype(module)
 
     def _sums(self, into: Sums) -> tuple[Tensor, Tensor | None, bool]:
-        """Weight [O, I], bias, and whether both are to be overwritten."""
-        own = {name: into[name] for name in self.names}
-        fresh = into.fresh.issuperset(own)
+        """Return the weight [O, I], the bias, and whether both are to be overwritten."""
+        tensors = {name: into[name] for name in self.names}
+        fresh = into.fresh.issuperset(tensors)
         if fresh:
             into.fresh.clear()
         else:
             into.zeroed()
-        weight = own["weight"]
-        return weight.T if self.transposed else weight, own.get("bias"), fresh
+        weight = tensors["weight"]
+        return weight.T if self.transposed else weight, tensors.get("bias"), fresh
 
     def _rows(self, use: Use) -> tuple[Tensor, Tensor]:
         if use.g.dtype not in launch.DTYPES:
@@ -265,14 +270,14 @@ class LinearTritonLeaf(LinearLeaf):
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
         function = FUNCTIONS.get(getattr(factor, "function", ""))
         if function is None or "weight" not in self.names:
-            return self.two_stage(use, factor, into)  # between two kernels any callable will do
+            return self.two_stage(use, factor, into)  # between two kernels any callable can be applied
         x, g = self._rows(use)
         weight, bias, fresh = self._sums(into)
         return linear_clip(x, g, weight, bias, function, factor.bound, factor.gamma, fresh)
 
 
 def _columns(g: Tensor) -> Tensor:
-    """[B, O] bias gradients, fp32."""
+    """Return the bias gradients [B, O], fp32."""
     return launch.rows(g).sum(1, dtype=torch.float32)
 
 

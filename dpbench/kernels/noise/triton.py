@@ -19,7 +19,7 @@ _TURN = tl.constexpr(2 * math.pi)
 
 @triton.jit
 def _pair(radius, angle):
-    """Two uint32 -> two independent standard normal numbers (Box-Muller); the logarithm's argument is in (0, 1]."""
+    """Return two independent standard normal numbers from two uint32 (Box-Muller); the logarithm's argument is in (0, 1]."""
     length = tl.sqrt_rn(-2.0 * tl.log(radius.to(tl.float32) * 2.0**-32 + 2.0**-33))
     turn = angle.to(tl.int32, bitcast=True).to(tl.float32) * (_TURN * 2.0**-32)
     return length * tl.cos(turn), length * tl.sin(turn)
@@ -34,7 +34,7 @@ def _perturb(into, places, count, noise, std, scale):
 
 @triton.jit(do_not_specialize=["key", "number", "step"])
 def noise_add_kernel(into, count, std, scale, key, number, step, BLOCK: tl.constexpr):
-    """into = (into + std N(0, 1)) scale, one number an element, four a Philox call: the counter is (place, 0, number, step)."""
+    """Set into = (into + std N(0, 1)) scale, with four numbers a Philox call, whose counter is (place, 0, number, step)."""
     quarter: tl.constexpr = BLOCK // 4
     program = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, quarter)
@@ -52,15 +52,15 @@ def noise_add_kernel(into, count, std, scale, key, number, step, BLOCK: tl.const
 
 @torch.library.custom_op("dpbench::noise_add_", mutates_args=("into",))
 def noise_add_(into: Tensor, std: float, scale: float, key: int, number: int, step: int) -> None:
-    """into [n] = (into + std N(0, 1)) x scale in place, contiguous, fp32 or fp64 (its noise has fp32's 24 bits).
+    """Set into [n] = (into + std N(0, 1)) x scale in place, contiguous, fp32 or fp64 (whose noise has fp32's 24 bits).
 
     Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) under the 64-bit `key`.
 
     Guarantee: no two (element, number, step) below 2^34, 2^32 and 2^32 share a draw under one key; |draw| <= 6.8. Philox is no
-    cipher: the noise hides what it is added to only from whoever cannot search for the key.
+    cipher: the noise protects the sum only from those who cannot search for the key.
     """
     if into.numel() > _LARGEST:
-        raise ValueError(f"{into.numel()} elements, more than are numbered apart: {_LARGEST}")
+        raise ValueError(f"{into.numel()} elements, more than can be numbered: {_LARGEST}")
     if into.numel():
         grid = (triton.cdiv(into.numel(), _BLOCK),)
         with launch.on(into):

@@ -1,4 +1,4 @@
-"""RMSNorm: the scale's gradient from the input normalised again."""
+"""RMSNorm: the gradient of the scale, from an input that is normalised again."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class RMSNormLeaf(SmallLeaf):
     modules = (nn.RMSNorm, LlamaRMSNorm)
 
     @property
-    def given_eps(self) -> float | None:
-        """The module's own; None where torch takes one of the input's dtype."""
+    def module_eps(self) -> float | None:
+        """The epsilon of the module; None where torch uses that of the input's dtype."""
         eps = self.module.variance_epsilon if isinstance(self.module, LlamaRMSNorm) else self.module.eps
         return None if eps is None else float(eps)
 
     def eps(self, x: Tensor) -> float:
-        """For an input x."""
-        return torch.finfo(x.dtype).eps if self.given_eps is None else self.given_eps
+        """Return the epsilon for an input x."""
+        return torch.finfo(x.dtype).eps if self.module_eps is None else self.module_eps
 
     def gradients(self, use: Use) -> Sums:
-        """weight -> [B, D]."""
+        """Return the gradients [B, D] of `weight`."""
         wide = accumulation_dtype(use.g)
         size = self.parameters["weight"].numel()
         x, g = (v.reshape(len(use.g), -1, size) for v in (use.x, use.g))
-        eps = self.given_eps
-        if eps is not None:  # without one torch takes an epsilon of the dtype it computes in: then x keeps its own
+        eps = self.module_eps
+        if eps is not None:  # without one torch uses that of the dtype it computes in, so x is not converted
             x = x.to(wide)
         return Sums({"weight": rms_norm(x, [size], None, eps).to(wide).mul_(g.to(wide)).sum(1)})

@@ -14,5 +14,5 @@ class NativeRMSNormLeaf(NativeNormLeaf, RMSNormLeaf):
 
     modules = RMSNormLeaf.modules
 
-    def asked(self, use: Use) -> tuple[Tensor, Tensor, float, bool, bool, bool]:
+    def kernel_arguments(self, use: Use) -> tuple[Tensor, Tensor, float, bool, bool, bool]:
         return (*rows(use, self.parameters["weight"].numel()), self.eps(use.x), False, True, False)

@@ -7,6 +7,6 @@ from torch import Tensor
 
 
 def per_example(x: Tensor, g: Tensor, eps: float) -> Tensor:
-    """x, g [B, T, D] -> scale gradients [B, D], fp64."""
+    """Return the scale gradients [B, D], fp64, for x and g [B, T, D]."""
     x, g = x.double(), g.double()
     return (g * x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps)).sum(1)

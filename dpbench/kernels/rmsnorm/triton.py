@@ -20,7 +20,7 @@ class RMSNormTritonLeaf(DeviceSmallLeaf, RMSNormLeaf):
         return refuses(module)
 
     def gradients(self, use: Use) -> Sums:
-        """weight -> [B, D]."""
+        """Return the gradients [B, D] of `weight`."""
         width = self.parameters["weight"].numel()
-        found = norm_gradients(tokens_of(use.x, width), tokens_of(use.g, width), self.eps(use.x), False, True, False)
-        return Sums({"weight": found[:, 0]})
+        gradients = norm_gradients(tokens_of(use.x, width), tokens_of(use.g, width), self.eps(use.x), False, True, False)
+        return Sums({"weight": gradients[:, 0]})

@@ -1,4 +1,4 @@
-"""Standardised convolutions: a plain convolution's gradients, pulled back through the standardisation."""
+"""Standardised convolutions: the gradients of a plain convolution, pulled back through the standardisation."""
 
 from __future__ import annotations
 

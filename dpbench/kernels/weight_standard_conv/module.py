@@ -1,4 +1,4 @@
-"""The module: a leaf with its own weight, no parametrisation, so that engines serve it like any layer."""
+"""The module: a leaf that holds its weight without a parametrisation, so that engines serve it like any layer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class WeightStandardConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, O, H', W']."""
+        """Return the convolution [B, O, H', W'] of x [B, C, H, W]."""
         return self._conv_forward(x, standardised(self.weight)[0], self.bias)
 
 
 def standardised(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(the standardised weight [O, ...], its scale s [O, 1, ...]) of a weight [O, ...]."""
+    """Return the standardised weight [O, ...] and its scale [O, 1, ...] of a weight [O, ...]."""
     inputs = tuple(range(1, weight.dim()))
     centred = weight - weight.mean(inputs, keepdim=True)
     scale = (centred.square().sum(inputs, keepdim=True) + EPS).rsqrt()

@@ -1,4 +1,4 @@
-"""How per-example gradients get bounded. `attach` is the one entry; one file an engine, `adapters/` for peers."""
+"""The engines, which bound per-example gradients. `attach` is the only entry; one file an engine, `adapters/` for peers."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def attach(
     optimizer: torch.optim.Optimizer,
     mechanism: Mechanism,
     kernels: str = "auto",
-    whole: Callable[[Layout], Layout] | None = None,
+    globalize_layout: Callable[[Layout], Layout] | None = None,
 ) -> Handle:
     """Attach engine `name` to model and optimizer, in place.
 
     Args:
-        kernels: what forms norms and sums of layers, and on a GPU the noise. `triton` for every layer, or an error; `native`,
-            kernels in C for the CPU, for every layer that has one, or an error; `auto` takes either where it can run;
-            `torch` neither.
-        whole: of a stage of a pipeline: the layout of its layers -> theirs among the groups of the whole model.
+        kernels: What forms norms and sums of layers, and on a GPU the noise. `triton` is for every layer, or an error; `native`,
+            kernels in C for the CPU, is for every layer that has one, or an error; `auto` uses either where it can run;
+            `torch` uses neither.
+        globalize_layout: For a stage of a pipeline: maps the layout of its layers to that among the groups of the full model.
 
     Raises:
-        DpbenchError: unknown engine, a clipping it does not do, a parameter it cannot protect (named); kernels by name
-            that a layer (named), device or engine does not have.
+        DpbenchError: The engine is unknown, does not do the clipping or cannot protect a parameter (named), or a layer (named),
+            device or engine does not have the kernels.
     """
     plugin = plugins.get("engine", name)
     if kernels not in KERNELS:
@@ -45,22 +45,22 @@ def attach(
     if kernels in ("native", "triton") and not takes_kernels(name):
         others = ", ".join(n for n in plugins.discover("engine") if takes_kernels(n))
         raise DpbenchError(
-            f"engine {name!r} does not use kernels of ours, so not {kernels} ones", f"leave kernels out, or use {others}"
+            f"engine {name!r} does not use kernels of ours, and so no {kernels} ones", f"leave kernels out, or use {others}"
         )
-    return plugin.load().Engine(model, optimizer, mechanism, kernels, whole)
+    return plugin.load().Engine(model, optimizer, mechanism, kernels, globalize_layout)
 
 
 def takes_kernels(name: str) -> bool:
-    """Whether an engine's layers are served by `dpbench.kernels`, so that there is a choice."""
+    """Return whether an engine's layers are served by `dpbench.kernels`, so that there is a choice."""
     return bool(plugins.get("engine", name).extra.get("kernels"))
 
 
 def attach_published(name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism) -> Handle:
-    """Attach what a paper's published code does, faults included, for rows marked `as_published` alone.
+    """Attach a paper's published code, faults included, for rows marked `as_published` alone.
 
-    Guarantee: none. Its `epsilon()` is None and its `unprotected` names the tensors that are released as they are.
+    Guarantee: none. Its `epsilon()` is None and its `unprotected` names the tensors that are released without protection.
 
     Raises:
-        DpbenchError: unknown engine, a clipping it does not do.
+        DpbenchError: The engine is unknown or does not do the clipping.
     """
     return plugins.get("published_engine", name).load().Engine(model, optimizer, mechanism, "torch")

@@ -1,4 +1,4 @@
-"""What an engine's helpers need of the attached engine that they work for."""
+"""The protocol of an attached engine, as far as the engine's helpers need it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Watching(Protocol):
-    """A guard. state: what sees whether a forward pass writes into the model."""
+    """A guard. `state` checks whether a forward pass writes into the model."""
 
     state: StateWatch
 

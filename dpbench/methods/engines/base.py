@@ -1,4 +1,4 @@
-"""The contract every engine keeps, ours and peers'.
+"""The contract of every engine, ours and the peers'.
 
 handle = attach("fused", model, optimizer, mechanism)
 for physical in physical_batches:             # may be none
@@ -41,15 +41,15 @@ class NonFiniteStep(DpbenchError):
 class Handle(Resumable):
     """An attached engine. Subclasses implement `_accumulate`.
 
-    groups: names of the layers in each group; bounds: C_k; sensitivity: of the sum over a batch, adding or removing
-    one example; thresholds: how adaptive bounds move, None for fixed ones; unprotected: trainable tensors outside every group
-    (always empty: attaching refuses them); real: how many examples of the physical batch at hand count, None for all.
+    bounds: The bounds C_k of the groups. sensitivity: The sensitivity of the sum over a batch, adding or removing one example.
+    thresholds: How adaptive bounds move, None for fixed ones. unprotected: Trainable tensors outside every group (always empty:
+    attaching refuses them). real: How many examples of the current physical batch count, None for all.
     """
 
     name = ""
     scopes: tuple[str, ...] = ("flat", "per_layer")
     functions: tuple[str, ...] | None = None
-    adapts = False  # does not do adaptive thresholds, unless the engine says so
+    adapts = False  # whether the engine does adaptive thresholds
     needs_layers = True
     captures = False  # whether gradients are captured from calls of modules
     rescues = False  # whether examples whose norm is beyond its dtype are clipped again, one by one
@@ -61,16 +61,16 @@ class Handle(Resumable):
         optimizer: torch.optim.Optimizer,
         mechanism: Mechanism,
         kernels: str = "auto",
-        whole: Callable[[Layout], Layout] | None = None,
+        globalize_layout: Callable[[Layout], Layout] | None = None,
     ) -> None:
         self.model, self.optimizer, self.mechanism, self.kernels = model, optimizer, mechanism, kernels
-        self._whole = whole
+        self._globalize_layout = globalize_layout
         self.steps = 0
         self.trainable = trainable_of(model, optimizer)
         self.guard = Guard(model, optimizer, self.trainable)
         self._reached: set[int] = set()
-        self._noted: list[Norms] | None = None  # of the physical batch at hand, while they can still be corrected
-        self._doubts = Doubts(self)  # of the last physical batches, whose norms may be on their way
+        self._noted: list[Norms] | None = None  # norms of the current physical batch, while they can still be corrected
+        self._doubts = Doubts(self)  # the last physical batches, whose norms the device may not have computed yet
         self._has_values = has_values(model)
         self._sums: dict[int, Tensor] = {}
         self.exchange = Exchange()
@@ -110,26 +110,26 @@ class Handle(Resumable):
         if not self.needs_layers and clipping.scope == "flat":  # needs no layout, so any parameter is protected
             self._set_bounds(["all"], [0])
             return
-        own = self._lay_out(clipping)
-        self.layout = layout = own if self._whole is None else self._whole(own)
+        local_layout = self._lay_out(clipping)
+        self.layout = layout = local_layout if self._globalize_layout is None else self._globalize_layout(local_layout)
         self._set_bounds(layout.labels, sorted({cluster.group for cluster in layout.clusters}))
 
     def _lay_out(self, clipping: Clipping) -> Layout:
-        return lay_out(self.model, clipping, self.kernels, stage=self._whole is not None, capture=self.captures)
+        return lay_out(self.model, clipping, self.kernels, stage=self._globalize_layout is not None, capture=self.captures)
 
-    def _set_bounds(self, labels: list[str], own: list[int]) -> None:
-        """Bounds, sensitivity and noise of all groups, of which this process may hold a part."""
+    def _set_bounds(self, labels: list[str], local_groups: list[int]) -> None:
+        """Set bounds, sensitivity and noise of all groups, of which this process may hold a part."""
         clipping = self.mechanism.clipping
         assert clipping is not None
         self.bounds = clipping.bounds(len(labels), labels)
         check_factor(clipping.function, self._function.factor, self.bounds, clipping.gamma)
         self._doubts.small = scales_all(self.factor(0))
         if clipping.adaptive is not None:
-            self.thresholds = Thresholds(self.mechanism, labels, own, self.bounds)
+            self.thresholds = Thresholds(self.mechanism, labels, local_groups, self.bounds)
         self._set_noise()
 
     def _set_noise(self) -> None:
-        """Sensitivity and the noise std of every tensor; groups that share a tensor count as one with the sum of their bounds."""
+        """Set sensitivity and the noise std of every tensor; groups that share a tensor are one with the sum of their bounds."""
         layout, clipping = self.layout, self.mechanism.clipping
         assert clipping is not None
         noise_multiplier = self.mechanism.gradient_noise_multiplier
@@ -154,28 +154,28 @@ class Handle(Resumable):
             )
 
     def draw_noise_as(self, rank: int) -> None:
-        """Take the noise of a rank of a group; 0 is a process alone."""
+        """Use the noise of a rank of a group; 0 is that of a single process."""
         self.noise = Noise(self.mechanism, rank, self.kernels, on=[self.model, self.optimizer, *self.trainable.values()])
 
     # the contract
 
     @property
     def unprotected(self) -> list[str]:
-        """Names of trainable tensors that no group protects."""
+        """The names of trainable tensors that no group protects."""
         if self.mechanism.clipping is None:
             return []
         return [name for name, p in self.trainable.items() if id(p) not in self.noise_stds]
 
     def backward(self, losses: Losses, batch: Any, real: int | None = None) -> Tensor:
-        """Add the bounded gradients of one physical batch to the step's sum; returns the detached losses [B].
+        """Add the bounded gradients of one physical batch to the step's sum, and return the detached losses [B].
 
         Args:
-            real: only the first `real` examples count; the others are padding, for processes that must all run alike.
+            real: Only the first `real` examples count; the others are padding, for processes that must all run the same passes.
 
         Guarantee: each example adds at most C_k in L2 to group k, and a non-finite one or padding adds 0.
 
         Raises:
-            DpbenchError: the loss is not one value an example, or a module's input does not have the batch first.
+            DpbenchError: The loss is not one value an example, or a module's input does not have the batch first.
         """
         if not self.exchange.keeps_padding:
             if real is not None:
@@ -198,7 +198,7 @@ class Handle(Resumable):
                 values = self._accumulate(counted, batch)[:real]
                 if self.rescues and versions_of(batch) != versions:
                     raise DpbenchError(
-                        "the forward pass changes its batch in place: whoever goes through it again gets another result",
+                        "the forward pass changes its batch in place: another pass over it would get another result",
                         "make that operation out of place, or use the engine 'loop'",
                     )
                 if self._noted:
@@ -211,17 +211,17 @@ class Handle(Resumable):
 
     @property
     def _looks(self) -> bool:
-        """Whether the model can be looked at by passes of its own: in one process, and with numbers in it."""
+        """Whether the model can be examined by additional passes: in one process, and with values in it."""
         return not self.exchange.keeps_padding and self._has_values
 
     def _look(self, losses: Losses, batch: Any, changed: bool) -> None:
         """Examine the model on a few examples before a batch is added to a sum.
 
         Args:
-            changed: whether its structure, modes or trained tensors are others than at the last batch, as they are at the first.
+            changed: Whether its structure, modes or trained tensors differ from those at the last batch; True at the first.
 
         Raises:
-            DpbenchError: something that breaks the guarantee, named.
+            DpbenchError: Something breaks the guarantee. The message names it.
         """
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
@@ -232,7 +232,7 @@ class Handle(Resumable):
         self._tally.examples += examples
 
     def epsilon(self) -> float | None:
-        """Spent so far (PLD); None for a non-private run."""
+        """Return epsilon so far (PLD); None for a non-private run."""
         return self.mechanism.epsilon(self.steps)
 
     def detach(self) -> None:
@@ -244,48 +244,48 @@ class Handle(Resumable):
         self._doubts.clear()
         let_go(self.optimizer, self)
 
-    # the two halves of `_accumulate`, for a pipeline; engines that say they run as stages have them
+    # the two halves of `_accumulate`, for a pipeline; engines that declare to run as stages have them
 
     def forward_of(self, call: Callable[[], Tensor]) -> tuple[Any, Tensor]:
-        """`call()`, with what its backward pass will need: (an open pass, the output [B, ...])."""
+        """Call `call()`, and return an open pass, which holds what the backward pass needs, and the output [B, ...]."""
         raise NotImplementedError
 
     def backward_of(
-        self, one: Any, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
+        self, open_pass: Any, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
     ) -> list[Tensor | None]:
-        """Add the bounded gradients of an open pass to the step's sum; returns those of `inputs`.
+        """Add the bounded gradients of an open pass to the step's sum, and return those of `inputs`.
 
         Args:
-            outputs: the sum of the losses, or a stage's output, with its `gradients` from the next stage.
+            outputs: The sum of the losses, or a stage's output, with its `gradients` from the next stage.
         """
         raise NotImplementedError
 
     def settle(self) -> None:
-        """Clip what waits for the other processes' norms: all go through their last pass of a physical batch, then call this."""
+        """Clip the gradients that wait for the other processes' norms; called by all after the last pass of a physical batch."""
 
     # for engines
 
     def factor(self, group: int) -> Factor:
-        """Norms -> factors of one group, with the mechanism's function, bound and gamma."""
+        """Return the map from norms to factors of one group, with the mechanism's function, bound and gamma."""
         clipping = self.mechanism.clipping
         assert clipping is not None
         return Factor(clipping.function, self.bounds[group], clipping.gamma, self._function.factor)
 
     def bounds_of(self, groups: list[int], device: torch.device) -> Tensor:
-        """[K] bounds of some groups, sent to the device once: a copy from pageable memory waits for it."""
+        """Return the [K] bounds of some groups on a device. They are sent once, as a copy from pageable memory waits for it."""
         key = (device, *(self.bounds[k] for k in groups))
         if key not in self._bounds:
             self._bounds = {key: torch.tensor(key[1:], device=device)}
         return self._bounds[key]
 
     def sum_of(self, parameter: Tensor) -> Tensor:
-        """The running sum of a parameter's bounded gradients; zeroed here, where it is allocated."""
+        """Return the running sum of a parameter's bounded gradients, which is allocated and zeroed at the first call."""
         if id(parameter) not in self._sums:
             self._sums[id(parameter)] = self.exchange.new_sum(parameter).zero_()
         return self._sums[id(parameter)]
 
     def sums_of(self, layer: Layer) -> Sums:
-        """The running sums of a layer's parameters; those allocated just now are fresh: not yet written."""
+        """Return the running sums of a layer's parameters. Those allocated in this call are fresh, that is, not yet written."""
         fresh = [name for name, p in layer.parameters.items() if id(p) not in self._sums]
         for name in fresh:
             parameter = layer.parameters[name]
@@ -293,37 +293,36 @@ class Handle(Resumable):
         return Sums({name: self._sums[id(p)] for name, p in layer.parameters.items()}, fresh)
 
     def let_go(self, parameter: Tensor) -> Tensor | None:
-        """The running sum of a parameter, which is forgotten here; None if there is none."""
+        """Return the running sum of a parameter and forget it; None if there is none."""
         return self._sums.pop(id(parameter), None)
 
     def count(self, norms: Tensor, bounds: Tensor | float, groups: Sequence[int] | None = None) -> None:
-        """Note norms [B] or [B, K] of `groups` (None: all that this process holds) for `clipped_fraction`, the non-finite guard
-        and adaptive thresholds. Does not wait for the device."""
-        noted = Norms((norms[:, None] if norms.dim() == 1 else norms)[: self.real], bounds, groups)
+        """Note norms [B] or [B, K] of `groups` (None: all of this process) for the step's counts, without waiting."""
+        batch_norms = Norms((norms[:, None] if norms.dim() == 1 else norms)[: self.real], bounds, groups)
         if self._noted is not None:
-            self._noted.append(noted)
+            self._noted.append(batch_norms)
         else:
-            self._count(noted)
+            self._count(batch_norms)
 
-    def _count(self, noted: Norms) -> None:
-        norms, bounds, groups = noted.norms, noted.bounds, noted.groups
+    def _count(self, batch_norms: Norms) -> None:
+        norms, bounds, groups = batch_norms.norms, batch_norms.bounds, batch_norms.groups
         finite = torch.isfinite(norms)
-        over, whole = ((norms > bounds) & finite).any(1), finite.all(1)
-        self.exchange.noted(over, whole)
-        self._counts.append(torch.stack([over.sum(), whole.sum(), (~whole).sum()]))
+        over, all_finite = ((norms > bounds) & finite).any(1), finite.all(1)
+        self.exchange.noted(over, all_finite)
+        self._counts.append(torch.stack([over.sum(), all_finite.sum(), (~all_finite).sum()]))
         if self.thresholds is not None:
             self.thresholds.note(norms <= bounds, groups)
 
     def counted(self) -> Tally:
-        """This process' examples of the step so far; waits for the device."""
+        """Return the tally of this process' examples in the step so far; waits for the device."""
         for norms in self._doubts.settled(wait=True):
             self._count(norms)
         if self._counts:
             counts = torch.stack([count.to(self._counts[0].device) for count in self._counts]).sum(0)
             self._counts = []
             clipped, finite, non_finite = (int(n) for n in counts.tolist())
-            own = self._tally
-            self._tally = Tally(own.examples, own.clipped + clipped, own.non_finite + non_finite, own.finite + finite)
+            tally = self._tally
+            self._tally = Tally(tally.examples, tally.clipped + clipped, tally.non_finite + non_finite, tally.finite + finite)
         return self._tally
 
     def _step_hook(self, optimizer: torch.optim.Optimizer, args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:
@@ -338,7 +337,7 @@ class Handle(Resumable):
             self.guard.check_trained_set()
         fault = self.beyond_the_end() or self._fault()
         self._tally = tally = self.exchange.total(self.counted(), self.steps, fault)
-        # Under noise an abort would tell of private data: a step without a finite example is a step of noise.
+        # Under noise an abort would reveal private data: a step without a finite example is a step of noise.
         if tally.non_finite and not tally.finite and self.mechanism.noise_multiplier == 0:
             raise NonFiniteStep(
                 f"step {self.steps + 1}: all {tally.non_finite} examples have non-finite gradients",
@@ -350,7 +349,7 @@ class Handle(Resumable):
         self._sums = {}
 
     def _fault(self) -> DpbenchError | None:
-        """Why nothing may be released."""
+        """Return why nothing may be released, or None."""
         for name, parameter in self.trainable.items():
             if parameter.grad is None or not parameter.grad.any():  # zero after zero_grad(set_to_none=False)
                 continue
@@ -368,7 +367,7 @@ class Handle(Resumable):
         return None
 
     def _release(self) -> None:
-        """Every parameter's grad = (sum + noise) / expected_batch_size.
+        """Set every parameter's grad to (sum + noise) / expected_batch_size.
 
         Guarantee: noise of std noise_multiplier x sensitivity (as allocated) is added once a step, also to an empty sum.
         """

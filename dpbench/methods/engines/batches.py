@@ -1,4 +1,4 @@
-"""Batches of any container, and the losses of one: how many examples there are, and some of them by their index."""
+"""Batches in any container, and their losses: the number of examples, and the selection of some by their index."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dpbench.errors import DpbenchError
 
 Losses = Callable[[nn.Module, Any], Tensor]
-"""losses(model, batch) -> [B]."""
+"""A function losses(model, batch) -> [B]."""
 
 
 def check_losses(values: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def check_losses(values: Tensor) -> Tensor:
     if not isinstance(values, Tensor) or values.dim() != 1:
         shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise DpbenchError(
-            f"losses have shape {shape}, wanted [B]: one value an example, made from that example alone",
+            f"losses have shape {shape}, not [B]: one value an example, computed from that example alone",
             "reduce over tokens, never over the batch",
         )
     return values
@@ -45,7 +45,7 @@ def batch_size(batch: Any) -> int:
         batch: a tensor, or a mapping (also `BatchEncoding`), sequence, named tuple, dataclass or object with tensors.
 
     Raises:
-        DpbenchError: the batch holds no tensor with a dimension.
+        DpbenchError: The batch holds no tensor with a dimension.
     """
     for tensor in _tensors(batch):
         if tensor.dim() > 0:
@@ -59,7 +59,7 @@ def select(batch: Any, index: Tensor | slice) -> Any:
     """Return the examples `index` of a batch, in a container of the same kind.
 
     Tensors whose first dimension is B, and plain lists and tuples of B strings or numbers, are indexed; anything else (0-d
-    tensors, tables that all examples share, options) stays as it is.
+    tensors, tables that all examples share, options) is unchanged.
     """
     return _select(batch, index, batch_size(batch))
 
@@ -78,7 +78,7 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def _parts(batch: Any) -> Mapping[Any, Any]:
-    """What a container holds, by key; nothing for what is no container."""
+    """Return the contents of a container by key; nothing for a value that is no container."""
     if isinstance(batch, Mapping):
         return batch
     if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
@@ -107,7 +107,7 @@ def _has_batch(value: Tensor, size: int) -> bool:
 
 
 def _rebuilt(like: Any, parts: dict[Any, Any]) -> Any:
-    """A container as `like` with other parts."""
+    """Return a container like `like` with other parts."""
     if isinstance(like, dict) and type(like) is dict:
         return parts
     if isinstance(like, tuple) and hasattr(like, "_fields"):

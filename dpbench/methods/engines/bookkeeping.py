@@ -1,4 +1,4 @@
-"""One backward pass, weight gradients afterwards: output gradients are kept until all norms are known.
+"""One backward pass with weight gradients afterwards: output gradients are kept until all norms are known.
 
 Book-keeping of Bu et al. (ICML 2023, "Differentially Private Optimization on Large Model at Small Cost"), section 3:
 2 units of matrix work for the sum as in plain training, plus the norms.
@@ -31,12 +31,15 @@ PLUGIN = {
 }
 
 Kept = tuple[int, Layer, Later]
-"""Group, layer, and what adds its examples once their norms are known."""
+"""A group, a layer, and a function that adds the layer's examples once their norms are known."""
 
 
 class Engine(Captured):
-    """Every scope. Extra memory: the output gradients of all trained layers of one physical batch; where a layer's per-example
-    gradients are smaller than its input and output gradient, or small, they in place of these."""
+    """The engine `bookkeeping`, for every scope.
+
+    Its extra memory is the output gradients of all trained layers of one physical batch. Where a layer's per-example gradients
+    are smaller than its input and output gradient, or small, they are kept in place of these.
+    """
 
     name = "bookkeeping"
     scopes = ("flat", "per_layer", "per_tensor", "per_block", "per_device")
@@ -46,7 +49,7 @@ class Engine(Captured):
         self._waiting: list[tuple[dict[int, Tensor], list[Kept], int | None]] = []  # with the pass' number of real examples
 
     def backward_of(
-        self, one: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
+        self, open_pass: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
     ) -> list[Tensor | None]:
         squared: dict[int, Tensor] = {}
         kept: list[Kept] = []
@@ -54,27 +57,27 @@ class Engine(Captured):
         def ready(cluster: Cluster, uses: list[tuple[Layer, Use]]) -> None:
             if len(uses) == 1:
                 layer, use = uses[0]
-                own, later = layer.leaf.measured(use)
+                squares, later = layer.leaf.measured(use)
                 kept.append((cluster.group, layer, later))
             else:
-                own = sq_norms(uses)
+                squares = sq_norms(uses)
                 kept.extend((cluster.group, layer, partial(layer.leaf.add_finite, use)) for layer, use in uses)
-            squared[cluster.group] = squared[cluster.group] + own if cluster.group in squared else own
+            squared[cluster.group] = squared[cluster.group] + squares if cluster.group in squared else squares
 
-        found = one.backward(outputs, ready, gradients, inputs)
+        input_gradients = open_pass.backward(outputs, ready, gradients, inputs)
         if self.exchange.norms_wait:
             self._waiting.append((squared, kept, self.real))
-            return found
+            return input_gradients
         with torch.no_grad():
             self._sum(squared, kept)
-        return found
+        return input_gradients
 
     def settle(self) -> None:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
         with torch.no_grad():
-            norms = self.exchange.whole_norms([squared for squared, _, _ in waiting])
+            norms = self.exchange.global_norms([squared for squared, _, _ in waiting])
             for squared, (_, kept, real) in zip(norms, waiting, strict=True):
                 self.real = real
                 self._sum(squared, kept)
@@ -82,7 +85,7 @@ class Engine(Captured):
     def _sum(self, squared: dict[int, Tensor], kept: list[Kept]) -> None:
         norms = {group: value.sqrt() for group, value in squared.items()}
         factors = {group: weighted_factors(value, self.factor(group)) for group, value in norms.items()}
-        while kept:  # from the last kept, so that what is done with is freed
+        while kept:  # each is removed from the list, so that its memory is freed after use
             group, layer, later = kept.pop()
             later(*factors[group], self.sums_of(layer))
             self.exchange.finished(self, [layer])

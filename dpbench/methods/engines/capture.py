@@ -3,8 +3,8 @@
 The pass is `torch.autograd.grad` with respect to the first layers' outputs only: autograd then forms no weight gradient,
 and no parameter's `requires_grad` is touched.
 
-What hooks see is all that an engine clips, so every pass is held to the graph that autograd made of it: a trained tensor may be
-reached from inside the calls of its own layer, and from nowhere else (`Pass.check`). A gradient that came any other way would be
+An engine clips only what hooks see, so every pass is checked against the graph that autograd recorded of it: a trained tensor may
+be reached from inside the calls of its layer, and from nowhere else (`Pass.check`). A gradient that came any other way would be
 lost, or released unclipped.
 """
 
@@ -27,10 +27,11 @@ from dpbench.methods.engines.batches import Losses, check_losses
 from dpbench.methods.engines.layers import Cluster, Layer, Layout
 
 Ready = Callable[[Cluster, list[tuple[Layer, Use]]], None]
-"""Called once a cluster's uses have all had their gradient, so early that its activations can be freed."""
+"""A function that is called once all uses of a cluster have their gradients, so early that its activations can be freed."""
 
 Shapes = dict[tuple[str, int], tuple[int | None, ...]]
-"""(label of a layer, number of its call in a pass) -> first dimensions of its arguments but the first; None for what has none."""
+"""For (label of a layer, number of its call in a pass), the first dimensions of its arguments except the first; None for what has
+no dimension."""
 
 _BY_DIMENSION = ("_saved_dim", "_saved_dims")
 _MOVES_ROWS = frozenset(
@@ -44,7 +45,7 @@ _COMPILED = "CompiledFunctionBackward"
 
 
 class OutsideUse(DpbenchError):
-    """A trained tensor is used outside the calls of its layer. layers: names of the layers that it belongs to."""
+    """A trained tensor is used outside the calls of its layer. `layers` names the layers that it belongs to."""
 
     def __init__(self, parameter: str, layers: Iterable[str], by: str) -> None:
         self.layers = sorted(set(layers))
@@ -56,7 +57,7 @@ class OutsideUse(DpbenchError):
 
 @dataclass
 class _Owner:
-    """Of a trained tensor: its name, its layers, and the id of its parameter (sharded ones are others while in use)."""
+    """A trained tensor's name, layers, and the id of its parameter (which is another object while a sharded one is in use)."""
 
     name: str
     layers: list[str]
@@ -64,14 +65,19 @@ class _Owner:
 
 
 class Pass:
-    """One forward pass, and what its layers wait for. Several may be open at once, as in a pipeline.
+    """One forward pass, with the state that its layers keep for the backward pass. Several may be open at once, as in a pipeline.
 
-    After `check`: reached: ids of the trained tensors that the outputs depend on; moves_rows: whether an operation in the graph
-    can give the rows of a batch other places. shapes: as `Shapes` says.
+    `check` sets `reached`, the ids of the trained tensors that the outputs depend on, and `moves_rows`, whether an operation in
+    the graph can move the rows of a batch to other positions. For `shapes` see `Shapes`.
     """
 
     def __init__(self, owners: dict[int, _Owner], batched: dict[tuple[str, int], tuple[bool, ...]]) -> None:
-        """owners: by the id of a trained tensor; batched: which arguments have the batch first, where known."""
+        """Open a pass.
+
+        Args:
+            owners: By the id of a trained tensor.
+            batched: Which arguments have the batch first, where known.
+        """
         self.batch: int | None = None
         self.reached: set[int] = set()
         self.moves_rows = False
@@ -80,7 +86,7 @@ class Pass:
         self._open = True
         self._again = False
         self._edges: list[GradientEdge] = []  # of the layers' outputs
-        self._roots: list[GradientEdge] = []  # those of them behind which there is no other
+        self._roots: list[GradientEdge] = []  # those without another between them and the leaves
         self._outside: list[Tensor] = []
         self._inputs: list[list[tuple[Any, ...]]] = []  # of the layers, each emptied once it is used
         self._inside: dict[str, set[Node]] = {}
@@ -94,16 +100,16 @@ class Pass:
         self._clusters: dict[int, Cluster] = {}
 
     def check(self, outputs: Tensor) -> None:
-        """Hold what was noted to the graph behind the outputs, before anything is added to a sum.
+        """Compare the noted calls with the graph behind the outputs, before anything is added to a sum.
 
         Raises:
-            OutsideUse: a trained tensor is reached from outside the calls of its layers.
-            DpbenchError: the graph hides what is computed: reentrant checkpoints, or code that was compiled before.
+            OutsideUse: A trained tensor is reached from outside the calls of its layers.
+            DpbenchError: The graph hides what is computed: reentrant checkpoints, or code that was compiled before.
         """
         self._checked = True
         noted = {(edge.node, edge.output_nr): edge for edge in self._edges}
         outside: dict[int, Tensor] = {}
-        above_noted: dict[Node, bool] = {}  # whether a noted output lies between a node and the leaves
+        above_noted: dict[Node, bool] = {}  # whether a noted output is between a node and the leaves
         reached: set[tuple[Node, int]] = set()
         start = (outputs.grad_fn, outputs.output_nr)
         inside: dict[Node, list[str]] = {}
@@ -150,10 +156,10 @@ class Pass:
                 self.reached.add(owner.parameter)
 
     def _check_exits(self, node: Node, edges: list[tuple[Node, int]], inside: dict[Node, list[str]]) -> None:
-        """See that gradients enter the calls of a layer through its outputs alone, where the hooks are.
+        """Check that gradients enter the calls of a layer through its outputs alone, where the hooks are.
 
-        They do not where an output that is a view is changed in place (torch then makes another graph of it), or where
-        something from inside a call is used elsewhere.
+        They do not if an output that is a view is changed in place (torch then records another graph of it), or if a tensor from
+        inside a call is used elsewhere.
         """
         for edge in edges:
             if hasattr(edge[0], "variable"):  # a tied tensor is inside the calls of several layers
@@ -180,12 +186,13 @@ class Pass:
         inputs: Sequence[Tensor] = (),
         retain_graph: bool = False,
     ) -> list[Tensor | None]:
-        """One backward pass without weight gradients; `ready` gets each cluster's uses. Closes this pass, unless the graph is
-        retained for another one, which sees the same gradients.
+        """Make one backward pass without weight gradients, and pass each cluster's uses to `ready`.
+
+        This closes the pass, unless the graph is retained for another one, which sees the same gradients.
 
         Args:
-            outputs: the loss, a scalar, or a stage's output, with its `gradients`.
-            inputs: what else is asked for.
+            outputs: The loss, a scalar, or a stage's output, with its `gradients`.
+            inputs: Further tensors whose gradients are returned.
 
         Returns:
             The gradients of `inputs`, None where the outputs do not depend on one.
@@ -198,21 +205,23 @@ class Pass:
         if not roots and not asked:
             raise DpbenchError(_NOTHING_TRAINED, "see that the model is called inside losses")
         try:
-            every = torch.autograd.grad(outputs, [*roots, *inputs], gradients, retain_graph=retain_graph, allow_unused=True)
+            all_gradients = torch.autograd.grad(
+                outputs, [*roots, *inputs], gradients, retain_graph=retain_graph, allow_unused=True
+            )
             for key, uses in list(self._arrived.items()):  # a use whose output did not reach the loss never arrives
                 ready(self._clusters[key], uses)
         finally:
             self._arrived = {}
             if not retain_graph:
                 self.close()
-        return list(every[len(roots) :])
+        return list(all_gradients[len(roots) :])
 
     def watched(self, outputs: Tensor, watch: Callable[[Layer, Use], None]) -> None:
-        """A backward pass as `backward` makes it, that shows each layer's use to `watch` and leaves this pass open."""
+        """Make a backward pass like `backward` that passes each layer's use to `watch` and leaves this pass open."""
         self._gradients_of([*self._roots, *self._outside], outputs, watch)
 
     def plain(self, outputs: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
-        """Autograd's own gradients of `tensors`, None where the outputs do not depend on one; leaves this pass open."""
+        """Return autograd's gradients of `tensors`, None where the outputs do not depend on one, and leave this pass open."""
         return self._gradients_of(tensors, outputs, lambda *_: None)
 
     def _gradients_of(
@@ -225,7 +234,7 @@ class Pass:
             self._watch = None
 
     def close(self) -> None:
-        """Let go of the graph, which keeps this pass and is kept by it: a backward pass by anybody else is none of this one's."""
+        """Release the graph, which refers to this pass and is referred to by it. Later backward passes do not count here."""
         self._open = False
         self._roots, self._outside, self._expected, self._arrived = [], [], {}, {}
         for noted in self._inputs:
@@ -233,7 +242,7 @@ class Pass:
         self._inputs = []
 
     def note(self, layer: Layer, cluster: Cluster, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """One call of a layer in the forward pass."""
+        """Note one call of a layer in the forward pass."""
         if not isinstance(output, Tensor):
             raise DpbenchError(
                 f"{layer.name}: {type(layer.module).__name__} returns {type(output).__name__}, not one tensor",
@@ -244,14 +253,14 @@ class Pass:
                 f"{layer.name}: the first argument of {type(layer.module).__name__} is no tensor",
                 "pass its input first, or use the engine 'loop'",
             )
-        if not output.requires_grad:  # computed without gradients: nothing of it can reach the losses
+        if not output.requires_grad:  # computed without gradients, so it has no path to the losses
             return
         head = id(cluster.layers[0])
         self._clusters[head] = cluster
         self._expected[head] = self._expected.get(head, 0) + 1
         for name, registered in layer.parameters.items():
             present = layer.module._parameters.get(name)
-            if present is not None and present is not registered:  # sharded parameters are others while the layer runs
+            if present is not None and present is not registered:  # sharded parameters are other objects while the layer runs
                 self._owners.setdefault(id(present), _Owner(f"{layer.name}.{name}", [layer.name], id(registered)))
         arguments = args if len(args) == 1 and not kwargs else tree_leaves((args, kwargs))
         inputs = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
@@ -271,18 +280,18 @@ class Pass:
         output.register_hook(lambda g: self._arrive(layer, head, noted, g) if self._open else None)
 
     def _arrive(self, layer: Layer, head: int, noted: list[tuple[Any, ...]], g: Tensor) -> None:
-        x, version, rest, kwargs, batched = noted[0]
+        x, version, other_arguments, kwargs, batched = noted[0]
         if x._version != version:
             raise DpbenchError(
                 f"the input of {layer.name} was changed in place after it was used", "make that operation out of place"
             )
-        for what, tensor in (("input", x), ("output", g)):
+        for kind, tensor in (("input", x), ("output", g)):
             if tensor.dim() == 0 or tensor.shape[0] != self.batch:
                 raise DpbenchError(
-                    f"{layer.name}: its {what} is {list(tensor.shape)}, the batch has {self.batch} examples",
+                    f"{layer.name}: its {kind} is {list(tensor.shape)}, the batch has {self.batch} examples",
                     "every trained layer's input and output must have the batch first (expand position ids to [B, T])",
                 )
-        use = Use(x, g.detach(), rest, kwargs, batched)
+        use = Use(x, g.detach(), other_arguments, kwargs, batched)
         if self._watch is not None:
             self._watch(layer, use)
             return
@@ -297,9 +306,9 @@ class Pass:
 
 
 class Capture:
-    """Forward hooks on all layers, live only inside `forward`.
+    """Forward hooks on all layers, which are active only inside `forward`.
 
-    batched: which arguments of a layer's call have the batch first, where that has been looked at.
+    batched: Which arguments of a layer's call have the batch first, where that has been examined.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -318,34 +327,34 @@ class Capture:
             hook.remove()
 
     def forward(self, call: Callable[[], Tensor]) -> tuple[Pass, Tensor]:
-        """`call()` with every layer's input noted: (the open pass, what it returned [B, ...])."""
-        self._pass = one = Pass(self._owners, self.batched)
+        """Call `call()` while noting every layer's input, and return the open pass and the result [B, ...]."""
+        self._pass = open_pass = Pass(self._owners, self.batched)
         try:
             with torch.enable_grad():
                 output = call()
         finally:
             self._pass = None
-        one.batch = len(output)
-        return one, output
+        open_pass.batch = len(output)
+        return open_pass, output
 
     def losses(self, losses: Losses, model: torch.nn.Module, batch: Any) -> tuple[Pass, Tensor]:
-        """(the open pass, the losses [B]), held to the graph.
+        """Return the open pass and the losses [B], after `Pass.check`.
 
         Raises:
-            DpbenchError: as `Pass.check`, or the losses are not one value an example.
+            DpbenchError: As in `Pass.check`, or the losses are not one value an example.
         """
-        one, values = self.forward(lambda: check_losses(losses(model, batch)))
+        open_pass, values = self.forward(lambda: check_losses(losses(model, batch)))
         try:
-            one.check(values)
+            open_pass.check(values)
             if not values.requires_grad:
                 raise DpbenchError(_NOTHING_TRAINED, "see that the model is called inside losses")
         except DpbenchError:
-            one.close()
+            open_pass.close()
             raise
-        return one, values
+        return open_pass, values
 
     def _hook(self, layer: Layer) -> RemovableHandle:
-        # Before other hooks: `fully_shard` has one that takes the layer's weights away.
+        # Before other hooks: `fully_shard` has one that frees the layer's weights.
         return layer.module.register_forward_hook(self._forward_hook(layer), with_kwargs=True, prepend=True)
 
     def _forward_hook(self, layer: Layer) -> Callable[..., None]:
@@ -359,7 +368,7 @@ class Capture:
 
 
 def _moves_rows(node: Node, batch: int | None) -> bool:
-    """Whether it is an operation over the first dimension that can give rows other places."""
+    """Return whether a node is an operation over the first dimension that can move rows to other positions."""
     if (name := node.name()) == "IndexBackward0":
         first = node._saved_indices[0]  # type: ignore[attr-defined]
         return first is not None and not torch.equal(first.flatten(), torch.arange(first.numel(), device=first.device))
@@ -370,7 +379,7 @@ def _moves_rows(node: Node, batch: int | None) -> bool:
 
 
 def _between(start: Node, ends: list[Node]) -> set[Node]:
-    """The nodes from `start` back to `ends`, without these."""
+    """Return the nodes from `start` back to `ends`, without `ends`."""
     seen: set[Node] = set()
     stop = set(ends)
     stack: list[Node | None] = [start]

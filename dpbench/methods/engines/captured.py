@@ -1,4 +1,4 @@
-"""What engines share that get every layer's input and output gradient from hooks: see `capture`."""
+"""The base of engines that get every layer's input and output gradient from hooks; see `capture`."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from dpbench.methods.engines.probes import RandomStreams, check_examples_apart_b
 from dpbench.privacy.mechanism import Clipping
 
 _LOOKED_AT = 3
-"""Examples that a model is examined on: the fewest among which an error in one, and one in between, can be told apart."""
+"""The number of examples that a model is examined on: the fewest that include one between two others."""
 
 _COMPARED = 16
-"""Examples whose losses are compared with and without others: passes without gradients cost less."""
+"""The number of examples whose losses are compared with and without others, larger as passes without gradients cost less."""
 
 _LOOKS = 8
-"""Physical batches of several examples that are looked at until one shows something: finite gradients, losses that differ."""
+"""The most physical batches of several examples that are examined until one is conclusive: finite gradients, differing losses."""
 
 
 class Captured(Handle):
-    """A handle with hooks on all its layers. An engine of one backward pass gives `backward_of`.
+    """A handle with hooks on all its layers. An engine of one backward pass defines `backward_of`.
 
     Before the first batch, and again whenever the model's structure or modes change, the model is examined on a few examples:
-    whether they are apart (by their losses, and by the gradients of each layer's output), and whether the captured gradients are
-    all of them (against plain autograd). Every batch is held to its graph: see `capture`.
+    whether they are independent (by their losses, and by the gradients of each layer's output), and whether the captured
+    gradients are complete (against plain autograd). Every batch is checked against its graph; see `capture`.
     """
 
     _looks_left = 0
@@ -55,22 +55,24 @@ class Captured(Handle):
                 self._warn_of_fallback(layer.name, layer.module)
 
     def _lay_out(self, clipping: Clipping) -> Layout:
-        return lay_out(self.model, clipping, self.kernels, stage=self._whole is not None, enclosing=self._enclosing)
+        return lay_out(self.model, clipping, self.kernels, stage=self._globalize_layout is not None, enclosing=self._enclosing)
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
-        one, values = self._forward(losses, batch)
-        self.backward_of(one, values.sum())
+        open_pass, values = self._forward(losses, batch)
+        self.backward_of(open_pass, values.sum())
         return values.detach()
 
     def _forward(self, losses: Losses, batch: Any) -> tuple[Pass, Tensor]:
-        """(the open pass, the losses [B]). A layer whose tensors are used outside its calls is captured around these then on.
+        """Return the open pass and the losses [B].
+
+        A layer whose tensors are used outside its calls is from then on captured at a module around it.
 
         Raises:
-            DpbenchError: a use that no module of the model encloses, or losses that are not one an example; names it.
+            DpbenchError: No module of the model encloses a use, or the losses are not one an example. The message names it.
         """
         while True:
             try:
-                one, values = self._capture.losses(losses, self.model, batch)
+                open_pass, values = self._capture.losses(losses, self.model, batch)
             except OutsideUse as use:
                 self._enclose(use)
                 continue
@@ -78,21 +80,21 @@ class Captured(Handle):
                 raise DpbenchError(
                     f"{len(values)} losses of a batch of {batch_size(batch)} examples", "return one loss for each example"
                 )
-            self._reached |= one.reached
-            if one.moves_rows and self._looks:
-                self._check_rows(one, values)
-            return one, values
+            self._reached |= open_pass.reached
+            if open_pass.moves_rows and self._looks:
+                self._check_rows(open_pass, values)
+            return open_pass, values
 
-    def _check_rows(self, one: Pass, values: Tensor) -> None:
+    def _check_rows(self, open_pass: Pass, values: Tensor) -> None:
         try:
-            check_rows_in_place(one, values)
+            check_rows_in_place(open_pass, values)
         except DpbenchError:
-            one.close()
+            open_pass.close()
             raise
 
     def _enclose(self, use: OutsideUse) -> None:
         """Capture the layers of a tensor at the next module around them that is called, one example at a time."""
-        if self._whole is not None or self.exchange.keeps_padding or self.kernels in ("native", "triton"):
+        if self._globalize_layout is not None or self.exchange.keeps_padding or self.kernels in ("native", "triton"):
             raise use
         modules = dict(self.model.named_modules())
         for name in use.layers:
@@ -126,35 +128,37 @@ class Captured(Handle):
         self._looks_left -= 1
         streams, versions = RandomStreams(self.model), versions_of(batch)
         try:
-            some = self._few(losses, batch, _COMPARED)
+            examples = self._few(losses, batch, _COMPARED)
             if not (self._complete and self._rows_apart):
                 self._rows_apart = several
-                few = self._few(losses, some, _LOOKED_AT)
+                few = self._few(losses, examples, _LOOKED_AT)
                 self._complete = self._examine(losses, few)
-                alone = range(batch_size(few)) if several else ()  # where one gradient is not finite, the others' say enough
+                alone = (
+                    range(batch_size(few)) if several else ()
+                )  # a single example is enough if the gradient of another is not finite
                 self._complete = self._complete or any(self._examine(losses, select(few, slice(i, i + 1))) for i in alone)
             if versions_of(batch) != versions:
-                return  # `backward` says so; another pass would see other data
-            if check_examples_apart_by_value(losses, self.model, some, select) and self._complete:
+                return  # `backward` raises the error; another pass would see other data
+            if check_examples_apart_by_value(losses, self.model, examples, select) and self._complete:
                 self._looks_left = 0
         finally:
             streams.rewind()
 
     def _examine(self, losses: Losses, few: Any) -> bool:
-        """Whether the captured gradients of some examples have been seen to be apart, and all there are."""
+        """Return whether the captured gradients of some examples were compared, and are independent and complete."""
         versions = versions_of(few)
-        one, values = self._forward(losses, few)
+        open_pass, values = self._forward(losses, few)
         try:
             if versions_of(few) != versions:
                 return False
-            look_at_arguments(self._capture, losses, self.model, few, one)
-            check_rows_apart(one, values)
-            return check_complete(one, values, self.trainable)
+            look_at_arguments(self._capture, losses, self.model, few, open_pass)
+            check_rows_apart(open_pass, values)
+            return check_complete(open_pass, values, self.trainable)
         finally:
-            one.close()
+            open_pass.close()
 
     def _few(self, losses: Losses, batch: Any, most: int) -> Any:
-        """The first examples of a batch that have a finite loss, or all where it cannot be cut. Beside a single one, others."""
+        """Return the first examples of a batch with a finite loss, filled up to two with others; all if it cannot be cut."""
         try:
             with torch.no_grad():
                 values = check_losses(losses(self.model, batch))
@@ -166,7 +170,7 @@ class Captured(Handle):
                     return batch
                 few = select(batch, chosen)
                 return few if len(check_losses(losses(self.model, few))) == len(chosen) else batch
-        except Exception:  # whatever a model says to a batch that is not what it was made for
+        except Exception:  # whatever a model raises for a batch that it was not built for
             return batch
 
     def forward_of(self, call: Callable[[], Tensor]) -> tuple[Pass, Tensor]:

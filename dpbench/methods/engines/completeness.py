@@ -1,4 +1,4 @@
-"""Whether what hooks capture is the whole gradient of a model, of each example by itself: looked at, on a few examples."""
+"""Checks, on a few examples, that hooks capture the complete gradient of a model, separately for each example."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Sums, Use, accumulation_dtype
 from dpbench.methods.engines.batches import Losses, batch_size, select
 from dpbench.methods.engines.capture import Capture, Pass
-from dpbench.methods.engines.functional import apart_by_rounding
+from dpbench.methods.engines.functional import rounding_tolerance
 from dpbench.methods.engines.layers import Layer
 
 _OF_TERMS = 16
-"""How far a captured gradient may be from plain autograd's beside `apart_by_rounding`, in units in the last place of the terms
-that add up to it: gradients that cancel are nothing but rounding."""
+"""How far a captured gradient may be from plain autograd's in addition to `rounding_tolerance`, in units in the last place of the
+terms that add up to it: gradients that cancel consist of rounding alone."""
 
 _IN_ROWS = {torch.float64: 1e-9, torch.float32: 1e-5}
 _IN_ROWS_OF_HALVES = 1e-2
 _WEIGHTS = 20221104  # a seed like any other
-_WEIGHED, _WEIGHED_IN_HALVES = 1e-3, 5e-2  # of weights that are some tenths apart
+_WEIGHED, _WEIGHED_IN_HALVES = 1e-3, 5e-2  # tolerances for weights that differ by some tenths
 
 
-def look_at_arguments(capture: Capture, losses: Losses, model: nn.Module, batch: Any, one: Pass) -> None:
+def look_at_arguments(capture: Capture, losses: Losses, model: nn.Module, batch: Any, open_pass: Pass) -> None:
     """Note which arguments of each layer's calls have the batch first, from passes over two batches of different sizes."""
     size = batch_size(batch)
-    if not one.shapes or size < 2:
+    if not open_pass.shapes or size < 2:
         return
     fewer, _ = capture.losses(losses, model, select(batch, slice(size - 1)))
     fewer.close()
-    for call, lengths in one.shapes.items():
+    for call, lengths in open_pass.shapes.items():
         if len(others := fewer.shapes.get(call, ())) == len(lengths):
             capture.batched[call] = tuple(
                 length == size and other == size - 1 for length, other in zip(lengths, others, strict=True)
             )
 
 
-def check_rows_apart(one: Pass, values: Tensor) -> None:
-    """See that the loss of each example has a gradient in its own row of every layer's output alone.
+def check_rows_apart(open_pass: Pass, values: Tensor) -> None:
+    """Check that the loss of each example has a gradient only in that example's row of every layer's output.
 
     Raises:
-        DpbenchError: another row has one; names the layer.
+        DpbenchError: Another row has one. The message names the layer.
     """
     for index in range(len(values)):
 
@@ -52,58 +52,58 @@ def check_rows_apart(one: Pass, values: Tensor) -> None:
             others = torch.cat([sizes[:index], sizes[index + 1 :]])
             if len(others) and others.max() > _IN_ROWS.get(use.g.dtype, _IN_ROWS_OF_HALVES) * sizes.max():
                 raise DpbenchError(
-                    f"the loss of example {index} depends on other rows of the output of {layer.name} than its own: examples are "
-                    "mixed, or the first dimension is not the batch",
-                    "make each loss from its own example, with the batch first in every layer (expand position ids to [B, T], "
+                    f"the loss of example {index} depends on other rows of the output of {layer.name} than that of the example: "
+                    "examples are mixed, or the first dimension is not the batch",
+                    "compute each loss from one example, with the batch first in every layer (expand position ids to [B, T], "
                     "batch_first=True); or use the engine 'loop'",
                 )
 
         if values[index].requires_grad:
-            one.watched(values[index], watch)
+            open_pass.watched(values[index], watch)
 
 
-def check_rows_in_place(one: Pass, values: Tensor) -> None:
-    """See that each example of a batch has its own row of every layer's output: two more backward passes.
+def check_rows_in_place(open_pass: Pass, values: Tensor) -> None:
+    """Check that row i of every layer's output belongs to example i, by two more backward passes.
 
-    The gradient of the weighted losses is, in the row of each example, that of the plain ones times the example's weight.
+    In the row of each example the gradient of the weighted losses is that of the plain losses times the example's weight.
 
     Raises:
-        DpbenchError: a row is another example's; names the layer.
+        DpbenchError: A row belongs to another example. The message names the layer.
     """
     if len(values) < 2 or not values.requires_grad:
         return
     weights = 1 + torch.rand(len(values), generator=torch.Generator().manual_seed(_WEIGHTS), dtype=torch.float64)
     weights = weights.to(values.device)
     plain: list[Tensor] = []
-    one.watched(values.sum(), lambda _, use: plain.append(_norms_of_rows(use)))
+    open_pass.watched(values.sum(), lambda _, use: plain.append(_norms_of_rows(use)))
     expected = iter(plain)
 
     def watch(layer: Layer, use: Use) -> None:
         norms = next(expected)
         allowed = _WEIGHED if use.g.dtype == values.dtype == accumulation_dtype(values) else _WEIGHED_IN_HALVES
-        apart = (_norms_of_rows(use) - norms * weights).abs() > allowed * norms
-        if (apart & norms.isfinite()).any():
+        differs = (_norms_of_rows(use) - norms * weights).abs() > allowed * norms
+        if (differs & norms.isfinite()).any():
             raise DpbenchError(
                 f"a row of the output of {layer.name} belongs to another example than the same row of the batch: examples change "
                 "places inside the model, or are mixed",
                 "keep the examples of a batch in their order; or use the engine 'loop'",
             )
 
-    one.watched((values.double() * weights).sum(), watch)
+    open_pass.watched((values.double() * weights).sum(), watch)
 
 
 def _norms_of_rows(use: Use) -> Tensor:
     return torch.linalg.vector_norm(use.g.flatten(1), dim=1, dtype=torch.float64)
 
 
-def check_complete(one: Pass, values: Tensor, trainable: Mapping[str, nn.Parameter]) -> bool:
-    """See that the unclipped captured gradients, summed over the examples, are plain autograd's.
+def check_complete(open_pass: Pass, values: Tensor, trainable: Mapping[str, nn.Parameter]) -> bool:
+    """Check that the unclipped captured gradients, summed over the examples, are plain autograd's.
 
     Returns:
-        Whether there was something to compare: not where plain gradients are not finite.
+        Whether all could be compared; False if a plain gradient is not finite.
 
     Raises:
-        DpbenchError: they are not; names the tensor.
+        DpbenchError: They are not. The message names the tensor.
     """
     sums: dict[int, Tensor] = {}
     scales: dict[int, float] = {}
@@ -123,8 +123,8 @@ def check_complete(one: Pass, values: Tensor, trainable: Mapping[str, nn.Paramet
             scales[key] = scales.get(key, 0.0) + size
             dtypes[key] = use.g.dtype
 
-    plain = one.plain(values.sum(), list(trainable.values()))
-    one.watched(values.sum(), watch)
+    plain = open_pass.plain(values.sum(), list(trainable.values()))
+    open_pass.watched(values.sum(), watch)
     finite = True
     for (name, parameter), gradient in zip(trainable.items(), plain, strict=True):
         captured = sums.pop(id(parameter), None)
@@ -137,12 +137,12 @@ def check_complete(one: Pass, values: Tensor, trainable: Mapping[str, nn.Paramet
         captured = torch.zeros_like(gradient) if captured is None else captured
         dtype = dtypes.get(id(parameter), gradient.dtype)
         wide = accumulation_dtype(gradient)
-        apart, norm = float(captured.to(wide).sub_(gradient).norm()), float(gradient.norm(dtype=wide))
+        difference, norm = float(captured.to(wide).sub_(gradient).norm()), float(gradient.norm(dtype=wide))
         rounding = _OF_TERMS * torch.finfo(dtype).eps * scales.get(id(parameter), 0.0)
-        if not apart <= max(apart_by_rounding(dtype) * norm, rounding):
+        if not difference <= max(rounding_tolerance(dtype) * norm, rounding):
             raise DpbenchError(
-                f"the gradient of {name} is not what its layer's calls show of it (norm {norm:.3g}, {apart:.3g} of it differs): "
-                "it is used in another way as well, or its module computes something else when it is called again",
+                f"the gradient of {name} is not what its layer's calls show of it (norm {norm:.3g}, {difference:.3g} of it "
+                "differs): it is used in another way as well, or its module computes something else when it is called again",
                 "call the layer instead of using its tensor, draw no random numbers in its forward, or use the engine 'loop'",
             )
     return finite

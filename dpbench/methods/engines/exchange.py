@@ -1,4 +1,4 @@
-"""Where an engine meets the other processes of its group; here there are none."""
+"""The exchange of an engine with the other processes of its group; in this module there are none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tally:
-    """Examples of one logical step: how many there were, were clipped, and had a non-finite or finite gradient."""
+    """Counts of the examples of one logical step: all, those clipped, and those with a non-finite or finite gradient."""
 
     examples: int = 0
     clipped: int = 0
@@ -28,51 +28,51 @@ class Tally:
 
 
 class Exchange:
-    """A process alone. `dpbench.distributed` has those of a group: replicas, shards, stages of a pipeline.
+    """The exchange of a single process. `dpbench.distributed` has those of a group: replicas, shards, stages of a pipeline.
 
-    keeps_padding: whether padding goes through the model too, because every process must run the same operations.
-    norms_wait: whether a group's norm is known only once all processes have gone back, see `Handle.settle`.
+    keeps_padding: Whether padding goes through the model too, because every process must run the same operations.
+    norms_wait: Whether a group's norm is known only after the backward passes of all processes, see `Handle.settle`.
     """
 
     keeps_padding = False
     norms_wait = False
 
     def new_sum(self, parameter: Tensor) -> Tensor:
-        """Unwritten room for the sum of a parameter's bounded gradients, in fp32 or wider."""
+        """Return unwritten memory for the sum of a parameter's bounded gradients, in fp32 or wider."""
         return torch.empty_like(parameter, dtype=accumulation_dtype(parameter))
 
     def noted(self, over: Tensor, finite: Tensor) -> None:
-        """[B] examples of a physical batch: beyond a bound in a finite group; finite in all groups."""
+        """Receive the flags [B] of a physical batch: norm over a bound in a finite group, and finite in all groups."""
 
     def finished(self, handle: Attached, layers: Sequence[Layer]) -> None:
-        """The physical batch adds nothing more to these layers' sums."""
+        """Receive the notice that the physical batch adds nothing more to these layers' sums."""
 
-    def whole_norms(self, squared: list[dict[int, Tensor]]) -> list[dict[int, Tensor]]:
-        """group -> [B] squared norms that this process has of each backward pass -> those of all processes together."""
+    def global_norms(self, squared: list[dict[int, Tensor]]) -> list[dict[int, Tensor]]:
+        """Return the squared norms over all processes from those of this one: for each backward pass, group -> [B]."""
         return squared
 
     def total(self, tally: Tally, steps: int, fault: DpbenchError | None) -> Tally:
-        """The tally over all processes, each of which is about to release its step number `steps`.
+        """Return the tally over all processes, each of which is about to release its step number `steps`.
 
         Raises:
-            DpbenchError: `fault`, or that another process has one, before anything is released.
+            DpbenchError: `fault`, or another process has one. This is before anything is released.
         """
         if fault is not None:
             raise fault
         return tally
 
     def summed(self, handle: Attached, parameter: Tensor) -> Tensor:
-        """What this process has of a parameter's sum, zeros if nothing was added."""
+        """Return this process' part of a parameter's sum, zeros if nothing was added."""
         return handle.sum_of(parameter)
 
     def release_(self, handle: Attached, sums: list[tuple[Tensor, float]], divisor: float) -> None:
-        """Each (sum, std) becomes (sum + N(0, std^2)) / divisor, in place."""
+        """Replace each (sum, std) by (sum + N(0, std^2)) / divisor, in place."""
         handle.noise.release_(sums, divisor)
 
     def release_counts(self, handle: Attached, counts: list[float], std: float) -> list[float]:
-        """(counts of all processes) + N(0, std^2), of adaptive thresholds."""
+        """Return (counts of all processes) + N(0, std^2), for adaptive thresholds."""
         return handle.noise.on_counts(counts, std)
 
     def gradient(self, parameter: Tensor, released: Tensor) -> Tensor:
-        """`released` as what the optimizer takes for this parameter."""
+        """Return `released` in the form in which the optimizer takes this parameter's gradient."""
         return released.to(parameter.dtype)

@@ -14,12 +14,12 @@ from dpbench.methods.engines.batches import Losses, check_losses, select
 
 Parameters = dict[str, Tensor]
 
-_APART = {torch.float64: 1e-7, torch.float32: 5e-3}
-_APART_IN_HALVES = 0.1
+_TOLERANCES = {torch.float64: 1e-7, torch.float32: 5e-3}
+_TOLERANCE_OF_HALVES = 0.1
 
 
 class _LossesOf(nn.Module):
-    """The losses as a module around the model, so that other tensors can stand in its place in all that the losses do with it."""
+    """The losses as a module around the model, so that `functional_call` replaces its tensors wherever the losses use them."""
 
     def __init__(self, model: nn.Module, losses: Losses) -> None:
         super().__init__()
@@ -30,13 +30,14 @@ class _LossesOf(nn.Module):
         return check_losses(self._losses(self.model, batch))
 
 
-def losses_with(model: nn.Module, losses: Losses, parameters: Parameters, batch: Any, apart: bool) -> Tensor:
-    """The losses [B] with other tensors in place of the model's parameters.
+def losses_with(model: nn.Module, losses: Losses, parameters: Parameters, batch: Any, by_use: bool) -> Tensor:
+    """Return the losses [B] with other tensors in place of the model's parameters.
 
     Args:
-        apart: `parameters` has a tensor for every use of a tied one, by the names of `uses`; if not, one for all of its uses.
+        by_use: Whether `parameters` has a tensor for every use of a tied one, by the names of `uses`; if not, it has one for all
+            its uses.
     """
-    if not apart:  # torch's own way to tie leaves a module that is registered twice with the other tensors
+    if not by_use:  # torch's own way to tie leaves a module that is registered twice with the other tensors
         by_id = {id(p): parameters[name] for name, p in model.named_parameters() if name in parameters}
         parameters = {name: by_id[id(p)] for name, p in uses(model).items() if id(p) in by_id}
     named = {f"model.{name}": value for name, value in parameters.items()}
@@ -44,9 +45,9 @@ def losses_with(model: nn.Module, losses: Losses, parameters: Parameters, batch:
 
 
 def uses(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name of every use -> the trainable parameter; one tied between modules has several names.
+    """Return the trainable parameter of every use by name; one tied between modules has several names.
 
-    A module that is registered twice has one name here: `functional_call` given two would leave the model with its tensors.
+    A module that is registered twice has one name here: with two, `functional_call` would leave its tensors in the model.
     """
     by_module = ((path, module._parameters.items()) for path, module in model.named_modules())
     named = ((f"{path}.{name}" if path else name, p) for path, parameters in by_module for name, p in parameters)
@@ -56,9 +57,9 @@ def uses(model: nn.Module) -> dict[str, nn.Parameter]:
 def gradients_of_one(
     model: nn.Module, losses: Losses, example: Any, parameters: Iterable[nn.Parameter]
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """([1] the detached loss, id(parameter) -> gradient) of a batch of one example, by a plain backward pass.
+    """Return the detached loss [1] and id(parameter) -> gradient of a batch of one example, by a plain backward pass.
 
-    A parameter that the loss does not depend on has no gradient here. `grad` of the parameters is as before.
+    A parameter that the loss does not depend on has no gradient here. `grad` of the parameters is unchanged.
     """
     tensors = list(parameters)
     before = [p.grad for p in tensors]
@@ -76,10 +77,10 @@ def gradients_of_one(
 
 
 def gradients_by_use(model: nn.Module, losses: Losses, example: Any) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """([1] the detached loss, name of every use -> gradient or None) of a batch of one example, uses of a tied tensor apart."""
+    """Return the detached loss [1] of one example and, separately for the uses of a tied tensor, name -> gradient or None."""
     parameters = {name: parameter.detach().requires_grad_() for name, parameter in uses(model).items()}
     try:
-        value = losses_with(model, losses, dict(parameters), example, apart=True)
+        value = losses_with(model, losses, dict(parameters), example, by_use=True)
         gradients = torch.autograd.grad(value.sum(), list(parameters.values()), allow_unused=True) if value.requires_grad else ()
     except torch.OutOfMemoryError:
         raise
@@ -92,27 +93,32 @@ def gradients_by_use(model: nn.Module, losses: Losses, example: Any) -> tuple[Te
 
 
 def _dense(gradient: Tensor) -> Tensor:
-    """A gradient that may be sparse, as of `nn.Embedding(sparse=True)`."""
+    """Return a dense gradient from one that may be sparse, as that of `nn.Embedding(sparse=True)`."""
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
-def apart_by_rounding(dtype: torch.dtype) -> float:
-    """How far two ways to the same gradient may be apart, relative to its norm. Another order of summation, or half-precision
-    products, make less of a difference; a use of a tensor that was missed makes more."""
-    return _APART.get(dtype, _APART_IN_HALVES)
+def rounding_tolerance(dtype: torch.dtype) -> float:
+    """Return how far two computations of the same gradient may differ, relative to its norm.
+
+    Another order of summation, or half-precision products, make less of a difference; a missed use of a tensor makes more.
+    """
+    return _TOLERANCES.get(dtype, _TOLERANCE_OF_HALVES)
 
 
 def check_uses_seen(
     model: nn.Module, losses: Losses, example: Any, parameters: Mapping[str, nn.Parameter], rewind: Callable[[], None]
 ) -> set[int]:
-    """See that a loss has the same gradients with other tensors in place of the parameters; returns ids of those that it reaches.
+    """Check that a loss has the same gradients with other tensors in place of the parameters.
 
     Args:
-        example: a batch of one example.
-        rewind: puts random streams back to where they are now.
+        example: A batch of one example.
+        rewind: Returns random streams to their current state.
+
+    Returns:
+        The ids of the parameters that the loss depends on.
 
     Raises:
-        DpbenchError: a parameter is used in a way that no replacement reaches, such as by a closure; names it.
+        DpbenchError: A parameter is used in a way that no replacement reaches, such as by a closure. The message names it.
     """
     _, plain = gradients_of_one(model, losses, example, parameters.values())
     rewind()
@@ -126,29 +132,29 @@ def check_uses_seen(
         expected, seen = plain.get(id(parameter)), replaced.get(id(parameter))
         if expected is None or not expected.isfinite().all():
             continue
-        apart = float((expected - seen).norm()) if seen is not None else float(expected.norm())
-        if apart > apart_by_rounding(expected.dtype) * float(expected.norm()):
+        difference = float((expected - seen).norm()) if seen is not None else float(expected.norm())
+        if difference > rounding_tolerance(expected.dtype) * float(expected.norm()):
             raise DpbenchError(
                 f"{name} is used in a way that torch.func does not reach, such as by a closure or an attribute of the losses",
-                "reach it through the model that the losses are given, or use the engine 'loop'",
+                "reach it through the model that the losses receive, or use the engine 'loop'",
             )
     return set(plain)
 
 
-def loss_of_one(model: nn.Module, losses: Losses, apart: bool) -> Callable[[Parameters, Any], Tensor]:
-    """(parameters, an example without its batch dimension) -> its loss, a scalar; `apart` as in `losses_with`."""
+def loss_of_one(model: nn.Module, losses: Losses, by_use: bool) -> Callable[[Parameters, Any], Tensor]:
+    """Return a function of (parameters, an example without batch dimension) to its scalar loss; `by_use` as in `losses_with`."""
 
-    def one(parameters: Parameters, example: Any) -> Tensor:
+    def loss(parameters: Parameters, example: Any) -> Tensor:
         batch = tree_map(lambda v: v[None] if isinstance(v, Tensor) else v, example)
-        return losses_with(model, losses, parameters, batch, apart).squeeze(0)
+        return losses_with(model, losses, parameters, batch, by_use).squeeze(0)
 
-    return one
+    return loss
 
 
-def loss_by_number(model: nn.Module, losses: Losses, batch: Any, apart: bool) -> Callable[[Parameters, Tensor], Tensor]:
-    """(parameters, number of an example of the batch) -> its loss, a scalar; `apart` as in `losses_with`."""
+def loss_by_number(model: nn.Module, losses: Losses, batch: Any, by_use: bool) -> Callable[[Parameters, Tensor], Tensor]:
+    """Return a function of (parameters, an example's number in the batch) to its scalar loss; `by_use` as in `losses_with`."""
 
-    def one(parameters: Parameters, number: Tensor) -> Tensor:
-        return losses_with(model, losses, parameters, select(batch, number[None]), apart).squeeze(0)
+    def loss(parameters: Parameters, number: Tensor) -> Tensor:
+        return losses_with(model, losses, parameters, select(batch, number[None]), by_use).squeeze(0)
 
-    return one
+    return loss

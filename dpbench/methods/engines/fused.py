@@ -1,7 +1,7 @@
 """Per-layer or per-tensor clipping in one backward pass: gradients are clipped and summed the moment they exist.
 
-FlashDP (arXiv 2507.01154), algorithm 1: norm, factor and sum of one layer while its output gradient is at hand, so
-no per-example gradient outlives its example and no activation its layer.
+FlashDP (arXiv 2507.01154), algorithm 1: norm, factor and sum of one layer are formed while its output gradient exists, so
+no per-example gradient is kept after its example and no activation after its layer.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ PLUGIN = {
 
 
 class Engine(Captured):
-    """One backward pass; extra memory: one layer's weight-sized buffer."""
+    """The engine `fused`: one backward pass. Its extra memory is one buffer of the size of a layer's weight."""
 
     name = "fused"
     scopes = ("per_layer", "per_tensor")
 
     def backward_of(
-        self, one: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
+        self, open_pass: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
     ) -> list[Tensor | None]:
         norms: dict[int, Tensor] = {}
 
@@ -45,10 +45,10 @@ class Engine(Captured):
             norms[cluster.group] = self._clip(cluster, uses)
             self.exchange.finished(self, cluster.layers)
 
-        found = one.backward(outputs, ready, gradients, inputs)
+        input_gradients = open_pass.backward(outputs, ready, gradients, inputs)
         groups = sorted(norms)
         self.count(torch.stack([norms[k] for k in groups], 1), self.bounds_of(groups, outputs.device), groups)
-        return found
+        return input_gradients
 
     def _clip(self, cluster: Cluster, uses: list[tuple[Layer, Use]]) -> Tensor:
         factor = self.factor(cluster.group)
@@ -57,11 +57,11 @@ class Engine(Captured):
             return layer.leaf.clip_into(use, factor, self.sums_of(layer))
         tensors = {id(p): p for layer, _ in uses for p in layer.parameters.values()}
         norms = []
-        for one in examples(uses):
-            norm = squared_norm(one).sqrt()
+        for gradients in examples(uses):
+            norm = squared_norm(gradients).sqrt()
             norms.append(norm)
             scale, finite = weighted_factors(norm.reshape(1), factor)
             if finite:
-                for key, value in one.items():
+                for key, value in gradients.items():
                     self.sum_of(tensors[key]).add_(value * scale)
         return torch.stack(norms)

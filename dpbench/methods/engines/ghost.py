@@ -34,7 +34,7 @@ PLUGIN = {
 
 
 class Engine(Captured):
-    """Flat clipping; no memory beyond plain training."""
+    """The engine `ghost`: flat clipping, without memory beyond plain training."""
 
     name = "ghost"
     scopes = ("flat",)
@@ -48,17 +48,17 @@ class Engine(Captured):
             squared.append(sq_norms(uses))
             half.extend(use.g.dtype != accumulation_dtype(use.g) for _, use in uses)
 
-        one, values = self._forward(losses, batch)
-        one.backward(values.sum(), ready, retain_graph=True)
+        open_pass, values = self._forward(losses, batch)
+        open_pass.backward(values.sum(), ready, retain_graph=True)
         norms = torch.stack(squared).sum(0).sqrt()
         factors, finite = weighted_factors(norms, self.factor(0))
         self.count(norms, self.bounds[0])
         seen = values.detach()
         if any(half):
-            self._add_again(one, values, factors, finite)
+            self._add_again(open_pass, values, factors, finite)
             return seen
-        one.close()
-        if not finite.all():  # 0 x NaN is NaN, so the others go through again without it
+        open_pass.close()
+        if not finite.all():  # 0 x NaN is NaN, so the other examples are computed again without it
             if not finite.any():
                 return seen
             values = check_losses(losses(self.model, select(batch, finite)))
@@ -71,21 +71,21 @@ class Engine(Captured):
         self._weighted_backward((values * factors.to(values.dtype)).sum())
         return seen
 
-    def _add_again(self, one: Pass, values: Tensor, factors: Tensor, finite: Tensor) -> None:
-        """A second pass over the same gradients as the first, weighted as they are added.
+    def _add_again(self, open_pass: Pass, values: Tensor, factors: Tensor, finite: Tensor) -> None:
+        """Make a second pass over the same gradients as the first, which are weighted as they are added.
 
-        Autograd would round the weighted losses' gradients otherwise than those that were measured, and the sum over the batch
-        to half precision, which moves by more than the example that was added.
+        Autograd would round the weighted losses' gradients differently from those that were measured, and the sum over the batch
+        to half precision, whose rounding is larger than the example that was added.
         """
 
         def ready(_cluster: Cluster, uses: list[tuple[Layer, Use]]) -> None:
             for layer, use in uses:
                 layer.leaf.add_finite(use, factors, finite, self.sums_of(layer))
 
-        one.backward(values.sum(), ready)
+        open_pass.backward(values.sum(), ready)
 
     def _weighted_backward(self, loss: Tensor) -> None:
-        """Autograd adds straight to the running sums where the dtypes agree."""
+        """Add the loss' gradients to the running sums, by autograd itself where the dtypes agree."""
         direct = [p for p in self.trainable.values() if p.dtype == accumulation_dtype(p)]
         for parameter in direct:
             parameter.grad = self._sums.pop(id(parameter), None)

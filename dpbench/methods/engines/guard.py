@@ -1,4 +1,4 @@
-"""What a private method watches in the model and optimizer that it was attached to."""
+"""The checks that a private method makes of the model and the optimizer that it is attached to."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Structure = tuple[tuple[object, ...], ...]
 
 
 class Guard:
-    """Watches that what is trained stays what was protected, and says when the model should be looked at again.
+    """Checks that the trained tensors are those that were protected, and tells when the model should be examined again.
 
-    state: use as `with guard.state:` around a forward pass, which must not write into the model.
+    state: A context for forward passes, `with guard.state:`, in which they must not write into the model.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, trainable: dict[str, nn.Parameter]) -> None:
@@ -35,10 +35,10 @@ class Guard:
         self._structure: Structure | None = None
 
     def check_trained_set(self) -> None:
-        """See that the trained tensors of model and optimizer are those that were attached.
+        """Check that the trained tensors of model and optimizer are those that were attached.
 
         Raises:
-            DpbenchError: one was unfrozen, added, replaced or tied anew since; names it.
+            DpbenchError: One was unfrozen, added, replaced or tied since. The message names it.
         """
         present = {id(p): name for name, p in self._model.named_parameters() if p.requires_grad}
         if present.keys() != self._trainable.keys():
@@ -52,10 +52,10 @@ class Guard:
         self.check_optimizer()
 
     def check_optimizer(self) -> None:
-        """See that the optimizer steps on trained tensors of the model alone, and that no other has a gradient.
+        """Check that the optimizer steps on trained tensors of the model alone, and that no other tensor has a gradient.
 
         Raises:
-            DpbenchError: a tensor that was added to the optimizer since, or a frozen one with a gradient.
+            DpbenchError: A tensor was added to the optimizer since, or a frozen one has a gradient.
         """
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
@@ -74,7 +74,7 @@ class Guard:
                     )
 
     def structure_changed(self) -> bool:
-        """Whether modules, their modes, what they compute or the trained tensors are others than at the last call."""
+        """Return whether modules, their modes, what they compute or the trained tensors have changed since the last call."""
         modules = tuple((id(m), m.training, id(vars(m).get("forward")), len(m._forward_pre_hooks)) for m in self._model.modules())
         structure = modules + tuple((id(p), p.requires_grad) for p in self._model.parameters())
         changed, self._structure = structure != self._structure, structure
@@ -82,17 +82,17 @@ class Guard:
 
 
 class Witness:
-    """Remembers some elements of each trained tensor, to see that it moves: under noise every one does in the first step."""
+    """Some elements of each trained tensor, kept to check that it moves: under noise every one does in the first step."""
 
     def __init__(self, trainable: dict[str, nn.Parameter]) -> None:
         self._trainable = trainable
         self._before = {name: _some_of(p).clone() for name, p in trainable.items()}
 
     def check(self, optimizer: torch.optim.Optimizer) -> None:
-        """See that every tensor with a learning rate has moved.
+        """Check that every tensor with a learning rate has moved.
 
         Raises:
-            DpbenchError: one has not; names it.
+            DpbenchError: One has not. The message names it.
         """
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in self._trainable.items():
@@ -105,7 +105,7 @@ class Witness:
 
 
 def _some_of(parameter: Tensor) -> Tensor:
-    """Its first elements on this process: none, where its shard is empty."""
+    """Return the first elements of a parameter on this process: none where its shard is empty."""
     local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
     return local.detach().reshape(-1)[:_WITNESS]
 
@@ -114,7 +114,7 @@ def trainable_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
     """Return name -> parameter of everything that will be trained.
 
     Raises:
-        DpbenchError: the optimizer and the model do not have the same trainable tensors, or one has no values yet.
+        DpbenchError: The optimizer and the model do not have the same trainable tensors, or one has no values yet.
     """
     if lazy := [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]:
         raise DpbenchError(f"{lazy[0]} has no shape yet (its layer is lazy)", "run the model on one batch before attaching")
@@ -136,7 +136,7 @@ def claim(optimizer: torch.optim.Optimizer, handle: Attached) -> None:
     """Note that a handle releases the gradients of an optimizer.
 
     Raises:
-        DpbenchError: another one does, and has not been detached.
+        DpbenchError: Another handle does, and has not been detached.
     """
     other = _ATTACHED.get(optimizer)
     attached = other() if other is not None else None
@@ -146,7 +146,9 @@ def claim(optimizer: torch.optim.Optimizer, handle: Attached) -> None:
             "call detach() on the first handle before another is attached",
         )
     _ATTACHED[optimizer] = weakref.ref(handle)
-    if not hasattr(optimizer, _TAKES_SCALES):  # a GradScaler then calls `step`, where it is told; else it asserts
+    if not hasattr(
+        optimizer, _TAKES_SCALES
+    ):  # a GradScaler then calls `step`, which refuses it with a hint; otherwise it would fail an assertion
         setattr(optimizer, _TAKES_SCALES, True)
 
 

@@ -26,21 +26,22 @@ _WAYS_OUT = "freeze it (requires_grad_(False)), or use the engine 'loop', which 
 
 @cache
 def _leaf_classes(file: str) -> dict[type[nn.Module], type[Leaf]]:
-    """Module class -> its Leaf, from every `kernels/<op>/<file>.py`."""
-    found: dict[type[nn.Module], type[Leaf]] = {}
+    """Return the Leaf of each module class, from every `kernels/<op>/<file>.py`."""
+    leaf_of_class: dict[type[nn.Module], type[Leaf]] = {}
     for path in sorted((PACKAGE / "kernels").glob(f"*/{file}.py")):
         module = importlib.import_module(f"dpbench.kernels.{path.parent.name}.{file}")
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, Leaf) and value.__module__ == module.__name__:
-                found |= dict.fromkeys(value.modules, value)
-    return found
+                leaf_of_class |= dict.fromkeys(value.modules, value)
+    return leaf_of_class
 
 
 def _leaf(name: str, module: nn.Module, kernels: str) -> Leaf:
-    """The leaf of one module by `kernels`: auto, torch, native or triton.
+    """Return the leaf of one module by `kernels`: auto, torch, native or triton.
 
     Raises:
-        DpbenchError: `native` or `triton`, and there is no such kernel for this module, dtype or device; names the layer.
+        DpbenchError: It is `native` or `triton`, and there is no such kernel for this module, dtype or device. The message names
+            the layer.
     """
     device = next(p for p in module.parameters(recurse=False) if p.requires_grad).device
     file = kernels if kernels != "auto" else "triton" if device.type in launch.DEVICES else "native"
@@ -50,7 +51,7 @@ def _leaf(name: str, module: nn.Module, kernels: str) -> Leaf:
             why = kind.refuses(module)
             if why is None:
                 return kind(module)
-        elif why is None and file == "triton":  # in C are those layers alone where torch's way costs a pass over memory
+        elif why is None and file == "triton":  # kernels in C exist only for layers where torch needs a pass over memory
             why = "it has no Triton kernel"
         if why is not None and kernels != "auto":
             raise DpbenchError(
@@ -60,16 +61,16 @@ def _leaf(name: str, module: nn.Module, kernels: str) -> Leaf:
 
 
 def _computes_as_its_class(module: nn.Module) -> bool:
-    """Whether a module's output is made of its input, `weight` and `bias` by its class's own `forward`, as kernels assume.
+    """Return whether a module computes its output from input, `weight` and `bias` by its class's `forward`, as kernels assume.
 
-    It is not where an instance has a `forward` of its own, and where a hook makes the weight of other parameters, as
+    It does not if the instance has another `forward`, or if a hook computes the weight from other parameters, as
     `torch.nn.utils.weight_norm` does.
     """
     return "forward" not in vars(module) and "weight" in module._parameters and set(module._parameters) <= {"weight", "bias"}
 
 
 def _unavailable(file: str, device: torch.device) -> str | None:
-    """Why kernels of one kind cannot run on tensors of `device`, or None; each says the rest itself."""
+    """Return why kernels of one kind cannot run on tensors of `device`, or None; leaf classes know further reasons."""
     if file == "triton":
         return launch.unavailable(device)
     return None if device.type == "cpu" else f"its tensors are on {device.type}, and kernels in C are for the CPU"
@@ -77,10 +78,11 @@ def _unavailable(file: str, device: torch.device) -> str | None:
 
 @dataclass
 class Layer:
-    """The trainable parameters of one module, or one of its tensors where each is clipped by itself.
+    """The trainable parameters of one module, or one of its tensors where each is clipped separately.
 
-    name: of the module that the parameters belong to; module: whose calls give their gradients, that module or one around it;
-    parameters: name within `module` -> parameter; tensor: the local name of the one that this is of, "" for all.
+    name: The name of the module that holds the parameters. module: The module whose calls give their gradients: that module or
+    one around it. parameters: The parameters by their names within `module`. tensor: The local name of the single tensor, "" for
+    all tensors.
     """
 
     name: str
@@ -113,8 +115,8 @@ class Cluster:
 class Layout:
     """All layers of a model under a clipping.
 
-    clusters: what is clipped at once inside a group; groups: names per group; sizes: parameters per group;
-    shared: groups that share a tensor (`tied: per_use`): their bounds add before the groups are combined.
+    clusters: The clusters that are clipped inside the groups. groups: The names in each group. sizes: The number of parameters in
+    each group. shared: Groups that share a tensor (`tied: per_use`); their bounds add before the groups are combined.
     """
 
     clusters: list[Cluster]
@@ -128,7 +130,7 @@ class Layout:
 
     @property
     def labels(self) -> list[str]:
-        """One of each group, none twice: `all` for a single one, the longest prefix that its names share, or its number."""
+        """One unique label for each group: `all` for a single group, the longest prefix that its names share, or its number."""
         if len(self.groups) == 1:
             return ["all"]
         shared = [_prefix(names) for names in self.groups]
@@ -136,7 +138,7 @@ class Layout:
 
 
 def _prefix(names: list[str]) -> str:
-    """The longest dotted prefix of all."""
+    """Return the longest dotted prefix of all names."""
     parts = zip(*(name.split(".") for name in names), strict=False)
     return ".".join(part[0] for part in takewhile(lambda part: len(set(part)) == 1, parts))
 
@@ -145,7 +147,7 @@ def check_examples_apart(model: nn.Module) -> None:
     """Refuse modules that mix the examples of a batch.
 
     Raises:
-        DpbenchError: batch norm in training mode; names it.
+        DpbenchError: There is batch norm in training mode. The message names it.
     """
     for name, module in model.named_modules():
         if isinstance(module, _MIXES_EXAMPLES) and (module.training or any(p.requires_grad for p in module.parameters())):
@@ -158,15 +160,15 @@ def check_examples_apart(model: nn.Module) -> None:
 def find_layers(
     model: nn.Module, kernels: str = "torch", capture: bool = True, enclosing: Mapping[str, str] | None = None
 ) -> list[Layer]:
-    """Every module with trainable parameters of its own, in the order of registration.
+    """Return one layer for every module that directly holds trainable parameters, in the order of registration.
 
     Args:
-        kernels: as in `engines.attach`.
-        capture: whether gradients are to be captured from calls of modules; if not, `module` is the parameters' own.
-        enclosing: layer name -> name of the module around it whose calls give its gradients, where its own do not.
+        kernels: As in `engines.attach`.
+        capture: Whether gradients are to be captured from calls of modules. If not, `module` is the one with the parameters.
+        enclosing: By layer name, the module around it (by name) whose calls give its gradients, if those of the layer do not.
 
     Raises:
-        DpbenchError: a module whose gradients cannot be captured; names it.
+        DpbenchError: The gradients of a module cannot be captured. The message names it.
     """
     by_name = dict(model.named_modules())
     layers = []
@@ -195,18 +197,20 @@ def find_layers(
 
 
 def _is_called(module: nn.Module) -> bool:
-    """Whether a module is called in the forward pass of a model: containers such as `nn.ParameterList` are not, and a
-    parametrization is when its layer's weight is read."""
+    """Return whether a module is called in the forward pass of a model.
+
+    Containers such as `nn.ParameterList` are not, and a parametrization is called when its layer's weight is read.
+    """
     if isinstance(module, ParametrizationList):
         return False
     return getattr(type(module), "forward", None) is not nn.Module.forward or "forward" in vars(module)
 
 
 def caller_of(modules: Mapping[str, nn.Module], name: str, parameter: str) -> str:
-    """Name of the nearest module around `name` that has a forward pass.
+    """Return the name of the nearest module around `name` that has a forward pass.
 
     Raises:
-        DpbenchError: there is none; names `parameter`.
+        DpbenchError: There is none. The message names `parameter`.
     """
     while name:
         name = name.rpartition(".")[0]
@@ -219,7 +223,7 @@ def _check_can_capture(name: str, module: nn.Module) -> None:
     """Refuse modules whose calls cannot be seen by hooks.
 
     Raises:
-        DpbenchError: TorchScript; names the layer.
+        DpbenchError: It is compiled by TorchScript. The message names the layer.
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise DpbenchError(
@@ -236,14 +240,14 @@ def lay_out(
     capture: bool = True,
     enclosing: Mapping[str, str] | None = None,
 ) -> Layout:
-    """Layers, what is tied to what, and the groups of the clipping's scope.
+    """Return the layers of a model, their ties, and the groups of the clipping's scope.
 
     Args:
-        stage: the model is one stage of a pipeline, which is one device.
-        kernels, capture, enclosing: as in `find_layers`.
+        stage: Whether the model is one stage of a pipeline, which is one device.
+        kernels, capture, enclosing: As in `find_layers`.
 
     Raises:
-        DpbenchError: a scope that cannot group this model, or uses of a tied tensor that cannot be bounded apart.
+        DpbenchError: The scope cannot group this model, or uses of a tied tensor cannot be bounded separately.
     """
     scope = plugins.get("scope", clipping.scope)
     layers = find_layers(model, kernels, capture, enclosing)
@@ -269,21 +273,21 @@ def lay_out(
         if crowded := [k for together in shared for k in together if len(groups[k]) > 1]:
             raise DpbenchError(
                 f"tied: per_use with {clipping.scope} clipping: a use of a tied tensor is in a group with others "
-                f"({', '.join(groups[crowded[0]][:3])}, ...) and has no bound of its own",
+                f"({', '.join(groups[crowded[0]][:3])}, ...) and has no separate bound",
                 "use tied: sum, or scope per_layer or per_tensor",
             )
     return Layout(clusters, groups, sizes, shared)
 
 
 def _size(clusters: list[Cluster]) -> int:
-    """Parameters of all together, a shared tensor counted once."""
+    """Return the number of parameters of all clusters together, with a shared tensor counted once."""
     return sum({id(p): p.numel() for c in clusters for layer in c.layers for p in layer.parameters.values()}.values())
 
 
 def _families(layers: list[Layer]) -> list[list[Layer]]:
-    """Layers that share a parameter tensor, together."""
-    families: dict[int, list[Layer]] = {}  # by a number of their own
-    family_of: dict[int, int] = {}  # of a tensor's id
+    """Return the layers in families; layers that share a parameter tensor are in one."""
+    families: dict[int, list[Layer]] = {}  # by the family's number
+    family_of: dict[int, int] = {}  # family's number by a tensor's id
     for number, layer in enumerate(layers):
         tensors = [id(p) for p in layer.parameters.values()]
         touched = sorted({family_of[tensor] for tensor in tensors if tensor in family_of})

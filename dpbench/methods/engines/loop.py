@@ -1,4 +1,4 @@
-"""The oracle: one example at a time through plain autograd. Slow, obvious, and what every engine is held to."""
+"""The oracle: one example at a time through plain autograd. It is slow and obvious, and every engine is compared with it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PLUGIN = {
 
 
 class Engine(Handle):
-    """Per-example gradients by B backward passes; any module without cross-example terms.
+    """The engine `loop`: per-example gradients by B backward passes, for any module without cross-example terms.
 
     Under flat clipping no layout is needed, so parameters outside leaf modules are protected too.
     """
@@ -51,8 +51,8 @@ class Engine(Handle):
             streams.rewind()
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
-        found = [self._one(losses, select(batch, slice(i, i + 1))) for i in range(batch_size(batch))]
-        return torch.cat(found) if found else torch.zeros(0)
+        values = [self._one(losses, select(batch, slice(i, i + 1))) for i in range(batch_size(batch))]
+        return torch.cat(values) if values else torch.zeros(0)
 
     def _one(self, losses: Losses, example: Any) -> Tensor:
         clipping = self.mechanism.clipping
@@ -71,7 +71,7 @@ class Engine(Handle):
         return value
 
     def _add(self, groups: list[list[tuple[Tensor, Tensor]]]) -> None:
-        """Add one example's bounded gradients: of each group, (parameter, gradient)."""
+        """Add one example's bounded gradients from the list of (parameter, gradient) of each group."""
         clipping = self.mechanism.clipping
         assert clipping is not None
         device = next(iter(self.trainable.values())).device
@@ -93,7 +93,7 @@ class Engine(Handle):
         self.count(torch.stack(norms)[None], torch.tensor(self.bounds, dtype=torch.float64, device=device))
 
     def _parts(self, owner: dict[str, nn.Parameter]) -> list[list[str]]:
-        """Names of the uses in each group."""
+        """Return the names of the uses in each group."""
         if self.layout is None:
             return [list(owner)]
         parts: list[list[str]] = [[] for _ in self.bounds]

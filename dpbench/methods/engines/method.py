@@ -14,12 +14,16 @@ from dpbench.methods.protocol import StepReport
 
 
 class EngineMethod:
-    """An engine with its optimizer; a pipeline's stage or a peer is one, too."""
+    """An engine with its optimizer; also a pipeline's stage or a peer."""
 
     in_training_mode = True
 
     def __init__(self, handle: Handle, optimizer: Optimizer, backward: Callable[[Losses, Any], Any] | None = None) -> None:
-        """backward: in place of the handle's own, for a pipeline, whose stages exchange what they need."""
+        """Combine a handle with its optimizer.
+
+        Args:
+            backward: Replaces `handle.backward`, for a pipeline, whose stages exchange what they need.
+        """
         self.handle, self.optimizer = handle, optimizer
         self.trainable, self.thresholds = handle.trainable, handle.thresholds
         self._backward = backward or handle.backward
@@ -49,7 +53,7 @@ class EngineMethod:
         return _EngineReport(values, self.handle.clipped_fraction, details)
 
     def before_release(self, check: Callable[[int], None]) -> None:
-        """The hook runs after the engine's own, when the examples of all processes are known and the weights have not moved."""
+        """Register `check` in a hook after the engine's, when the examples of all processes are known and no weight has moved."""
         hook = self.optimizer.register_step_pre_hook(lambda *_: check(self.handle.counted().examples))
         self._hooks.append(hook)
 
@@ -65,7 +69,7 @@ class EngineMethod:
 
 
 class _EngineReport(StepReport):
-    """Reads the losses when somebody asks for them: a step that nobody reports on does not wait for the device."""
+    """A report that reads the losses only when they are requested: a step without a report does not wait for the device."""
 
     def __init__(self, values: list[Tensor], clipped_fraction: float | None, details: dict[str, Any]) -> None:
         self._values = values

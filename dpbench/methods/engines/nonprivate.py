@@ -1,4 +1,4 @@
-"""Plain training: no clipping, no noise. The floor every other engine is measured against."""
+"""Plain training, without clipping and noise. Its cost is the lower limit that every other engine is compared with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLUGIN = {
 
 
 class Engine(Handle):
-    """Sums of gradients by autograd; a mechanism with clipping is refused."""
+    """The engine `nonprivate`: sums of gradients by autograd. It refuses a mechanism with clipping."""
 
     name = "nonprivate"
 
@@ -41,18 +41,18 @@ class Engine(Handle):
         return None, call()
 
     def backward_of(
-        self, one: None, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
+        self, open_pass: None, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
     ) -> list[Tensor | None]:
         with self.adding():
             outputs.backward(gradients)
-        found = [x.grad for x in inputs]
+        input_gradients = [x.grad for x in inputs]
         for x in inputs:
             x.grad = None
-        return found
+        return input_gradients
 
     @contextmanager
     def adding(self) -> Iterator[None]:
-        """Autograd adds to the running sums in place."""
+        """Let autograd add to the running sums in place, inside the block."""
         for parameter in self.trainable.values():
             parameter.grad = self._sums.pop(id(parameter), None)
         yield

@@ -1,6 +1,6 @@
-"""What no reading of a model's code can tell: whether a forward pass writes into the model, and whether examples are apart.
+"""Checks that a model's code cannot answer: whether a forward pass writes into the model, and whether examples are independent.
 
-Both look at values, so they serve every method, whatever it does with gradients.
+Both compare values, so they serve every method, whatever it does with gradients.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ __all__ = [
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
 _TOLERANCE_OF_HALVES = 2.0**-6
 _ELSEWHERE = 20221103  # a seed like any other
-_SMALL = 1e-2  # losses below are compared as if they were this large: differences of logits have been rounded before
-_ALONE = 8  # examples that are compared with a batch of their own
-_OTHER_SHAPES = 8.0  # times the tolerance where a pass was made of other shapes: a batch cut to its longest example
+_SMALL = 1e-2  # smaller losses are compared as if they were this large: differences of logits have been rounded before
+_ALONE = 8  # examples that are also compared with a batch that holds them alone
+_OTHER_SHAPES = 8.0  # factor on the tolerance where a pass had other shapes: a batch cut to its longest example
 
 
 def has_values(model: nn.Module) -> bool:
-    """Whether there is something to look at: neither fake tensors nor the meta device, nor a layer without its shape."""
+    """Return whether a model has values to examine: no fake tensors, no meta device, and no layer without its shape."""
     return not any(
         p.is_meta or isinstance(p, FakeTensor) or nn.parameter.is_lazy(p) for p in [*model.parameters(), *model.buffers()]
     )
@@ -51,11 +51,11 @@ def check_examples_apart_by_value(
     select: Callable[[Any, Tensor], Any],
     examples: int | None = None,
 ) -> bool:
-    """See that an example's loss stays what it is when other examples of its batch are replaced.
+    """Check that an example's loss does not change when other examples of its batch are replaced.
 
-    Five forward passes without gradients, of the same shapes and with the same random numbers (masks of dropout): one as it is;
-    in the others one half of the examples, chosen as by coins, becomes copies of the one of the other half with the largest
-    loss, or with the smallest, which moves medians and the like as well.
+    This makes five forward passes without gradients, of the same shapes and with the same random numbers (masks of dropout): one
+    of the unchanged batch; in the others one half of the examples, chosen at random, is replaced by copies of the example of the
+    other half with the largest loss, or with the smallest, which also moves medians and the like.
 
     Args:
         losses: (model, batch) -> [B].
@@ -63,20 +63,20 @@ def check_examples_apart_by_value(
         examples: B; by default the length of the losses.
 
     Returns:
-        Whether there was something to see: False for fewer than two examples, without values, and where the losses of the
-        replaced examples stayed as well (all alike, or a head that starts at 0). Ask again with a later batch.
+        Whether the check was conclusive: False for fewer than two examples, without values, and where the losses of the
+        replaced examples did not change either (all alike, or a head that starts at 0). Then repeat it with a later batch.
 
-    Guarantee: random streams of torch, numpy and Python are as before, and the model is not written into.
+    Guarantee: random streams of torch, numpy and Python are unchanged, and the model is not written into.
 
     Raises:
-        DpbenchError: losses are not one an example; an example's loss depends on others, to the rounding of the dtype in use;
+        DpbenchError: Losses are not one an example, an example's loss depends on others, to the rounding of the dtype in use,
             or a forward pass writes into the model.
     """
     if (examples is not None and examples < 2) or not has_values(model):
         return False
     watch, streams = StateWatch(model), RandomStreams(model)
     try:
-        with torch.no_grad():  # and inference mode, where the caller is in it
+        with torch.no_grad():  # and inference mode, if it is that of the caller
             plain = _observed(losses, model, batch, watch, streams)
             seen = _apart_by_value(plain, lambda some: _observed(losses, model, some, watch, streams), batch, select, examples)
             _alone_as_together(losses, model, plain, batch, select, streams)
@@ -93,9 +93,9 @@ def _alone_as_together(
     select: Callable[[Any, Tensor], Any],
     streams: RandomStreams,
 ) -> None:
-    """See that the loss of each of the first examples is the same in a batch of its own.
+    """Check that the loss of each of the first examples is the same in a batch that holds it alone.
 
-    A branch on the whole batch, and a mean over as many tokens as its longest example has, may stay as they are among copies of
+    A branch on the full batch, and a mean over as many tokens as its longest example has, may not change among copies of
     neighbours. Where losses are random or no batch of one can be formed, there is nothing to compare.
     """
     streams.reseed()
@@ -104,7 +104,7 @@ def _alone_as_together(
     for index in range(min(len(plain.losses), _ALONE)):
         try:
             alone = losses(model, select(batch, torch.tensor([index])))
-        except Exception:  # whatever a model says to a batch that it was not made for
+        except Exception:  # whatever a model raises for a batch that it was not built for
             return
         if alone.shape != (1,):
             return
@@ -124,7 +124,7 @@ def _apart_by_value(
     count = len(losses) if examples is None and losses.dim() == 1 else examples
     if losses.dim() != 1 or len(losses) != count:
         raise DpbenchError(
-            f"losses have shape {list(losses.shape)}, wanted [{'B' if count is None else count}]: one value an example, made "
+            f"losses have shape {list(losses.shape)}, not [{'B' if count is None else count}]: one value an example, computed "
             "from that example alone",
             "reduce over tokens, never over the batch",
         )
@@ -134,8 +134,8 @@ def _apart_by_value(
     for half, largest in ((kept, True), (kept, False), (~kept, True), (~kept, False)):
         other = observe(select(batch, _replaced(half, losses, largest)))
         here = half.to(losses.device)
-        if bool((apart := _differ(losses, other.losses, plain.tolerance(other)) & here).any()):
-            _refuse(losses, other.losses, int(apart.nonzero()[0]))
+        if bool((differs := _differ(losses, other.losses, plain.tolerance(other)) & here).any()):
+            _refuse(losses, other.losses, int(differs.nonzero()[0]))
         seen |= bool(_differ(losses, other.losses, 0.0)[~here].any())
     return seen
 
@@ -180,14 +180,14 @@ def _observed(
 
 
 def _halves(count: int) -> Tensor:
-    """A fixed [B] of booleans, both values in it, without order: examples 2 or B / 2 apart are not always together."""
+    """Return fixed booleans [B] of both values in no regular order, so that examples 2 or B / 2 apart are not always together."""
     kept = torch.from_numpy(np.random.default_rng(count).random(count) < 0.5)
     kept[0], kept[-1] = True, False
     return kept
 
 
 def _replaced(kept: Tensor, losses: Tensor, largest: bool) -> Tensor:
-    """[B]: a kept example's own number; for others, that of the kept one with the largest or the smallest loss."""
+    """Return numbers [B]: that of a kept example is unchanged; others get that of the kept one with the extreme loss."""
     sign = 1 if largest else -1
     order = torch.where(kept, (sign * losses.double().cpu()).nan_to_num(-math.inf, -math.inf, -math.inf), -math.inf)
     chosen = int(order.argmax()) if order.isfinite().any() else int(kept.nonzero()[0])
@@ -195,7 +195,7 @@ def _replaced(kept: Tensor, losses: Tensor, largest: bool) -> Tensor:
 
 
 def _differ(one: Tensor, other: Tensor, tolerance: float) -> Tensor:
-    """[B]: by more than rounding; what is not finite must be so in both."""
+    """Return where [B] losses differ by more than rounding; what is not finite must be so in both."""
     one, other = one.double(), other.double()
     size = torch.maximum(one.abs(), other.abs())
     scale = size[size.isfinite()].max().clamp(min=_SMALL) if size.isfinite().any() else size.new_tensor(1.0)
@@ -208,24 +208,27 @@ def _refuse(plain: Tensor, values: Tensor, row: int) -> None:
         f"the loss of an example depends on the other examples of its batch: that of example {row} is {float(plain[row]):.6g}, "
         f"and {float(values[row]):.6g} among others, so no bound on one example's part holds",
         "likely are batch norm by function, a mean, softmax or sort over the batch, in-batch negatives, or dropout after a "
-        "selection over the batch; make each loss from its own example (GroupNorm or LayerNorm; negatives from public data)",
+        "selection over the batch; compute each loss from one example (GroupNorm or LayerNorm; negatives from public data)",
     )
 
 
 class RandomStreams:
-    """Where the random streams are that a forward pass may draw from: torch's on the CPU and the model's devices, generators
-    that modules keep, numpy's and Python's. `rewind` puts them back there, as often as it is asked."""
+    """The states of all random streams that a forward pass may draw from.
+
+    These are torch's on the CPU and the model's devices, generators that modules keep, numpy's and Python's. `rewind` restores
+    them, any number of times.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         devices = {t.device for t in [*model.parameters(), *model.buffers()] if t.device.type not in ("cpu", "meta")}
         self._devices = [(module, d, module.get_rng_state(d)) for d in devices if (module := getattr(torch, d.type, None))]
         kept = (v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Generator))
         self._generators = [(generator, generator.get_state()) for generator in kept]
-        self._torch = torch.get_rng_state().numpy().copy()  # not shared with the tensor, which is let go
+        self._torch = torch.get_rng_state().numpy().copy()  # not shared with the tensor, which is freed
         self._python, self._numpy = random.getstate(), np.random.get_state()
 
     def reseed(self) -> None:
-        """Put all streams somewhere else, until `rewind`."""
+        """Move all streams to another position, until `rewind`."""
         torch.manual_seed(_ELSEWHERE)
         random.seed(_ELSEWHERE)
         np.random.seed(_ELSEWHERE)

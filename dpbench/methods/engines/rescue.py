@@ -1,10 +1,10 @@
-"""Examples whose norm says nothing: its square is beyond float32, though the gradient itself is not.
+"""The rescue of examples whose computed norm is useless, as its square is outside of float32 though the gradient is not.
 
 Squares of gradients above 1e19 overflow, and those below 1e-19 vanish. An engine leaves the first out as if they were not finite,
-and a function that scales every gradient to the bound (AUTO-V) leaves the second where they are. Both are rare; they are clipped
+and a function that scales every gradient to the bound (AUTO-V) leaves the second unscaled. Both are rare; they are clipped
 again here by plain autograd, one example at a time, with norms in float64.
 
-Whether there are any is known when the device has come so far. Nothing waits for it: physical batches are kept until it has.
+Whether there are any is known once the device has computed the norms. Nothing waits for it: physical batches are kept until then.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _VANISHING = 1e-18
 """Norms below have squares that lose digits in float32."""
 
-_AHEAD = 2  # physical batches whose norms may still be on their way when the next one begins
+_AHEAD = 2  # physical batches whose norms may still be outstanding when the next one begins
 
 
 @dataclass
@@ -41,9 +41,9 @@ class Norms:
 
 
 class Doubts:
-    """The norms of the last physical batches, of which some may say nothing.
+    """The norms of the last physical batches, some of which may be useless.
 
-    small: whether that holds for small norms too (`scales_all`).
+    small: Whether small norms are useless too (`scales_all`).
     """
 
     def __init__(self, handle: Attached) -> None:
@@ -62,36 +62,36 @@ class Doubts:
         self._waiting.append(_Doubt(self._handle, losses, batch, noted, self.small))
 
     def settled(self, wait: bool = False) -> Iterator[Norms]:
-        """The norms of physical batches that the device is done with, once what was missing in their sums has been added.
+        """Yield the norms of physical batches that the device has finished, after adding what was missing in their sums.
 
         Args:
-            wait: for all of them.
+            wait: Whether to wait for all of them.
         """
         while self._waiting and (wait or not self._waiting[-1].on_its_way or len(self._waiting) > _AHEAD):
             yield from self._waiting.popleft().settled()
 
 
 class _Doubt:
-    """One physical batch. on_its_way: whether what its norms say is known later, when the device has come so far."""
+    """The norms of one physical batch. on_its_way: Whether the device may not have computed them yet."""
 
     def __init__(self, handle: Attached, losses: Losses, batch: Any, noted: list[Norms], small: bool) -> None:
         self._handle, self._losses, self._batch, self._noted = handle, losses, batch, noted
         self._versions = versions_of(batch)
-        self._doubtful = [~torch.isfinite(one.norms) | (one.norms < (_VANISHING if small else 0.0)) for one in noted]
+        self._doubtful = [~torch.isfinite(entry.norms) | (entry.norms < (_VANISHING if small else 0.0)) for entry in noted]
         flag = torch.stack([doubtful.any() for doubtful in self._doubtful]).any()
         self._any, self.on_its_way = _Flag(flag), flag.is_cuda
 
     def settled(self) -> list[Norms]:
-        """Add what the examples whose norms say nothing should have added; the norms, with theirs in place.
+        """Add the clipped gradients of the examples with useless norms, and return the norms, corrected for them.
 
-        Where the batch was changed in place since, they stay left out.
+        If the batch was changed in place since, these examples stay left out.
 
         Guarantee: an example that is added here has added nothing to the same group before, and adds at most the group's bound.
         """
         if not self._any.value() or versions_of(self._batch) != self._versions:
             return self._noted
         with self._handle.guard.state:
-            return [self._rescued(one, doubtful) for one, doubtful in zip(self._noted, self._doubtful, strict=True)]
+            return [self._rescued(entry, doubtful) for entry, doubtful in zip(self._noted, self._doubtful, strict=True)]
 
     def _rescued(self, noted: Norms, doubtful: Tensor) -> Norms:
         handle = self._handle
@@ -114,12 +114,12 @@ class _Doubt:
                 for parameter, gradient in parts:
                     handle.sum_of(parameter).add_(gradient.double() * factor)
                 norms[index, column] = norm
-        streams.rewind()  # as if no example had been looked at twice
+        streams.rewind()  # as if no example had been computed twice
         return Norms(norms, noted.bounds, noted.groups)
 
 
 class _Flag:
-    """A boolean that is on its way from a device: only who reads it waits, and for nothing that was begun later."""
+    """A boolean that is copied from a device: only its reader waits, and for no operation that began later."""
 
     def __init__(self, flag: Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None
@@ -137,13 +137,13 @@ class _Flag:
 
 
 def scales_all(factor: Factor) -> bool:
-    """Whether the clipping function brings even the smallest gradient to the bound."""
+    """Return whether the clipping function brings even the smallest gradient to the bound."""
     smallest = torch.tensor([_VANISHING / 100], dtype=torch.float64)
     return bool((factor(smallest) * smallest > 1e-6 * factor.bound).all())
 
 
 def group_members(handle: Attached) -> dict[int, list[Tensor]]:
-    """Group -> its parameters, each once."""
+    """Return the parameters of each group, each once."""
     if handle.layout is None:
         return {0: list(handle.trainable.values())}
     members: dict[int, dict[int, Tensor]] = {}

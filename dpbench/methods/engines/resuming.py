@@ -1,4 +1,4 @@
-"""What lets a method stop and go on: the state of an attached engine or a zeroth-order method, and the end of its mechanism."""
+"""Stopping and resuming a method: the state of an attached engine or a zeroth-order method, and the end of its mechanism."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dpbench.privacy.mechanism import Mechanism
 from dpbench.privacy.noise import Noise
 
 FORMAT = 1
-"""Of a state; raised when what it holds changes."""
+"""The format number of a state; it is raised when the contents of states change."""
 
 
 class Resumable:
-    """A method whose training can be saved and gone on with. The model's and the optimizer's own states are kept beside it.
+    """A method whose training can be saved and resumed. The states of the model and the optimizer are saved separately.
 
     Subclasses set name, mechanism, trainable, steps and noise.
     """
@@ -29,16 +29,17 @@ class Resumable:
     thresholds: Thresholds | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, the places of the noise's streams and adaptive thresholds, for `torch.save`; loads with `weights_only`.
+        """Return steps, positions of the noise's streams and adaptive thresholds, for `torch.save`; loads with `weights_only`.
 
-        Training k steps, saving, and going on elsewhere with `load_state_dict` and `sampling.batches(mechanism, start=k)` is the
-        same to the bit as not stopping. Under `randomness: secret` it goes on with fresh keys and coins instead.
+        Training k steps, saving, and resuming elsewhere with `load_state_dict` and `sampling.batches(mechanism, start=k)` is the
+        same to the bit as not stopping. Under `randomness: secret` it resumes with fresh keys and draws instead.
 
-        Guarantee: made of releases and of the mechanism alone: nothing of a batch, and under `randomness: secret` nothing by
-        which noise could be made again. Counts of examples that are for display (`non_finite_examples`) are left out.
+        Guarantee: it is computed from releases and the mechanism alone. It holds nothing of a batch, and under
+        `randomness: secret` nothing that could reproduce noise. Counts of examples for display (`non_finite_examples`) are left
+        out.
 
         Raises:
-            DpbenchError: in the middle of a step, whose sums have no noise yet.
+            DpbenchError: It is called in the middle of a step, whose sums have no noise yet.
         """
         if self._in_a_step():
             raise DpbenchError(
@@ -56,11 +57,11 @@ class Resumable:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the state was saved; before the first step.
+        """Continue from a saved state, before the first step.
 
         Raises:
-            DpbenchError: this method has made steps already; the state is damaged, or of another mechanism, method or model:
-                names the first thing that differs.
+            DpbenchError: This method has made steps, the state is damaged, or it is of another mechanism, method or model.
+                The message names the first difference.
         """
         if self.steps or self._in_a_step():
             raise DpbenchError(f"a state is loaded after {self.steps} steps", "load it into a method that was just attached")
@@ -77,7 +78,7 @@ class Resumable:
             self._go_on_from(self.thresholds.load_state_dict(state["thresholds"]))
 
     def beyond_the_end(self) -> DpbenchError | None:
-        """Why the next step may not be made; None where the mechanism has it."""
+        """Return why the next step is not allowed; None where the mechanism has it."""
         if self.steps < self.mechanism.steps:
             return None
         return DpbenchError(
@@ -106,16 +107,16 @@ class Resumable:
                 )
 
     def _in_a_step(self) -> bool:
-        """Whether anything has been added to a sum that is not released yet."""
+        """Return whether anything has been added to a sum that is not released yet."""
         return False
 
     def _go_on_from(self, bounds: list[float]) -> None:
-        """Take the bounds of adaptive thresholds for the next step."""
+        """Use these bounds of adaptive thresholds for the next step."""
         raise NotImplementedError
 
 
 def first_difference(saved: Any, here: Any, field: str = "") -> tuple[str, Any, Any] | None:
-    """(dotted name, saved value, value here) of the first field in which two descriptions differ; None where none does."""
+    """Return (dotted name, saved value, value here) of the first field in which two descriptions differ; None where none does."""
     if isinstance(saved, dict) and isinstance(here, dict):
         for name in dict.fromkeys([*here, *saved]):
             different = first_difference(saved.get(name), here.get(name), f"{field}.{name}" if field else str(name))
@@ -126,8 +127,8 @@ def first_difference(saved: Any, here: Any, field: str = "") -> tuple[str, Any, 
 
 
 def _text(value: Any) -> str:
-    """One text for one value, tuples and lists alike."""
+    """Return a text that is equal for equal values, with tuples and lists alike."""
     try:
         return canonical_json(value)
-    except (TypeError, ValueError):  # nothing that a mechanism has
+    except (TypeError, ValueError):  # a value that no mechanism has
         return repr(value)

@@ -1,4 +1,4 @@
-"""Layers that share a tensor: their gradient is formed one example at a time, so that cross terms are in the norm."""
+"""Layers that share a tensor: their gradient is formed one example at a time, so that the norm includes cross terms."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dpbench.methods.engines.layers import Layer
 
 
 def sq_norms(uses: list[tuple[Layer, Use]]) -> Tensor:
-    """[B] squared norms of the sum over all uses of a cluster."""
+    """Return the [B] squared norms of the sum over all uses of a cluster."""
     if len(uses) == 1:
         layer, use = uses[0]
         return layer.leaf.sq_norms(use)
-    return torch.stack([squared_norm(one) for one in examples(uses)])
+    return torch.stack([squared_norm(gradients) for gradients in examples(uses)])
 
 
 def examples(uses: list[tuple[Layer, Use]]) -> Iterator[dict[int, Tensor]]:
-    """One example's gradient after another: id(parameter) -> gradient, in buffers that are reused."""
+    """Yield one example's gradient after another as id(parameter) -> gradient, in buffers that are reused."""
     g = uses[0][1].g
     tensors = {id(p): p for layer, _ in uses for p in layer.parameters.values()}
     buffers = {key: torch.zeros(p.shape, dtype=accumulation_dtype(g), device=g.device) for key, p in tensors.items()}
@@ -32,9 +32,9 @@ def examples(uses: list[tuple[Layer, Use]]) -> Iterator[dict[int, Tensor]]:
         yield buffers
 
 
-def squared_norm(one: dict[int, Tensor]) -> Tensor:
-    """Squared norm over all tensors of one example's gradient."""
-    return torch.stack([value.square().sum() for value in one.values()]).sum()
+def squared_norm(gradients: dict[int, Tensor]) -> Tensor:
+    """Return the squared norm over all tensors of one example's gradient."""
+    return torch.stack([value.square().sum() for value in gradients.values()]).sum()
 
 
 def _local(layer: Layer, buffers: dict[int, Tensor]) -> Sums:

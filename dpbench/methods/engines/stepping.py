@@ -1,4 +1,4 @@
-"""What comes with a call of `optimizer.step`: closures, and scalers of mixed precision."""
+"""The special cases of a call of `optimizer.step`: closures, and scalers of mixed precision."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Options = dict[str, Any]
 
 
 def after_closure(args: Arguments, kwargs: Options) -> tuple[Arguments, Options]:
-    """Run the closure of a step, once, and return the arguments with one that says what it returned.
+    """Run the closure of a step once, and return the arguments with one that returns the same value.
 
-    torch runs it inside the step, after the gradients have been released: the examples of a `backward` in it would wait for the
-    next step, and those of the last be lost.
+    torch would run it inside the step, after the gradients have been released: the examples of a `backward` in it would wait for
+    the next step, and those of the last step would be lost.
 
     Args:
-        args: of `step`, the optimizer first.
+        args: The arguments of `step`, the optimizer first.
     """
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     if closure is None:
@@ -33,7 +33,7 @@ def check_unscaled(optimizer: torch.optim.Optimizer) -> None:
     """Refuse a step that a GradScaler makes.
 
     Raises:
-        DpbenchError: the losses were scaled.
+        DpbenchError: The losses were scaled.
     """
     if getattr(optimizer, "grad_scale", None) is not None:
         raise DpbenchError(

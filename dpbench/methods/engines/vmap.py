@@ -27,10 +27,10 @@ PLUGIN = {
 
 
 class Engine(loop.Engine):
-    """Materialises every per-example gradient, without hooks.
+    """The engine `vmap`: it materialises every per-example gradient, without hooks.
 
     Raises:
-        DpbenchError: the model does what `vmap` cannot trace, such as a branch on a tensor's value.
+        DpbenchError: `vmap` cannot trace the model, such as one with a branch on a tensor's value.
     """
 
     name = "vmap"
@@ -41,12 +41,12 @@ class Engine(loop.Engine):
         if batch_size(batch) == 0:
             return torch.zeros(0)
         owner = uses(self.model)
-        own = {name: parameter.detach() for name, parameter in owner.items()}
-        one = grad_and_value(loss_by_number(self.model, losses, batch, apart=True))
-        mapped = torch.func.vmap(one, in_dims=(None, 0), randomness="different")
-        device = next(iter(own.values())).device
+        detached = {name: parameter.detach() for name, parameter in owner.items()}
+        gradient_of_one = grad_and_value(loss_by_number(self.model, losses, batch, by_use=True))
+        mapped = torch.func.vmap(gradient_of_one, in_dims=(None, 0), randomness="different")
+        device = next(iter(detached.values())).device
         try:
-            gradients, values = mapped(own, torch.arange(batch_size(batch), device=device))
+            gradients, values = mapped(detached, torch.arange(batch_size(batch), device=device))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -57,7 +57,7 @@ class Engine(loop.Engine):
         return values.detach()
 
     def _clip(self, group: int, names: list[str], owner: dict[str, nn.Parameter], gradients: dict[str, Tensor]) -> Tensor:
-        """Add one group's bounded gradients to the sums; returns its [B] norms. Uses of one tensor add before the norm."""
+        """Add one group's bounded gradients to the sums, and return its [B] norms. Uses of one tensor add before the norm."""
         total: dict[int, Tensor] = {}
         for name in names:
             gradient, key = gradients.pop(name), id(owner[name])

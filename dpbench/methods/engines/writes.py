@@ -1,4 +1,4 @@
-"""Whether a forward pass writes into the model: then the model would hold private data that no noise protects."""
+"""The check that a forward pass does not write into the model, which would then hold private data that no noise protects."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dpbench.errors import DpbenchError
 
-_EVERY = 8  # values are looked at in the 1st, 8th, 64th, ... use
-_PIECE = 1 << 16  # words fingerprinted at once: their products stay in the cache
-_TURN = 0x2545F4914F6CDD1D  # odd: pieces that change places are seen
-_DEEPEST = 4  # containers inside containers that are looked into
+_EVERY = 8  # values are compared in the 1st, 8th, 64th, ... use
+_PIECE = 1 << 16  # words fingerprinted at once, so that their products stay in the cache
+_TURN = 0x2545F4914F6CDD1D  # odd, so that pieces that are exchanged are noticed
+_DEEPEST = 4  # levels of nested containers that are searched
 _CONTAINERS = (list, tuple, set, frozenset, deque, dict)
 _PLAIN = (Tensor, nn.Parameter)
-_OF_MODULES = frozenset(vars(nn.Module()))  # what every module has; its tensors are asked for by themselves
+_OF_MODULES = frozenset(vars(nn.Module()))  # the attributes of every module, whose tensors are read separately
 
-_CACHES = "a cache that no example decides is filled by one forward pass over made-up inputs before training begins"
+_CACHES = "a cache that no example decides is filled by one forward pass over placeholder inputs before training begins"
 
 
 class _State(NamedTuple):
-    """One tensor at one time. mark: changes with most writes, and costs nothing; fingerprint: of its bytes, or None."""
+    """A tensor at one time. `mark` changes with most writes and costs nothing; `fingerprint` is that of its bytes, or None."""
 
     tensor: Tensor
     mark: tuple[object, ...]
@@ -41,21 +41,23 @@ class _State(NamedTuple):
 
 
 class StateWatch:
-    """Sees that what runs inside `with watch:` writes into no tensor of the model; kept by a method from step to step.
+    """Checks that the code inside `with watch:` writes into no tensor of the model. A method keeps it from step to step.
 
     The tensors are all parameters, buffers and tensors among the modules' plain attributes (also in lists, tuples, sets, dicts
-    and dataclasses), those that are new included. In the 1st, 8th, 64th, ... use they are compared by value, which notices
-    writes through `.data` as well and costs two passes over the weights; in all others by identity, storage and version, which
-    costs a walk over the modules. A tensor that is written with the values it had before counts as not written.
+    and dataclasses), including new ones. In the 1st, 8th, 64th, ... use they are compared by value, which also notices writes
+    through `.data` and costs two passes over the weights; in all others by identity, storage and version, which costs a walk over
+    the modules. A tensor that is written with the values it had before counts as not written.
 
-    Counters count as well, `num_batches_tracked` among them: how many forward passes there were says how many examples Poisson
-    sampling drew. Without values to look at (meta and fake tensors, sparse ones) the rest is compared; of sharded parameters
-    only this process' part, and not while the whole is gathered. Numbers of Python and what lies outside the model are not seen.
+    Counters such as `num_batches_tracked` are included: the number of forward passes reveals how many examples Poisson sampling
+    drew. Tensors without readable values (meta, fake and sparse ones) are compared by the other properties. Of sharded parameters
+    only this process' part is compared, and not while they are gathered. Python numbers and tensors outside the model are not
+    checked.
 
-    Guarantee: reads the model alone and draws no random number.
+    Guarantee: it only reads the model, and draws no random number.
 
     Raises:
-        DpbenchError: a tensor was written, replaced or added; names it. Not raised on top of an error of the body.
+        DpbenchError: A tensor was written, replaced or added. The message names it. It is not raised on top of an error inside
+            the block.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -97,7 +99,7 @@ class StateWatch:
             was = before.get(name)
             if was is None:
                 raise DpbenchError(
-                    f"{name} was put into the model by the forward pass: without noise, it would tell of private data",
+                    f"{name} was put into the model by the forward pass: without noise, it would reveal private data",
                     f"return it instead of keeping it; {_CACHES}",
                 )
             if _is_sharded(was.tensor) != _is_sharded(now.tensor):
@@ -108,14 +110,14 @@ class StateWatch:
                 self._rewritten.add(name)
                 continue
             if was.tensor.is_meta and now.tensor.is_meta and was.tensor.shape == now.tensor.shape:
-                continue  # weights that come to the device for the pass only
+                continue  # weights that are on the device for the pass only
             raise DpbenchError(
-                f"{name} was written by the forward pass: without noise, it would tell of private data", _way_out(name)
+                f"{name} was written by the forward pass: without noise, it would reveal private data", _way_out(name)
             )
 
 
 def forward_changes_nothing(model: nn.Module) -> StateWatch:
-    """`with forward_changes_nothing(model): losses(model, batch)` refuses a model that the pass writes into; see `StateWatch`."""
+    """Return a context that refuses a model that a forward pass inside it writes into; see `StateWatch`."""
     return StateWatch(model)
 
 
@@ -133,7 +135,8 @@ def check_no_known_writer(model: nn.Module) -> None:
     """Refuse the modules of torch that write into themselves in a forward pass, before there is any data.
 
     Raises:
-        DpbenchError: running statistics or spectral norm in training mode, an embedding with max_norm; names it.
+        DpbenchError: There are running statistics or spectral norm in training mode, or an embedding with max_norm. The message
+            names the module.
     """
     for name, module in model.named_modules():
         what = None
@@ -147,7 +150,7 @@ def check_no_known_writer(model: nn.Module) -> None:
         if what is not None:
             raise DpbenchError(
                 f"{name or '(model)'} ({type(module).__name__}) {what} in every forward pass: without noise, "
-                "it would tell of private data",
+                "it would reveal private data",
                 hint,
             )
 
@@ -159,27 +162,32 @@ def _iterates_for_spectral_norm(module: nn.Module) -> bool:
 
 
 class _Structure:
-    """Where a model's tensors are, by dotted name; made by a walk over all modules, and read again while nothing moves."""
+    """The places of a model's tensors by dotted name, from a walk over all modules; it is reused until something changes."""
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = list(model.named_modules())
         self._forms = self._form()
         self._slots: list[tuple[str, Any, str]] = []  # name, the dict that holds the tensor, its key there
-        self._holders: list[tuple[str, dict[str, Any], str]] = []  # the same of containers
+        self._holders: list[tuple[str, dict[str, Any], str]] = []  # the same for containers
         for path, module in self._modules:
             prefix, recomputed = f"{path}." if path else "", _recomputed(module)
             places: list[Any] = [module._parameters, module._buffers]
-            self._slots += [(f"{prefix}{key}", at, key) for at in places for key, value in at.items() if value is not None]
-            for key, value in (own := vars(module)).items():
+            self._slots += [
+                (f"{prefix}{key}", container, key)
+                for container in places
+                for key, value in container.items()
+                if value is not None
+            ]
+            for key, value in (attributes := vars(module)).items():
                 if key in _OF_MODULES or key in recomputed:
                     continue
                 if isinstance(value, Tensor):
-                    self._slots.append((f"{prefix}{key}", own, key))
+                    self._slots.append((f"{prefix}{key}", attributes, key))
                 elif isinstance(value, _CONTAINERS) or _inside("", value, _DEEPEST):
-                    self._holders.append((f"{prefix}{key}", own, key))
+                    self._holders.append((f"{prefix}{key}", attributes, key))
 
     def changed(self) -> bool:
-        """Whether a module, a tensor or an attribute has come, gone or become something of another type."""
+        """Return whether a module, a tensor or an attribute was added, removed or replaced by one of another type."""
         return self._form() != self._forms
 
     def _form(self) -> list[tuple[object, ...]]:
@@ -194,15 +202,15 @@ class _Structure:
         ]
 
     def tensors(self) -> dict[str, Tensor]:
-        """All there are now, where they were."""
-        found = {name: at[key] for name, at, key in self._slots if key in at}
-        for name, own, key in self._holders:
-            found |= _inside(name, own.get(key), _DEEPEST)
-        return found
+        """Return the tensors that are at these places now."""
+        tensors = {name: container[key] for name, container, key in self._slots if key in container}
+        for name, container, key in self._holders:
+            tensors |= _inside(name, container.get(key), _DEEPEST)
+        return tensors
 
 
 def _inside(name: str, value: Any, depth: int) -> dict[str, Tensor]:
-    """Tensors of a plain attribute: its name for one, else with keys behind."""
+    """Return the tensors of a plain attribute: by its name for a single one, else by the name with the keys appended."""
     if isinstance(value, Tensor):
         return {name: value}
     if depth == 0 or isinstance(value, str | int | float | nn.Module | type(None)):
@@ -216,15 +224,15 @@ def _inside(name: str, value: Any, depth: int) -> dict[str, Tensor]:
         pairs = getattr(value, "__dict__", {}).items()
     else:
         return {}
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for key, item in list(pairs):
         if not isinstance(item, str | int | float):
-            found |= _inside(f"{name}.{key}", item, depth - 1)
-    return found
+            tensors |= _inside(f"{name}.{key}", item, depth - 1)
+    return tensors
 
 
 def _recomputed(module: nn.Module) -> set[str]:
-    """Attributes that torch itself makes of the parameters, anew before every call."""
+    """Return the names of attributes that torch computes again from the parameters before every call."""
     if isinstance(module, nn.RNNBase):
         return {"_flat_weights"}
     hooks = module._forward_pre_hooks.values()
@@ -233,12 +241,12 @@ def _recomputed(module: nn.Module) -> set[str]:
 
 
 def _is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, whose module takes half a second to import."""
+    """Return whether it is a DTensor, without importing the module of DTensor, which takes half a second."""
     return hasattr(tensor, "_local_tensor")
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:
-    """The plain tensors that a subclass is made of; of a sharded one this process' part."""
+    """Return the plain tensors inside an instance of a subclass; of a sharded one this process' part."""
     if _is_sharded(tensor):
         return _parts(tensor._local_tensor)  # type: ignore[attr-defined]
     if isinstance(tensor, FakeTensor) or not is_traceable_wrapper_subclass(tensor):
@@ -248,44 +256,45 @@ def _parts(tensor: Tensor) -> list[Tensor]:
 
 
 def _mark(tensor: Tensor) -> tuple[object, ...]:
-    """Changes when the tensor gets another storage or form, or is written by an operation that autograd would notice."""
+    """Return a value that changes with the tensor's storage and form, and with writes that autograd would notice."""
     plain = type(tensor) in _PLAIN and tensor.layout == torch.strided and not tensor.is_inference()
     if plain and _has_storage(tensor):
         return tensor._version, tensor.data_ptr(), tensor.dtype
-    found: list[object] = []
+    forms: list[object] = []
     for part in _parts(tensor):
         form: tuple[object, ...] = (part.dtype, part.device)
         if not nn.parameter.is_lazy(part):
             form += (tuple(part.shape), None if part.is_inference() else part._version)
             if part.layout == torch.strided and _has_storage(part):
                 form += (part.stride(), part.data_ptr())
-        found.append(form)
-    return tuple(found)
+        forms.append(form)
+    return tuple(forms)
 
 
 def _has_storage(part: Tensor) -> bool:
-    """Whether there are bytes behind a plain tensor: not behind one that torch.func left in the model."""
+    """Return whether a plain tensor has bytes: one that torch.func left in the model has none."""
     return not (part.is_meta or isinstance(part, FakeTensor) or is_functorch_wrapped_tensor(part))
 
 
 def _fingerprints(tensors: Sequence[Tensor]) -> dict[int, int]:
-    """id -> 64 bits of the tensor's bytes, dtypes and shapes; none for a tensor whose bytes cannot be read."""
+    """Return by id a 64-bit hash of the tensor's bytes, dtypes and shapes; none for a tensor whose bytes cannot be read."""
     sums: dict[int, list[Tensor | int]] = {}
     for tensor in tensors:
         values = [_fingerprint(part.detach()) if _has_storage(part) else None for part in _parts(tensor)]
         if None not in values:
             sums[id(tensor)] = [value for value in values if value is not None]
     waiting = [value for values in sums.values() for value in values if isinstance(value, Tensor)]
-    for device in {value.device for value in waiting}:  # one wait a device
+    for device in {value.device for value in waiting}:  # one wait for each device
         torch.stack([value for value in waiting if value.device == device]).cpu()
     forms = {id(t): tuple((part.dtype, tuple(part.shape)) for part in _parts(t)) for t in tensors if id(t) in sums}
     return {key: hash((forms[key], *map(int, values))) for key, values in sums.items()}
 
 
 def _fingerprint(tensor: Tensor) -> Tensor | int | None:
-    """Sum of w_i x (word i), modulo 2^64, over the words that its elements lie in; a scalar on the device, off the CPU.
+    """Return the sum of w_i x (word i), modulo 2^64, over the words of a tensor's memory.
 
-    The w_i are odd and otherwise random, so that one changed word always changes it, and others all but always.
+    It is a scalar tensor on devices other than the CPU. The w_i are odd and otherwise random, so that one changed word always
+    changes the sum, and several almost always.
     """
     if nn.parameter.is_lazy(tensor) or tensor.is_meta or isinstance(tensor, FakeTensor) or tensor.layout != torch.strided:
         return None
@@ -299,26 +308,26 @@ def _fingerprint(tensor: Tensor) -> Tensor | int | None:
         return None
 
 
-def _on_host(found: np.ndarray[Any, Any]) -> int:
-    """Of bytes [n]; by numpy, so that what counts a step's tensors does not count these."""
-    whole, total = len(found) // 8 * 8, 0
-    words = found[:whole].view(np.int64)
+def _on_host(flat: np.ndarray[Any, Any]) -> int:
+    """Return the sum over bytes [n], by numpy, so that code that counts a step's tensors does not count these."""
+    in_words, total = len(flat) // 8 * 8, 0
+    words = flat[:in_words].view(np.int64)
     products = np.empty(min(len(words), _PIECE), np.int64)
     with np.errstate(over="ignore"):
         for first in range(0, len(words), _PIECE):
             piece = words[first : first + _PIECE]
             each = np.multiply(piece, _factors()[: len(piece)], out=products[: len(piece)])
             total = (total * _TURN + int(each.sum())) % 2**64
-    for last in found[whole:].tolist():
+    for last in flat[in_words:].tolist():
         total = (total * _TURN + last) % 2**64
     return total
 
 
 def _on_device(flat: Tensor) -> Tensor:
     factors, total = _factors_on(flat.device), torch.zeros((), dtype=torch.int64, device=flat.device)
-    whole = len(flat) // 8 * 8 if flat.storage_offset() % 8 == 0 else 0
-    words = flat[:whole].view(torch.int64).split(_PIECE) if whole else ()
-    for piece in (*words, *flat[whole:].split(_PIECE)):
+    in_words = len(flat) // 8 * 8 if flat.storage_offset() % 8 == 0 else 0
+    words = flat[:in_words].view(torch.int64).split(_PIECE) if in_words else ()
+    for piece in (*words, *flat[in_words:].split(_PIECE)):
         total = total * _TURN + (piece * factors[: len(piece)]).sum()
     return total
 

@@ -1,5 +1,8 @@
-"""DPZero's published code (Liang137/DPZero at 485f236), with the fault ZERO-2 kept: its noise is the next draw of the generator
-that has just made the direction, so whoever can make the direction again can make the noise again."""
+"""DPZero's published code (Liang137/DPZero at 485f236), including its fault ZERO-2.
+
+Its noise is the next draw of the generator that has just drawn the direction, so anybody who can reproduce the direction can
+reproduce the noise.
+"""
 
 from __future__ import annotations
 

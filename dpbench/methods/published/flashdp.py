@@ -1,10 +1,10 @@
-"""FlashDP's review-time code (liangyuwang/FlashDP4Review at a89db902), with the faults FLASH-2 and FLASH-4 kept.
+"""FlashDP's review-time code (liangyuwang/FlashDP4Review at a89db902), including its faults FLASH-2 and FLASH-4.
 
 Linear layers are clipped and get noise as in `fused`, so that a run differs from `fused` by these faults alone:
 
 - FLASH-2: LayerNorm, by its default path, gets no noise. Its gradient is collected token by token in a few running buffers;
   a buffer is clipped elementwise before the next token's gradient is added to it, and no example is clipped by its norm.
-- FLASH-4: what the wrapper leaves out (embeddings, and the head by its name) is trained on its exact gradient.
+- FLASH-4: Layers that the wrapper leaves out (embeddings, and the head by its name) are trained on their exact gradient.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ PLUGIN = {
 }
 
 SKIPPED = "lm_head"
-"""The layer that the published example tells its wrapper to leave out."""
+"""The name of the layer that the published example tells its wrapper to leave out."""
 _BUFFERS = ((1024, 256), (4096, 128), (8192, 96))  # widest LayerNorm -> running buffers, as in its kernel's launch
 _FEWEST = 64
 
 
 class Engine(fused.Engine):
-    """As `fused`, but for LayerNorm, embeddings and head.
+    """The engine `fused`, except for LayerNorm, embeddings and head.
 
     Guarantee: none. One example moves the released sums without bound, and `unprotected` names the tensors.
     """
@@ -50,11 +50,11 @@ class Engine(fused.Engine):
         for cluster in self.layout.clusters:
             if not all(_protected(layer) for layer in cluster.layers):
                 for parameter in (p for layer in cluster.layers for p in layer.parameters.values()):
-                    self.noise_stds.pop(id(parameter), None)  # a tied tensor stands in several layers
+                    self.noise_stds.pop(id(parameter), None)  # a tied tensor is in several layers
         self.sensitivity = float("inf")
 
     def epsilon(self) -> float | None:
-        """None: no finite epsilon holds, whatever the noise on the other layers."""
+        """Return None: no finite epsilon holds, whatever the noise on the other layers."""
         return None
 
     def _clip(self, cluster: Cluster, uses: list[tuple[Layer, Use]]) -> Tensor:
@@ -76,7 +76,7 @@ def _protected(layer: Layer) -> bool:
 
 
 def _by_token(module: nn.LayerNorm, use: Use) -> dict[str, Tensor]:
-    """name -> [B x T, D] gradients of each token."""
+    """Return the gradients [B x T, D] of each token by the name of the parameter."""
     wide, width = accumulation_dtype(use.g), module.normalized_shape[-1]
     normalised = layer_norm(use.x.to(wide), module.normalized_shape, eps=module.eps)
     g = use.g.to(wide)
@@ -84,10 +84,10 @@ def _by_token(module: nn.LayerNorm, use: Use) -> dict[str, Tensor]:
 
 
 def running(rows: Tensor, bound: float) -> Tensor:
-    """The sum that the published kernel makes of [M, D] tokens: [D].
+    """Return the sum [D] that the published kernel forms of the gradients [M, D] of tokens.
 
-    Token r goes to buffer r modulo their number. A buffer's elements are cut to [-bound, bound] before a token is added, never
-    after, so the last token of each buffer counts whole.
+    Token r goes to buffer r modulo the number of buffers. A buffer's elements are clamped to [-bound, bound] before a token is
+    added, never after, so the last token of each buffer is not clipped.
     """
     width = rows.shape[1]
     count = next((buffers for widest, buffers in _BUFFERS if width <= widest), _FEWEST)

@@ -1,1 +1,1 @@
-"""Zeroth-order optimizers: a step needs two forward passes, one random direction and, of each example, one number."""
+"""Zeroth-order optimizers: a step needs two forward passes, one random direction, and one number for each example."""

@@ -1,4 +1,4 @@
-"""Random directions over a model's trainable weights: made again from a seed whenever they are needed, never kept."""
+"""Random directions over a model's trainable weights. They are drawn again from a seed whenever they are needed, never kept."""
 
 from __future__ import annotations
 
@@ -22,27 +22,28 @@ Kind = Literal["gaussian", "sphere"]
 Kernels = Literal["auto", "reference"]
 
 Narrow = Callable[[tuple[int, int], Tensor, Tensor], None]
-"""(number of the weight and of its piece, that piece [n] of a half-precision weight, its numbers of u [n] in float32)."""
+"""A function of (numbers of the weight and of its piece, that piece [n] of a half-precision weight, u [n] there in float32)."""
 
 WIDE = (torch.float32, torch.float64)
-"""Dtypes to which a direction is added in place; narrower weights are handed out in pieces."""
+"""The dtypes to which a direction is added in place; narrower weights are passed on in pieces."""
 
-_ROUNDING = 1 << 31  # number of the stream for what is rounded at random, above those of all tensors
-_ON_CHIP = 1 << 24  # elements of a half-precision weight whose numbers are held at once, off the CPU
-_PIECES = 20  # bits of a weight's number; those above number its pieces
+_ROUNDING = 1 << 31  # number of the stream for random rounding, above those of all tensors
+_ON_CHIP = 1 << 24  # elements of a half-precision weight whose numbers are held at once on a device other than the CPU
+_PIECES = 20  # bits for a weight's number; the bits above are for the number of its piece
 
 
 class Directions:
-    """u_t for t = 0, 1, ...: `gaussian` N(0, I_d); `sphere` uniform on the sphere of radius sqrt(d) (Zhang et al., ICML 2024).
+    """The directions u_t for t = 0, 1, ... of one seed.
 
-    On the CPU the numbers come from an AES keystream and are added in place, piece by piece; on a CUDA device a Triton kernel
-    makes and adds them in one pass (torch's generator where there is no Triton). kernels: `reference` makes each tensor's
-    direction first and adds it by torch, from the same numbers.
+    With kind `gaussian` they are N(0, I_d), with `sphere` uniform on the sphere of radius sqrt(d) (Zhang et al., ICML 2024).
+    On the CPU the numbers come from an AES keystream and are added in place, piece by piece. On a CUDA device a Triton kernel
+    draws and adds them in one pass (torch's generator where there is no Triton). With kernels `reference` each tensor's direction
+    is formed first and added by torch, from the same numbers.
 
-    Guarantee: directions are public. Their streams are none of the noise's, whatever the seed.
+    Guarantee: directions are public. They share no stream with the noise, whatever the seed.
 
     Raises:
-        DpbenchError: another kind, or other kernels.
+        DpbenchError: The kind or the kernels are unknown.
     """
 
     def __init__(self, weights: Sequence[Tensor], seed: int, kind: Kind = "gaussian", kernels: Kernels = "auto") -> None:
@@ -56,10 +57,10 @@ class Directions:
         self._length: tuple[int, float] | None = None
 
     def add_(self, step: int, scale: float, narrow: Narrow | None = None) -> None:
-        """Every weight w becomes w + scale x u_step, in place; half-precision weights are rounded once.
+        """Add scale x u_step to the weights in place; half-precision weights are rounded once.
 
         Args:
-            narrow: takes the half-precision weights' pieces, in order, and changes them instead.
+            narrow: Receives the pieces of half-precision weights, in order, and changes them instead.
         """
         ratio = math.sqrt(self.size) / self._gaussian_length(step) if self.kind == "sphere" else 1.0
         scale *= ratio
@@ -82,29 +83,29 @@ class Directions:
                     narrow((number, place), piece, numbers if ratio == 1 else numbers.mul_(ratio))
 
     def roundings(self, step: int, device: torch.device) -> torch.Generator:
-        """A generator for what is rounded at random in a step; public as directions are, and apart from them."""
+        """Return a generator for the random rounding of a step; it is public like the directions, and separate from them."""
         key = key_of(self._seed, Role.DIRECTIONS, _ROUNDING, step)
         return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
 
     def length(self, step: int) -> float:
-        """|u_step|, at the cost of making it once."""
+        """Return |u_step|, at the cost of drawing the direction once."""
         return math.sqrt(self.size) if self.kind == "sphere" else self._gaussian_length(step)
 
     def next_number(self, step: int) -> float:
-        """The number of N(0, 1) that the public seed of u_step gives next: for published code that takes it for its noise."""
-        found = np.zeros(1)
+        """Return the N(0, 1) number that follows u_step from its public seed: published code uses it as its noise."""
+        numbers = np.zeros(1)
         stream = Gaussian(key_of(self._seed, Role.DIRECTIONS, STREAMS + 1, step))
-        stream.perturb_(found, 1.0, 1.0, Scratch.inside(np.empty(Scratch.room_for(1, found.dtype), np.uint8), found.dtype))
-        return float(found[0])
+        stream.perturb_(numbers, 1.0, 1.0, Scratch.inside(np.empty(Scratch.room_for(1, numbers.dtype), np.uint8), numbers.dtype))
+        return float(numbers[0])
 
     def _gaussian_length(self, step: int) -> float:
-        """Of the Gaussian numbers of a step, in fp64. The last one is kept: a step asks for it several times."""
+        """Return the length of the Gaussian numbers of a step, in fp64. It is kept, as a step needs it several times."""
         if self._length is None or self._length[0] != step:
             self._length = step, math.sqrt(sum(float(g.double().square().sum()) for _, g in self._numbers(step)))
         return self._length[1]
 
     def _numbers(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(weight, its Gaussian numbers in memory order), one tensor's at a time."""
+        """Yield (weight, its Gaussian numbers in memory order), one tensor at a time."""
         streams = _Streams(self._seed, step)
         for number, weight in enumerate(self.weights):
             room = torch.zeros(weight.numel(), dtype=_wide(weight), device=weight.device)
@@ -113,14 +114,14 @@ class Directions:
 
 
 class _Streams:
-    """One step's numbers, tensor after tensor, always in the same order."""
+    """The numbers of one step, tensor after tensor, always in the same order."""
 
     def __init__(self, seed: int, step: int) -> None:
         self._seed, self._step = seed, step
         self._streams = [Gaussian(self._key(number)) for number in range(STREAMS)]
 
     def add_(self, tensor: Tensor, scale: float, number: int) -> None:
-        """t = t + scale x N(0, 1) for the next tensor of the step, its `number`-th."""
+        """Add scale x N(0, 1) to the next tensor of the step, its `number`-th."""
         with _flat(tensor) as flat:
             if tensor.device.type == "cpu":
                 self._on_cpu(flat, scale)
@@ -130,9 +131,9 @@ class _Streams:
                 self._by_torch(flat, scale, number)
 
     def pieces(self, flat: Tensor, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(piece [n], its numbers [n] of N(0, 1) in float32) of the next tensor of the step, its `number`-th.
+        """Yield (piece [n], its numbers [n] of N(0, 1) in float32) of the next tensor of the step, its `number`-th.
 
-        Off the CPU the numbers of a tensor's first piece are those that `add_` adds; elsewhere all are.
+        On the CPU all numbers are those that `add_` adds; on other devices those of a tensor's first piece are.
         """
         device = flat.device
         generator = torch.Generator(device).manual_seed(self._integer(STREAMS + 1 + number) & (2**63 - 1))
@@ -174,11 +175,11 @@ class _Streams:
 
 @contextmanager
 def _flat(tensor: Tensor) -> Iterator[Tensor]:
-    """Its elements [n] in the order in which they lie in memory, to be changed in place."""
+    """Yield the elements [n] of a tensor in the order of memory, to be changed in place."""
     ordered = in_memory_order(tensor)
     flat = ordered.contiguous().view(-1)
     yield flat
-    if flat.data_ptr() != tensor.data_ptr():  # its elements do not lie together: `flat` is a copy
+    if flat.data_ptr() != tensor.data_ptr():  # its elements have gaps in memory, so `flat` is a copy
         ordered.copy_(flat.view(ordered.shape))
 
 
@@ -187,12 +188,13 @@ def _wide(weight: Tensor) -> torch.dtype:
 
 
 def check_perturbation(weights: Sequence[Tensor], perturbation: float) -> None:
-    """Refuse a perturbation lambda that the weights' precision loses, or that is not a perturbation. Looks at the weights alone;
-    those without storage have nothing to look at.
+    """Refuse a perturbation lambda that is lost in the weights' precision, or that is not a perturbation.
+
+    Only the weights are examined, and not those without storage.
 
     Raises:
-        DpbenchError: not a positive number; most weights stay what they are; it is larger than the weights; or a weight is not
-            finite, so that no loss would be.
+        DpbenchError: It is not a positive number, it leaves most weights unchanged, it is above ten times a typical weight, or
+            a weight is not finite, so that no loss would be.
     """
     if not (isinstance(perturbation, Real) and perturbation > 0 and math.isfinite(perturbation)):
         raise DpbenchError(f"perturbation {perturbation!r} is not a positive number", "MeZO and DPZero use 1e-3")

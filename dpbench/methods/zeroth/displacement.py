@@ -1,4 +1,4 @@
-"""Trained weights on their way along a step's direction and back: narrow ones return to the last bit."""
+"""The displacement of trained weights along a step's direction and back. Narrow weights return to the last bit."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch._subclasses.fake_tensor import FakeTensor
 from dpbench.methods.zeroth.directions import WIDE, Directions
 
 Noise = Callable[[Tensor], None]
-"""Adds noise to a flat float32 tensor, in place."""
+"""A function that adds noise to a flat float32 tensor, in place."""
 
 
 class Displacement:
-    """Where the weights of `directions` are: at x, or at x + at x u of one step.
+    """The position of the weights of `directions`: at x, or at x + at x u of one step.
 
-    float32 and float64 weights move by additions, as the published code's do; what three roundings leave of a step is 1e-7 of
-    it. In half precision that adds up (5 % of bfloat16 weights of std 0.02 in 100 steps of lambda 1e-3), so those weights return
-    exactly: x is computed back from round(x + lambda u) and u, and where rounding lost it, x itself is kept. That is so for
-    4.6 % of normal weights of std 0.02 at lambda 1e-3, and 12 % at std 0.005: 6 bytes each, 0.3 and 0.7 bytes a weight, kept in
-    the host's memory wherever the weights are.
+    float32 and float64 weights move by additions, as in the published code; three roundings leave an error of 1e-7 of a step.
+    In half precision such errors add up (to 5 % of bfloat16 weights of std 0.02 in 100 steps of lambda 1e-3), so those weights
+    return exactly: x is computed back from round(x + lambda u) and u, and where rounding lost it, x itself is kept. That happens
+    for 4.6 % of normal weights of std 0.02 at lambda 1e-3, and for 12 % at std 0.005. Each takes 6 bytes, or 0.3 and 0.7 bytes a
+    weight, in the host's memory wherever the weights are.
 
     The step itself is rounded to one of the two nearest values at random, so that its mean is exact: most updates are below
-    half a unit in the last place, and would be lost. A weight that no update moves stays.
+    half a unit in the last place, and would be lost. A weight without an update does not change.
 
-    Weights without values (meta and fake tensors) move as wide ones do, and nothing is kept.
+    Weights without values (meta and fake tensors) move like wide ones, and nothing is kept.
     """
 
     def __init__(self, directions: Directions) -> None:
@@ -38,11 +38,11 @@ class Displacement:
 
     @property
     def kept_bytes(self) -> int:
-        """Of the values that rounding lost, while the weights are away."""
+        """The bytes of the values that rounding lost, which are kept while the weights are displaced."""
         return sum(t.numel() * t.element_size() for pair in self._kept.values() for t in pair)
 
     def move_(self, step: int, to: float) -> None:
-        """The weights become x + to x u_step; 0 brings them back."""
+        """Move the weights to x + to x u_step; `to` 0 brings them back."""
 
         def move(place: tuple[int, int], piece: Tensor, numbers: Tensor) -> None:
             start = self._back(place, piece, numbers)
@@ -57,10 +57,10 @@ class Displacement:
         self.at = to
 
     def settle_(self, step: int, change: float, noise: Noise | None = None) -> None:
-        """The weights become x + change x u_step, and that is x from now on.
+        """Move the weights to x + change x u_step, which is x from now on.
 
         Args:
-            noise: for weights in half precision, before they are rounded; others get theirs afterwards.
+            noise: Added to weights in half precision before they are rounded; the caller adds that of other weights afterwards.
         """
         generators: dict[torch.device, torch.Generator] = {}
 
@@ -79,7 +79,7 @@ class Displacement:
         self.at = 0.0
 
     def _back(self, place: tuple[int, int], piece: Tensor, numbers: Tensor) -> Tensor:
-        """x of a piece."""
+        """Return the values of x in a piece."""
         if not self.at:
             return piece
         start = _rounded_sum(piece, numbers, -self.at)
@@ -97,14 +97,14 @@ def _bits(values: Tensor) -> Tensor:
 
 
 def rounded_at_random(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """float32 values [n] as float16 or bfloat16: one of the two neighbours, so that the mean over draws is the value itself."""
+    """Round float32 values [n] to a neighbour in float16 or bfloat16, at random, so that the mean over draws is the value."""
     nearest = values.to(dtype)
-    rest = values - nearest.float()
+    remainder = values - nearest.float()
     bits = _bits(nearest)
-    outwards = (rest > 0) == (nearest > 0)
+    outwards = (remainder > 0) == (nearest > 0)
     other = torch.where(outwards, bits + 1, bits - 1)
-    smallest = torch.where(rest > 0, 1, 1 - 2**15).to(torch.int16)
+    smallest = torch.where(remainder > 0, 1, 1 - 2**15).to(torch.int16)
     other = torch.where(nearest == 0, smallest, other).view(dtype)
     gap = (other.float() - nearest.float()).abs()
     draw = torch.rand(len(values), generator=generator, device=values.device)
-    return torch.where(draw * gap < rest.abs(), other, nearest)
+    return torch.where(draw * gap < remainder.abs(), other, nearest)

@@ -1,4 +1,4 @@
-"""DP-ZO with Laplace noise (Tang et al., 2024), a control: as DPZero, but for the noise on the sum."""
+"""DP-ZO with Laplace noise (Tang et al., 2024), a control: it is DPZero with other noise on the sum."""
 
 from __future__ import annotations
 

@@ -18,15 +18,15 @@ from dpbench.privacy.mechanism import Mechanism
 
 
 class ZerothMethod:
-    """Physical batches are kept until the step: both forward passes of all of them follow one another there.
+    """A zeroth-order method. It keeps physical batches until the step, which makes both forward passes of all of them.
 
-    The learning rate is the optimizer's, whose `step` moves nothing, as there are no gradients: schedules and hooks see it as
-    they see any other.
+    The learning rate is the optimizer's. Its `step` changes nothing, as there are no gradients, but schedules and hooks see it
+    like any other.
     """
 
     in_training_mode = False
     thresholds = None
-    unprotected: list[str] = []  # noqa: RUF012 (never any: what is released of a step is one number, or noised in each weight)
+    unprotected: list[str] = []  # noqa: RUF012 (always empty: a step releases one number, or noise in each weight)
 
     def __init__(
         self, plugin: Plugin, model: nn.Module, optimizer: Optimizer, mechanism: Mechanism, perturbation: float, directions: Kind
@@ -34,7 +34,7 @@ class ZerothMethod:
         """Attach `plugin` to the model.
 
         Raises:
-            DpbenchError: as `ZerothOrder`; or the optimizer is not plain SGD with one learning rate.
+            DpbenchError: As in `ZerothOrder`, or the optimizer is not plain SGD with one learning rate.
         """
         self.optimizer = optimizer
         rate = self._learning_rate(plugin.name)
@@ -73,20 +73,20 @@ class ZerothMethod:
         return StepReport(step.count, step.loss, step.clipped, {"slope": step.slope})
 
     def before_release(self, check: Callable[[int], None]) -> None:
-        """Called once the step is over, which moves the weights as it goes."""
+        """Register `check`, which is called after the step: the step itself moves the weights."""
         self._checks.append(check)
 
     def warnings(self) -> list[str]:
         ignored, silent = self.order.non_finite_examples, self.order.longest_silence
-        found = [f"{ignored} examples had losses that are not finite and contributed 0"] if ignored else []
+        messages = [f"{ignored} examples had losses that are not finite and contributed 0"] if ignored else []
         if silent >= SILENT:  # mezo has stopped; whether a private run does must not depend on losses
-            found.append(
+            messages.append(
                 f"no example's loss moved in {silent} steps one after another: the perturbation is lost in weights or losses"
             )
-        return found
+        return messages
 
     def detach(self) -> None:
-        """Nothing hangs on the model."""
+        """Forget the batches and checks; nothing is attached to the model."""
         self._batches, self._checks = [], []
 
 

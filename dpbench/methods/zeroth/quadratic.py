@@ -1,8 +1,8 @@
-"""The synthetic quadratic of Zhang et al., ICML 2024 (Table 6, Figures 1 and 2): every grid point of a search trained at once.
+"""The synthetic quadratic of Zhang et al., ICML 2024 (Table 6, Figures 1 and 2): all grid points of a search are trained at once.
 
 f_i(x) = (1/2) (x - x_i)^T A (x - x_i) with A diagonal, so that an example's derivative along u is (A u)^T x - (A u)^T x_i,
 whatever the perturbation: the finite difference of a quadratic is exact. All grid points share a step's direction, and with it
-the examples' numbers (A u)^T x_i, made for many steps by one matrix product.
+the examples' numbers (A u)^T x_i, which one matrix product gives for many steps.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ SPECTRA = {
     "sqrt": lambda k: k**-0.5,
     "log": lambda k: 1 / k,
 }
-"""Eigenvalues a_k of A for k = 1..d: |A| = 1 and trace O(d), O(sqrt d), O(log d)."""
+"""The eigenvalues a_k of A for k = 1..d, with |A| = 1 and trace O(d), O(sqrt d), O(log d)."""
 
-_TOGETHER = 64  # directions whose products with all examples are made at once
+_TOGETHER = 64  # directions whose products with all examples are computed at once
 _POINTS = 256  # grid points whose products with all examples are held at once
 _DATA, _DIRECTION, _NOISE = 0, 1, 2  # streams of a seed
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A's diagonal [d]; examples x_i ~ N(1, I_d), train and test [n, d] float32; means [d] float64 of both."""
+    """A problem: the eigenvalues of A [d], training examples x_i ~ N(1, I_d), [n, d] in float32, and the means and spreads.
+
+    means and spread are those of the examples for training and testing, [d] in float64 and one number.
+    """
 
     eigenvalues: Array
     train: Array
@@ -37,8 +40,8 @@ class Problem:
     spread: dict[str, float]
 
     @classmethod
-    def made(cls, dimension: int, spectrum: str, examples: int, seed: int) -> Problem:
-        """`examples` for training and as many for testing."""
+    def draw(cls, dimension: int, spectrum: str, examples: int, seed: int) -> Problem:
+        """Draw a problem with `examples` examples for training and as many for testing."""
         eigenvalues = SPECTRA[spectrum](np.arange(1, dimension + 1, dtype="f8"))
         parts, means, spread = [], {}, {}
         for number, name in enumerate(("train", "test")):
@@ -49,19 +52,19 @@ class Problem:
         return cls(eigenvalues, parts[0], means, spread)
 
     def gradient_norms(self, x: Array, split: str) -> Array:
-        """|A (x - mean)| of points [G, d]: the norm of the mean loss' gradient."""
-        found: Array = np.linalg.norm((x - self.means[split]) * self.eigenvalues, axis=1)
-        return found
+        """Return |A (x - mean)| of points [G, d]: the norm of the mean loss' gradient."""
+        norms: Array = np.linalg.norm((x - self.means[split]) * self.eigenvalues, axis=1)
+        return norms
 
     def losses(self, x: Array, split: str) -> Array:
-        """Mean losses of points [G, d]."""
-        found: Array = ((x - self.means[split]) ** 2) @ self.eigenvalues / 2 + self.spread[split]
-        return found
+        """Return the mean losses of points [G, d]."""
+        losses: Array = ((x - self.means[split]) ** 2) @ self.eigenvalues / 2 + self.spread[split]
+        return losses
 
 
 @dataclass(frozen=True)
 class Grid:
-    """All combinations, sorted by steps: steps, rates and bounds, each [G]."""
+    """All combinations of steps, rates and bounds, sorted by steps, each [G]."""
 
     steps: Array
     rates: Array
@@ -69,23 +72,23 @@ class Grid:
 
     @classmethod
     def of(cls, steps: Sequence[int], rates: Sequence[float], bounds: Sequence[float]) -> Grid:
-        found = np.array([(t, r, c) for t in sorted(steps) for r in rates for c in bounds], dtype="f8")
-        return cls(found[:, 0].astype(int), found[:, 1], found[:, 2])
+        points = np.array([(t, r, c) for t in sorted(steps) for r in rates for c in bounds], dtype="f8")
+        return cls(points[:, 0].astype(int), points[:, 1], points[:, 2])
 
     def active(self, done: int) -> slice:
-        """Points that have more than `done` steps to make: the last ones."""
+        """Return the points of more than `done` steps, which are the last ones."""
         return slice(int(np.searchsorted(self.steps, done, side="right")), None)
 
 
 def train(method: str, problem: Problem, grid: Grid, multipliers: Mapping[int, float], seed: int) -> Array:
-    """Last iterates [G, d], float64, from x = 0, full batches.
+    """Return the last iterates [G, d], float64, from x = 0, with full batches.
 
     Args:
         method: `dpzero`, `dpgd_0th` or `dp_gd`.
-        multipliers: steps -> noise std over the clipping bound, of the sum over examples.
+        multipliers: For each number of steps, the noise std over the clipping bound, of the sum over examples.
 
     Guarantee: each point by itself is the composition of its `steps` Gaussian releases of a sum bounded by C an example
-    (`dpzero`: one number; else a vector); the choice among points is charged to nobody.
+    (`dpzero`: one number; else a vector). The choice among points is not accounted for.
     """
     if method == "dp_gd":
         return _first_order(problem, grid, multipliers, seed)
@@ -110,7 +113,7 @@ def _zeroth_order(method: str, problem: Problem, grid: Grid, multipliers: Mappin
 
 
 def _projections(problem: Problem, steps: int, seed: int) -> Iterator[tuple[int, Array, Array, Array]]:
-    """(step, u [d], its examples' numbers (A u)^T x_i sorted [n], their running sums [n + 1])."""
+    """Yield (step, u [d], the examples' numbers (A u)^T x_i sorted [n], their running sums [n + 1])."""
     d = problem.train.shape[1]
     generator = _generator(seed, _DIRECTION)
     for first in range(0, steps, _TOGETHER):
@@ -123,19 +126,21 @@ def _projections(problem: Problem, steps: int, seed: int) -> Iterator[tuple[int,
 
 
 def clipped_sum(at: Array, bounds: Array, ordered: Array, below: Array) -> Array:
-    """sum_i clip(at - q_i, -C, C) for each point, q given in order with its running sums: O(log n) a point.
+    """Return sum_i clip(at - q_i, -C, C) for each point, in O(log n) a point, from sorted q_i and their running sums.
 
     Args:
-        at, bounds: [G]; ordered: [n]; below: [n + 1], below[k] the sum of the first k.
+        at, bounds: [G], the points and C.
+        ordered: [n], the sorted q_i.
+        below: [n + 1]; below[k] is the sum of the first k.
     """
     low = np.searchsorted(ordered, at - bounds, side="left")
     high = np.searchsorted(ordered, at + bounds, side="right")
-    found: Array = bounds * (low + high - len(ordered)) + at * (high - low) - (below[high] - below[low])
-    return found
+    sums: Array = bounds * (low + high - len(ordered)) + at * (high - low) - (below[high] - below[low])
+    return sums
 
 
 def _first_order(problem: Problem, grid: Grid, multipliers: Mapping[int, float], seed: int) -> Array:
-    """DP-GD: gradients A (x - x_i), clipped by their norms, which two matrix products give for all points and examples."""
+    """Train by DP-GD: gradients A (x - x_i), clipped by norms that two matrix products give for all points and examples."""
     n, d = problem.train.shape
     a = problem.eigenvalues.astype("f4")
     scaled = problem.train * a
@@ -158,7 +163,7 @@ def _first_order(problem: Problem, grid: Grid, multipliers: Mapping[int, float],
 
 
 def slope(dimensions: Sequence[int], values: Sequence[float]) -> float:
-    """Least-squares slope of log value over log d."""
+    """Return the least-squares slope of log value over log d."""
     return float(np.polyfit(np.log(dimensions), np.log(values), 1)[0])
 
 

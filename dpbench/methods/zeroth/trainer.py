@@ -1,4 +1,4 @@
-"""One zeroth-order step: two forward passes along a random direction, what is released of them, and the update."""
+"""The zeroth-order step: two forward passes along a random direction, the release, and the update."""
 
 from __future__ import annotations
 
@@ -31,19 +31,21 @@ from dpbench.privacy.mechanism import Mechanism
 from dpbench.privacy.noise import Noise
 
 SILENT = 20
-"""Steps in a row without a single example whose loss moves, after which a run that is not private is stopped."""
+"""The number of consecutive steps without an example whose loss moves after which a run that is not private is stopped."""
 
-_LOOKS = 2  # steps in which losses are seen not to mix examples; in the second, what starts at 0 has moved
+_LOOKS = 2  # steps in which losses are checked not to mix examples; in the second, weights that start at 0 have moved
 _NARROW = (torch.float16, torch.bfloat16)
 
 Losses = Callable[[nn.Module, Any], Tensor]
-"""(model, batch) -> the per-example losses [B]."""
+"""A function of (model, batch) that returns the per-example losses [B]."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did. count: examples; loss: their mean at the unmoved weights to second order, None without any;
-    clipped: share whose derivative was bounded; slope: what was released, over the expected batch size.
+    """What one step did.
+
+    count: The number of examples. loss: Their mean loss at the unmoved weights, to second order, None without examples.
+    clipped: The share whose derivative was bounded. slope: The released sum over the expected batch size.
 
     count, loss and clipped are not private.
     """
@@ -55,7 +57,7 @@ class Step:
 
 
 class ZerothOrder(Resumable):
-    """Trains `model` in place by one of the methods of `dpbench/methods/zeroth`.
+    """A zeroth-order method of `dpbench/methods/zeroth` that trains `model` in place.
 
     An example's derivative along u is D_i = (f_i(x + lambda u) - f_i(x - lambda u)) / (2 lambda). With B the expected batch size,
     C the bound and z noise of std m C:
@@ -69,19 +71,20 @@ class ZerothOrder(Resumable):
 
     Source: Zhang et al., ICML 2024, Algorithms 1 and 2, in its experiments' mini-batch form; Malladi et al., NeurIPS 2023.
 
-    Guarantee: that of the mechanism, over the released slopes (and for `dpgd_0th` weights): noise has streams of its own, of
+    Guarantee: that of the mechanism, over the released slopes (and for `dpgd_0th` weights). The noise has separate streams, about
     which the public directions say nothing. An example whose loss is not finite contributes 0, and a step without a finite one
     is a step of noise: whether a private run stops depends on no loss. A model that mixes examples, or keeps anything of them
-    in a forward pass, is refused. None under `published`.
+    in a forward pass, is refused. There is no guarantee under `published`.
 
     Args:
-        published: `method` names what a paper's published code does, faults included.
-        rate: learning rate of the next step; may be set between steps.
-        perturbation: lambda.
+        published: Whether `method` names a paper's published code, faults included.
+        rate: The learning rate of the next step; it may be set between steps.
+        perturbation: Lambda.
 
     Raises:
-        DpbenchError: no trainable weight; a perturbation lost in the weights' precision or absurd; a rate that is none; clipping
-            or noise that is not the method's; of a private method, modules that mix examples or write into themselves.
+        DpbenchError: There is no trainable weight, the perturbation is lost in the weights' precision or absurd, the rate is no
+            rate, the method has another clipping or noise, or a private method has modules that mix examples or write into
+            themselves.
     """
 
     _rate: float
@@ -119,7 +122,7 @@ class ZerothOrder(Resumable):
         """The learning rate.
 
         Raises:
-            DpbenchError: set to what is not a finite number of at least 0.
+            DpbenchError: It is set to something else than a finite number of at least 0.
         """
         return self._rate
 
@@ -130,14 +133,14 @@ class ZerothOrder(Resumable):
         self._rate = value
 
     def step(self, losses: Losses, batches: Iterable[Any]) -> Step:
-        """One logical step over the physical batches of a logical one; none at all is an empty batch, which is released too.
+        """Make one step over the physical batches of a logical batch. An empty batch has none, and is released too.
 
-        An error, of the losses as well, leaves the weights as they were.
+        An error, also one of the losses, leaves the weights unchanged.
 
         Raises:
             DpbenchError: `losses` are not one number an example, or depend on other examples; a forward pass writes into the
                 model; the trained weights are others than at first; the mechanism's steps are done. Without privacy also: no
-                example's loss is finite; for `SILENT` steps none has moved.
+                example's loss is finite, or none has moved for `SILENT` steps.
         """
         self._check_before()
         physical, number, size = list(batches), self.steps, self.perturbation
@@ -168,18 +171,18 @@ class ZerothOrder(Resumable):
         return Step(len(derivatives), mean, clipped, slope)
 
     def state_dict(self) -> dict[str, Any]:
-        """As `Resumable`'s; the weights are the model's own state, and the rate the caller's.
+        """Return the state as `Resumable` does. The weights are in the model's state, and the caller keeps the rate.
 
         Raises:
-            DpbenchError: in the middle of a step.
+            DpbenchError: It is called in the middle of a step.
         """
         return super().state_dict() | self._ways
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the state was saved; before the first step.
+        """Continue from a saved state, before the first step.
 
         Raises:
-            DpbenchError: as `Resumable`'s; or another perturbation, or directions of another kind.
+            DpbenchError: As in `Resumable`, or the perturbation or the kind of directions differs.
         """
         if isinstance(state, dict) and state.get("method") == self.name:
             for name, value in self._ways.items():
@@ -199,31 +202,31 @@ class ZerothOrder(Resumable):
         check_no_known_writer(self.model)
 
     def _check_before(self) -> None:
-        """Of each step: the mechanism has it, and the weights are those that the method moves."""
+        """Check before each step that the mechanism has it, and that the weights are those that the method moves."""
         if end := self.beyond_the_end():
             raise end
         current = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         for name, parameter in current.items():
             if name not in self.trainable:
                 raise DpbenchError(
-                    f"{name} is trainable, and was not when training began: it would stay as it is",
-                    "unfreeze weights before the method is made",
+                    f"{name} is trainable, and was not when training began: it would not be trained",
+                    "unfreeze weights before the method is attached",
                 )
             if parameter is not self.trainable[name] or _place(parameter) != self._places[name]:
                 raise DpbenchError(
                     f"{name} is another tensor than when training began: the method would move the old one",
-                    "move, convert and load the model before the method is made",
+                    "move, convert and load the model before the method is attached",
                 )
         if lost := [name for name in self.trainable if name not in current]:
             raise DpbenchError(
                 f"{lost[0]} was trainable when training began, and is frozen, tied or gone: it would be moved all the same",
-                "freeze, tie and take out weights before the method is made",
+                "freeze, tie and take out weights before the method is attached",
             )
         if self.mechanism.private:
             self._check_modules()
 
     def _look_for_mixing(self, losses: Losses, physical: list[Any]) -> None:
-        """In the first steps that have two examples together, see that no loss depends on another example."""
+        """Check in the first steps with two examples in a batch that no loss depends on another example."""
         if not self.mechanism.private or not self._has_values or self._looks >= _LOOKS:
             return
         with torch.inference_mode(), without_gradients():
@@ -233,7 +236,7 @@ class ZerothOrder(Resumable):
                     return
 
     def _must_be_finite(self, finite: Tensor) -> None:
-        """Without privacy, stop where no loss is a number."""
+        """Stop a run without privacy where no loss is finite."""
         if not self.mechanism.private and len(finite) and not finite.any():
             raise DpbenchError(
                 f"step {self.steps}: no example's loss is finite",
@@ -241,7 +244,7 @@ class ZerothOrder(Resumable):
             )
 
     def _must_move(self, derivatives: Tensor) -> None:
-        """Without privacy, stop where the losses are too coarse for the perturbation, as in half precision."""
+        """Stop a run without privacy where the losses are too coarse for the perturbation, as in half precision."""
         if not len(derivatives):
             return
         self._silent = 0 if derivatives.any() else self._silent + 1
@@ -254,8 +257,8 @@ class ZerothOrder(Resumable):
             )
 
     def _losses(self, losses: Losses, physical: list[Any]) -> Tensor:
-        """[B] of all physical batches, fp64 on the host."""
-        found = [torch.zeros(0, dtype=torch.float64)]
+        """Return the losses [B] of all physical batches, in fp64 on the host."""
+        parts = [torch.zeros(0, dtype=torch.float64)]
         private = self.mechanism.private
         with torch.inference_mode():
             for batch in physical:
@@ -269,17 +272,17 @@ class ZerothOrder(Resumable):
                     )
                 if not isinstance(values, Tensor) or values.dim() != 1:
                     form = f"shape {list(values.shape)}" if isinstance(values, Tensor) else f"type {type(values).__name__}"
-                    raise DpbenchError(f"losses of {form} where [B] was wanted", "return one loss an example: reduction='none'")
+                    raise DpbenchError(f"losses of {form} where [B] was expected", "return one loss an example: reduction='none'")
                 if private and len(values) != (size := batch_size(batch)):
                     raise DpbenchError(
-                        f"{len(values)} losses of a batch of {size} examples: one an example was wanted",
+                        f"{len(values)} losses of a batch of {size} examples: one an example was expected",
                         "reduce over tokens and other parts of an example, never over examples",
                     )
-                found.append(values.double().cpu())
-        return torch.cat(found)
+                parts.append(values.double().cpu())
+        return torch.cat(parts)
 
     def _bounded(self, derivatives: Tensor, number: int) -> tuple[float | None, float]:
-        """(share that was bounded, sum of the bounded derivatives)."""
+        """Return the share of derivatives that was bounded, and the sum of the bounded derivatives."""
         clipping = self.mechanism.clipping
         if clipping is None:
             return None, float(derivatives.sum())
@@ -290,7 +293,7 @@ class ZerothOrder(Resumable):
         return (float(over.double().mean()) if len(over) else None), float(derivatives.clamp(-bound, bound).sum())
 
     def _released(self, total: float, number: int) -> float:
-        """The sum with its one number of noise."""
+        """Return the sum with its one number of noise."""
         std = self.mechanism.noise_multiplier * self.mechanism.sensitivity if self.mechanism.clipping else 0.0
         if std == 0 or self.method.extra["clips"] == "vector":
             return total
@@ -302,15 +305,17 @@ class ZerothOrder(Resumable):
         return self.noise.on_counts([total], std)[0]
 
     def _std_of_vector_noise(self) -> float:
-        """Of each weight of a step; 0 for methods that release one number."""
+        """Return the noise std of each weight in a step; 0 for methods that release one number."""
         plan = self.mechanism
         if self.method.extra["clips"] != "vector":
             return 0.0
         return self.rate * plan.noise_multiplier * plan.sensitivity / plan.sampling.expected_batch_size
 
     def _noise_of_narrow(self) -> Callable[[Tensor], None] | None:
-        """The vector noise of half-precision weights: it is added to the sum before that is rounded, which could otherwise move
-        one example's part beyond the bound."""
+        """Return a function that adds the vector noise of half-precision weights.
+
+        It is added before the sum is rounded, as rounding could otherwise move one example's part beyond the bound.
+        """
         std = self._std_of_vector_noise()
         return (lambda moved: self.noise.release_([(moved, std)], 1.0)) if std > 0 else None
 
@@ -321,17 +326,17 @@ class ZerothOrder(Resumable):
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> parameter of all that a method moves.
+    """Return name -> parameter of all weights that a method moves.
 
     Raises:
-        DpbenchError: none, or one that cannot be moved in place; names it.
+        DpbenchError: There is none, or one cannot be moved in place. The message names it.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise DpbenchError("no weight is trainable", "unfreeze some before training")
     for name, p in trainable.items():
         if nn.parameter.is_lazy(p):
-            raise DpbenchError(f"{name} has no shape yet", "run one forward pass over made-up inputs before training")
+            raise DpbenchError(f"{name} has no shape yet", "run one forward pass over placeholder inputs before training")
         if p.dtype not in (*WIDE, *_NARROW) or p.layout != torch.strided or hasattr(p, "to_local"):
             form = str(p.dtype).removeprefix("torch.") if p.layout == torch.strided else "sparse"
             raise DpbenchError(
@@ -342,7 +347,7 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _place(parameter: Tensor) -> tuple[object, ...]:
-    """Where its elements are: another place is another tensor, whatever object holds it."""
+    """Return what identifies a tensor's memory: another place is another tensor, whatever object holds it."""
     form = (parameter.dtype, parameter.device, tuple(parameter.shape), parameter.stride())
     return form if parameter.is_meta or isinstance(parameter, FakeTensor) else (*form, parameter.data_ptr())
 
@@ -350,8 +355,8 @@ def _place(parameter: Tensor) -> tuple[object, ...]:
 def _must_suit(method: plugins.Plugin, mechanism: Mechanism) -> None:
     private, clipping = method.extra["private"], mechanism.clipping
     if private != (clipping is not None):
-        wanted = "needs a clipping" if private else "takes no clipping and no noise"
-        raise DpbenchError(f"{method.name} {wanted}", "mezo is the method without, dpzero that with")
+        requirement = "needs a clipping" if private else "takes no clipping and no noise"
+        raise DpbenchError(f"{method.name} {requirement}", "mezo is the method without, dpzero that with")
     if clipping is None:
         return
     if clipping.function != "abadi" or clipping.scope != "flat" or clipping.adaptive is not None or clipping.given is not None:
@@ -369,10 +374,10 @@ def _must_suit(method: plugins.Plugin, mechanism: Mechanism) -> None:
 
 @contextmanager
 def without_gradients() -> Iterator[None]:
-    """See that a forward pass forms no gradients inside: it is one of inference.
+    """Check that a forward pass inside the block forms no gradients, as it runs in inference mode.
 
     Raises:
-        DpbenchError: it does.
+        DpbenchError: It does.
     """
     try:
         yield

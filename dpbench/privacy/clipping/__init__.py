@@ -1,10 +1,10 @@
-"""What is bounded: scope x function x threshold, one file each. How noise follows from the bounds: `dpbench.privacy.mechanism`.
+"""Clipping scopes, functions and thresholds, one file each. `dpbench.privacy.mechanism` derives the noise from the bounds.
 
-A scope gives `groups(layers) -> groups`, lists of names in the order of the model. What it needs beyond names it declares in
-`PLUGIN`, and gets by keyword: `needs: ["sizes"]`, trained parameters of each layer; `needs: ["devices"]`, the clipping's number
-of devices. `unit: "tensor"`: names are those of tensors, not of layers. `stages: True`: in a pipeline every stage can group its
-own layers.
+A scope defines `groups(layers) -> groups`, lists of names in the order of the model. It declares in `PLUGIN` what it needs beyond
+names, and receives that by keyword: `needs: ["sizes"]` for the number of trained parameters of each layer, `needs: ["devices"]`
+for the clipping's number of devices. With `unit: "tensor"` the names are those of tensors instead of layers. With `stages: True`
+every stage of a pipeline can group its layers without the others.
 
-A function gives `factor`. `threshold: True`: it leaves alone what is within the bound, so that there is a threshold
-that can adapt.
+A function defines `factor`. `threshold: True` says that it leaves gradients within the bound unchanged, so that there is a
+threshold that can adapt.
 """

@@ -19,8 +19,8 @@ PLUGIN = {
 
 
 def factor(norms: Tensor, bound: float, gamma: float) -> Tensor:
-    """[B] norms -> [B] factors; `gamma` has no effect.
+    """Return the factors [B] for norms [B]; `gamma` has no effect.
 
-    Guarantee: factor x norm <= bound for every finite norm; a zero gradient keeps factor 1.
+    Guarantee: factor x norm <= bound for every finite norm; a zero gradient has factor 1.
     """
     return representable((bound / norms).clamp(max=1.0))

@@ -23,26 +23,29 @@ PLUGIN = {
 }
 
 RANGE = 1e6
-"""A bound stays within this factor of the clipping's whole bound, both ways; `rescale` follows, so that then none is below
-bound / RANGE^2 or above the whole bound. Noise alone drives the bounds of a group whose batches are always empty."""
+"""A bound stays within this factor of the clipping's total bound, in both directions. `rescale` is applied after that, and then
+no bound is below total / RANGE^2 or above the total. The limits are needed because noise alone moves the bounds of a group whose
+batches are always empty."""
 
 
 @dataclass(frozen=True)
 class Adaptive:
-    """quantile: share of examples that should be within the bound; rate: eta, of the bounds' logarithms; budget: r, the share of
-    1 / noise_multiplier^2 that pays for the fractions; rescale: keep hypot(C_1..C_K) at the clipping's bound, so that only the
-    ratios adapt.
+    """How thresholds follow a quantile of the norms.
 
-    Sensitivity: adding or removing one example changes each centred count by exactly 1/2 up or down, so all K by sqrt(K) / 2
-    together; without the centring a count changes by 0 or 1, and all by up to sqrt(K). With sums of noise multiplier
+    quantile: the share of examples that should be within the bound. rate: the learning rate eta of the bounds' logarithms.
+    budget: the share r of 1 / noise_multiplier^2 that pays for the fractions. rescale: whether hypot(C_1..C_K) is kept at the
+    clipping's bound, so that only the ratios adapt.
+
+    Sensitivity: adding or removing one example changes each centred count by exactly 1/2 up or down, so all K together by
+    sqrt(K) / 2. Without the centring a count changes by 0 or 1, and all by up to sqrt(K). With sums of noise multiplier
     sigma / sqrt(1 - r) and counts of std (sigma / 2) sqrt(K / r) one step is a Gaussian mechanism of
-    (1 - r) / sigma^2 + (K / 4) / (sigma^2 K / (4 r)) = 1 / sigma^2: it costs what sums of noise multiplier sigma alone would.
+    (1 - r) / sigma^2 + (K / 4) / (sigma^2 K / (4 r)) = 1 / sigma^2: it costs as much as sums of noise multiplier sigma alone.
 
-    Without noise (noise_multiplier 0) counts are released as they are, as the sums are, and there is no epsilon: for tests alone.
-    Jobs that train calibrate their noise for an epsilon, so none of them runs so.
+    Without noise (noise_multiplier 0) the counts are released without noise, as the sums are, and there is no epsilon. Only tests
+    do that: jobs that train calibrate their noise for an epsilon.
 
     Raises:
-        DpbenchError: a number out of range, or `rescale` that is no bool.
+        DpbenchError: a number is out of range, or `rescale` is no bool.
     """
 
     quantile: float
@@ -58,23 +61,24 @@ class Adaptive:
         flag(self.rescale, "adaptive rescale")
 
     def gradient_noise_multiplier(self, noise_multiplier: float) -> float:
-        """Noise multiplier of the bounded sums, where `noise_multiplier` is that of all that a step releases."""
+        """Return the noise multiplier of the bounded sums; `noise_multiplier` is that of everything that a step releases."""
         return noise_multiplier / math.sqrt(1 - self.budget)
 
     def count_std(self, noise_multiplier: float, groups: int) -> float:
-        """Noise std of each of `groups` centred counts."""
+        """Return the noise std of each of `groups` centred counts."""
         return noise_multiplier / 2 * math.sqrt(groups / self.budget)
 
-    def moved(self, bounds: Sequence[float], fractions: Sequence[float], whole: float) -> list[float]:
-        """The next step's bounds; finite and above 0 whatever was released.
+    def moved(self, bounds: Sequence[float], fractions: Sequence[float], total_bound: float) -> list[float]:
+        """Return the next step's bounds, which are finite and above 0 whatever was released.
 
         Args:
-            fractions: as released, with their noise: they may lie far outside [0, 1]; whole: the clipping's bound.
+            fractions: The released fractions. With their noise they may be far outside [0, 1].
+            total_bound: The clipping's bound on all groups together.
         """
-        low, high = math.log(whole) - math.log(RANGE), math.log(whole) + math.log(RANGE)
+        low, high = math.log(total_bound) - math.log(RANGE), math.log(total_bound) + math.log(RANGE)
         logs = [math.log(b) - self.rate * (f - self.quantile) for b, f in zip(bounds, fractions, strict=True)]
-        found = [math.exp(min(max(value, low), high)) for value in logs]
+        moved_bounds = [math.exp(min(max(value, low), high)) for value in logs]
         if not self.rescale:
-            return found
-        scale = whole / math.hypot(*found)
-        return [value * scale for value in found]
+            return moved_bounds
+        scale = total_bound / math.hypot(*moved_bounds)
+        return [value * scale for value in moved_bounds]

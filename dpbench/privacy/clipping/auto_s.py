@@ -13,8 +13,8 @@ PLUGIN = {"kind": "function", "name": "auto_s", "version": 1, "summary": "normal
 
 
 def factor(norms: Tensor, bound: float, gamma: float) -> Tensor:
-    """[B] norms -> [B] factors; gamma > 0 lets a small gradient stay small.
+    """Return the factors [B] for norms [B]. With gamma > 0 a small gradient stays small.
 
-    Guarantee: factor x norm <= bound for every finite norm (0 where it is no normal number).
+    Guarantee: factor x norm <= bound for every finite norm (the factor is 0 where it would be no normal number).
     """
     return representable((bound / (norms + gamma)).masked_fill(norms + gamma == 0, 0.0))

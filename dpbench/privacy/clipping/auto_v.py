@@ -13,7 +13,7 @@ PLUGIN = {"kind": "function", "name": "auto_v", "version": 1, "summary": "normal
 
 
 def factor(norms: Tensor, bound: float, gamma: float) -> Tensor:
-    """[B] norms -> [B] factors; `gamma` has no effect. A zero gradient gets factor 0: it has no direction.
+    """Return the factors [B] for norms [B]; `gamma` has no effect. A zero gradient has no direction and gets factor 0.
 
     Guarantee: factor x norm <= bound for every finite norm (0 where bound / norm is no normal number).
     """

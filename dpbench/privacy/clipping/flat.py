@@ -1,4 +1,4 @@
-"""Flat scope: one group, the whole gradient."""
+"""Flat scope: the gradient is one group."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ PLUGIN = {
 
 
 def groups(layers: list[str]) -> list[list[str]]:
-    """Layer names -> groups of layer names."""
+    """Return the groups of layer names."""
     return [list(layers)]

@@ -1,4 +1,4 @@
-"""Factors at the ends of what a dtype can say."""
+"""Clipping factors at the limits of a dtype."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def representable(factors: Tensor) -> Tensor:
-    """Factors >= 0, and 0 for what is no normal number: infinity, and what is below the smallest.
+    """Return the factors, which are >= 0, with 0 in place of infinity and of numbers below the smallest normal one.
 
-    Of a gradient so short that bound / norm overflows there is no direction to speak of; a denormal factor has so few digits that
-    rounding may double it.
+    A gradient so short that bound / norm overflows has no usable direction, and a denormal factor has so few digits that rounding
+    may double it.
     """
     import torch
 

@@ -22,13 +22,13 @@ PLUGIN = {
 
 
 def groups(layers: list[str], sizes: Sequence[int], devices: int | None) -> list[list[str]]:
-    """Layer names -> groups of layer names: `devices` runs of about equal parameter count, none of them empty.
+    """Return the groups of layer names: `devices` runs of about equal parameter count, none of them empty.
 
     Args:
-        sizes: trained parameters of each layer.
+        sizes: The number of trained parameters of each layer.
 
     Raises:
-        DpbenchError: no number of devices, or more than layers.
+        DpbenchError: There is no number of devices, or it is not between 1 and the number of layers.
     """
     if devices is None:
         raise DpbenchError("scope per_device on one process needs a number of devices", "give clipping devices: 4, say")

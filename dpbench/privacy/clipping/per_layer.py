@@ -6,5 +6,5 @@ PLUGIN = {"kind": "scope", "name": "per_layer", "version": 1, "summary": "one no
 
 
 def groups(layers: list[str]) -> list[list[str]]:
-    """Layer names -> groups of layer names."""
+    """Return the groups of layer names."""
     return [[layer] for layer in layers]

@@ -1,4 +1,4 @@
-"""Per-tensor scope: one group per trained tensor; a layer's weight and bias are clipped apart."""
+"""Per-tensor scope: one group per trained tensor. A layer's weight and bias are clipped separately."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ PLUGIN = {
 
 
 def groups(layers: list[str]) -> list[list[str]]:
-    """Tensor names -> groups of tensor names."""
+    """Return the groups of tensor names; with `unit: "tensor"` the names passed as `layers` are those of tensors."""
     return [[tensor] for tensor in layers]

@@ -1,4 +1,4 @@
-"""A clipping function is held to its promise when it is attached: factor x norm <= bound, over the norms that there can be."""
+"""The check of a clipping function when it is attached: factor x norm <= bound over a grid of norms."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dpbench.errors import DpbenchError
 Form = Callable[[Tensor, float, float], Tensor]
 """(norms [B], bound, gamma) -> factors [B]."""
 
-_DTYPES = (torch.float32, torch.float64)  # in which engines take norms
-_STEPS = (0.0, 1e-6, 1e-3, 0.1, 0.5, 0.9, 1.0)  # near the bound, where the case changes, on a scale relative to it
+_DTYPES = (torch.float32, torch.float64)  # the dtypes of norms in engines
+_STEPS = (0.0, 1e-6, 1e-3, 0.1, 0.5, 0.9, 1.0)  # relative distances from the bound, where functions change their formula
 
 
 def grid(bound: float, dtype: torch.dtype) -> Tensor:
-    """Norms to try: 0, the smallest denormal, powers of ten over the whole range of fp32, and many near the bound."""
+    """Return norms to try: 0, the smallest normal number, powers of ten over the range of fp32, and many near the bound."""
     limits = torch.finfo(dtype)
     powers = [10.0**power for power in range(-45, 39)]
     near = [bound * (1 + sign * step) for step in _STEPS for sign in (-1, 1)]
@@ -29,7 +29,7 @@ def grid(bound: float, dtype: torch.dtype) -> Tensor:
 
 
 def allowed(norms: Tensor, bound: float) -> Tensor:
-    """factor x norm at most, in fp64: the bound, and what rounding makes of a factor, which may be a denormal number."""
+    """Return the largest allowed factor x norm, in fp64: the bound plus the rounding of a factor, which may be denormal."""
     limits = torch.finfo(norms.dtype)
     return bound * (1 + 4 * limits.eps) + norms.double() * limits.smallest_normal * limits.eps
 
@@ -38,12 +38,12 @@ def check_factor(function: str, form: Form, bounds: Sequence[float], gamma: floa
     """Try a clipping function at the bounds in use.
 
     Guarantee: over `grid`, each factor is a finite number >= 0 with factor x norm <= bound, to the rounding of its dtype. A grid
-    is no proof: what lies between its norms is the function's own promise.
+    is no proof: between its norms the function must be trusted.
 
     Raises:
-        DpbenchError: a factor for which that does not hold; names the function, a norm and the bound.
+        DpbenchError: A factor breaks this. The message names the function, a norm and the bound.
     """
-    with _disable_current_modes(), torch.device("cpu"):  # on values, also where a step without values is simulated
+    with _disable_current_modes(), torch.device("cpu"):  # on real numbers, also while a step without values is simulated
         for bound in dict.fromkeys(bounds):
             for dtype in _DTYPES:
                 _check(function, form, bound, gamma, dtype)
@@ -56,18 +56,18 @@ def _check(function: str, form: Form, bound: float, gamma: float, dtype: torch.d
         shape = list(factors.shape) if isinstance(factors, Tensor) else type(factors).__name__
         raise DpbenchError(f"clipping function {function!r} gives {shape} for norms [{len(norms)}]", "give one factor a norm")
     products = factors.double() * norms.double()
-    right = torch.isfinite(factors) & (factors >= 0) & (products <= allowed(norms, bound))
-    if not right.all():
-        at = int((~right).nonzero()[0])
+    valid = torch.isfinite(factors) & (factors >= 0) & (products <= allowed(norms, bound))
+    if not valid.all():
+        index = int((~valid).nonzero()[0])
         raise DpbenchError(
-            f"clipping function {function!r} breaks its bound: at norm {norms[at].item():.6g} and bound {bound:g} "
-            f"its factor is {factors[at].item():.6g}, and {_said(products[at].item(), bound)}",
+            f"clipping function {function!r} breaks its bound: at norm {norms[index].item():.6g} and bound {bound:g} "
+            f"its factor is {factors[index].item():.6g}, and {_violation(products[index].item(), bound)}",
             "a factor is a finite number >= 0 with factor x norm <= bound, for every norm; dpbench.privacy.clipping.numbers has "
             "`representable` for what is too large or too small for its dtype",
         )
 
 
-def _said(product: float, bound: float) -> str:
+def _violation(product: float, bound: float) -> str:
     if not math.isfinite(product) or product <= bound:
         return "not a finite number >= 0"
     return f"factor x norm {product:.6g}"

@@ -37,7 +37,9 @@ def one_program(rank, programs, late, tensors, tile, errors):
         if rank == late:
             time.sleep(LATE)
         x, g, weight, bias, parts, arrived, norms = tensors
-        ours._product(x, g, weight, bias, parts, arrived, norms, 2.0, 0.0, FUNCTIONS["abadi"], True, tile, (1,), onchip.WHOLE)
+        ours._product(
+            x, g, weight, bias, parts, arrived, norms, 2.0, 0.0, FUNCTIONS["abadi"], True, tile, (1,), onchip.SINGLE_PASS
+        )
     except BaseException as error:
         errors.put(repr(error))
         raise

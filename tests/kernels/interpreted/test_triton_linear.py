@@ -285,7 +285,7 @@ FAULTS = {
     "the sum is stored without a mask": ("tl.store(into, tile, mask=mask)", "tl.store(into, tile)", "single"),
     "a bad example is multiplied by 0": ("tl.where(factor > 0, tile * factor, 0.0)", "tile * factor", "single"),
     "a bad example is read": ("tl.where(live, x_tile, 0.0)", "x_tile", "gram"),
-    "half of the Gram matrix is forgotten": ("tl.where(row == column, found + rounding * same, 2 * found)", "found", "gram"),
+    "half of the Gram matrix is forgotten": ("tl.where(row == column, total + rounding * diagonal, 2 * total)", "total", "gram"),
     "the bias is not in the norm": ("if HAS_BIAS:\n        inner += 1.0", "if False:\n        inner += 1.0", "gram"),
     "the bias is in the norm once a tile": ("tl.where(first, tl.sum(column * column, 0), 0.0)", "tl.sum(column)", "direct"),
     "what is there is not added to": ("if not FRESH:\n        tile +=", "if False:\n        tile +=", "gram"),

@@ -154,10 +154,10 @@ FAULTS = {
         embedding, "tl.where(same, tile, 0.0)", "tl.where(same & (rows[:, None] == columns[None, :]), tile, 0.0)",
     ),
     "the padding id counts": (
-        embedding, "& (own != padding), (columns < tokens) & (other != padding)", ", columns < tokens",
+        embedding, "& (row_ids != padding), (columns < tokens) & (column_ids != padding)", ", columns < tokens",
     ),
     "only the first tokens of an id are added": (embedding, "going = tl.min(same.to(tl.int32), 0)", "going = 0"),
-    "a tile off the diagonal counts once": (embedding, "tl.where(row == column, found, 2 * found)", "found"),
+    "a tile off the diagonal counts once": (embedding, "tl.where(row == column, total, 2 * total)", "total"),
     "a row's mean is over the padded row": (layernorm, "(tl.sum(x_tile, 1) / width)", "(tl.sum(x_tile, 1) / BLOCK_D)"),
     "the shift is added to the scale": (layernorm, "tl.store(into + SCALE * width, shift", "tl.store(into, shift"),
     "tokens past the end count": (layernorm, "end = tl.minimum(begin + chunk, tokens)", "end = begin + chunk"),

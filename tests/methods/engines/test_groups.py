@@ -182,7 +182,7 @@ def test_tied_per_use_has_no_bound_inside_a_larger_group(scope):
             super().__init__()
             self.h[1][0].weight = self.h[0][0].weight
 
-    with pytest.raises(DpbenchError, match="has no bound of its own"):
+    with pytest.raises(DpbenchError, match="has no separate bound"):
         attached("bookkeeping", scope, model=Tied(), tied="per_use")
     assert attached("bookkeeping", scope, model=Tied()).unprotected == []
 

@@ -140,7 +140,7 @@ def test_where_there_is_nothing_to_see_it_says_so():
     ],
 )
 def test_losses_of_another_shape_are_refused(wrong, shape):
-    with pytest.raises(DpbenchError, match=rf"losses have shape {shape}, wanted \[8\]"):
+    with pytest.raises(DpbenchError, match=rf"losses have shape {shape}, not \[8\]"):
         check_examples_apart_by_value(wrong, Net(), data(), select, 8)
 
 

@@ -263,7 +263,7 @@ class Raw(Thresholds):
     def move(self, release):
         raw = [0.5 + value / self._expected for value in self.centred()]
         super().move(release)
-        self.trajectory[-1] = self.adaptive.moved(self.trajectory[-2], raw, self._whole)
+        self.trajectory[-1] = self.adaptive.moved(self.trajectory[-2], raw, self._total_bound)
         return list(self.trajectory[-1])
 
 
@@ -288,7 +288,7 @@ def follows_from_releases(thresholds):
 def trained(kind):
     handle = attach(noise_multiplier=1.0)
     old = handle.thresholds
-    handle.thresholds = kind(handle.mechanism, old.labels, old._own, handle.bounds)
+    handle.thresholds = kind(handle.mechanism, old.labels, old._local_groups, handle.bounds)
     for number in range(3):
         step(handle, data(5, seed=number))
     return handle

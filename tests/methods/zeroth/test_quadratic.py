@@ -54,7 +54,7 @@ def plainly(method, problem, steps, rate, bound, seed):
 @pytest.mark.parametrize("method", ["dpzero", "dpgd_0th", "dp_gd"])
 @pytest.mark.parametrize("spectrum", ["full", "sqrt", "log"])
 def test_every_grid_point_is_the_training_it_stands_for(method, spectrum):
-    problem = Problem.made(7, spectrum, 40, 0)
+    problem = Problem.draw(7, spectrum, 40, 0)
     grid = Grid.of([3], [0.3, 0.01], [0.5, 100.0])
     found = train(method, problem, grid, NONE, 5)
     for number in range(len(grid.steps)):
@@ -65,7 +65,7 @@ def test_every_grid_point_is_the_training_it_stands_for(method, spectrum):
 
 @pytest.mark.parametrize("method", ["dpzero", "dpgd_0th", "dp_gd"])
 def test_shorter_trainings_end_where_the_longer_ones_pass(method):
-    problem = Problem.made(5, "sqrt", 30, 0)
+    problem = Problem.draw(5, "sqrt", 30, 0)
     alone = train(method, problem, Grid.of([3], [0.1], [1.0]), NONE, 0)
     both = train(method, problem, Grid.of([70, 3], [0.1], [1.0]), NONE, 0)
     if method == "dp_gd":  # zeroth-order directions come in blocks, whose length the longest training decides
@@ -75,7 +75,7 @@ def test_shorter_trainings_end_where_the_longer_ones_pass(method):
 
 @pytest.mark.parametrize("method", ["dpzero", "dpgd_0th", "dp_gd"])
 def test_the_noise_is_of_the_bound_times_the_multiplier_on_the_sum(method):
-    problem = Problem.made(400, "full", 3, 0)
+    problem = Problem.draw(400, "full", 3, 0)
     grid = Grid.of([1], [2.0], [5.0])
     quiet, loud = (train(method, problem, grid, {1: m}, 0)[0] for m in (0.0, 1000.0))
     moved = (loud - quiet) / (2.0 / 3 * 1000 * 5.0)
@@ -89,13 +89,13 @@ def test_the_noise_is_of_the_bound_times_the_multiplier_on_the_sum(method):
 
 @pytest.mark.parametrize(("spectrum", "trace"), [("full", 1000), ("sqrt", 61.8), ("log", 7.49)])
 def test_traces_grow_as_named(spectrum, trace):
-    problem = Problem.made(1000, spectrum, 2, 0)
+    problem = Problem.draw(1000, spectrum, 2, 0)
     assert problem.eigenvalues.sum() == pytest.approx(trace, rel=1e-3)
     assert problem.eigenvalues.max() == 1
 
 
 def test_the_gradient_is_that_of_the_loss():
-    problem = Problem.made(6, "log", 50, 1)
+    problem = Problem.draw(6, "log", 50, 1)
     x, step = np.linspace(-1, 1, 6), 1e-5
     for split in ("train", "test"):
         slopes = [

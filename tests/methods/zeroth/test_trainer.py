@@ -197,7 +197,7 @@ def test_a_loss_that_is_not_per_example_is_refused():
     def mean(model, batch):
         return losses(model, batch).mean()
 
-    with pytest.raises(DpbenchError, match=r"losses of shape \[\] where \[B\] was wanted"):
+    with pytest.raises(DpbenchError, match=r"losses of shape \[\] where \[B\] was expected"):
         ZerothOrder("mezo", net(), plan(None), 0.1).step(mean, [data()])
 
 

@@ -1,1 +1,1 @@
-"""Peers behind the same contract. Their own code does the work; names and units are translated here, once."""
+"""Adapters of peers to the contract of engines. The peers' code does the work; names and units are translated here, once."""

@@ -1,6 +1,6 @@
 """fastDP (Bu et al., awslabs/fast-differential-privacy): book-keeping with its mixed ghost norm. The noise is dpbench's.
 
-fastDP draws its noise where it begins a sum. The sums over physical batches are dpbench's here, and so is the noise.
+fastDP draws its noise when it begins a sum. Here dpbench forms the sums over physical batches, and therefore adds the noise.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ PLUGIN = {
     "get": "pip install git+https://github.com/awslabs/fast-differential-privacy",
     "limits": {
         "functions": "this adapter asks fastDP for Abadi clipping",
-        "tied": "fastDP clips each use of a tied tensor apart, so tied and repeated layers are refused",
-        "half": "fastDP sums clipped gradients in their own dtype",
+        "tied": "fastDP clips each use of a tied tensor separately, so tied and repeated layers are refused",
+        "half": "fastDP sums clipped gradients in the gradients' dtype",
         "bad_example": "fastDP multiplies a non-finite gradient by its factor, so that the step is not finite",
     },
 }
@@ -39,7 +39,7 @@ _ON_MODULES = ("activations", "backprops", "use_gc", "privacy_engine", "get_priv
 
 
 class Engine(Handle):
-    """Peer: fastDP in its default mode `MixOpt`, which decides on ghost norms at the first batch and keeps to it."""
+    """The peer fastDP in its default mode `MixOpt`, which decides on ghost norms at the first batch and keeps that decision."""
 
     name = "fastdp"
     functions = ("abadi",)
@@ -57,9 +57,11 @@ class Engine(Handle):
             if type(layer.module) not in supported:
                 raise DpbenchError(f"fastDP has no rule for {layer.name} ({type(layer.module).__name__})", "use another engine")
         if self.layout.shared or any(len(cluster.layers) > 1 for cluster in self.layout.clusters):
-            raise DpbenchError("fastDP clips each use of a tied tensor apart and adds them up", "untie it, or use another engine")
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
+            raise DpbenchError(
+                "fastDP clips each use of a tied tensor separately and adds them", "untie it, or use another engine"
+            )
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
             self._engine = PrivacyEngine(
                 self.model,
                 batch_size=1,

@@ -1,4 +1,4 @@
-"""Opacus' default mode: every per-example gradient materialised by hooks (`GradSampleHooks`)."""
+"""Opacus' default mode: hooks materialise every per-example gradient (`GradSampleHooks`)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PLUGIN = {
     "get": "pip install opacus",
     "limits": {
         "functions": "Opacus does Abadi clipping, with 1e-6 added to the norm",
-        "half": "Opacus sums per-example gradients in their own dtype",
+        "half": "Opacus sums per-example gradients in the gradients' dtype",
         "bad_example": "Opacus multiplies a non-finite gradient by its factor, so that the step is not finite",
     },
 }
 
 
 class Engine(OpacusHandle):
-    """Peer: Opacus with hooks."""
+    """The peer Opacus with hooks."""
 
     name = "opacus"
 

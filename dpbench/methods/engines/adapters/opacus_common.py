@@ -1,4 +1,4 @@
-"""What both Opacus adapters share."""
+"""The shared parts of both Opacus adapters."""
 
 from __future__ import annotations
 
@@ -13,51 +13,51 @@ from dpbench.methods.engines.base import Handle
 
 
 def require() -> str:
-    """Opacus' version, or an error that says how to get it."""
+    """Return the version of Opacus, or raise an error that says how to install it."""
     try:
         import opacus
     except ImportError as error:
         raise DpbenchError("opacus is not installed", "pip install opacus") from error
     register_conv1d()
-    # Opacus asks for full backward hooks on the embedding, which has no input gradient; torch says so at every step.
+    # Opacus registers full backward hooks on the embedding, which has no input gradient; torch warns of that at every step.
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     return opacus.__version__
 
 
 def register_conv1d() -> None:
-    """Teach Opacus the transposed linear layer of transformers' GPT-2, as it teaches itself `nn.Linear`.
+    """Register with Opacus the transposed linear layer of transformers' GPT-2, as Opacus registers `nn.Linear`.
 
-    Without this it takes the generic `torch.func` way, which would make the peer look slower than it is.
+    Without this it uses the generic way by `torch.func`, which would make the peer look slower than it is.
     """
     from opacus.grad_sample import register_grad_sampler, register_norm_sampler
     from transformers.pytorch_utils import Conv1D
 
     def transposed(layer: Any, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
         x = activations[0].to(backprops.dtype)
-        found = {}
+        gradients = {}
         if layer.weight.requires_grad:
-            found[layer.weight] = torch.einsum("n...i,n...j->nij", x, backprops)
+            gradients[layer.weight] = torch.einsum("n...i,n...j->nij", x, backprops)
         if layer.bias.requires_grad:
-            found[layer.bias] = torch.einsum("n...k->nk", backprops)
-        return found
+            gradients[layer.bias] = torch.einsum("n...k->nk", backprops)
+        return gradients
 
     def transposed_norm(layer: Any, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
         x = activations[0].to(backprops.dtype)
-        found = {}
+        norms = {}
         x, g = x.reshape(len(x), -1, x.shape[-1]), backprops.reshape(len(x), -1, backprops.shape[-1])
         if layer.weight.requires_grad:
             gram = torch.einsum("nik,njk->nij", g, g), torch.einsum("nik,njk->nij", x, x)
-            found[layer.weight] = torch.sqrt(torch.einsum("n...i,n...i->n", *gram).clamp(min=0))
+            norms[layer.weight] = torch.sqrt(torch.einsum("n...i,n...i->n", *gram).clamp(min=0))
         if layer.bias.requires_grad:
-            found[layer.bias] = torch.sqrt(torch.einsum("n...i->n", torch.einsum("nik,njk->nij", g, g)).clamp(min=0))
-        return found
+            norms[layer.bias] = torch.sqrt(torch.einsum("n...i->n", torch.einsum("nik,njk->nij", g, g)).clamp(min=0))
+        return norms
 
     register_grad_sampler(Conv1D)(transposed)
     register_norm_sampler(Conv1D)(transposed_norm)
 
 
 class OpacusHandle(Handle):
-    """Flat Abadi clipping by Opacus; its optimizer wrapper clips, sums and adds the noise."""
+    """An engine of flat Abadi clipping by Opacus, whose optimizer wrapper clips, sums and adds the noise."""
 
     scopes = ("flat",)
     functions = ("abadi",)
@@ -79,7 +79,7 @@ class OpacusHandle(Handle):
             "noise_multiplier": self.mechanism.noise_multiplier,
             "max_grad_norm": self.mechanism.clipping.bound,
             "expected_batch_size": self.mechanism.sampling.expected_batch_size,
-            "loss_reduction": "sum",  # divided in _release: Opacus would ask the per-example gradients, which are gone by then
+            "loss_reduction": "sum",  # divided in _release: Opacus would use the per-example gradients, which are deleted by then
             "generator": None,
         }
 
@@ -89,7 +89,7 @@ class OpacusHandle(Handle):
         super()._before_step()
 
     def _release(self) -> None:
-        """Opacus adds the noise; the division is ours."""
+        """Have Opacus add the noise, and divide the result."""
         for parameter in self.trainable.values():
             if parameter.summed_grad is None:  # an empty batch: noise alone
                 parameter.summed_grad = torch.zeros_like(parameter)

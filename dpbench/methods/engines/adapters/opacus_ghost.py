@@ -21,14 +21,14 @@ PLUGIN = {
     "limits": {
         "functions": "Opacus does Abadi clipping, with 1e-6 added to the norm",
         "tied": "Opacus' ghost clipping refuses tied and repeated modules",
-        "half": "the second pass rounds weighted losses' gradients and their sum in their own dtype",
+        "half": "the second pass rounds weighted losses' gradients and their sum to the gradients' dtype",
         "bad_example": "Opacus multiplies a non-finite loss by its factor, so that the step is not finite",
     },
 }
 
 
 class Engine(OpacusHandle):
-    """Peer: Opacus with ghost clipping. It refuses tied weights."""
+    """The peer Opacus with ghost clipping. It refuses tied weights."""
 
     name = "opacus_ghost"
 

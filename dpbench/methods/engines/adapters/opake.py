@@ -24,14 +24,14 @@ PLUGIN = {
     "functional": True,
     "limits": {
         "functions": "Opake does Abadi clipping",
-        "half": "Opake sums clipped gradients in their own dtype",
+        "half": "Opake sums clipped gradients in the gradients' dtype",
         "bad_example": "Opake leaves a non-finite example out and does not say so",
     },
 }
 
 
 class Engine(Handle):
-    """Peer: Opake's functional clipping in its default, whole-batch form."""
+    """The peer Opake with its functional clipping in the default form, on the full batch."""
 
     name = "opake"
     scopes = ("flat",)
@@ -50,11 +50,11 @@ class Engine(Handle):
         if batch_size(batch) == 0:
             return torch.zeros(0)
         function, state = self._clipped_grad(
-            loss_of_one(self.model, losses, apart=False), clipping_norm=self.bounds[0], batch_argnums=1, return_aux=True
+            loss_of_one(self.model, losses, by_use=False), clipping_norm=self.bounds[0], batch_argnums=1, return_aux=True
         )
-        own = {name: parameter.detach() for name, parameter in self.trainable.items()}
-        (clipped, seen), _ = function(own, batch, state=state)
+        parameters = {name: parameter.detach() for name, parameter in self.trainable.items()}
+        (clipped, auxiliary), _ = function(parameters, batch, state=state)
         for name, gradient in clipped.pytree.items():
             self.sum_of(self.trainable[name]).add_(gradient)
-        self.count(seen.grad_norms, self.bounds[0])
-        return seen.loss_values.detach()
+        self.count(auxiliary.grad_norms, self.bounds[0])
+        return auxiliary.loss_values.detach()
