@@ -119,7 +119,7 @@ class Settings(text_classification.Settings):
                 f"teacher.dataset: {teacher.dataset} has other classes than {self.dataset}: teacher and student must share them"
             )
         layer_map(student.layer_map, student.layers, depth if student.start == "teacher" else self.depth)
-        needs = [n for n, wanted in (("distil", self.distil), ("start: teacher", student.start == "teacher")) if wanted]
+        needs = [name for name, used in (("distil", self.distil), ("start: teacher", student.start == "teacher")) if used]
         if needs and teacher is None:
             raise ValueError(f"{needs[0]} needs teacher, if only as {{}}")
         if teacher is not None and not needs:
@@ -156,7 +156,7 @@ class Settings(text_classification.Settings):
         return self.epsilon if self.epsilon is None or not shared else self.epsilon * self.split.whole  # type: ignore[union-attr]
 
     def of_teacher(self) -> dict[str, Any]:
-        """Settings of the teacher's run: the whole model's, with its share of epsilon."""
+        """Return the settings of the teacher's run: the whole model's, with its share of epsilon."""
         teacher = self.teacher or Teacher()
         settings = self.model_dump(mode="json")
         for name in ("student", "teacher", "distil", "split", "budget", "save_model"):
@@ -174,7 +174,7 @@ class Settings(text_classification.Settings):
         return settings
 
     def plan(self, rows: int, kept: int, seed: int, spent: tuple[Release, ...] = ()) -> Mechanism | Composition:
-        """The mechanism that sampler, noise and accountant are made from; behind a teacher, with what that has spent.
+        """Return the mechanism of sampler, noise and accountant; after a teacher, with what the teacher spent.
 
         Args:
             rows, kept: as in `mechanism`; spent: by the teacher, empty where there is none.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def blocks_of(encoder: Encoder) -> nn.ModuleList:
-    """The transformer layers of a BERT or RoBERTa, in order."""
+    """Return the transformer layers of a BERT or RoBERTa, in order."""
     return encoder.model.encoder.layer
 
 
@@ -31,21 +31,21 @@ def keep_layers(encoder: Encoder, kept: Sequence[int]) -> Encoder:
 
 
 def smallest_layers(encoder: Encoder, count: int) -> list[int]:
-    """Numbers of the layers whose weight matrices have the smallest root mean square.
+    """Return the numbers of the layers whose weight matrices have the smallest root mean square.
 
     Guarantee: looks at weights alone: of released ones it is post-processing.
     """
 
     def size(block: nn.Module) -> float:
-        own = [p.detach().double() for p in block.parameters() if p.dim() == 2]
-        return math.sqrt(sum(float(p.square().sum()) for p in own) / sum(p.numel() for p in own))
+        matrices = [p.detach().double() for p in block.parameters() if p.dim() == 2]
+        return math.sqrt(sum(float(p.square().sum()) for p in matrices) / sum(p.numel() for p in matrices))
 
     sizes = [size(block) for block in blocks_of(encoder)]
     return sorted(sorted(range(len(sizes)), key=lambda k: sizes[k])[:count])
 
 
 def forget(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Take what is no longer the model's out of the optimizer, state and all; what stays keeps its state."""
+    """Remove parameters that left the model from the optimizer, with their state; the others keep theirs."""
     present = {id(p) for p in model.parameters()}
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if id(p) in present]
@@ -54,6 +54,6 @@ def forget(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
 
 
 def sizes_of(model: nn.Module) -> tuple[int, int]:
-    """(parameters, those that are not zero) of a model."""
+    """Return a model's number of parameters, and of those that are not zero."""
     tensors: list[Tensor] = [p.detach() for p in model.parameters()]
     return sum(t.numel() for t in tensors), sum(int(t.count_nonzero()) for t in tensors)

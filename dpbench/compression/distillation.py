@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 
 def distillation_losses(student: Tensor, teacher: Tensor, labels: Tensor, weight: float, temperature: float) -> Tensor:
-    """[B] losses (1 - w) CE(y, student) + w t^2 KL(teacher_t || student_t), each of one example alone.
+    """Return losses [B] (1 - w) CE(y, student) + w t^2 KL(teacher_t || student_t), each of one example alone.
 
     Source: Hinton et al., 2015; Mireshghallah et al., NeurIPS 2022, section 3. Whether they scale by t^2 is not known: ours.
 

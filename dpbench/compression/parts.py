@@ -99,7 +99,7 @@ class Drop(Strict):
     first: Literal["top", "bottom"] = "top"
 
     def blocks(self, depth: int) -> list[int]:
-        """How many layers go after each block."""
+        """Return how many layers are dropped after each block."""
         going, found = depth - self.layers, []
         while going > 0:
             found.append(min(self.at_once, going))

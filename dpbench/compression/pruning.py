@@ -14,7 +14,7 @@ SLACK = 0.001
 
 
 def prunable(encoder: nn.Module) -> dict[str, Tensor]:
-    """The weight matrices of the transformer layers, by name: no embeddings, no LayerNorm, no biases, no head."""
+    """Return the weight matrices of the transformer layers by name: no embeddings, no LayerNorm, no biases, no head."""
     return {
         f"{name}.weight": module.weight
         for name, module in encoder.named_modules()
@@ -77,40 +77,42 @@ class Masks:
                 weight.mul_(self.masks[name])
 
     def zero_gradients_(self) -> None:
-        """The released gradient of masked weights, noise and all, becomes 0, so that the optimizer never learns of it."""
+        """Set the released gradient of masked weights, noise included, to 0, so that the optimizer never sees it."""
         for name, weight in self.weights.items():
             if weight.grad is not None:
                 weight.grad.mul_(self.masks[name])
 
     def zero_state_(self, optimizer: torch.optim.Optimizer) -> None:
-        """What the optimizer remembers of masked weights becomes 0."""
+        """Set the optimizer's state of masked weights to 0."""
         for name, weight in self.weights.items():
             for value in optimizer.state.get(weight, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.shape:
                     value.mul_(self.masks[name])
 
-    def check(self, wanted: float) -> float:
-        """The sparsity, after making sure of it.
+    def check(self, sparsity: float) -> float:
+        """Return the masks' sparsity, once it is as asked.
 
         Raises:
-            DpbenchError: it is not `wanted`, or a masked weight is not 0.
+            DpbenchError: It is not `sparsity` within the slack, or a masked weight is not 0.
         """
-        found = self.sparsity
-        if abs(found - wanted) > SLACK:
-            raise DpbenchError(f"sparsity {found:.4f}, where {wanted:.4f} is wanted", "report this: it is a fault of pruning")
+        reached = self.sparsity
+        if abs(reached - sparsity) > SLACK:
+            raise DpbenchError(
+                f"sparsity {reached:.4f}, where {sparsity:.4f} was asked for", "report this: it is a fault of pruning"
+            )
         for name, weight in self.weights.items():
             if bool(weight.detach().masked_fill(self.masks[name], 0.0).any()):
                 raise DpbenchError(f"{name}: a masked weight is not 0", "report this: it is a fault of pruning")
-        return found
+        return reached
 
 
 def start_of(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of a module's trainable parameters, to go back to."""
+    """Return copies of a module's trainable parameters, to rewind to."""
     return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def rewind_(module: nn.Module, start: dict[str, Tensor]) -> None:
-    """The parameters become what `start_of` found."""
+    """Set the parameters to what `start_of` returned."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if name in start:
@@ -118,7 +120,7 @@ def rewind_(module: nn.Module, start: dict[str, Tensor]) -> None:
 
 
 def _largest(values: Tensor, count: int) -> Tensor:
-    """Which [N] are the `count` largest, exactly; of equals the first."""
+    """Return a mask [N] of exactly the `count` largest; of equal ones the first."""
     if count == 0:
         return torch.zeros_like(values, dtype=torch.bool)
     limit = values.kthvalue(values.numel() - count + 1).values

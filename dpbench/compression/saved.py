@@ -29,7 +29,7 @@ FILES = [*OF_ENCODER, HEAD]
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """transformers draws a progress bar for each file that it reads or writes."""
+    """Switch off the progress bar that transformers draws for each file that it reads or writes."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -42,7 +42,7 @@ def _no_bars() -> Iterator[None]:
 
 
 def save_encoder(encoder: Encoder, folder: Path) -> None:
-    """`transformers`' own save_pretrained; masks are folded in, as pruned weights are zero."""
+    """Write an encoder by save_pretrained of `transformers`; masks are folded in, as pruned weights are zero."""
     with _no_bars():
         encoder.model.save_pretrained(folder)
 
@@ -55,7 +55,7 @@ def save(encoder: Encoder, rest: dict[str, Tensor], folder: Path) -> list[str]:
 
 
 def load_encoder(folder: Path) -> Encoder:
-    """An encoder that `save_encoder` wrote, in fp32 and without dropout, as `dpbench.models.encoder` gives them.
+    """Return an encoder that `save_encoder` wrote, in fp32 and without dropout, as `dpbench.models.encoder` gives them.
 
     Raises:
         DpbenchError: not there, or damaged.
@@ -83,7 +83,7 @@ def load_encoder(folder: Path) -> Encoder:
 
 
 def load_rest(folder: Path) -> dict[str, Tensor]:
-    """The other tensors that `save` wrote."""
+    """Return the other tensors that `save` wrote."""
     try:
         return load_file(folder / HEAD)
     except (OSError, SafetensorError) as error:
@@ -98,7 +98,7 @@ def file_bytes(encoder: Encoder) -> int:
 
 
 def packed_bytes(parameters: int, nonzero: int, masked_of: int) -> int:
-    """What sparse storage takes: fp32 weights that are not zero, and one bit for each of the `masked_of` that might be."""
+    """Return bytes of sparse storage: fp32 weights that are not zero, and one bit for each of the `masked_of` that might be."""
     return 4 * (nonzero if masked_of else parameters) + masked_of // 8
 
 

@@ -41,9 +41,8 @@ class Replicas(Grouped):
         Guarantee: every element gets one draw of noise of std `std` over the group.
         """
         waiting = []
-        for bucket in _buckets(
-            [(_writable(total), std) for total, std in sums]
-        ):  # a bucket is sent while the next one gets its noise
+        # A bucket is sent while the next one gets its noise.
+        for bucket in _buckets([(_writable(total), std) for total, std in sums]):
             self._noise_local_part(handle, bucket, divisor)
             waiting.append(_Sent([values for values, _ in bucket], self.group))
         for sent in waiting:

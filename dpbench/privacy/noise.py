@@ -153,9 +153,8 @@ class Noise:
                 on_cpu.append((total, std / divisor))
             else:
                 perturb_by_torch_(total, 1 / divisor, std / divisor, self.generator(total.device))
-        for dtype in dict.fromkeys(
-            total.dtype for total, _ in on_cpu
-        ):  # in order of appearance: the order of a set differs between processes
+        # In order of appearance: the order of a set differs between processes.
+        for dtype in dict.fromkeys(total.dtype for total, _ in on_cpu):
             streams = [self._stream(number) for number in range(STREAMS)]
             perturb_([(total, std) for total, std in on_cpu if total.dtype == dtype], 1 / divisor, streams)
         if on_chip:

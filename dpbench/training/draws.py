@@ -26,7 +26,7 @@ class Draws:
         self._drawn: int | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Indices of each logical step's examples; under Poisson sampling there may be none.
+        """Yield the indices of each logical step's examples; under Poisson sampling there may be none.
 
         Raises:
             DpbenchError: the step before has been drawn and not released.

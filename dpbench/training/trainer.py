@@ -111,19 +111,19 @@ class Callback:
     """
 
     def gradients_released(self, trainer: Trainer) -> None:
-        """The released gradients are in place, with their noise, and the optimizer is about to use them."""
+        """Run once the released gradients are in place, with their noise, before the optimizer uses them."""
 
     def step_done(self, trainer: Trainer) -> None:
-        """The weights have moved. The time that this takes is training's."""
+        """Run after the optimizer's step; its time counts as training time."""
 
     def observe(self, trainer: Trainer) -> None:
-        """As `step_done`, but its time is not training's, and it leaves the model as it was."""
+        """Run after `step_done`; its time does not count, and it leaves the model as it was."""
 
     def phase_done(self, trainer: Trainer, number: int) -> None:
-        """Phase `number` of the run's mechanism is over, and the method is detached: the model may change its form."""
+        """Run after phase `number` of the mechanism, with the method detached: the model may change its shape."""
 
     def training_done(self, trainer: Trainer) -> None:
-        """All steps are done, and the model is about to be evaluated."""
+        """Run after the last step, before the model is evaluated."""
 
 
 class Trainer:

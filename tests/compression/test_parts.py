@@ -186,7 +186,7 @@ def test_masks_only_grow():
 def test_a_broken_mask_is_found():
     masks = Masks(encoder())
     masks.prune_(0.5)
-    with pytest.raises(DpbenchError, match="is wanted"):
+    with pytest.raises(DpbenchError, match="was asked for"):
         masks.check(0.6)
     with torch.no_grad():
         next(iter(masks.weights.values())).add_(1e-30)

@@ -146,9 +146,8 @@ def claim(optimizer: torch.optim.Optimizer, handle: Attached) -> None:
             "call detach() on the first handle before another is attached",
         )
     _ATTACHED[optimizer] = weakref.ref(handle)
-    if not hasattr(
-        optimizer, _TAKES_SCALES
-    ):  # a GradScaler then calls `step`, which refuses it with a hint; otherwise it would fail an assertion
+    # With the mark a GradScaler calls `step`, which refuses it with a hint; otherwise it would fail an assertion.
+    if not hasattr(optimizer, _TAKES_SCALES):
         setattr(optimizer, _TAKES_SCALES, True)
 
 

@@ -46,7 +46,7 @@ class Examples:
 
     def __init__(self, settings: Settings, device: torch.device, ids: list[list[int]], begins: list[int], pad: int) -> None:
         self.settings, self.device, self.ids, self.begins, self.pad = settings, device, ids, begins, pad
-        self.lengths = np.asarray([len(own) for own in ids])
+        self.lengths = np.asarray([len(example) for example in ids])
         self.first = 0  # position of the first logits that are asked for
 
     def __len__(self) -> int:
@@ -65,15 +65,15 @@ class Examples:
         longest = int(self.lengths[rows].max()) if tokens is None else tokens
         ids = torch.full((len(rows), longest), self.pad)
         targets = torch.full((len(rows), longest), IGNORED)
-        for at, row in enumerate(rows):
-            own, begin = torch.tensor(self.ids[row]), self.begins[row]
-            ids[at, : len(own)] = own
-            targets[at, begin - 1 : len(own) - 1] = own[begin:]
+        for position, row in enumerate(rows):
+            tokens_of_row, begin = torch.tensor(self.ids[row]), self.begins[row]
+            ids[position, : len(tokens_of_row)] = tokens_of_row
+            targets[position, begin - 1 : len(tokens_of_row) - 1] = tokens_of_row[begin:]
         count = (targets != IGNORED).sum(1)
         return {"input_ids": ids.to(self.device), "targets": targets.to(self.device), "count": count.to(self.device)}
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """[B] mean cross entropies over an example's own text, its input left out."""
+        """Return mean cross entropies [B] over each example's text, without its input."""
         targets = batch["targets"][:, self.first :]
         with self.around():
             logits = model(batch["input_ids"], self.first) if self.first else model(batch["input_ids"])
@@ -154,7 +154,7 @@ class TableToText(Rows, TrainingTask):
         self.facts["parameters"] = sum(p.numel() for p in self.model.parameters())
 
     def quicken(self) -> None:
-        """The same function by fewer operations: one for the activation, and no logits where no text is predicted."""
+        """Compute the same function in fewer operations: one for the activation, and no logits where no text is predicted."""
         fuse_gelu(self.model)
         self.first = min(self.begins) - 1
 
@@ -243,7 +243,7 @@ def is_held_out(row: Described, share: float) -> bool:
 
 
 def coding_of(settings: Settings, model: Source, public: Source) -> Coding:
-    """The tokenizer: made of public text, or the model's own (on random weights in its place, one of public text)."""
+    """Return the tokenizer: made of public text, or the model's own (on random weights in its place, one of public text)."""
     if settings.coding != "own":
         return coding.coding(settings.coding, settings.dataset, settings.vocabulary, public)
     assert settings.weights is not None
@@ -253,7 +253,7 @@ def coding_of(settings: Settings, model: Source, public: Source) -> Coding:
 def model_of(
     settings: Settings, vocabulary: int, source: Source, seed: int = 0, meta: bool = False, weights: Path | None = None
 ) -> nn.Module:
-    """The model in training mode, with what is not trained frozen.
+    """Return the model in training mode, with what is not trained frozen.
 
     Args:
         vocabulary: V of a model of a size; source: of published weights; weights: of the public start.
@@ -265,14 +265,14 @@ def model_of(
         return tuned(settings, models.pretrained_language_model(settings.weights, kept, seed, meta), seed, meta).train()
     assert settings.size is not None
     positions = settings.start.tokens if settings.start else settings.positions
-    made = models.language_model(settings.size, seed=seed, meta=meta, vocabulary=vocabulary, context=positions)
+    model = models.language_model(settings.size, seed=seed, meta=meta, vocabulary=vocabulary, context=positions)
     if weights is not None:
-        made.load_state_dict(load_file(weights))
-    return tuned(settings, made, seed, meta).train()
+        model.load_state_dict(load_file(weights))
+    return tuned(settings, model, seed, meta).train()
 
 
 def tuned(settings: Settings, model: Any, seed: int, meta: bool) -> nn.Module:
-    """The model with what its tuning adds, and the rest frozen."""
+    """Return the model with what its tuning adds, and the rest frozen."""
     how = settings.tuning
     if how.mode == "last_layers":
         return tuning.last_layers(model, how.layers)
@@ -284,7 +284,7 @@ def tuned(settings: Settings, model: Any, seed: int, meta: bool) -> nn.Module:
 
 
 def samples(inputs: list[Described], outputs: list[str], count: int) -> list[dict[str, Any]]:
-    """The best and the worst outputs by their own BLEU, `count` of each and none twice, with input and references.
+    """Return the `count` best and `count` worst outputs by sentence BLEU, none twice, with input and references.
 
     `dpbench.records.samples` takes the text of the dataset out where a record leaves this machine.
     """

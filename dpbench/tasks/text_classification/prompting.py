@@ -45,7 +45,7 @@ class Prompt:
 
     @classmethod
     def of(cls, task: str, tokenizer: TextTokenizer) -> Prompt:
-        """The prompt that the dataset declares.
+        """Return the prompt that the dataset declares.
 
         Raises:
             DpbenchError: it declares none; the tokenizer has no mask; a label word is not one token.
@@ -62,7 +62,7 @@ class Prompt:
         return cls(declared["template"], *known[0], [_one_token(tokenizer, words[c], task) for c in plugin.extra["classes"]])
 
     def put(self, text: str, pair: str | None) -> str:
-        """The prompt around one example."""
+        """Return the prompt around one example."""
         return self.template.replace(MASK, self.mask).replace("{text_pair}", pair or "").replace("{text}", text)
 
     def encode(
@@ -91,12 +91,12 @@ class Prompt:
         return found
 
     def places(self, ids: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
-        """[N] where each input's mask stands."""
-        return np.asarray([list(own).index(self.mask_id) for own in ids])
+        """Return the position [N] of each input's mask token."""
+        return np.asarray([list(row).index(self.mask_id) for row in ids])
 
 
 def filled(task: str) -> list[str]:
-    """The dataset's prompt around no text, with each class's label word in the mask's place: a sentence a class, all public.
+    """Return the prompt around no text, with each class's label word for the mask: a sentence a class, all public.
 
     Raises:
         DpbenchError: the dataset declares no prompt.
@@ -109,7 +109,7 @@ def filled(task: str) -> list[str]:
 
 
 def _one_token(tokenizer: TextTokenizer, word: str, task: str) -> int:
-    """The id of a word as it stands inside a sentence: behind a space where the tokenizer writes that."""
+    """Return the id of a word inside a sentence: with the space before it, where the tokenizer codes that."""
     for spelt in (f" {word}", word):
         ids = tokenizer.tokenizer.encode(spelt, add_special_tokens=False).ids
         if len(ids) == 1:
@@ -145,7 +145,7 @@ class Prompted(nn.Module):
 
 
 def prompted(name: str, encoder: nn.Module, classes: int, source: Source | None, words: Sequence[int] = ()) -> Prompted:
-    """The encoder with its own head for the label words, their rows as copies of the tied embedding's.
+    """Return the encoder with its head for the label words, their rows as copies of the tied embedding's.
 
     Args:
         name: of the model plug-in; source: of its weights, None without reading any file (the head is then random).
