@@ -104,10 +104,10 @@ def test_the_loss_of_attributes_is_the_sum_of_their_binary_cross_entropies():
 
 def test_attributes_are_trained_and_counted_one_by_one(tmp_path):
     given = {
-        "task": "celeba_multilabel",
+        "dataset": "celeba_multilabel",
         "model": "linear",
         "features": "scattering",
-        "engine": "nonprivate",
+        "method": "nonprivate",
         "steps": 1,
         "expected_batch_size": 2,
         "optimizer": {"learning_rate": 0.1},

@@ -120,15 +120,15 @@ def test_a_run_trains_on_what_its_parent_left(tmp_path, as_parent):
     sources = {"dataset:cifar10": datasets.resolve("cifar10", "embedded")}
     folder = tmp_path / "features"
     folder.mkdir()
-    wanted = parse(image_features.Settings, {"task": "cifar10", "model": "scattering", "train_limit": 24}, "test")
+    wanted = parse(image_features.Settings, {"dataset": "cifar10", "model": "scattering", "train_limit": 24}, "test")
     done = image_features.run(wanted, Context(folder, 0, sources, StepLog(folder / "steps.jsonl")))
     assert done.facts["rows"] == {"train": 24, "test": 1000}
     as_parent(folder, "image_features", done.artefacts)
     given = {
-        "task": "cifar10",
+        "dataset": "cifar10",
         "model": "linear",
         "features": "scattering",
-        "engine": "bookkeeping",
+        "method": "bookkeeping",
         "clipping": {"function": "auto_s"},
         "epsilon": 8,
         "steps": 2,
@@ -158,10 +158,10 @@ def test_features_have_no_pixels_to_move():
         parse(
             image.Settings,
             {
-                "task": "cifar10",
+                "dataset": "cifar10",
                 "model": "linear",
                 "features": "scattering",
-                "engine": "nonprivate",
+                "method": "nonprivate",
                 "steps": 1,
                 "expected_batch_size": 2,
                 "optimizer": {"learning_rate": 0.1},

@@ -46,7 +46,7 @@ def test_zero_2_the_noise_can_be_taken_off():
 
 
 def test_zero_2_has_no_epsilon(tmp_path):
-    found = run(tmp_path, engine="dpzero_published")
+    found = run(tmp_path, method="dpzero_published")
     assert (value(found, "epsilon").value, value(found, "epsilon").text) == (None, "none")
     assert found.privacy.epsilon is None
     assert found.privacy.validity == "nominal"
