@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dpbench.execution.contract import Context, Outcome
 from dpbench.spec.sources import Source
-from dpbench.tasks.table_to_text.config import Settings, parents, uses
+from dpbench.tasks.language_model import uses
+from dpbench.tasks.table_to_text.config import Settings, parents
 
 __all__ = ["Settings", "check", "parents", "run", "uses"]
 

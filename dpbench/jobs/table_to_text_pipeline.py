@@ -5,7 +5,8 @@ from __future__ import annotations
 from dpbench.execution.contract import Context, Outcome, metric, over_rounds
 from dpbench.records.schema import Metric
 from dpbench.spec.sources import Source
-from dpbench.tasks.table_to_text.config import parents, uses
+from dpbench.tasks.language_model import uses
+from dpbench.tasks.table_to_text.config import parents
 from dpbench.tasks.table_to_text.pipeline_config import COUNTED, Settings
 
 __all__ = ["Settings", "check", "parents", "run", "uses"]

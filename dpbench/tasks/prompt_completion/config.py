@@ -7,13 +7,11 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from dpbench.data import asked
-from dpbench.data.public import PUBLIC
-from dpbench.models.language import language_model_family
-from dpbench.spec.expand import Uses
 from dpbench.tasks import holdout
+from dpbench.tasks.language_model import LanguageModelSettings
 from dpbench.tasks.language_modeling import start
 from dpbench.tasks.language_modeling.start import Parents, StartSettings
-from dpbench.training.config import TrainingSettings, ZerothSettings
+from dpbench.training.config import ZerothSettings
 
 
 class PromptStart(StartSettings):
@@ -23,15 +21,13 @@ class PromptStart(StartSettings):
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
-class Settings(TrainingSettings):
+class Settings(LanguageModelSettings):
     """One cell: a task, a model, a method, an epsilon. An example is one row: its prompt, and how it goes on."""
 
     kinds: ClassVar[tuple[str, ...]] = ("engine", "zeroth")
 
     steps: int = Field(ge=0, description="0: the model is evaluated as it starts (zero-shot).")
     dataset: str = Field(description="A dataset with prompts, see dpbench.data.asked.")
-    size: str | None = Field(None, description="Size of the GPT-2, Llama or OPT family.")
-    weights: str | None = Field(None, description="A model with published weights, in place of a size.")
     vocabulary: int = Field(0, ge=0, description="Of a size: tokens of its BPE, which is made of public text.")
     start: PromptStart | None = None
     tied: bool = Field(False, description="Whether the head is the token embedding.")
@@ -72,15 +68,8 @@ class Settings(TrainingSettings):
         """Whether no gradient is ever made."""
         return self.zeroth is not None or self.steps == 0
 
-    @property
-    def model_name(self) -> str:
-        """The model plug-in."""
-        return self.weights or language_model_family(str(self.size))
-
     @model_validator(mode="after")
     def _model_fits(self) -> Settings:
-        if (self.size is None) == (self.weights is None):
-            raise ValueError("exactly one of size and weights")
         if self.weights is not None and (self.start is not None or self.vocabulary):
             raise ValueError("start and vocabulary belong to a size: weights have been trained, with a tokenizer of their own")
         if self.size is not None and not self.vocabulary:
@@ -110,11 +99,6 @@ class Settings(TrainingSettings):
             raise ValueError("evaluate_on: train_rest needs a train_limit, or nothing is left")
         by_content = self.train_limit is not None and (self.steps > 0 or self.evaluate_on == "train_rest")
         return holdout.state_choice(self, by_content)
-
-
-def uses(settings: Settings) -> Uses:
-    """Return versions and sources that decide the numbers."""
-    return Uses(tuple(settings.deciding_plugins), datasets=(settings.dataset, PUBLIC), models=(settings.model_name,))
 
 
 def parents(settings: Settings, seed: int) -> Parents:

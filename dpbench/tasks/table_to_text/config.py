@@ -6,12 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dpbench.data.public import PUBLIC
-from dpbench.models.language import language_model_family
-from dpbench.spec.expand import Uses
+from dpbench.tasks.language_model import LanguageModelSettings
 from dpbench.tasks.language_modeling import start
 from dpbench.tasks.language_modeling.start import Parents, StartSettings
-from dpbench.training.config import TrainingSettings
 from dpbench.validation import Strict
 
 
@@ -38,12 +35,9 @@ class DecodingSettings(Strict):
     rows: int = Field(64, ge=1)
 
 
-class Settings(TrainingSettings):
+class Settings(LanguageModelSettings):
     """One cell: a dataset, a model, what is trained of it, a method, an epsilon. An example is one input with one text."""
 
-    dataset: str
-    size: str | None = Field(None, description="Size of the GPT-2 or Llama family.")
-    weights: str | None = Field(None, description="A model with published weights, in place of a size.")
     from_scratch: bool = Field(False, description="Random weights although there are published ones.")
     coding: Literal["words", "pieces", "own"] = Field(
         "pieces", description="How text becomes tokens, see dpbench.data.coding; own: as the model with published weights does."
@@ -74,15 +68,8 @@ class Settings(TrainingSettings):
         """Whether training starts from a model that has learnt something."""
         return self.start is not None or (self.weights is not None and not self.from_scratch)
 
-    @property
-    def model_name(self) -> str:
-        """The model plug-in."""
-        return self.weights or language_model_family(str(self.size))
-
     @model_validator(mode="after")
     def _model_fits(self) -> Settings:
-        if (self.size is None) == (self.weights is None):
-            raise ValueError("exactly one of size and weights")
         if (self.weights is None) != (self.coding != "own"):
             raise ValueError("coding: own belongs to weights, and words and pieces to a size")
         if self.weights is None and self.from_scratch:
@@ -97,11 +84,6 @@ class Settings(TrainingSettings):
         if self.start is not None and self.start.tokens < self.positions:
             raise ValueError(f"start.tokens {self.start.tokens} is below the {self.positions} positions that are needed")
         return self
-
-
-def uses(settings: Settings) -> Uses:
-    """Return versions and sources that decide the numbers."""
-    return Uses(tuple(settings.deciding_plugins), datasets=(settings.dataset, PUBLIC), models=(settings.model_name,))
 
 
 def parents(settings: Settings, seed: int) -> Parents:
