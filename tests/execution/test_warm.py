@@ -48,6 +48,17 @@ def dpbench(words, environment, **given):
     )
 
 
+def forked_listener(path: Path, idle: float) -> int:
+    """Serve in a fork of this process, with its patches; return the fork's process id."""
+    process = os.fork()
+    if process == 0:
+        try:
+            warm.serve(path, idle=idle)
+        finally:
+            os._exit(0)
+    return process
+
+
 def test_a_forked_run_leaves_the_record_of_a_process_of_its_own(listener, tmp_path):
     config = smoke_config()
     ends = []
@@ -78,12 +89,7 @@ def test_the_child_ends_with_its_caller(tmp_path, monkeypatch):
 
     monkeypatch.setattr("dpbench.cli.main", forever)
     monkeypatch.setattr(warm, "_IMPORTED", ())
-    serving = os.fork()
-    if serving == 0:
-        try:
-            warm.serve(path, idle=1.0)
-        finally:
-            os._exit(0)
+    serving = forked_listener(path, idle=1.0)
     caller = os.fork()
     if caller == 0:
         monkeypatch.setattr(warm, "_connected", lambda _: _wait(lambda: warm._try(path)))
@@ -101,12 +107,7 @@ def test_a_child_that_a_signal_ends_is_told_as_a_shell_tells_it(tmp_path, monkey
     path = tmp_path / "w.sock"
     monkeypatch.setattr("dpbench.cli.main", lambda words: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(warm, "_IMPORTED", ())
-    serving = os.fork()
-    if serving == 0:
-        try:
-            warm.serve(path, idle=1.0)
-        finally:
-            os._exit(0)
+    serving = forked_listener(path, idle=1.0)
     monkeypatch.setattr(warm, "_connected", lambda _: _wait(lambda: warm._try(path)))
     assert warm.call(["run"]) == 128 + signal.SIGTERM
     os.waitpid(serving, 0)
@@ -126,12 +127,7 @@ def serving(tmp_path, monkeypatch):
     monkeypatch.setattr(warm, "_IMPORTED", ())
     monkeypatch.setattr(warm, "_key", lambda: "w")
     monkeypatch.setattr(warm, "_private_folder", lambda: tmp_path)
-    process = os.fork()
-    if process == 0:
-        try:
-            warm.serve(path, idle=600)
-        finally:
-            os._exit(0)
+    process = forked_listener(path, idle=600)
     _wait(path.exists)
     yield process, path, told
     os.kill(process, signal.SIGKILL)
@@ -230,12 +226,7 @@ def test_a_command_ends_with_its_caller_though_the_listener_is_stopped(serving):
 def test_a_listener_leaves_the_socket_of_another_one(tmp_path, monkeypatch):
     path = tmp_path / "w.sock"
     monkeypatch.setattr(warm, "_IMPORTED", ())
-    process = os.fork()
-    if process == 0:
-        try:
-            warm.serve(path, idle=1.0)
-        finally:
-            os._exit(0)
+    process = forked_listener(path, idle=1.0)
     _wait(path.exists)
     path.unlink()
     path.write_text("another's")
