@@ -13,7 +13,9 @@ from dpbench.errors import DpbenchError
 
 SHARE = 0.2
 """Of the training rows, as He et al. split those of SST-2."""
-
+HELD_OUT: Any = Field(
+    SHARE, gt=0, lt=1, exclude_if=lambda v: v == SHARE, description="Share of the training rows that is held out."
+)
 
 ChosenBy = Literal["content"] | None
 CHOSEN_BY: Any = Field(

@@ -44,13 +44,7 @@ class Settings(TrainingSettings):
         exclude_if=lambda v: v == "test",
         description="train_rest: training images that are then never drawn; for choosing settings.",
     )
-    held_out: float = Field(
-        holdout.SHARE,
-        gt=0,
-        lt=1,
-        exclude_if=lambda v: v == holdout.SHARE,
-        description="Share of the training images that is held out.",
-    )
+    held_out: float = holdout.HELD_OUT
 
     @model_validator(mode="after")
     def _fits_the_images(self) -> Settings:

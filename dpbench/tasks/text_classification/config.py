@@ -55,13 +55,7 @@ class Settings(TrainingSettings):
         exclude_if=lambda v: v == "validation",
         description="train_rest: training rows that are then never drawn; for choosing settings.",
     )
-    held_out: float = Field(
-        holdout.SHARE,
-        gt=0,
-        lt=1,
-        exclude_if=lambda v: v == holdout.SHARE,
-        description="Share of the training rows that is held out.",
-    )
+    held_out: float = holdout.HELD_OUT
     lora: LoraSettings | None = Field(None, exclude_if=lambda v: v is None)
     per_class: int | None = Field(
         None, ge=1, exclude_if=lambda v: v is None, description="k: training rows of each class; fewer where it has fewer."
