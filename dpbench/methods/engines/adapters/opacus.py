@@ -50,8 +50,3 @@ class Engine(OpacusHandle):
             parameter.grad_sample = None
             parameter.grad = None
         return values.detach()
-
-    def detach(self) -> None:
-        self._gradients.cleanup()
-        self._forget()
-        super().detach()

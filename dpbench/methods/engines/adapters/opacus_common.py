@@ -62,6 +62,10 @@ class OpacusHandle(Handle):
     scopes = ("flat",)
     functions = ("abadi",)
     needs_layers = False
+    _gradients: Any
+    """Opacus' hooks on the model, set by `_wrap`."""
+    _dp: Any
+    """Opacus' wrapper of the optimizer, set by `_wrap`."""
 
     def _prepare_clipping(self) -> None:
         require()
@@ -101,6 +105,11 @@ class OpacusHandle(Handle):
         for parameter in self.trainable.values():
             parameter.summed_grad = None
         super()._after_step()
+
+    def detach(self) -> None:
+        self._gradients.cleanup()
+        self._forget()
+        super().detach()
 
     def _forget(self) -> None:
         """Remove the attributes Opacus leaves on parameters and modules."""

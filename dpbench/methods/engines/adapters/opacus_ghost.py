@@ -56,8 +56,3 @@ class Engine(OpacusHandle):
         for parameter in self.trainable.values():
             parameter.grad = None
         return values.detach()
-
-    def detach(self) -> None:
-        self._gradients.cleanup()
-        self._forget()
-        super().detach()
