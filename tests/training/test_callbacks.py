@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from text_settings import FEATURES
 from torch import nn
 
 from dpbench.execution.contract import Context
@@ -15,23 +16,12 @@ from dpbench.training.callbacks import Callback, GradientClip, LearningCurve, We
 from dpbench.training.run import fit
 from dpbench.validation import parse
 
-BASE = {
-    "dataset": "sst2",
-    "training": "features",
-    "model": "tiny_bert",
-    "method": "bookkeeping",
-    "clipping": {"function": "auto_s"},
-    "epsilon": 3.0,
-    "steps": 5,
-    "expected_batch_size": 10,
-    "optimizer": {"learning_rate": 0.01},
-}
 NOT_PRIVATE = {"method": "nonprivate", "clipping": None, "epsilon": None}
 SGD = {"name": "sgd", "learning_rate": 0.5}
 
 
 def settings(**over):
-    return parse(classify.Settings, BASE | {"steps": 7, "expected_batch_size": 20, "optimizer": SGD} | over, "test")
+    return parse(classify.Settings, FEATURES | {"steps": 7, "expected_batch_size": 20, "optimizer": SGD} | over, "test")
 
 
 def context(folder):

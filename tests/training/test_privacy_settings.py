@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from text_settings import FEATURES
 
 from dpbench.jobs import text_classification as classify
 from dpbench.validation import parse
 
-BASE = {
-    "dataset": "sst2",
-    "training": "features",
-    "model": "tiny_bert",
-    "method": "bookkeeping",
-    "clipping": {"function": "auto_s"},
-    "epsilon": 3.0,
-    "steps": 5,
-    "expected_batch_size": 10,
-    "optimizer": {"learning_rate": 0.01},
-}
-
 
 def settings(**over):
-    return parse(classify.Settings, BASE | over, "test")
+    return parse(classify.Settings, FEATURES | over, "test")
 
 
 @pytest.mark.parametrize(("rule", "delta"), [("1/(2n)", 1 / 2000), ("n^-1.1", 1000**-1.1), (1e-6, 1e-6)])

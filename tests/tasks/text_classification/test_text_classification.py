@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from text_settings import FEATURES
 from torch import nn
 
 from dpbench.errors import DpbenchError
@@ -14,22 +15,11 @@ from dpbench.tasks.text_classification.rows import kept_rows
 from dpbench.tasks.text_classification.task import parameter_groups
 from dpbench.validation import parse
 
-BASE = {
-    "dataset": "sst2",
-    "training": "features",
-    "model": "tiny_bert",
-    "method": "bookkeeping",
-    "clipping": {"function": "auto_s"},
-    "epsilon": 3.0,
-    "steps": 5,
-    "expected_batch_size": 10,
-    "optimizer": {"learning_rate": 0.01},
-}
 CLASSES = ["negative", "positive"]
 
 
 def settings(**over):
-    return parse(classify.Settings, BASE | over, "test")
+    return parse(classify.Settings, FEATURES | over, "test")
 
 
 @pytest.mark.parametrize(
