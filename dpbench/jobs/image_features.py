@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dpbench import plugins
-from dpbench.execution.contract import Context, Outcome, metric
+from dpbench.execution.contract import Context, Outcome
 from dpbench.spec.sources import Source
-from dpbench.tasks.image_classification.features import FILE, extract, uses
+from dpbench.tasks.features import extracted
 from dpbench.tasks.image_classification.features import FeatureSettings as Settings
+from dpbench.tasks.image_classification.features import extract, uses
 
 __all__ = ["Settings", "check", "run", "uses"]
 
@@ -19,13 +20,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     Raises:
         DpbenchError: no such device, or images of a size that the model does not take.
     """
-    from dpbench.execution.environment import require_device
-
-    require_device(settings.device)
-    facts, seconds = extract(settings, context)
-    count = sum(facts["rows"].values())
-    context.steps.write(step=0, rows=count, seconds=seconds)
-    return Outcome([metric("rows_per_second", count / seconds, "rows/s")], facts=facts, artefacts=[FILE], device=settings.device)
+    return extracted(extract, settings, context)
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:

@@ -16,9 +16,9 @@ from dpbench.jobs import text_classification as classify
 from dpbench.jobs import text_features as features
 from dpbench.spec.expand import config_of, merge, run_id
 from dpbench.spec.sources import Source
+from dpbench.tasks.features import FILE
 from dpbench.tasks.holdout import is_held_out, share_of
 from dpbench.tasks.image_classification.task import ImageTask
-from dpbench.tasks.text_classification.features import FILE
 from dpbench.tasks.text_classification.task import FeatureTask, TextTask
 from dpbench.validation import parse
 

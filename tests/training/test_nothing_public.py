@@ -16,9 +16,9 @@ from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
 from dpbench.jobs import image_features
 from dpbench.jobs import text_features as features
+from dpbench.tasks.features import FILE
 from dpbench.tasks.language_modeling import task as language_modeling
 from dpbench.tasks.text_classification.encoding import TextData
-from dpbench.tasks.text_classification.features import FILE
 from dpbench.validation import parse
 
 ROW = 7

@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 from dpbench import plugins
 from dpbench.execution.contract import Context
 from dpbench.spec.expand import Uses
+from dpbench.tasks.features import FILE
 from dpbench.validation import Strict
 
-FILE = "features.safetensors"
 SPLITS = ("train", "test")
 _TOGETHER = 8  # images of a forward pass: their intermediate values stay in cache
 

@@ -17,6 +17,7 @@ from dpbench.execution.contract import Context
 from dpbench.models import registry as models
 from dpbench.privacy.sampling import physical_batches
 from dpbench.spec.sources import Source
+from dpbench.tasks.features import FILE
 from dpbench.tasks.forward import autocast
 from dpbench.tasks.holdout import is_held_out
 from dpbench.tasks.image_classification import features
@@ -117,7 +118,7 @@ class ImageTask(TrainingTask):
 def _stored(settings: Settings, context: Context) -> dict[str, tuple[Tensor, Tensor]]:
     """Return split -> inputs [N, C, H, W], bytes of images or fp16 features, and labels."""
     if settings.features is not None:
-        stored = load_file(context.artefact("features", features.FILE))
+        stored = load_file(context.artefact("features", FILE))
         return {split: (stored[f"{split}_x"], stored[f"{split}_y"]) for split in features.SPLITS}
     source = context.sources[f"dataset:{settings.dataset}"]
     images, labels = _images(settings.dataset, "train", source, settings.train_limit)

@@ -9,9 +9,8 @@ from pydantic import Field
 from dpbench.data.public import PUBLIC
 from dpbench.execution.contract import Context
 from dpbench.spec.expand import Uses
+from dpbench.tasks.features import FILE
 from dpbench.validation import Strict
-
-FILE = "features.safetensors"
 
 
 class FeatureSettings(Strict):

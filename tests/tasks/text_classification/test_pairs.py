@@ -22,8 +22,8 @@ from dpbench.records.packed import recorded_records
 from dpbench.spec.expand import expand, run_id
 from dpbench.spec.sources import Source
 from dpbench.spec.tables import load_table
+from dpbench.tasks.features import FILE
 from dpbench.tasks.text_classification.encoding import TextData, compared, pooled
-from dpbench.tasks.text_classification.features import FILE
 from dpbench.tasks.text_classification.model import Classifier, freeze, make_head
 from dpbench.tasks.text_classification.task import meta_model
 from dpbench.validation import parse
