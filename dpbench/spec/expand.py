@@ -82,19 +82,24 @@ def run_id(config: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:12]
 
 
-def axis_values(name: str, axis: AxisSpec) -> dict[str, dict[str, Any]]:
-    """Return label -> the settings that it changes."""
+def axis_values(name: str, axis: AxisSpec, table_axis: AxisSpec | None = None) -> dict[str, dict[str, Any]]:
+    """Return label -> the settings that it changes.
+
+    Args:
+        axis: the axis of a table or of one of its tiers.
+        table_axis: the table's axis, of which a list at a tier names some values.
+    """
     if isinstance(axis, dict):
         return {label: changed or {} for label, changed in axis.items()}
-    return {str(label(value)): {name: value} for value in axis}
+    of_table = axis_values(name, table_axis) if isinstance(table_axis, dict) else {}
+    return {str(label(value)): of_table.get(str(label(value)), {name: value}) for value in axis}
 
 
 def tier_axes(spec: TableSpec, tier: str) -> dict[str, dict[str, dict[str, Any]]]:
     """Return axis -> label -> the settings that it changes, at `tier`."""
     tier_spec = spec.tiers[tier]  # type: ignore[index]
-    rows = {name: tier_spec.rows.get(name, axis) for name, axis in spec.rows.items()}
-    columns = {name: tier_spec.columns.get(name, axis) for name, axis in spec.columns.items()}
-    return {name: axis_values(name, axis) for name, axis in (rows | columns).items()}
+    of_tier = tier_spec.rows | tier_spec.columns
+    return {name: axis_values(name, of_tier.get(name, axis), axis) for name, axis in (spec.rows | spec.columns).items()}
 
 
 def matches(labels: dict[str, str], where: dict[str, str | list[str]]) -> bool:

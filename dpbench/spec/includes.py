@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dpbench import paths
-from dpbench.errors import DpbenchError
+from dpbench.errors import DpbenchError, nearest
 from dpbench.files import read_yaml
 
 FOLDER = "_shared"
 KEY = "include"
+METRICS = "metrics"
+"""The fragment that says what each metric is."""
 
 
 def with_includes(values: Any, path: Path, chain: Sequence[str] = ()) -> Any:
@@ -36,6 +38,56 @@ def with_includes(values: Any, path: Path, chain: Sequence[str] = ()) -> Any:
     return merge(merged, explicit)
 
 
+def with_metrics(values: Any, path: Path) -> Any:
+    """Return the values of a table with its metrics completed from the fragment `metrics`, where one name has one meaning.
+
+    A table lists the names of its metrics, or maps a name to what differs from the fragment.
+
+    Raises:
+        DpbenchError: a metric is in the list and not in the fragment; names the nearest.
+    """
+    if not isinstance(values, dict) or (file := _file_of(METRICS, path)) is None:
+        return values
+    known, metrics = _fragment(METRICS, path, []), values.get("metrics")
+    if isinstance(metrics, list):
+        for name in metrics:
+            if not isinstance(name, str) or name not in known:
+                raise DpbenchError(f"{path}: metrics: {name!r} is not in {file}", nearest(str(name), known))
+        metrics = dict.fromkeys(metrics)
+    if not isinstance(metrics, dict):
+        return values
+    completed = {name: merge(known.get(name, {}), {} if changes is None else changes) for name, changes in metrics.items()}
+    return values | {"metrics": completed}
+
+
+def fragments_of(path: Path) -> list[Path]:
+    """Return the files of the fragments that a table uses, directly or by way of others."""
+    files: dict[Path, None] = {}
+    names = [METRICS, *_included(read_yaml(path))]
+    while names:
+        file = _file_of(names.pop(), path)
+        if file is not None and file not in files:
+            files[file] = None
+            names += _included(read_yaml(file))
+    return sorted(files)
+
+
+def _included(values: Any) -> list[str]:
+    """Return the names of the fragments that a value includes directly."""
+    if isinstance(values, list):
+        return [name for value in values for name in _included(value)]
+    if not isinstance(values, dict):
+        return []
+    names = values.get(KEY, [])
+    inside = [name for key, value in values.items() if key != KEY for name in _included(value)]
+    return [*([names] if isinstance(names, str) else names), *inside]
+
+
+def _file_of(name: str, path: Path) -> Path | None:
+    places = [folder / FOLDER / f"{name}.yaml" for folder in (path.parent, path.parent.parent, paths.benchmarks())]
+    return next((place for place in places if place.is_file()), None)
+
+
 def _fragment(name: Any, path: Path, chain: Sequence[str]) -> dict[Any, Any]:
     if not isinstance(name, str) or not name.replace("_", "").isalnum():
         raise DpbenchError(
@@ -43,9 +95,7 @@ def _fragment(name: Any, path: Path, chain: Sequence[str]) -> dict[Any, Any]:
         )
     if name in chain:
         raise DpbenchError(f"{path}: fragments include each other: {' -> '.join([*chain, name])}", "take one of them out")
-    places = [folder / FOLDER / f"{name}.yaml" for folder in (path.parent, path.parent.parent, paths.benchmarks())]
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
+    if (file := _file_of(name, path)) is None:
         known = sorted(p.stem for p in (paths.benchmarks() / FOLDER).glob("*.yaml"))
         raise DpbenchError(f"{path}: include {name}: there is no such fragment", f"known: {', '.join(known) or 'none'}")
     values = with_includes(read_yaml(file), file, [*chain, name])

@@ -8,7 +8,7 @@ from pathlib import Path
 from dpbench import paths, plugins
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import read_yaml
-from dpbench.spec.includes import with_includes
+from dpbench.spec.includes import with_includes, with_metrics
 from dpbench.spec.models import TableSpec
 from dpbench.spec.values import read_values
 from dpbench.validation import Strict, parse
@@ -81,7 +81,7 @@ def tables_of(paper: str) -> list[str]:
 
 @cache
 def _load(path: Path) -> TableSpec:
-    spec = parse(TableSpec, with_includes(read_yaml(path), path), str(path))
+    spec = parse(TableSpec, with_metrics(with_includes(read_yaml(path), path), path), str(path))
     inside = path.is_relative_to(paths.benchmarks())
     if spec.table != path.stem or (inside and spec.paper != path.parent.name):
         raise DpbenchError(

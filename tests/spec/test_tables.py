@@ -16,7 +16,8 @@ from dpbench import paths
 from dpbench.errors import DpbenchError
 from dpbench.files import read_yaml
 from dpbench.spec import tables
-from dpbench.spec.expand import expand, merge, run_id
+from dpbench.spec.expand import expand, merge, run_id, tier_axes
+from dpbench.spec.includes import fragments_of
 from dpbench.spec.models import TIERS, TableSpec
 from dpbench.spec.sources import Source
 
@@ -241,7 +242,7 @@ def test_two_blocks_that_have_one_cell_are_an_error(tree):
 
 def test_a_fragment_lies_under_what_a_table_says_itself(tree):
     shared = tree / "_shared"
-    shared.mkdir()
+    shared.mkdir(exist_ok=True)
     (shared / "tiers.yaml").write_text("include: sizes\nlaptop: {settings: {rounds: 9}, seeds: [7]}\n")
     (shared / "sizes.yaml").write_text("laptop: {settings: {rounds: 3, steps: 4}}\n")
     path = tree / "flashdp" / "batch_size.yaml"
@@ -251,6 +252,7 @@ def test_a_fragment_lies_under_what_a_table_says_itself(tree):
     path.write_text(yaml.safe_dump(values))
     tier = tables.load_table("flashdp", "batch_size").tiers["laptop"]
     assert tier.settings == {"rounds": 9, "steps": 4} | own
+    assert {path.stem for path in fragments_of(path)} >= {"tiers", "sizes", "metrics"}
     assert tables.papers() == sorted({folder.name for folder in tree.iterdir() if not folder.name.startswith("_")})
 
 
@@ -267,13 +269,55 @@ def test_a_fragment_lies_under_what_a_table_says_itself(tree):
     ],
 )
 def test_a_wrong_fragment_is_one_error_that_names_the_file(tree, fragments, says):
-    (tree / "_shared").mkdir()
+    (tree / "_shared").mkdir(exist_ok=True)
     for name, text in fragments.items():
         (tree / "_shared" / f"{name}.yaml").write_text(text)
     path = tree / "flashdp" / "batch_size.yaml"
     path.write_text("include: a\n" + path.read_text())
     with pytest.raises(DpbenchError, match=says):
         tables.load_table("flashdp", "batch_size")
+
+
+METRICS = "accuracy: {unit: '%', better: higher, says: right}\nseconds: {unit: s, better: lower}\n"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "digits"), [(["accuracy"], 2), ({"accuracy": None}, 2), ({"accuracy": {"digits": 1}}, 1), ({"accuracy": {}}, 2)]
+)
+def test_a_table_takes_its_metrics_from_the_shared_ones(tree, metrics, digits):
+    (tree / "_shared" / "metrics.yaml").write_text(METRICS)
+    path = tree / "automatic" / "glue_base.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"metrics": metrics, "claims": [], "plots": []}))
+    spec = tables.load_table("automatic", "glue_base")
+    assert {name: (m.unit, m.says, m.digits) for name, m in spec.metrics.items()} == {"accuracy": ("%", "right", digits)}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "says"),
+    [
+        (["acuracy"], r"glue_base\.yaml: metrics: 'acuracy' is not in .*metrics\.yaml(.|\n)*did you mean 'accuracy'"),
+        ([{"accuracy": {}}], "metrics: .* is not in"),
+        ({"acuracy": {}}, r"glue_base\.yaml: metrics\.acuracy\.unit: Field required"),
+        ("accuracy", "metrics: .*dictionary"),
+    ],
+)
+def test_a_wrong_metric_is_one_error_that_names_the_file(tree, metrics, says):
+    (tree / "_shared" / "metrics.yaml").write_text(METRICS)
+    path = tree / "automatic" / "glue_base.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"metrics": metrics}))
+    with pytest.raises(DpbenchError, match=says):
+        tables.load_table("automatic", "glue_base")
+
+
+def test_a_list_at_a_tier_names_values_of_the_table(tree):
+    path = tree / "automatic" / "glue_base.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["tiers"]["laptop"] = {"rows": {"method": ["abadi"], "epsilon": [3]}}
+    values.pop("cells", None)
+    path.write_text(yaml.safe_dump(values))
+    axes = tier_axes(tables.load_table("automatic", "glue_base"), "laptop")
+    assert axes["method"] == {"abadi": values["rows"]["method"]["abadi"]}
+    assert list(axes["epsilon"]) == ["3"]
 
 
 def test_merge_is_deep_and_null_wins():

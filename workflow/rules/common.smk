@@ -11,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 from dpbench import __version__
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import canonical_json
+from dpbench.spec.includes import fragments_of
 from dpbench.spec.tables import path_of
 from dpbench.execution.plan import write_plan
 from dpbench.execution.study import config_of, study
@@ -176,16 +177,21 @@ def records_of_table(wildcards):
     return [record_of(run) for run in runs_of_table(wildcards)]
 
 
+def shortest(path):
+    """The path from the working tree where it is inside it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def definition_of_table(wildcards):
     """The files in which the table, its published values and its paper's deviations are written down."""
     path = path_of(plan_of(wildcards).spec)
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
+    fragments = [shortest(p) for p in fragments_of(path)]
+    path = shortest(path)
     optional = [
         path.parent / "published" / f"{wildcards.table}.csv",
         path.parent / "deviations.yaml",
     ]
-    existing = [str(path)] + [str(p) for p in optional if p.exists()]
+    existing = [str(p) for p in [path, *fragments, *optional] if p.exists()]
     return [name.replace("{", "{{").replace("}", "}}") for name in existing]
 
 
