@@ -53,8 +53,8 @@ class MetricSpec(Strict):
 
 
 AxisSpec = list[Any] | dict[Label, dict[str, Any] | None]
-"""Values in order. A mapping gives the settings each value changes; a list `[a, b]` sets the setting of the axis' name. At a tier,
-a list names values of the table's mapping and keeps their settings."""
+"""Values in order. A mapping gives the settings each value changes; a list `[a, b]` sets the setting named after the axis. At a
+tier, a list names values of the table's mapping and keeps their settings."""
 
 
 Block = dict[str, Label | list[Label]]
