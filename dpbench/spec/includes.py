@@ -1,4 +1,8 @@
-"""Insert fragments that several tables share: `include: NAME` in a mapping adds the keys of `benchmarks/_shared/NAME.yaml`."""
+"""Insert fragments that several tables share.
+
+`include: NAME` in a mapping adds the keys of `benchmarks/_shared/NAME.yaml`; an item `include: NAME` of a list adds the items of
+a fragment that is a list.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +28,10 @@ def with_includes(values: Any, path: Path, chain: Sequence[str] = ()) -> Any:
         chain: fragments that are being read.
 
     Raises:
-        DpbenchError: a fragment is missing, includes itself, or is not a mapping; names the files.
+        DpbenchError: a fragment is missing, includes itself, or is neither a mapping nor a list in a list; names the files.
     """
     if isinstance(values, list):
-        return [with_includes(value, path, chain) for value in values]
+        return [item for value in values for item in _items(value, path, chain)]
     if not isinstance(values, dict):
         return values
     explicit = {key: with_includes(value, path, chain) for key, value in values.items() if key != KEY}
@@ -36,6 +40,14 @@ def with_includes(values: Any, path: Path, chain: Sequence[str] = ()) -> Any:
     for name in [names] if isinstance(names, str) else names:
         merged = merge(merged, _fragment(name, path, chain))
     return merge(merged, explicit)
+
+
+def _items(value: Any, path: Path, chain: Sequence[str]) -> list[Any]:
+    """Return one item of a list, or the items of the fragment that it inserts."""
+    if isinstance(value, dict) and list(value) == [KEY] and not isinstance(value[KEY], list):
+        file, fragment = _read_fragment(value[KEY], path, chain)
+        return fragment if isinstance(fragment, list) else [_mapping(fragment, file)]
+    return [with_includes(value, path, chain)]
 
 
 def with_metrics(values: Any, path: Path) -> Any:
@@ -89,6 +101,17 @@ def _file_of(name: str, path: Path) -> Path | None:
 
 
 def _fragment(name: Any, path: Path, chain: Sequence[str]) -> dict[Any, Any]:
+    file, values = _read_fragment(name, path, chain)
+    return _mapping(values, file)
+
+
+def _mapping(values: Any, file: Path) -> dict[Any, Any]:
+    if not isinstance(values, dict):
+        raise DpbenchError(f"{file}: not a mapping of keys", "a fragment holds keys of a table")
+    return values
+
+
+def _read_fragment(name: Any, path: Path, chain: Sequence[str]) -> tuple[Path, Any]:
     if not isinstance(name, str) or not name.replace("_", "").isalnum():
         raise DpbenchError(
             f"{path}: include {name!r} is not the name of a fragment", f"name a file of {FOLDER} without its ending"
@@ -98,10 +121,7 @@ def _fragment(name: Any, path: Path, chain: Sequence[str]) -> dict[Any, Any]:
     if (file := _file_of(name, path)) is None:
         known = sorted(p.stem for p in (paths.benchmarks() / FOLDER).glob("*.yaml"))
         raise DpbenchError(f"{path}: include {name}: there is no such fragment", f"known: {', '.join(known) or 'none'}")
-    values = with_includes(read_yaml(file), file, [*chain, name])
-    if not isinstance(values, dict):
-        raise DpbenchError(f"{file}: not a mapping of keys", "a fragment holds keys of a table")
-    return values
+    return file, with_includes(read_yaml(file), file, [*chain, name])
 
 
 def merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:

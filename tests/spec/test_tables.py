@@ -256,6 +256,21 @@ def test_a_fragment_lies_under_what_a_table_says_itself(tree):
     assert tables.papers() == sorted({folder.name for folder in tree.iterdir() if not folder.name.startswith("_")})
 
 
+def test_a_list_takes_the_items_of_a_fragment_that_is_a_list(tree):
+    """A fragment that is a mapping is one item, to which keys may be added."""
+    (tree / "_shared" / "two_notes.yaml").write_text("- first\n- second\n")
+    (tree / "_shared" / "one_plot.yaml").write_text("{name: a, title: A, kind: lines, metric: throughput, series: engine}\n")
+    path = tree / "flashdp" / "batch_size.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["notes"] = ["before", {"include": "two_notes"}, "after"]
+    values["plots"] = [{"include": "one_plot", "x": "tokens"}]
+    path.write_text(yaml.safe_dump(values))
+    spec = tables.load_table("flashdp", "batch_size")
+    assert spec.notes == ["before", "first", "second", "after"]
+    assert [(plot.name, plot.x) for plot in spec.plots] == [("a", "tokens")]
+    assert {path.stem for path in fragments_of(path)} >= {"two_notes", "one_plot"}
+
+
 @pytest.mark.parametrize(
     ("fragments", "says"),
     [
