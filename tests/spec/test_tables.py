@@ -218,7 +218,7 @@ def test_a_table_has_the_cells_of_its_blocks(tree):
     """An axis that a block does not name has all its values; a block with a reason has cells that stay empty."""
     path = tree / "automatic" / "glue_base.yaml"
     values = yaml.safe_load(path.read_text())
-    values["tiers"]["laptop"]["cells"] = [
+    values["tiers"].setdefault("laptop", {})["cells"] = [
         {"method": "nonprivate", "epsilon": "inf", "task": "sst2"},
         {"method": ["abadi", "auto_s"], "epsilon": [3, "8"], "task": "sst2"},
         {"method": "auto_v", "why": "left out"},
@@ -234,7 +234,7 @@ def test_a_table_has_the_cells_of_its_blocks(tree):
 def test_two_blocks_that_have_one_cell_are_an_error(tree):
     path = tree / "automatic" / "glue_base.yaml"
     values = yaml.safe_load(path.read_text())
-    values["tiers"]["laptop"]["cells"] = [{"method": "nonprivate"}, {"epsilon": "inf", "why": "x"}]
+    values["tiers"].setdefault("laptop", {})["cells"] = [{"method": "nonprivate"}, {"epsilon": "inf", "why": "x"}]
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(DpbenchError, match=r"glue_base\.yaml \(tier laptop\): blocks 1 and 2 of `cells` both have"):
         expand(tables.load_table("automatic", "glue_base"), "laptop", local)
@@ -254,6 +254,17 @@ def test_a_fragment_lies_under_what_a_table_says_itself(tree):
     assert tier.settings == {"rounds": 9, "steps": 4} | own
     assert {path.stem for path in fragments_of(path)} >= {"tiers", "sizes", "metrics"}
     assert tables.papers() == sorted({folder.name for folder in tree.iterdir() if not folder.name.startswith("_")})
+
+
+def test_a_list_names_the_settings_of_one_origin(tree):
+    load = spoil(tree, lambda v: v.update(origin={"ours": ["rounds", "steps"], "tokens": "the paper's"}))
+    assert load().origin == {"rounds": "ours", "steps": "ours", "tokens": "the paper's"}
+
+
+def test_a_setting_with_two_origins_is_an_error(tree):
+    load = spoil(tree, lambda v: v.update(origin={"ours": ["rounds"], "rounds": "the paper's"}))
+    with pytest.raises(DpbenchError, match=r"batch_size\.yaml: origin: .*'rounds' has two origins"):
+        load()
 
 
 def test_a_list_takes_the_items_of_a_fragment_that_is_a_list(tree):
