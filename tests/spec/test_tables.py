@@ -338,7 +338,7 @@ def test_a_wrong_metric_is_one_error_that_names_the_file(tree, metrics, says):
 def test_a_list_at_a_tier_names_values_of_the_table(tree):
     path = tree / "automatic" / "glue_base.yaml"
     values = yaml.safe_load(path.read_text())
-    values["tiers"]["laptop"] = {"rows": {"method": ["abadi"], "epsilon": [3]}}
+    values["tiers"]["laptop"] = {"rows": {"method": ["abadi"], "epsilon": [3]}, "cells": [{}]}
     values.pop("cells", None)
     path.write_text(yaml.safe_dump(values))
     axes = tier_axes(tables.load_table("automatic", "glue_base"), "laptop")
