@@ -57,6 +57,18 @@ AxisSpec = list[Any] | dict[Label, dict[str, Any] | None]
 tier, a list names values of the table's mapping and keeps their settings."""
 
 
+def _one_setting_a_key(origins: Any) -> Any:
+    """Return origins with each key that names several settings, `rounds, steps`, split up; of two, the later one counts."""
+    if not isinstance(origins, dict):
+        return origins
+    keys = {key: key.split(", ") if isinstance(key, str) else [key] for key in origins}
+    return {setting: text for key, text in origins.items() for setting in keys[key]}
+
+
+Origins = Annotated[dict[str, str], BeforeValidator(_one_setting_a_key)]
+"""Setting -> its origin: the paper's, its code's, ours. A key may name several settings: `rounds, steps: ours`."""
+
+
 Block = dict[str, Label | list[Label]]
 """Cells of a table: each axis names one value or several, and one that is not named has all its values. With `why` the published
 table has these cells, or another tier has, and they stay empty for that reason."""
@@ -207,7 +219,7 @@ class TierSpec(Strict):
     cells: list[Block] | None = Field(None, description="These replace the table's.")
     overrides: list[Override] | None = Field(None, description="These replace the table's.")
     resources: Resources | None = None
-    origin: dict[str, str] = Field(default_factory=dict)
+    origin: Origins = Field(default_factory=dict, description="These are added to the table's.")
     note: str = Field("", description="Shown under the table for this tier.")
 
 
@@ -227,7 +239,7 @@ class TableSpec(Strict):
         description="Axis -> list setting: all values of that axis are measured in turn inside one run.",
     )
     settings: dict[str, Any] = Field(default_factory=dict)
-    origin: dict[str, str] = Field(default_factory=dict, description="Setting -> its origin: the paper's, its code's, ours.")
+    origin: Origins = Field(default_factory=dict, description="Setting -> its origin: the paper's, its code's, ours.")
     seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
     cells: list[Block] = Field(
         default_factory=_every_cell, min_length=1, description="Blocks of cells; without any, every combination of the axes."
