@@ -17,7 +17,7 @@ from dpbench.errors import DpbenchError
 from dpbench.files import read_yaml
 from dpbench.spec import tables
 from dpbench.spec.expand import expand, merge, run_id, tier_axes
-from dpbench.spec.includes import fragments_of
+from dpbench.spec.includes import fragments_of, with_includes
 from dpbench.spec.models import TIERS, TableSpec
 from dpbench.spec.sources import Source
 
@@ -45,10 +45,11 @@ def tree(tmp_path, monkeypatch):
 
 
 def spoil(tree, change):
+    """Change a table that has its fragments written out."""
     path = tree / "flashdp" / "batch_size.yaml"
-    values = yaml.safe_load(path.read_text())
+    values = with_includes(read_yaml(path), path)
     change(values)
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
     return lambda: tables.load_table("flashdp", "batch_size")
 
 
@@ -272,10 +273,10 @@ def test_a_wrong_fragment_is_one_error_that_names_the_file(tree, fragments, says
     (tree / "_shared").mkdir(exist_ok=True)
     for name, text in fragments.items():
         (tree / "_shared" / f"{name}.yaml").write_text(text)
-    path = tree / "flashdp" / "batch_size.yaml"
+    path = tree / "flashdp" / "kernel_traffic.yaml"
     path.write_text("include: a\n" + path.read_text())
     with pytest.raises(DpbenchError, match=says):
-        tables.load_table("flashdp", "batch_size")
+        tables.load_table("flashdp", "kernel_traffic")
 
 
 METRICS = "accuracy: {unit: '%', better: higher, says: right}\nseconds: {unit: s, better: lower}\n"
@@ -318,6 +319,23 @@ def test_a_list_at_a_tier_names_values_of_the_table(tree):
     axes = tier_axes(tables.load_table("automatic", "glue_base"), "laptop")
     assert axes["method"] == {"abadi": values["rows"]["method"]["abadi"]}
     assert list(axes["epsilon"]) == ["3"]
+
+
+def test_an_origin_may_name_several_settings(tree):
+    """A key that comes later counts, as where a table states the origin of one of a fragment's settings."""
+    origins = {"rounds, optimizer.name": "ours", "optimizer.name": "the paper's"}
+
+    def change(values):
+        values["origin"] = values["tiers"]["laptop"]["origin"] = origins
+
+    spec = spoil(tree, change)()
+    assert spec.origin == spec.tiers["laptop"].origin == {"rounds": "ours", "optimizer.name": "the paper's"}
+
+
+@pytest.mark.parametrize("origin", [["rounds"], {"rounds, steps": ["ours"]}, {1: "ours"}])
+def test_a_wrong_origin_is_one_error_that_names_the_key(tree, origin):
+    with pytest.raises(DpbenchError, match=r"batch_size\.yaml: .*origin"):
+        spoil(tree, lambda values: values.update(origin=origin))()
 
 
 def test_merge_is_deep_and_null_wins():
