@@ -52,21 +52,26 @@ class MetricSpec(Strict):
     main: bool = Field(True, description="Shown in the table itself, not only in its CSV.")
 
 
+def _by_setting(origin: Any) -> Any:
+    """Return setting -> its origin, where a list names the settings of one origin: `ours: [steps, max_length]`."""
+    if not isinstance(origin, dict):
+        return origin
+    by_setting: dict[Any, Any] = {}
+    for key, value in origin.items():
+        grouped = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        for setting, owner in [(name, key) for name in value] if grouped else [(key, value)]:
+            if setting in by_setting:
+                raise ValueError(f"{setting!r} has two origins")
+            by_setting[setting] = owner
+    return by_setting
+
+
+Origin = Annotated[dict[str, str], BeforeValidator(_by_setting, json_schema_input_type=dict[str, str | list[str]])]
+"""Setting -> whose it is: the paper's, its code's, ours. In a file a list may name the settings of one origin."""
+
 AxisSpec = list[Any] | dict[Label, dict[str, Any] | None]
 """Values in order. A mapping gives the settings each value changes; a list `[a, b]` sets the setting named after the axis. At a
 tier, a list names values of the table's mapping and keeps their settings."""
-
-
-def _one_setting_a_key(origins: Any) -> Any:
-    """Return origins with each key that names several settings, `rounds, steps`, split up; of two, the later one counts."""
-    if not isinstance(origins, dict):
-        return origins
-    keys = {key: key.split(", ") if isinstance(key, str) else [key] for key in origins}
-    return {setting: text for key, text in origins.items() for setting in keys[key]}
-
-
-Origins = Annotated[dict[str, str], BeforeValidator(_one_setting_a_key)]
-"""Setting -> its origin: the paper's, its code's, ours. A key may name several settings: `rounds, steps: ours`."""
 
 
 Block = dict[str, Label | list[Label]]
@@ -219,7 +224,7 @@ class TierSpec(Strict):
     cells: list[Block] | None = Field(None, description="These replace the table's.")
     overrides: list[Override] | None = Field(None, description="These replace the table's.")
     resources: Resources | None = None
-    origin: Origins = Field(default_factory=dict, description="These are added to the table's.")
+    origin: Origin = Field(default_factory=dict)
     note: str = Field("", description="Shown under the table for this tier.")
 
 
@@ -239,7 +244,9 @@ class TableSpec(Strict):
         description="Axis -> list setting: all values of that axis are measured in turn inside one run.",
     )
     settings: dict[str, Any] = Field(default_factory=dict)
-    origin: Origins = Field(default_factory=dict, description="Setting -> its origin: the paper's, its code's, ours.")
+    origin: Origin = Field(
+        default_factory=dict, description="Setting -> its origin: the paper's, its code's, ours; or an origin -> its settings."
+    )
     seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
     cells: list[Block] = Field(
         default_factory=_every_cell, min_length=1, description="Blocks of cells; without any, every combination of the axes."

@@ -321,23 +321,6 @@ def test_a_list_at_a_tier_names_values_of_the_table(tree):
     assert list(axes["epsilon"]) == ["3"]
 
 
-def test_an_origin_may_name_several_settings(tree):
-    """A key that comes later counts, as where a table states the origin of one of a fragment's settings."""
-    origins = {"rounds, optimizer.name": "ours", "optimizer.name": "the paper's"}
-
-    def change(values):
-        values["origin"] = values["tiers"]["laptop"]["origin"] = origins
-
-    spec = spoil(tree, change)()
-    assert spec.origin == spec.tiers["laptop"].origin == {"rounds": "ours", "optimizer.name": "the paper's"}
-
-
-@pytest.mark.parametrize("origin", [["rounds"], {"rounds, steps": ["ours"]}, {1: "ours"}])
-def test_a_wrong_origin_is_one_error_that_names_the_key(tree, origin):
-    with pytest.raises(DpbenchError, match=r"batch_size\.yaml: .*origin"):
-        spoil(tree, lambda values: values.update(origin=origin))()
-
-
 def test_merge_is_deep_and_null_wins():
     assert merge({"a": {"b": 1, "c": 2}, "d": {"e": 1}}, {"a": {"b": 3}, "d": None}) == {"a": {"b": 3, "c": 2}, "d": None}
 
