@@ -29,6 +29,7 @@ def tree(tmp_path, monkeypatch):
     """A working tree with one table."""
     (tmp_path / "benchmarks" / "dpzero").mkdir(parents=True)
     shutil.copy(REPOSITORY / "benchmarks" / "dpzero" / "quadratic.yaml", tmp_path / "benchmarks" / "dpzero")
+    shutil.copytree(REPOSITORY / "benchmarks" / "_shared", tmp_path / "benchmarks" / "_shared")
     monkeypatch.setenv("DPBENCH_ROOT", str(tmp_path))
     tables._index.cache_clear()
     yield tmp_path

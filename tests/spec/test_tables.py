@@ -17,7 +17,7 @@ from dpbench.errors import DpbenchError
 from dpbench.files import read_yaml
 from dpbench.spec import tables
 from dpbench.spec.expand import expand, merge, run_id, tier_axes
-from dpbench.spec.includes import fragments_of
+from dpbench.spec.includes import fragments_of, with_includes
 from dpbench.spec.models import TIERS, TableSpec
 from dpbench.spec.sources import Source
 
@@ -45,10 +45,11 @@ def tree(tmp_path, monkeypatch):
 
 
 def spoil(tree, change):
+    """Change a table that has its fragments written out."""
     path = tree / "flashdp" / "batch_size.yaml"
-    values = yaml.safe_load(path.read_text())
+    values = with_includes(read_yaml(path), path)
     change(values)
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
     return lambda: tables.load_table("flashdp", "batch_size")
 
 
@@ -298,10 +299,10 @@ def test_a_wrong_fragment_is_one_error_that_names_the_file(tree, fragments, says
     (tree / "_shared").mkdir(exist_ok=True)
     for name, text in fragments.items():
         (tree / "_shared" / f"{name}.yaml").write_text(text)
-    path = tree / "flashdp" / "batch_size.yaml"
+    path = tree / "flashdp" / "kernel_traffic.yaml"
     path.write_text("include: a\n" + path.read_text())
     with pytest.raises(DpbenchError, match=says):
-        tables.load_table("flashdp", "batch_size")
+        tables.load_table("flashdp", "kernel_traffic")
 
 
 METRICS = "accuracy: {unit: '%', better: higher, says: right}\nseconds: {unit: s, better: lower}\n"
