@@ -1,12 +1,26 @@
 """Datasets by name: the source of each, and its examples. Never imports torch.
 
-A dataset is one file in this folder with a literal `PLUGIN`: `task`, `classes` (classification), `folder` and `files`
-(split -> file) in the local folder, `columns` (canonical name -> column; `text...` are strings, `label` class numbers,
-`label_...` yes-or-no attributes, together `labels`, `image` bytes), `hub` (repo, revision, files, and where it is known `sha256`,
-file -> sum) or None, `embedded` (a module of `data/embedded`) or None, `licence`, `citation`; `may_lack` (splits that known
-copies are without). Images have `image` (channels, height, width; `fit` where others are cut and resized to that). The module
-`described` says what the tasks `table_to_text` and `summary` add. `rows` (split -> rows of the official split) and `notes` (kind
-of source -> what to know of that copy) are printed beside numbers that were computed on fewer rows, or on another source.
+A dataset is one plug-in, as a rule a YAML card: one file in `data/cards`, or in a folder of plug-ins. `python -m dpbench new
+dataset NAME` writes one to start from. Its keys:
+
+- `task`: `classification`, `image_classification`, `language_modelling`, `question_answering`, `summary` or `table_to_text`;
+- `classes`: the names of the classes, in the order of their numbers, where there is a column `label`;
+- `folder`, and `files` (split -> file) in it: Parquet, CSV (`.csv`), tab-separated text (`.tsv`) or JSON lines (`.jsonl`);
+  `may_lack`: splits that known copies are without;
+- `columns` (canonical name -> column of the file): `text...` are strings, `label` class numbers, `label_...` yes-or-no
+  attributes, together `labels`, `image` bytes;
+- `image`: channels, height and width of images, and `fit` where images of another size are cut and resized to that;
+- `hub`: repo, revision, files (split -> file) and, where it is known, `sha256` (file -> sum); without a pinned revision, `why`;
+- `embedded`: the name of a generated stand-in, one of `data/synthetic`;
+- `rows` (split -> rows of the official split) and `notes` (kind of source -> what to know of that copy): printed beside numbers
+  that were computed on fewer rows, or on another source;
+- `licence` and `citation`;
+- for prompts: `prompt` (`template` and `words`, class -> word) of masked language models, `label_phrases` of label-word heads,
+  and `completion_prompt`, `label_words` and `answers_key`, which the module `asked` describes;
+- for the tasks `table_to_text` and `summary`: `slots` and `words`, which the module `described` describes.
+
+A dataset that no template describes is a Python plug-in: a literal `PLUGIN` with the same keys, and functions, which `asked` and
+`described` name.
 """
 
 from __future__ import annotations

@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dpbench import plugins
 from dpbench.data import asked, registry
 from dpbench.data.embedded import doubts, readings, tallies
 from dpbench.errors import DpbenchError
+from dpbench.plugins.cards import rendered
 
 ROWS = {
     "sst2": ({"sentence": ["a fine film "], "label": [1], "idx": [0]}, "a fine film It was", 1, ()),
@@ -74,10 +76,9 @@ def test_a_row_of_the_hub_becomes_a_prompt(name, local):
 
 
 def test_a_question_mark_stands_once():
-    from dpbench.data import boolq
-
-    columns = {"text": ["P."] * 3, "text_pair": ["is it so?", "is it so", "is it so ? "]}
-    assert set(boolq.prompts(columns)) == {"P. Is it so?"}
+    template = plugins.get("dataset", "boolq").extra["completion_prompt"]
+    rows = [{"text": "P.", "text_pair": question} for question in ("is it so?", "is it so", "is it so ? ")]
+    assert {rendered(template, row) for row in rows} == {"P. Is it so?"}
 
 
 @pytest.mark.parametrize("name", ROWS)
