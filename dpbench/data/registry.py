@@ -25,17 +25,16 @@ A dataset that no template describes is a Python plug-in: a literal `PLUGIN` wit
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from dpbench import plugins
 from dpbench.data import hub, images, labels, local, parquet
+from dpbench.data.synthetic import StandIn, stand_in
 from dpbench.errors import DpbenchError, unknown
 from dpbench.plugins import Plugin
 from dpbench.spec.sources import Source
@@ -61,8 +60,8 @@ def _title(plugin: Plugin) -> str:
     return plugin.summary.split(":")[0]
 
 
-def _generator(plugin: Plugin) -> ModuleType:
-    return importlib.import_module(f"dpbench.data.embedded.{plugin.extra['embedded']}")
+def _stand_in(plugin: Plugin) -> StandIn:
+    return stand_in(plugin.extra["embedded"], str(plugin.path))
 
 
 def _why_not(plugin: Plugin, kind: str) -> str:
@@ -72,7 +71,10 @@ def _why_not(plugin: Plugin, kind: str) -> str:
     if kind == "hub":
         spec = plugin.extra.get("hub")
         return hub.why_not(spec, spec["files"].values() if spec else (), "dataset")
-    return "" if plugin.extra.get("embedded") else "it has no embedded stand-in"
+    if not plugin.extra.get("embedded"):
+        return "it has no embedded stand-in"
+    _stand_in(plugin)  # raises where there is none of that name
+    return ""
 
 
 def _source(plugin: Plugin, kind: str) -> Source:
@@ -82,10 +84,9 @@ def _source(plugin: Plugin, kind: str) -> Source:
         spec = plugin.extra["hub"]
         says = f"{_title(plugin)}, from the hub: {spec['repo']} at {spec['revision'][:12]}"
         return Source(kind="hub", revision=spec["revision"], says=says)
-    stand_in = plugin.extra["embedded"]
     what = "images" if "image" in plugin.extra else "text"
-    says = f"generated {what} in place of {_title(plugin)} (embedded `{stand_in}`, synthetic)"
-    return Source(kind="embedded", revision=f"v{_generator(plugin).VERSION}", synthetic=True, says=says)
+    says = f"generated {what} in place of {_title(plugin)} (embedded `{plugin.extra['embedded']}`, synthetic)"
+    return Source(kind="embedded", revision=f"v{_stand_in(plugin).version}", synthetic=True, says=says)
 
 
 def resolve(name: str, kind: str = "auto") -> Source:
@@ -154,24 +155,23 @@ def _splits(plugin: Plugin, source: Source) -> tuple[str, ...]:
     if source.kind not in KINDS:
         raise unknown("source", source.kind, KINDS, f"dataset {plugin.name}")
     if source.kind == "embedded":
-        return tuple(_generator(plugin).SPLITS)
+        return tuple(_stand_in(plugin).splits)
     return tuple(plugin.extra["files"] if source.kind == "local" else plugin.extra["hub"]["files"])
 
 
 def _generated(plugin: Plugin, split: str, source: Source) -> dict[str, list[Any]]:
-    module = _generator(plugin)
-    if source.revision != f"v{module.VERSION}":
-        what = f"dataset {plugin.name}: its runs were named with generator {source.revision}, this is v{module.VERSION}"
+    version = _stand_in(plugin).version
+    if source.revision != f"v{version}":
+        what = f"dataset {plugin.name}: its runs were named with generator {source.revision}, this is v{version}"
         raise DpbenchError(what, "name the runs again (start the command once more)")
-    columns = _generated_once(module, split)
+    columns = _generated_once(plugin.extra["embedded"], split)
     return {canonical: list(columns[canonical]) for canonical in plugin.extra["columns"]}
 
 
 @lru_cache(maxsize=8)
-def _generated_once(generator: ModuleType, split: str) -> dict[str, list[Any]]:
-    """Return a generated split. It is kept, because a run reads it several times."""
-    columns: dict[str, list[Any]] = generator.generate(split)
-    return columns
+def _generated_once(name: str, split: str) -> dict[str, list[Any]]:
+    """Return a split of a stand-in. It is kept, because a run reads it several times."""
+    return stand_in(name).generate(split)
 
 
 def load(name: str, split: str, source: Source, limit: int | None = None) -> Examples:

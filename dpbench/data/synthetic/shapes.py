@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from dpbench import plugins
+from dpbench.data.synthetic import StandIn
+
 SHAPES = ("disc", "ring", "square", "frame", "rows", "columns", "plus", "cross", "triangle", "checks")
-SPLITS = {"train": 4_000, "test": 1_000}
 NOISE = 64  # grey levels of uniform noise on every pixel, of 256
 CONTRAST = 70  # least difference of shape and background, before the noise
 
@@ -36,11 +38,11 @@ def _mask(shape: int, size: int, x: int, y: int, r: int) -> np.ndarray[Any, np.d
     )[shape]
 
 
-def draw(seed: int, split: str, size: int, channels: int) -> dict[str, list[Any]]:
+def _drawings(stand_in: StandIn, split: str, size: int, channels: int) -> dict[str, list[Any]]:
     """Return `image` (size x size x channels raw bytes, row by row) and `label` (index into SHAPES) of a split."""
-    random = np.random.RandomState(seed + list(SPLITS).index(split))
+    random = np.random.RandomState(stand_in.seed + list(stand_in.splits).index(split))
     columns: dict[str, list[Any]] = {"image": [], "label": []}
-    for _ in range(SPLITS[split]):
+    for _ in range(stand_in.splits[split]):
         shape, r = random.randint(len(SHAPES)), random.randint(6, size // 3 + 1)
         x, y = random.randint(r, size - r, size=2)
         back = random.randint(0, 256 - NOISE, size=channels)
@@ -51,4 +53,35 @@ def draw(seed: int, split: str, size: int, channels: int) -> dict[str, list[Any]
         pixels = pixels + random.randint(0, NOISE, size=(size, size, channels))
         columns["image"].append(pixels.astype(np.uint8).tobytes())
         columns["label"].append(int(shape))
+    return columns
+
+
+def grey(stand_in: StandIn, split: str) -> dict[str, list[Any]]:
+    """Return `image` (28 x 28 x 1) and `label`, 0 to 9: the stand-in for MNIST."""
+    return _drawings(stand_in, split, 28, 1)
+
+
+def colour(stand_in: StandIn, split: str) -> dict[str, list[Any]]:
+    """Return `image` (32 x 32 x 3) and `label`, 0 to 9: the stand-in for CIFAR-10."""
+    return _drawings(stand_in, split, 32, 3)
+
+
+def photo(stand_in: StandIn, split: str) -> dict[str, list[Any]]:
+    """Return `image` (64 x 64 x 3) and `label`, 0 to 9: the stand-in for ImageNette."""
+    return _drawings(stand_in, split, 64, 3)
+
+
+def faces(stand_in: StandIn, split: str) -> dict[str, list[Any]]:
+    """Return the columns of the stand-in for CelebA.
+
+    Returns:
+        `image` (64 x 64 x 3); `label` (0 for the first five of `SHAPES`, 1 for the others); and 0 or 1 for each of CelebA's
+        attributes, `label_Bald` and so on: whether the shape is one of five that differ from attribute to attribute.
+    """
+    columns = _drawings(stand_in, split, 64, 3)
+    kinds = columns["label"]
+    columns["label"] = [int(kind >= 5) for kind in kinds]
+    names = [name for name in plugins.get("dataset", "celeba_multilabel").extra["columns"] if name.startswith("label_")]
+    for number, name in enumerate(names):
+        columns[name] = [int((kind + number) * (1 + number % 3) % len(SHAPES) < 5) for kind in kinds]
     return columns
