@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dpbench.data.parquet import row
-from dpbench.data.remarks import remark
+from dpbench.data.remarks import remark, row_name
 from dpbench.errors import DpbenchError
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -52,7 +51,7 @@ def decode(
     )
     transparent = 0
     for number, value in enumerate(values):
-        position = f"{where}: {row(number if rows is None else rows[number])}"
+        position = f"{where}: {row_name(number if rows is None else rows[number])}"
         if value is None:
             hint = "write the images themselves into the file, as `to_parquet` of the `datasets` library does"
             raise DpbenchError(f"{position} holds no bytes (only a path, or nothing)", hint)

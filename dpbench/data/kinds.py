@@ -1,4 +1,4 @@
-"""The kind of a file that should be a Parquet file and is not, and how to convert it."""
+"""The kind of a file that is not of the kind that it should be, and how to convert it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,19 @@ FROM_JSON_LINES = "write it as Parquet: `pyarrow.parquet.write_table(pyarrow.jso
 FROM_JSON = "write it as Parquet: `pyarrow.parquet.write_table(pyarrow.Table.from_pylist(json.load(open(OLD))), NEW)`"
 
 
-def described(path: Path) -> tuple[str, str]:
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error of a library."""
+    lines = str(error).splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def described(path: Path, expected: str = "Parquet") -> tuple[str, str]:
     """Return (the kind of the file, a hint), by its first and last bytes; ("", "fetch the file again") where the kind is unknown.
 
     Never raises: the caller has an error that says why the file cannot be read.
+
+    Args:
+        expected: the kind that it should be. Of a kind of text, any text that may be it counts as unknown.
     """
     try:
         if path.is_dir():
@@ -54,6 +63,8 @@ def described(path: Path) -> tuple[str, str]:
     if head.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS, not the file", "fetch the file itself with `git lfs pull`"
     if head.startswith(b"PAR1"):
+        if expected != "Parquet":
+            return "a Parquet file", "give it the suffix .parquet, and name it so in `files`"
         kind = "" if tail == b"PAR1" else "the first part of a Parquet file: its end is missing"
         return ("an encrypted Parquet file", "write it again without encryption") if tail == b"PARE" else (kind, AGAIN)
     for magic, kind_and_hint in _BINARY.items():
@@ -61,7 +72,7 @@ def described(path: Path) -> tuple[str, str]:
             return kind_and_hint
     if not head.strip(b"\0"):
         return "a file of zero bytes (a download that was broken off)", AGAIN
-    return _text(head)
+    return _text(head, expected)
 
 
 def _folder(path: Path) -> tuple[str, str]:
@@ -71,18 +82,20 @@ def _folder(path: Path) -> tuple[str, str]:
     return "a folder, not a file", "put the Parquet file in its place"
 
 
-def _text(head: bytes) -> tuple[str, str]:
+def _text(head: bytes, expected: str) -> tuple[str, str]:
     """Return the kind of a text and a hint, by the beginning of the text."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "text in UTF-16, not Parquet", "write it as UTF-8, then as Parquet"
+        return f"text in UTF-16, not {expected}", "write it as UTF-8" + (", then as Parquet" if expected == "Parquet" else "")
     if b"\0" in head:
         return "", AGAIN
     text = head.decode("utf-8", errors="replace").lstrip("\ufeff \t\r\n")
     lower = text[:200].lower()
     if lower.startswith(("<!doctype", "<html", "<?xml", "<error")):
         page = "an XML document" if lower.startswith(("<?xml", "<error")) else "an HTML page"
-        return f"{page}, not Parquet (often the error page of a download)", AGAIN
+        return f"{page}, not {expected} (often the error page of a download)", AGAIN
     first = text.splitlines()[0] if text else ""
+    if expected != "Parquet":
+        return _other_text(first, expected)
     if first.startswith("{"):
         return _json_object(first)
     if first.startswith("["):
@@ -92,6 +105,17 @@ def _text(head: bytes) -> tuple[str, str]:
     if "," in first and "\ufffd" not in first:
         return "comma-separated text, not Parquet", FROM_CSV
     return ("", AGAIN) if "\ufffd" in text else ("text, not Parquet", AGAIN)
+
+
+def _other_text(first: str, expected: str) -> tuple[str, str]:
+    """Return the kind of a text that should be `expected`, a kind of text, by its first line."""
+    lines = expected == "JSON lines"
+    if lines and first and not first.startswith("{"):
+        kind = "one JSON list" if first.startswith("[") else "text"
+        return f"{kind}, not JSON lines", "write one object a line; for CSV, give it the suffix .csv"
+    if not lines and first.startswith("{") and _json_object(first)[0].startswith("JSON lines"):
+        return f"JSON lines, not {expected}", "give it the suffix .jsonl, and name it so in `files`"
+    return "", AGAIN
 
 
 def _json_object(first: str) -> tuple[str, str]:
@@ -104,11 +128,12 @@ def _json_object(first: str) -> tuple[str, str]:
 
 def instead_of(path: Path) -> str:
     """Return a hint about a missing file that is there with another suffix or in parts; else empty."""
-    hint_of_suffix = {".csv": FROM_CSV, ".tsv": FROM_TSV, ".jsonl": FROM_JSON_LINES, ".json": FROM_JSON}
+    hint_of_suffix = {".csv": FROM_CSV, ".tsv": FROM_TSV, ".jsonl": FROM_JSON_LINES, ".json": FROM_JSON, ".parquet": ""}
     for ending, hint in hint_of_suffix.items():
         sibling = path.with_suffix(ending)
-        if sibling.is_file():
-            return f"{sibling.name} is there; {hint}"
+        if sibling != path and sibling.is_file():
+            name_it = "" if ending == ".json" else f"name it in `files` of the dataset{' or ' if hint else ''}"
+            return f"{sibling.name} is there; {name_it}{hint}"
     parts = sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"))
     if parts:
         join = "`pyarrow.parquet.write_table(pyarrow.parquet.read_table(PARTS), NEW)`"

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from dpbench import plugins
-from dpbench.data import hub, images, labels, local, parquet
+from dpbench.data import hub, images, labels, local, tabular
 from dpbench.data.synthetic import StandIn, stand_in
 from dpbench.errors import DpbenchError, unknown
 from dpbench.plugins import Plugin
@@ -197,7 +197,7 @@ def load(name: str, split: str, source: Source, limit: int | None = None) -> Exa
     else:
         _check_once(plugin.name, source.model_dump_json())
         file = path(name, split, source)
-        columns = parquet.read(file, plugin.extra["columns"])
+        columns = tabular.read(file, plugin.extra["columns"])
         if "label" in columns and "classes" in plugin.extra:
             labels.check_names(file, plugin.extra["columns"]["label"], plugin.extra["classes"])
     rows: list[int] | None = None
@@ -278,11 +278,11 @@ def check(name: str, source: Source) -> dict[str, int]:
 def _checked_rows(plugin: Plugin, split: str, source: Source) -> int:
     """Check a file and return its number of rows, or of rows with a label where it has any."""
     file, columns = path(plugin.name, split, source), plugin.extra["columns"]
-    rows = parquet.check(file, columns)
+    rows = tabular.check(file, columns)
     checked_columns = {key: column for key, column in columns.items() if not key.startswith("image")}
     if split == "train":
         checked_columns = {key: column for key, column in checked_columns.items() if key == "label"}
-    values = parquet.read(file, checked_columns) if checked_columns else {}
+    values = tabular.read(file, checked_columns) if checked_columns else {}
     for key in attributes(plugin.name):
         if key in values:
             labels.check_attribute(f"{named(plugin, split, source)}, {columns[key]}", values[key])

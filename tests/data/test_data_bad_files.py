@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpbench import paths
-from dpbench.data import digests, kept, kinds, local, parquet, registry, tokenizer
+from dpbench.data import digests, kept, kinds, local, registry, tabular, tokenizer
 from dpbench.errors import DpbenchError
 from dpbench.files import sha256_file
 
@@ -125,7 +125,7 @@ def test_bytes_changed_inside_a_page_never_give_other_values(put):
         changed[at] ^= 0x15
         file.write_bytes(bytes(changed))
         with pytest.raises(DpbenchError, match=r"train\.parquet: damaged, or cannot be read"):
-            parquet.read(file, {"text": "sentence", "label": "label"})
+            tabular.read(file, {"text": "sentence", "label": "label"})
 
 
 def test_a_dictionary_that_is_written_out_to_gigabytes_is_refused_in_time(put):
@@ -137,16 +137,16 @@ def test_a_dictionary_that_is_written_out_to_gigabytes_is_refused_in_time(put):
     pool = pa.default_memory_pool()
     before = pool.bytes_allocated()
     with pytest.raises(DpbenchError, match="are the most that is read"):
-        parquet.read(file, {"text": "sentence"})
+        tabular.read(file, {"text": "sentence"})
     assert pool.max_memory() - before < 2**30
 
 
 def test_a_shape_of_more_rows_than_fit_is_refused_by_the_footer_alone(put, monkeypatch):
     file = put("sst2", rest=GOOD, train={"sentence": ["a"] * 1000, "label": [0, 1] * 500})
-    monkeypatch.setattr(parquet, "_ALWAYS", 1000)
-    monkeypatch.setattr(parquet, "_TIMES", 1)
+    monkeypatch.setattr(tabular, "_ALWAYS", 1000)
+    monkeypatch.setattr(tabular, "_TIMES", 1)
     with pytest.raises(DpbenchError, match=r"bytes that take [\d,]+ or more in memory"):
-        parquet.check(file, {"text": "sentence"})
+        tabular.check(file, {"text": "sentence"})
 
 
 def test_a_file_that_is_there_in_another_form_is_named_with_how_to_convert_it(put):

@@ -1,4 +1,7 @@
-"""Parquet files, read with their columns checked: the columns are right, or one error names file, column and row."""
+"""Files of rows (Parquet, CSV, tab-separated text, JSON lines) with their columns checked.
+
+The columns are right, or one error names file, column and row.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpbench.data import kinds
+from dpbench.data import kinds, text_files
+from dpbench.data.kinds import reason_of
+from dpbench.data.remarks import row_name
 from dpbench.errors import DpbenchError, nearest
+from dpbench.plugins.cards import TEXT_FILES
 
 _BATCH = 64
 """Rows that are read at once: a text of a megabyte, stored once for thousands of rows, is then at most 64 MiB."""
@@ -20,16 +26,7 @@ _EACH = 64
 
 _LISTED = 30
 _DROP = "drop those rows, or fetch the file again"
-
-
-def row(index: int) -> str:
-    """Return the name of a row in errors: people count from 1, pandas and pyarrow from 0."""
-    return f"row {index + 1} (row {index} counted from 0)"
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+_DROP_TEXT = 'drop those rows; in a CSV, an empty text is written as ""'
 
 
 def _open(path: Path) -> Any:
@@ -43,7 +40,7 @@ def _open(path: Path) -> Any:
         if file is not None:
             file.close()
         kind, hint = kinds.described(path)
-        reason = f"it is {kind}" if kind else _reason(error)
+        reason = f"it is {kind}" if kind else reason_of(error)
         raise DpbenchError(f"{path}: not a readable Parquet file ({reason})", hint) from error
     return file
 
@@ -103,7 +100,7 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def check(path: Path, columns: dict[str, str]) -> int:
-    """Check the columns by the metadata of the file, without reading values.
+    """Check the columns: of a Parquet file by its metadata, without reading values.
 
     Args:
         columns: canonical name -> name in the file. `label...` must be an integer or a boolean, `text...` a string,
@@ -116,13 +113,27 @@ def check(path: Path, columns: dict[str, str]) -> int:
         DpbenchError: the file is unreadable, has no rows or would take too much memory; a column is missing, twice there or of
             the wrong type.
     """
+    if path.suffix in TEXT_FILES:
+        return int(_text_table(path, columns).num_rows)
     with _open(path) as file:
-        _check_schema(path, file.schema_arrow, columns)
-        rows = int(file.metadata.num_rows)
-        if rows <= 0:
-            raise DpbenchError(f"{path}: no rows", kinds.AGAIN)
-        _check_size(path, _declared(file.metadata) + rows * _EACH)
-    return rows
+        _check_table(path, file.schema_arrow, columns, file.metadata.num_rows)
+        _check_size(path, _declared(file.metadata) + file.metadata.num_rows * _EACH)
+        return int(file.metadata.num_rows)
+
+
+def _check_table(path: Path, schema: Any, columns: dict[str, str], rows: int) -> None:
+    if schema.names:
+        _check_schema(path, schema, columns)
+    if rows <= 0:
+        raise DpbenchError(f"{path}: no rows", kinds.AGAIN)
+
+
+def _text_table(path: Path, columns: dict[str, str]) -> Any:
+    """Return the checked table of a file of text."""
+    table = text_files.read(path, columns)
+    _check_table(path, table.schema, columns, table.num_rows)
+    _check_size(path, table.nbytes + table.num_rows * _EACH)
+    return table
 
 
 def _declared(metadata: Any) -> int:
@@ -146,42 +157,47 @@ def read(path: Path, columns: dict[str, str], limit: int | None = None) -> dict[
     Raises:
         DpbenchError: as `check`; or a value in any row of the file is missing, not UTF-8 or beyond int64 (the error names it).
     """
-    rows = check(path, columns)
+    names = list(dict.fromkeys(columns.values()))
+    if path.suffix in TEXT_FILES:
+        batches: Any = _text_table(path, columns).select(names).to_batches(max_chunksize=_BATCH)
+    else:
+        batches = _batches(path, names, check(path, columns))
     values_of_column: dict[str, list[Any]] = {canonical: [] for canonical in columns}
     missing: dict[str, tuple[int, int]] = {}
     done = 0
-    with _open(path) as file:
-        for batch in _batches(path, file, list(dict.fromkeys(columns.values())), rows):
-            for canonical, column in columns.items():
-                values = batch.column(column)
-                if values.null_count:
-                    first, count = missing.get(column, (done + values.is_null().index(True).as_py(), 0))
-                    missing[column] = first, count + values.null_count
-                values_of_column[canonical] += _values(canonical, values, f"{path}: column {column!r}", done)
-            done += batch.num_rows
+    for batch in batches:
+        for canonical, column in columns.items():
+            values = batch.column(column)
+            if values.null_count:
+                first, count = missing.get(column, (done + values.is_null().index(True).as_py(), 0))
+                missing[column] = first, count + values.null_count
+            values_of_column[canonical] += _values(canonical, values, f"{path}: column {column!r}", done)
+        done += batch.num_rows
     for column, (first, count) in missing.items():
-        raise DpbenchError(f"{path}: column {column!r} has {count} missing values, the first in {row(first)}", _DROP)
+        what = f"{path}: column {column!r} has {count} missing values, the first in {row_name(first)}"
+        raise DpbenchError(what, _DROP_TEXT if path.suffix in TEXT_FILES else _DROP)
     return {canonical: values[:limit] for canonical, values in values_of_column.items()}
 
 
-def _batches(path: Path, file: Any, columns: Sequence[str], rows: int) -> Iterator[Any]:
-    """Yield all rows of the file in batches.
+def _batches(path: Path, columns: Sequence[str], rows: int) -> Iterator[Any]:
+    """Yield all rows of a Parquet file in batches.
 
     Raises:
         DpbenchError: the file is damaged, has a compression that this pyarrow cannot read, or would take too much memory.
     """
     done = size = 0
-    batches = iter(file.iter_batches(_BATCH, columns=columns))
-    while True:
-        try:
-            batch = next(batches, None)
-        except Exception as error:  # the reader's errors have no common base
-            raise DpbenchError(f"{path}: damaged, or cannot be read ({_reason(error)})", kinds.AGAIN) from error
-        if batch is None:
-            break
-        done, size = done + batch.num_rows, size + batch.nbytes + batch.num_rows * _EACH
-        _check_size(path, size)
-        yield batch
+    with _open(path) as file:
+        batches = iter(file.iter_batches(_BATCH, columns=columns))
+        while True:
+            try:
+                batch = next(batches, None)
+            except Exception as error:  # the reader's errors have no common base
+                raise DpbenchError(f"{path}: damaged, or cannot be read ({reason_of(error)})", kinds.AGAIN) from error
+            if batch is None:
+                break
+            done, size = done + batch.num_rows, size + batch.nbytes + batch.num_rows * _EACH
+            _check_size(path, size)
+            yield batch
     if done != rows:
         raise DpbenchError(f"{path}: damaged: holds {done} rows, and states {rows}", kinds.AGAIN)
 
@@ -205,7 +221,7 @@ def _values(canonical: str, values: Any, where: str, start: int) -> list[Any]:
 
 def _label(value: int, where: str, index: int) -> int:
     if not -(2**63) <= value < 2**63:
-        raise DpbenchError(f"{where}: label {value} in {row(index)} is beyond 64 bits", "give labels as integers from 0")
+        raise DpbenchError(f"{where}: label {value} in {row_name(index)} is beyond 64 bits", "give labels as integers from 0")
     return int(value)
 
 
@@ -220,15 +236,17 @@ def _bad_value(values: Any, where: str, start: int, error: Exception) -> Dpbench
         return True
 
     index = next((index for index in range(len(values)) if not readable(index)), 0)
-    what, hint = f"cannot be read ({_reason(error)})", _DROP
+    what, hint = f"cannot be read ({reason_of(error)})", _DROP
     if isinstance(error, UnicodeDecodeError):
         what = f"is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
         hint = "write the texts as UTF-8: `value.decode(its encoding).encode('utf-8')`"
-    return DpbenchError(f"{where}: {row(start + index)} {what}", hint)
+    return DpbenchError(f"{where}: {row_name(start + index)} {what}", hint)
 
 
 def read_metadata(path: Path, key: str) -> bytes | None:
-    """Return the value of a key in the metadata of the file's schema; None where there is none."""
+    """Return the value of a key in the metadata of a Parquet file's schema; None where there is none."""
+    if path.suffix in TEXT_FILES:
+        return None
     with _open(path) as file:
         metadata: dict[bytes, bytes] = file.schema_arrow.metadata or {}
     return metadata.get(key.encode())
