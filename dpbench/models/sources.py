@@ -9,7 +9,8 @@ classifiers do, a Python file with a literal `PLUGIN`. Its keys:
 - `pretrained`: whether it has published weights, and for them `folder` (in `DPBENCH_MODELS`), `hub` (repo, revision; without a
   pinned revision, `why`), `package` (distribution, module, folder), and `sha256` of the weights if it is known, so that they have
   the same identity from every source;
-- `renamed` and `absent`: parts of names, and names, that its checkpoint has in another form or lacks: see `models.checkpoints`;
+- `renamed` and `absent`: parts of names, and names, that its checkpoint has in another form or lacks, see
+  `dpbench.models.checkpoints`;
 - `synthetic`: whether numbers from random weights are marked as synthetic; without it, they are marked if it is `pretrained`;
 - `licence` and `citation`.
 """
