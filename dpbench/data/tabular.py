@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpbench.data import kinds, text_files
-from dpbench.data.kinds import reason_of
+from dpbench.data import file_kinds, text_files
+from dpbench.data.file_kinds import reason_of
 from dpbench.data.remarks import row_name
 from dpbench.errors import DpbenchError, nearest
 from dpbench.plugins.cards import TEXT_FILES
@@ -39,7 +39,7 @@ def _open(path: Path) -> Any:
     except Exception as error:  # the reader's errors have no common base: a name that is not UTF-8, memory, a bad footer
         if file is not None:
             file.close()
-        kind, hint = kinds.described(path)
+        kind, hint = file_kinds.described(path)
         reason = f"it is {kind}" if kind else reason_of(error)
         raise DpbenchError(f"{path}: not a readable Parquet file ({reason})", hint) from error
     return file
@@ -125,7 +125,7 @@ def _check_table(path: Path, schema: Any, columns: dict[str, str], rows: int) ->
     if schema.names:
         _check_schema(path, schema, columns)
     if rows <= 0:
-        raise DpbenchError(f"{path}: no rows", kinds.AGAIN)
+        raise DpbenchError(f"{path}: no rows", file_kinds.AGAIN)
 
 
 def _text_table(path: Path, columns: dict[str, str]) -> Any:
@@ -192,14 +192,14 @@ def _batches(path: Path, columns: Sequence[str], rows: int) -> Iterator[Any]:
             try:
                 batch = next(batches, None)
             except Exception as error:  # the reader's errors have no common base
-                raise DpbenchError(f"{path}: damaged, or cannot be read ({reason_of(error)})", kinds.AGAIN) from error
+                raise DpbenchError(f"{path}: damaged, or cannot be read ({reason_of(error)})", file_kinds.AGAIN) from error
             if batch is None:
                 break
             done, size = done + batch.num_rows, size + batch.nbytes + batch.num_rows * _EACH
             _check_size(path, size)
             yield batch
     if done != rows:
-        raise DpbenchError(f"{path}: damaged: holds {done} rows, and states {rows}", kinds.AGAIN)
+        raise DpbenchError(f"{path}: damaged: holds {done} rows, and states {rows}", file_kinds.AGAIN)
 
 
 def _values(canonical: str, values: Any, where: str, start: int) -> list[Any]:

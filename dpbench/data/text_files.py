@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dpbench.data import kinds
-from dpbench.data.kinds import reason_of
+from dpbench.data import file_kinds
+from dpbench.data.file_kinds import reason_of
 from dpbench.data.remarks import row_name
 from dpbench.errors import DpbenchError
 
@@ -32,7 +32,7 @@ def read(path: Path, columns: dict[str, str]) -> Any:
             is no number. The error names the row.
     """
     name = _NAMES[path.suffix]
-    kind, hint = kinds.described(path, name)
+    kind, hint = file_kinds.described(path, name)
     if kind:
         raise DpbenchError(f"{path}: not a readable file of {name} (it is {kind})", hint)
     if (size := path.stat().st_size) > _LARGEST:

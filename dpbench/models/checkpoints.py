@@ -47,16 +47,16 @@ def load(
     """
     _check_config(sources.file_of(plugin, source, sources.CONFIG), plugin.extra["architecture"], plugin.name)
     path = sources.file_of(plugin, source, sources.WEIGHTS)
-    own = module.state_dict()
+    state = module.state_dict()
     names = plugin.extra.get("renamed", {}) | dict(renamed or {})
-    tensors = _named(path, own, prefixes, names, dtype)
-    absent = [key for key in plugin.extra.get("absent", ()) if key in own and key not in tensors]
-    tensors |= {key: own[key].new_zeros(own[key].shape) for key in absent}
-    if missing := sorted(set(own) - set(tensors)):
+    tensors = _named(path, state, prefixes, names, dtype)
+    absent = [key for key in plugin.extra.get("absent", ()) if key in state and key not in tensors]
+    tensors |= {key: state[key].new_zeros(state[key].shape) for key in absent}
+    if missing := sorted(set(state) - set(tensors)):
         raise DpbenchError(f"{path}: lacks {len(missing)} tensors, first {missing[0]}", _AGAIN)
     for key, value in tensors.items():
-        if value.shape != own[key].shape:
-            what = f"{path}: {key} has shape {list(value.shape)}, {plugin.name} needs {list(own[key].shape)}"
+        if value.shape != state[key].shape:
+            what = f"{path}: {key} has shape {list(value.shape)}, {plugin.name} needs {list(state[key].shape)}"
             raise DpbenchError(what, f"put the weights of {plugin.name} there")
     module.load_state_dict(tensors, assign=assign)
 

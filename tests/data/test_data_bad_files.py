@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpbench import paths
-from dpbench.data import digests, kept, kinds, local, registry, tabular, tokenizer
+from dpbench.data import cache_tables, digests, file_kinds, local, registry, tabular, tokenizer
 from dpbench.errors import DpbenchError
 from dpbench.files import sha256_file
 
@@ -284,8 +284,8 @@ def test_a_cache_that_cannot_be_used_costs_time_and_no_more(content, tmp_path, m
             (cache / name).write_bytes(content)
     monkeypatch.setattr(digests, "_known", {})
     assert digests.digest(file, persist=True) == sha256_file(file)
-    kept.add("hub.json", {"a": "b"})
-    assert kept.read("hub.json") == ({} if content is None else {"a": "b"})
+    cache_tables.add("hub.json", {"a": "b"})
+    assert cache_tables.read("hub.json") == ({} if content is None else {"a": "b"})
     made, sha256 = tokenizer.bpe("wikitext2", 300, registry.resolve("wikitext2", "embedded"), "test")
     assert made.get_vocab_size() == 300
     assert len(sha256) == 64
@@ -295,13 +295,13 @@ def test_a_digest_that_was_stored_wrong_is_not_taken(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_bytes(b"content")
     monkeypatch.setattr(digests, "_known", {})
-    kept.add("digests.json", {digests._key(file): "z" * 64})
+    cache_tables.add("digests.json", {digests._key(file): "z" * 64})
     assert digests.digest(file, persist=True) == sha256_file(file)
-    assert kept.read("digests.json")[digests._key(file)] == sha256_file(file)
+    assert cache_tables.read("digests.json")[digests._key(file)] == sha256_file(file)
     assert paths.cache().is_dir()
 
 
 def test_what_a_file_is_never_raises(tmp_path):
-    assert kinds.described(tmp_path / "nowhere")[0] == ""
-    assert kinds.described(tmp_path)[0] == "a folder, not a file"
+    assert file_kinds.described(tmp_path / "nowhere")[0] == ""
+    assert file_kinds.described(tmp_path)[0] == "a folder, not a file"
     assert local.folder_of("X", str(tmp_path), "x") == tmp_path

@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from dpbench import plugins
+from dpbench.cli.authoring import write_template
 from dpbench.errors import DpbenchError
 from dpbench.execution import warm
+from dpbench.models import registry
 from dpbench.plugins import identity
 from dpbench.plugins.cards import rendered
 
@@ -229,3 +231,17 @@ def test_the_warm_process_is_another_one_for_an_edited_card(folder):
     before = warm._key()
     path.write_text(DATASET + "# longer\n")
     assert warm._key() != before
+
+
+def test_a_family_of_a_card_of_ones_own_is_built_by_its_size(folder):
+    folder(changed(without("architecture", MODEL), name="my_gpt", family="gpt2", sizes={"my_size": SIZE}))
+    assert registry.language_model_family("my_size") == "my_gpt"
+    assert registry.language_model("my_size", meta=True).vocabulary == 2
+
+
+def test_the_template_of_a_dataset_is_a_card_for_csv_files(tmp_path, monkeypatch):
+    path = write_template("dataset", "reviews", tmp_path)
+    assert path.suffix == ".yaml"
+    assert all(len(line) <= 130 for line in path.read_text().splitlines())
+    monkeypatch.setenv(plugins.VARIABLE, str(tmp_path))
+    assert plugins.get("dataset", "reviews").extra["files"]["train"] == "train.csv"
