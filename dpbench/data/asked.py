@@ -1,8 +1,12 @@
 """Datasets as prompts that a language model continues. Never imports torch.
 
-Such a dataset has a function `prompts(columns) -> list[str]`: one prompt a row, without a space at its end. A dataset of task
-`classification` names in `PLUGIN` its `label_words` (class -> how the prompt continues). A dataset of task `question_answering`
-has a function `answers(columns) -> list[tuple[str, ...]]`: one or more right texts of each row; the first is trained on.
+Such a dataset declares a `completion_prompt`, a template of its columns without a space at its end (see
+`dpbench.plugins.cards.rendered`). A dataset of task `classification` declares its `label_words` (class -> how the prompt
+continues). A dataset of task `question_answering` has a column `answers`: a text, a list of texts, or, where it declares
+`answers_key`, a struct with the list of texts under that key. The first of them is trained on.
+
+A Python plug-in may define functions in place of the two keys: `prompts(columns) -> list[str]`, and
+`answers(columns) -> list[tuple[str, ...]]`, one item a row.
 """
 
 from __future__ import annotations
@@ -13,9 +17,10 @@ from typing import Any
 
 from dpbench import plugins
 from dpbench.data import registry
-from dpbench.data.triples import LEAVE_OUT, by_row
+from dpbench.data.triples import LEAVE_OUT, by_row, texts
 from dpbench.errors import DpbenchError
 from dpbench.plugins import Plugin
+from dpbench.plugins.cards import rendered
 from dpbench.spec.sources import Source
 
 ANSWERS = "question_answering"
@@ -86,16 +91,28 @@ def load(name: str, split: str, source: Source) -> list[Asked]:
     has_answers = require(name)
     plugin = plugins.get("dataset", name)
     columns: dict[str, Any] = registry.load(name, split, source).columns
-    where, module = registry.named(plugin, split, source), plugin.load()
-    prompts: list[str] = by_row(where, columns, module.prompts)
+    where = registry.named(plugin, split, source)
+    prompts = by_row(where, columns, plugin.function("prompts") or (lambda part: _prompts(plugin, part)))
     if not has_answers:
         return [Asked(prompt, int(label)) for prompt, label in zip(prompts, columns["label"], strict=True)]
-    answers = by_row(where, columns, lambda part: [_right(texts) for texts in module.answers(part)])
+    answers_of = plugin.function("answers") or (lambda part: _answers(plugin, part))
+    answers = by_row(where, columns, lambda part: [_nonblank(row) for row in answers_of(part)])
     return [Asked(prompt, answers=right_answers) for prompt, right_answers in zip(prompts, answers, strict=True)]
 
 
-def _right(texts: tuple[str, ...]) -> tuple[str, ...]:
-    nonblank = tuple(text.strip() for text in texts if text.strip())
-    if not nonblank:
+def _prompts(plugin: Plugin, columns: dict[str, Any]) -> list[str]:
+    """Return the prompt of each row by the template of the dataset."""
+    template: str = plugin.extra["completion_prompt"]
+    return [rendered(template, dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+
+def _answers(plugin: Plugin, columns: dict[str, Any]) -> list[tuple[str, ...]]:
+    column, key = plugin.extra["columns"]["answers"], plugin.extra.get("answers_key", "")
+    return [(value,) if isinstance(value, str) and not key else texts(column, value, key) for value in columns["answers"]]
+
+
+def _nonblank(answers: tuple[str, ...]) -> tuple[str, ...]:
+    right_answers = tuple(text.strip() for text in answers if text.strip())
+    if not right_answers:
         raise DpbenchError("no answer", LEAVE_OUT)
-    return nonblank
+    return right_answers

@@ -1,9 +1,12 @@
 """Table-to-text datasets, and summaries, in one form: fields in, sentences out. Never imports torch.
 
-A dataset of task `table_to_text`, or of task `summary` (whose one field is a text), has a function `described(columns) ->
-list[Described]`, one item a row of its file. Its `PLUGIN` may have `slots` (name -> the values of a closed slot, None for an open
-one), where they are public and the same in every row, and `words`, the words of its subject. None of them may come from the rows,
-because a tokenizer is built from them.
+The columns of a dataset of task `table_to_text`, or of task `summary`, say what its rows are. Its fields are `triples` (subject,
+relation, object), or `text_input`, which is `slot[value], slot[value]` where the dataset declares `slots`, and else one field, a
+text under the name of its column. Its texts are `annotations` (see `dart`), or `references`, a list, and `text` where that is
+empty. A Python plug-in may define `described(columns) -> list[Described]` instead, one item a row.
+
+A dataset may declare `slots` (name -> the values of a closed slot, None for an open one), where they are public and the same in
+every row, and `words`, the words of its subject. None of them may come from the rows, because a tokenizer is built from them.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ from typing import Any
 from dpbench import plugins
 from dpbench.data import registry
 from dpbench.data.remarks import remark
-from dpbench.data.triples import LEAVE_OUT, by_row
+from dpbench.data.triples import LEAVE_OUT, by_row, slots, texts, triples
 from dpbench.errors import DpbenchError
+from dpbench.plugins import Plugin
 from dpbench.spec.sources import Source
 
 TASK = "table_to_text"
@@ -55,12 +59,34 @@ def load(name: str, split: str, source: Source) -> list[Described]:
     plugin = plugins.get("dataset", name)
     require(plugin.name)
     columns = registry.load(name, split, source).columns
-    describe: Callable[[dict[str, list[Any]]], list[Described]] = plugin.load().described
+    describe: Callable[[Any], list[Described]] = plugin.function("described") or (lambda part: _described(plugin, part))
     rows = by_row(registry.named(plugin, split, source), columns, describe)
     blank = sum(not any(part.strip() for part in row.fields[0]) or not row.fields[0][-1].strip() for row in rows)
     if blank:
         remark(f"{registry.title(plugin, split)}: {blank} of {len(rows)} inputs are empty")
     return rows
+
+
+def _described(plugin: Plugin, columns: dict[str, list[Any]]) -> list[Described]:
+    """Return the fields and texts of each row by the columns that the dataset has."""
+    names: dict[str, str] = plugin.extra["columns"]
+    rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    return [Described(_fields(plugin, names, row), _texts(names, row)) for row in rows]
+
+
+def _fields(plugin: Plugin, names: dict[str, str], row: dict[str, Any]) -> tuple[Field, ...]:
+    if "triples" in row:
+        return triples(names["triples"], row["triples"])
+    if "slots" in plugin.extra:
+        return slots(names["text_input"], row["text_input"], plugin.extra["slots"])
+    return ((names["text_input"], row["text_input"].replace("\r\n", "\n")),)
+
+
+def _texts(names: dict[str, str], row: dict[str, Any]) -> tuple[str, ...]:
+    if "annotations" in row:
+        return texts(names["annotations"], row["annotations"], "text")
+    references = texts(names["references"], row["references"]) if "references" in row else ()
+    return references or (row["text"],)
 
 
 def require(name: str) -> None:

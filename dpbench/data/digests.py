@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dpbench.data import kept
+from dpbench.data import cache_tables
 from dpbench.errors import DpbenchError
 from dpbench.files import sha256_file
 
@@ -32,11 +32,11 @@ def digest(path: Path, persist: bool = False) -> str:
         key = _key(path)
         if key in _known:
             return _known[key]
-        if persist and re.fullmatch("[0-9a-f]{64}", stored := kept.read(_STORE).get(key, "")):
+        if persist and re.fullmatch("[0-9a-f]{64}", stored := cache_tables.read(_STORE).get(key, "")):
             return _known.setdefault(key, stored)
         sha256 = _known[key] = sha256_file(path)
     except OSError as error:
         raise DpbenchError(f"{path}: cannot be read ({error.strerror})", "see that the file is there and readable") from error
     if persist:
-        kept.add(_STORE, {key: sha256})
+        cache_tables.add(_STORE, {key: sha256})
     return sha256

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dpbench import paths
-from dpbench.data import kept
+from dpbench.data import cache_tables
 from dpbench.data.digests import digest
 from dpbench.errors import DpbenchError
 
@@ -135,7 +135,7 @@ def _fault(path: Path, key: str, expected: str | None) -> str:
     """Return why a cached file is not the pinned one; empty where it is. Its digest is noted the first time."""
     sha256 = digest(path, persist=True)
     blob_name = path.resolve().name  # the client names its blobs by the hub's checksum
-    noted = kept.read(_NOTED).get(key)
+    noted = cache_tables.read(_NOTED).get(key)
     if expected is not None and sha256 != expected:
         return f"its sha256 is {sha256}, and {expected} is known of this revision"
     if noted is not None and sha256 != noted:
@@ -148,7 +148,7 @@ def _fault(path: Path, key: str, expected: str | None) -> str:
         return f"its git checksum differs from the hub's, {blob_name}"
     if fault := _no_such_file(path):
         return fault
-    kept.add(_NOTED, {key: sha256})
+    cache_tables.add(_NOTED, {key: sha256})
     return ""
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dpbench.data.parquet import row
-from dpbench.data.remarks import remark
+from dpbench.data.remarks import remark, row_name
 from dpbench.errors import DpbenchError
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -20,7 +19,6 @@ LARGEST = 64_000_000
 """Pixels of an encoded image, before it is cut and resized: far above any camera's that such data come from."""
 
 _PNG, _JPEG = b"\x89PNG", b"\xff\xd8\xff"
-_ORIENTATION = 0x0112  # of EXIF
 _FORMATS = ("PNG", "WEBP", "JPEG", "MPO")  # an MPO is a JPEG with further views behind it, which telephones write
 _OTHERS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\0\0\0\x0cjP": "JPEG 2000", b"<svg": "SVG"}
 _AGAIN = "fetch the file again"
@@ -52,7 +50,7 @@ def decode(
     )
     transparent = 0
     for number, value in enumerate(values):
-        position = f"{where}: {row(number if rows is None else rows[number])}"
+        position = f"{where}: {row_name(number if rows is None else rows[number])}"
         if value is None:
             hint = "write the images themselves into the file, as `to_parquet` of the `datasets` library does"
             raise DpbenchError(f"{position} holds no bytes (only a path, or nothing)", hint)
@@ -144,16 +142,11 @@ def _check_head(opened: Any, where: str) -> None:
 
 def _turned(opened: Any) -> Any:
     """Return the image turned as its EXIF data say; EXIF data that cannot be read are ignored."""
-    from PIL import Image
+    from PIL import ImageOps
 
-    transpose = Image.Transpose
-    turns = {2: transpose.FLIP_LEFT_RIGHT, 3: transpose.ROTATE_180, 4: transpose.FLIP_TOP_BOTTOM, 5: transpose.TRANSPOSE}
-    turns |= {6: transpose.ROTATE_270, 7: transpose.TRANSVERSE, 8: transpose.ROTATE_90}
-    orientation = 1
-    if "exif" in opened.info or opened.format in ("JPEG", "MPO"):
-        with contextlib.suppress(Exception):
-            orientation = opened.getexif().get(_ORIENTATION, 1)
-    return opened.transpose(turns[orientation]) if orientation in turns else opened
+    with contextlib.suppress(Exception):
+        return ImageOps.exif_transpose(opened)
+    return opened
 
 
 def _flat(picture: Any, mode: str) -> Any:

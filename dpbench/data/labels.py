@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpbench.data import parquet
-from dpbench.data.remarks import remark
+from dpbench.data import tabular
+from dpbench.data.remarks import remark, row_name
 from dpbench.errors import DpbenchError
 
 NONE = -1
@@ -31,16 +31,14 @@ def labelled(where: str, labels: Sequence[int], classes: Sequence[str]) -> list[
         if label == NONE:
             continue
         if not 0 <= label < len(classes):
-            raise DpbenchError(f"{where}: label {label} in {parquet.row(row)} is out of range", _classes(classes))
+            raise DpbenchError(f"{where}: label {label} in {row_name(row)} is out of range", _classes(classes))
         rows.append(row)
     if rows and len(rows) < len(labels):
         present = {labels[row] for row in rows}
         absent = [label for label in (0, len(classes) - 1) if label not in present]
         if absent:
             first = next(row for row, label in enumerate(labels) if label == NONE)
-            what = (
-                f"{where}: label -1 in {len(labels) - len(rows)} of {len(labels)} rows, the first in {parquet.row(first)}, and "
-            )
+            what = f"{where}: label -1 in {len(labels) - len(rows)} of {len(labels)} rows, the first in {row_name(first)}, and "
             what += f"no row of class {absent[0]} ({classes[absent[0]]}): whether -1 is a class or no label cannot be told"
             raise DpbenchError(what, f"{_classes(classes)}; leave out the rows without a label")
     return rows
@@ -52,7 +50,7 @@ def _classes(classes: Sequence[str]) -> str:
 
 def no_labels(where: str) -> DpbenchError:
     """Return the error about a split in which every row is -1."""
-    return DpbenchError(f"{where}: has no labels ({parquet.row(0)} is -1, as every other)", "use a labelled split")
+    return DpbenchError(f"{where}: has no labels ({row_name(0)} is -1, as every other)", "use a labelled split")
 
 
 def check_attribute(where: str, values: Sequence[int]) -> None:
@@ -64,7 +62,7 @@ def check_attribute(where: str, values: Sequence[int]) -> None:
     for row, value in enumerate(values):
         if value not in (0, 1):
             hint = "attributes are 0 (no) or 1 (yes)" + ("; write 0 where CelebA's own list has -1" if value == -1 else "")
-            raise DpbenchError(f"{where}: {value} in {parquet.row(row)} is neither yes nor no", hint)
+            raise DpbenchError(f"{where}: {value} in {row_name(row)} is neither yes nor no", hint)
 
 
 def check_names(path: Path, column: str, classes: Sequence[str]) -> None:
@@ -75,7 +73,7 @@ def check_names(path: Path, column: str, classes: Sequence[str]) -> None:
     Raises:
         DpbenchError: the file has another number of classes, or one of our names under another number.
     """
-    names = _names(parquet.read_metadata(path, "huggingface"), column)
+    names = _names(tabular.read_metadata(path, "huggingface"), column)
     if not names:
         return
     says = f"{path}: column {column!r} states {len(names)} classes ({', '.join(names[:20])})"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from dpbench.data import kinds
+from dpbench.data import file_kinds
 from dpbench.data.digests import digest
 from dpbench.errors import DpbenchError
 from dpbench.files import decoded, read_bytes
@@ -115,11 +115,11 @@ def files(plugin: Plugin) -> dict[str, str]:
 def _no_file(path: Path, what: str) -> DpbenchError:
     """Return the error about the file of a split that is missing or not a file."""
     if _is(Path.is_dir, path):
-        kind, hint = kinds.described(path)
+        kind, hint = file_kinds.described(path)
         return DpbenchError(f"{path}: is {kind} ({what})", hint)
     if path.is_symlink():
         return DpbenchError(f"{path}: a link to a file that is not there ({what})", "put the file there, or take the link away")
-    hint = kinds.instead_of(path) or "complete the folder, or remove it to use another source"
+    hint = file_kinds.instead_of(path) or "complete the folder, or remove it to use another source"
     return DpbenchError(f"{path}: missing ({what}), though its folder is there", hint)
 
 

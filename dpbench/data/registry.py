@@ -1,27 +1,40 @@
 """Datasets by name: the source of each, and its examples. Never imports torch.
 
-A dataset is one file in this folder with a literal `PLUGIN`: `task`, `classes` (classification), `folder` and `files`
-(split -> file) in the local folder, `columns` (canonical name -> column; `text...` are strings, `label` class numbers,
-`label_...` yes-or-no attributes, together `labels`, `image` bytes), `hub` (repo, revision, files, and where it is known `sha256`,
-file -> sum) or None, `embedded` (a module of `data/embedded`) or None, `licence`, `citation`; `may_lack` (splits that known
-copies are without). Images have `image` (channels, height, width; `fit` where others are cut and resized to that). The module
-`described` says what the tasks `table_to_text` and `summary` add. `rows` (split -> rows of the official split) and `notes` (kind
-of source -> what to know of that copy) are printed beside numbers that were computed on fewer rows, or on another source.
+A dataset is one plug-in, as a rule a YAML card: one file in `data/cards`, or in a folder of plug-ins. `python -m dpbench new
+dataset NAME` writes one to start from. Its keys:
+
+- `task`: `classification`, `image_classification`, `language_modelling`, `question_answering`, `summary` or `table_to_text`;
+- `classes`: the names of the classes, in the order of their numbers, where there is a column `label`;
+- `folder`, and `files` (split -> file) in it: Parquet, CSV (`.csv`), tab-separated text (`.tsv`) or JSON lines (`.jsonl`);
+  `may_lack`: splits that known copies are without;
+- `columns` (canonical name -> column of the file): `text...` are strings, `label` class numbers, `label_...` yes-or-no
+  attributes, together `labels`, `image` bytes;
+- `image`: channels, height and width of images, and `fit` where images of another size are cut and resized to that;
+- `hub`: repo, revision, files (split -> file) and, where it is known, `sha256` (file -> sum); without a pinned revision, `why`;
+- `embedded`: the name of a generated stand-in, one of `data/synthetic`;
+- `rows` (split -> rows of the official split) and `notes` (kind of source -> what to know of that copy): printed beside numbers
+  that were computed on fewer rows, or on another source;
+- `licence` and `citation`;
+- for prompts: `prompt` (`template` and `words`, class -> word) of masked language models, `label_phrases` of label-word heads,
+  and `completion_prompt`, `label_words` and `answers_key`, which the module `asked` describes;
+- for the tasks `table_to_text` and `summary`: `slots` and `words`, which the module `described` describes.
+
+A dataset that no template describes is a Python plug-in: a literal `PLUGIN` with the same keys, and functions, which `asked` and
+`described` name.
 """
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from dpbench import plugins
-from dpbench.data import hub, images, labels, local, parquet
+from dpbench.data import hub, images, labels, local, tabular
+from dpbench.data.synthetic import StandIn, stand_in
 from dpbench.errors import DpbenchError, unknown
 from dpbench.plugins import Plugin
 from dpbench.spec.sources import Source
@@ -47,8 +60,8 @@ def _title(plugin: Plugin) -> str:
     return plugin.summary.split(":")[0]
 
 
-def _generator(plugin: Plugin) -> ModuleType:
-    return importlib.import_module(f"dpbench.data.embedded.{plugin.extra['embedded']}")
+def _stand_in(plugin: Plugin) -> StandIn:
+    return stand_in(plugin.extra["embedded"], str(plugin.path))
 
 
 def _why_not(plugin: Plugin, kind: str) -> str:
@@ -58,7 +71,10 @@ def _why_not(plugin: Plugin, kind: str) -> str:
     if kind == "hub":
         spec = plugin.extra.get("hub")
         return hub.why_not(spec, spec["files"].values() if spec else (), "dataset")
-    return "" if plugin.extra.get("embedded") else "it has no embedded stand-in"
+    if not plugin.extra.get("embedded"):
+        return "it has no embedded stand-in"
+    _stand_in(plugin)  # raises where there is none of that name
+    return ""
 
 
 def _source(plugin: Plugin, kind: str) -> Source:
@@ -68,10 +84,9 @@ def _source(plugin: Plugin, kind: str) -> Source:
         spec = plugin.extra["hub"]
         says = f"{_title(plugin)}, from the hub: {spec['repo']} at {spec['revision'][:12]}"
         return Source(kind="hub", revision=spec["revision"], says=says)
-    stand_in = plugin.extra["embedded"]
     what = "images" if "image" in plugin.extra else "text"
-    says = f"generated {what} in place of {_title(plugin)} (embedded `{stand_in}`, synthetic)"
-    return Source(kind="embedded", revision=f"v{_generator(plugin).VERSION}", synthetic=True, says=says)
+    says = f"generated {what} in place of {_title(plugin)} (embedded `{plugin.extra['embedded']}`, synthetic)"
+    return Source(kind="embedded", revision=f"v{_stand_in(plugin).version}", synthetic=True, says=says)
 
 
 def resolve(name: str, kind: str = "auto") -> Source:
@@ -140,24 +155,23 @@ def _splits(plugin: Plugin, source: Source) -> tuple[str, ...]:
     if source.kind not in KINDS:
         raise unknown("source", source.kind, KINDS, f"dataset {plugin.name}")
     if source.kind == "embedded":
-        return tuple(_generator(plugin).SPLITS)
+        return tuple(_stand_in(plugin).splits)
     return tuple(plugin.extra["files"] if source.kind == "local" else plugin.extra["hub"]["files"])
 
 
 def _generated(plugin: Plugin, split: str, source: Source) -> dict[str, list[Any]]:
-    module = _generator(plugin)
-    if source.revision != f"v{module.VERSION}":
-        what = f"dataset {plugin.name}: its runs were named with generator {source.revision}, this is v{module.VERSION}"
+    version = _stand_in(plugin).version
+    if source.revision != f"v{version}":
+        what = f"dataset {plugin.name}: its runs were named with generator {source.revision}, this is v{version}"
         raise DpbenchError(what, "name the runs again (start the command once more)")
-    columns = _generated_once(module, split)
+    columns = _generated_once(plugin.extra["embedded"], split)
     return {canonical: list(columns[canonical]) for canonical in plugin.extra["columns"]}
 
 
 @lru_cache(maxsize=8)
-def _generated_once(generator: ModuleType, split: str) -> dict[str, list[Any]]:
-    """Return a generated split. It is kept, because a run reads it several times."""
-    columns: dict[str, list[Any]] = generator.generate(split)
-    return columns
+def _generated_once(name: str, split: str) -> dict[str, list[Any]]:
+    """Return a split of a stand-in. It is kept, because a run reads it several times."""
+    return stand_in(name).generate(split)
 
 
 def load(name: str, split: str, source: Source, limit: int | None = None) -> Examples:
@@ -183,7 +197,7 @@ def load(name: str, split: str, source: Source, limit: int | None = None) -> Exa
     else:
         _check_once(plugin.name, source.model_dump_json())
         file = path(name, split, source)
-        columns = parquet.read(file, plugin.extra["columns"])
+        columns = tabular.read(file, plugin.extra["columns"])
         if "label" in columns and "classes" in plugin.extra:
             labels.check_names(file, plugin.extra["columns"]["label"], plugin.extra["classes"])
     rows: list[int] | None = None
@@ -264,11 +278,11 @@ def check(name: str, source: Source) -> dict[str, int]:
 def _checked_rows(plugin: Plugin, split: str, source: Source) -> int:
     """Check a file and return its number of rows, or of rows with a label where it has any."""
     file, columns = path(plugin.name, split, source), plugin.extra["columns"]
-    rows = parquet.check(file, columns)
+    rows = tabular.check(file, columns)
     checked_columns = {key: column for key, column in columns.items() if not key.startswith("image")}
     if split == "train":
         checked_columns = {key: column for key, column in checked_columns.items() if key == "label"}
-    values = parquet.read(file, checked_columns) if checked_columns else {}
+    values = tabular.read(file, checked_columns) if checked_columns else {}
     for key in attributes(plugin.name):
         if key in values:
             labels.check_attribute(f"{named(plugin, split, source)}, {columns[key]}", values[key])

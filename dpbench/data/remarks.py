@@ -1,4 +1,7 @@
-"""Remarks on loaded data that are odd, but no error: the user sees them, and the record of a run keeps them."""
+"""Remarks on loaded data that are odd, but no error: the user sees them, and the record of a run keeps them.
+
+Remarks and errors call a row by `row_name`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 _collecting: ContextVar[list[str] | None] = ContextVar("remarks", default=None)
+
+
+def row_name(index: int) -> str:
+    """Return the name of a row: people count from 1, pandas and pyarrow from 0."""
+    return f"row {index + 1} (row {index} counted from 0)"
 
 
 class DataWarning(UserWarning):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from dpbench.data import parquet
+from dpbench.data.remarks import row_name
 from dpbench.errors import DpbenchError, nearest
 
 LEAVE_OUT = "leave the row out of the file, or fetch the file again"
@@ -131,10 +131,10 @@ def by_row(where: str, columns: Mapping[str, Sequence[Any]], convert: Callable[[
             try:
                 convert({key: values[number : number + 1] for key, values in columns.items()})
             except DpbenchError as inner:
-                raise DpbenchError(f"{where}: {parquet.row(number)}: {inner.what}", inner.hint) from error
+                raise DpbenchError(f"{where}: {row_name(number)}: {inner.what}", inner.hint) from error
             except Exception as inner:
                 reason = f"{type(inner).__name__}: {inner}"
-                raise DpbenchError(f"{where}: {parquet.row(number)} cannot be read ({reason})", LEAVE_OUT) from error
+                raise DpbenchError(f"{where}: {row_name(number)} cannot be read ({reason})", LEAVE_OUT) from error
         raise
     if len(items) != rows:
         raise DpbenchError(f"{where}: {len(items)} items were made of {rows} rows", "mend the dataset's plug-in: one item a row")

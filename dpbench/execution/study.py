@@ -70,12 +70,12 @@ def resolver(config: Config) -> Resolve:
             raise unknown("dataset or model", name, known, "config: sources")
 
     registries = {"dataset": datasets.resolve, "model": models.resolve}
-    # the smoke tier is the same everywhere
-    default = {"dataset": "embedded" if config.tier == "smoke" else "auto", "model": "auto"}
 
     @cache
     def resolve(kind: str, name: str) -> Source:
-        return registries[kind](name, config.sources.get(name, default[kind]))
+        # The smoke tier is the same everywhere; a dataset without a stand-in, such as a user's own, comes from where it is.
+        generated = config.tier == "smoke" and kind == "dataset" and plugins.get(kind, name).extra.get("embedded")
+        return registries[kind](name, config.sources.get(name, "embedded" if generated else "auto"))
 
     return resolve
 

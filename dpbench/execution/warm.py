@@ -174,8 +174,8 @@ def _retire(path: Path) -> None:
 
 def _key() -> str:
     """Return the name of the listener for this interpreter, this code and all variables that are read while importing."""
-    files = sorted(p for p in paths.PACKAGE.rglob("*") if p.suffix in {".py", ".c", ".h", ".lock"})
-    files += [path for folder in plugins.folders() for path in sorted(folder.glob("*.py"))]
+    files = sorted(p for p in paths.PACKAGE.rglob("*") if p.suffix in {".py", ".yaml", ".c", ".h", ".lock"})
+    files += [path for folder in plugins.folders() for path in sorted(folder.iterdir()) if path.suffix in {".py", ".yaml"}]
     stats = [(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in files]
     decides = sorted((k, v) for k, v in os.environ.items() if k.startswith(_DECIDES))
     return hashlib.sha256(repr((sys.executable, sys.path[1:], stats, decides)).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Language models of the GPT-2, Llama and OPT families from scratch, GPT-2 with its weights, and their per-example losses."""
+"""Language models of the GPT-2, Llama and OPT families from scratch, and their per-example losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dpbench.models.wrappers import LanguageModel
-    from dpbench.spec.sources import Source
 
 
 def language_model_family(size: str) -> str:
@@ -68,115 +67,46 @@ def language_model(
     shape = language_model_size(size)
     overrides = {"vocabulary": vocabulary, "context": context, "layers": layers}
     shape |= {name: value for name, value in overrides.items() if value is not None}
-    make = {"gpt2": _gpt2, "llama": _llama, "opt": _opt}[language_model_family(size)]
-    model = LanguageModel(build(lambda: make(shape, tied), seed, meta))
+    family: str = plugins.get("model", language_model_family(size)).extra["family"]
+    settings = {key: shape[name] for name, key in _KEYS[family].items()}
+    model = LanguageModel(build(lambda: causal_model(family, settings, tied), seed, meta))
     return model if dtype is None else model.to(dtype)
 
 
-def _common(shape: dict[str, int], tied: bool) -> dict[str, Any]:
-    """Return the settings that have the same name in the configs of all families."""
-    from dpbench.models.wrappers import CAUSAL
-
-    return {
-        "vocab_size": shape["vocabulary"],
-        "use_cache": False,
-        "tie_word_embeddings": tied,
-        "attn_implementation": CAUSAL,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-
-
-def _gpt2(shape: dict[str, int], tied: bool) -> PreTrainedModel:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        **_common(shape, tied),
-        n_positions=shape["context"],
-        n_embd=shape["width"],
-        n_layer=shape["layers"],
-        n_head=shape["heads"],
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
-    return GPT2LMHeadModel(config)
-
-
-def _llama(shape: dict[str, int], tied: bool) -> PreTrainedModel:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        **_common(shape, tied),
-        max_position_embeddings=shape["context"],
-        hidden_size=shape["width"],
-        intermediate_size=shape["hidden"],
-        num_hidden_layers=shape["layers"],
-        num_attention_heads=shape["heads"],
-        attention_dropout=0.0,
-    )
-    return LlamaForCausalLM(config)
-
-
-def _opt(shape: dict[str, int], tied: bool) -> PreTrainedModel:
-    from transformers import OPTConfig, OPTForCausalLM
-
-    from dpbench.models.wrappers import served_opt
-
-    config = OPTConfig(
-        **_common(shape, tied),
-        max_position_embeddings=shape["context"],
-        hidden_size=shape["width"],
-        word_embed_proj_dim=shape["width"],
-        ffn_dim=shape["hidden"],
-        num_hidden_layers=shape["layers"],
-        num_attention_heads=shape["heads"],
-        pad_token_id=None,  # type: ignore[arg-type]  # no id is reserved
-        dropout=0.0,
-        attention_dropout=0.0,
-    )
-    return served_opt(OPTForCausalLM(config))
-
-
-def pretrained_language_model(name: str, source: Source, seed: int = 0, meta: bool = False) -> LanguageModel:
-    """Build a GPT-2 with its published weights, in fp32 and without dropout.
-
-    The head starts as a copy of the embedding and is a separate tensor, as in private-transformers.
+def causal_model(family: str, settings: Mapping[str, Any], tied: bool = False) -> PreTrainedModel:
+    """Build transformers' model of a family without dropout, cache and reserved ids, an OPT so that engines support it.
 
     Args:
-        source: the source from `resolve`; kind `scratch` gives random weights that depend on `seed`.
-        meta: whether to build on the meta device, without reading any file.
-
-    Raises:
-        DpbenchError: the model is not a GPT-2 with weights; the weights are gone, changed, damaged or of another architecture.
+        settings: keys of its Hugging Face config.
+        tied: whether the head is the token embedding.
     """
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    from dpbench.models import sources
-    from dpbench.models.encoders import check_config, checkpoint
-    from dpbench.models.seeded import build
-    from dpbench.models.wrappers import CAUSAL, LanguageModel
+    from dpbench.models.wrappers import CAUSAL, served_opt
 
-    plugin = plugins.get("model", name)
-    if plugin.extra["family"] != "gpt2" or "architecture" not in plugin.extra:
-        raise DpbenchError(f"model {name} is no language model with published weights", "name a size instead")
-    architecture = plugin.extra["architecture"]
-    options: dict[str, Any] = {"use_cache": False, "tie_word_embeddings": False, "attn_implementation": CAUSAL}
-    options |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    options = {"use_cache": False, "tie_word_embeddings": tied, **dict.fromkeys(_DROPOUTS[family], 0.0)}
     options |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    model = build(lambda: GPT2LMHeadModel(GPT2Config(**(architecture | options))), seed, meta)
-    if source.kind != "scratch" and not meta:
-        check_config(sources.file_of(plugin, source, sources.CONFIG), architecture, name)
-        path = sources.file_of(plugin, source, sources.WEIGHTS)
-        weights = model.transformer.state_dict()
-        tensors = checkpoint(path, "transformer", set(weights))
-        for key, value in tensors.items():
-            if value.shape != weights[key].shape:
-                what = f"{path}: {key} has shape {list(value.shape)}, {name} needs {list(weights[key].shape)}"
-                raise DpbenchError(what, f"put the weights of {name} there")
-        model.transformer.load_state_dict(tensors)
-        model.lm_head.load_state_dict({"weight": tensors["wte.weight"]})
-    return LanguageModel(model)
+    if family == "opt":
+        options["word_embed_proj_dim"] = settings["hidden_size"]
+    config = AutoConfig.for_model(family, **(dict(settings) | options))
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=CAUSAL)
+    return served_opt(model) if family == "opt" else model
+
+
+_BLOCKS = {"layers": "num_hidden_layers", "heads": "num_attention_heads", "vocabulary": "vocab_size"}
+_WIDTHS = {"context": "max_position_embeddings", "width": "hidden_size"}
+_KEYS = {
+    "gpt2": {"context": "n_positions", "width": "n_embd", "layers": "n_layer", "heads": "n_head", "vocabulary": "vocab_size"},
+    "llama": {**_BLOCKS, **_WIDTHS, "hidden": "intermediate_size"},
+    "opt": {**_BLOCKS, **_WIDTHS, "hidden": "ffn_dim"},
+}
+"""Family -> what `sizes` calls a setting -> its key in the Hugging Face config."""
+_DROPOUTS = {
+    "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    "llama": ("attention_dropout",),
+    "opt": ("dropout", "attention_dropout"),
+}
+"""Family -> the keys of its config that are shares of dropout."""
 
 
 def language_model_losses(model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

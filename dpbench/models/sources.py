@@ -1,10 +1,18 @@
 """Sources of the weights of a model. Never imports torch.
 
-A model is one file in this folder with a literal `PLUGIN`: `family`, `pretrained`, `architecture` (the keys of the Hugging Face
-config) or `sizes`, and where it has weights `folder` (in `DPBENCH_MODELS`), `hub` (repo, revision), `package` (distribution,
-module, folder) and `sha256` of the weights in both, if known, so that they have the same identity from every source.
-`synthetic` says whether numbers from random weights are marked as synthetic; without it, they are marked if the model is
-`pretrained`.
+A model is one plug-in: a YAML card in `models/cards` or in a folder of plug-ins, or, where it has code of its own, as image
+classifiers do, a Python file with a literal `PLUGIN`. Its keys:
+
+- `family`: `bert`, `roberta`, `gpt2`, `llama` or `opt`; of models with code, `image` or `image_features`;
+- `architecture`, the keys of its Hugging Face config, or `sizes` (name -> layers, width, heads, vocabulary, context and, for
+  Llama and OPT, `hidden`) of a family that is trained from scratch;
+- `pretrained`: whether it has published weights, and for them `folder` (in `DPBENCH_MODELS`), `hub` (repo, revision; without a
+  pinned revision, `why`), `package` (distribution, module, folder), and `sha256` of the weights if it is known, so that they have
+  the same identity from every source;
+- `renamed` and `absent`: parts of names, and names, that its checkpoint has in another form or lacks, see
+  `dpbench.models.checkpoints`;
+- `synthetic`: whether numbers from random weights are marked as synthetic; without it, they are marked if it is `pretrained`;
+- `licence` and `citation`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Discover plug-ins. A plug-in is one file with a literal `PLUGIN = {...}`, which is read without importing the file.
+"""Discover plug-ins. A plug-in is one Python file with a literal `PLUGIN = {...}`, or, for a dataset or model, one YAML card.
 
-A declaration is read from the syntax tree, so that naming runs (which needs each plug-in's version) never imports
-torch. `kind`, `name`, `version` and `summary` are required; a plug-in may declare more.
+A declaration is read from the syntax tree, without importing the file, so that naming runs (which needs each plug-in's version)
+never imports torch. `kind`, `name`, `version` and `summary` are required; a plug-in may declare more. A card has the same keys
+as a `PLUGIN`, is checked by `dpbench.plugins.cards`, and has no code.
 
-Plug-ins are every `*.py` with a PLUGIN in the package, in the folders that `--plugins` or the variable DPBENCH_PLUGINS names, as
-PATH names folders, and in installed packages whose entry point of the group `dpbench.plugins` names a folder of theirs, such as
-`mine = "my_package.plugins"`. Outside the package such a file is a separate module: it can import installed packages, but no file
-beside it. `dpbench.plugins.identity` decides which part of a plug-in enters a run's name.
+Plug-ins are every `*.py` with a PLUGIN and every card `*.yaml` in the package, in the folders that `--plugins` or the variable
+DPBENCH_PLUGINS names, as PATH names folders, and in installed packages whose entry point of the group `dpbench.plugins` names a
+folder of theirs, such as `mine = "my_package.plugins"`. Outside the package a Python file is a separate module: it can import
+installed packages, but no file beside it. `dpbench.plugins.identity` decides which part of a plug-in enters a run's name.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -25,7 +27,9 @@ from types import ModuleType
 from typing import Any
 
 from dpbench.errors import DpbenchError, unknown
+from dpbench.files import read_yaml
 from dpbench.paths import PACKAGE
+from dpbench.plugins import cards
 
 VARIABLE = "DPBENCH_PLUGINS"
 ENTRY_POINTS = "dpbench.plugins"
@@ -39,8 +43,8 @@ FOLDERS = {
     "threshold": ("privacy/clipping",),
     "zeroth": ("methods/zeroth",),
     "published_zeroth": ("methods/published",),
-    "dataset": ("data",),
-    "model": ("models",),
+    "dataset": ("data/cards",),
+    "model": ("models", "models/cards"),
 }
 _REQUIRED = {"kind": str, "name": str, "version": int, "summary": str}
 _DECLARES = {"engine": ("private", "scopes"), "published_engine": ("scopes",), "zeroth": ("private",)}
@@ -89,12 +93,23 @@ class Plugin:
             return None
         return f"{package} is not installed ({self.extra['get']})"
 
+    @property
+    def is_card(self) -> bool:
+        """Whether it is declared by a YAML card, so that it has no code."""
+        return self.path.suffix == ".yaml"
+
+    def function(self, name: str) -> Callable[..., Any] | None:
+        """Return a function that its module defines; None where the module does not, or where it is a card."""
+        return None if self.is_card else getattr(self.load(), name, None)
+
     def load(self) -> ModuleType:
         """Import the module, and with it torch.
 
         Raises:
-            DpbenchError: a file outside the package cannot be imported, or lacks a name that its kind must define.
+            DpbenchError: it is a card; a file outside the package cannot be imported, or lacks a name that its kind must define.
         """
+        if self.is_card:
+            raise DpbenchError(f"{self.path}: a card has no code", f"write a {self.kind} with code as a Python plug-in")
         if not self.outside:
             return importlib.import_module(self.module)
         module = _load_outside(self.path, self.module)
@@ -191,25 +206,29 @@ def _discovered(kind: str, outside: tuple[Path, ...]) -> dict[str, Plugin]:
 
 @cache
 def _folder(folder: Path) -> tuple[Plugin, ...]:
-    plugins = (_read(path) for path in sorted(folder.glob("*.py")))
+    plugins = (_read(path) for path in (*sorted(folder.glob("*.py")), *sorted(folder.glob("*.yaml"))))
     return tuple(plugin for plugin in plugins if plugin is not None)
 
 
 def _read(path: Path) -> Plugin | None:
-    declared = _declaration(path)
+    is_card = path.suffix == ".yaml"
+    declared = _card(path) if is_card else _declaration(path)
     if declared is None:
         return None
+    name = "the card" if is_card else "PLUGIN"
     for key, kind in _REQUIRED.items():
         if key not in declared:
-            raise DpbenchError(f"{path}: PLUGIN lacks {key}", "it needs kind, name, version and summary")
+            raise DpbenchError(f"{path}: {name} lacks {key}", "it needs kind, name, version and summary")
         if not isinstance(declared[key], kind) or isinstance(declared[key], bool) or not declared[key]:
             raise DpbenchError(
-                f"{path}: {key} of PLUGIN is {declared[key]!r}", f"give {'a text' if kind is str else 'a number above 0'}"
+                f"{path}: {key} of {name} is {declared[key]!r}", f"give {'a text' if kind is str else 'a number above 0'}"
             )
     if declared["kind"] not in FOLDERS:
         raise unknown("kind of plug-in", declared["kind"], FOLDERS, str(path))
     if declared["version"] < 1:
-        raise DpbenchError(f"{path}: version of PLUGIN is {declared['version']}", "begin with 1")
+        raise DpbenchError(f"{path}: version of {name} is {declared['version']}", "begin with 1")
+    if is_card:
+        cards.check(declared, path)
     for key in _DECLARES.get(declared["kind"], ()):
         if key not in declared:
             raise DpbenchError(f"{path}: PLUGIN lacks {key}", f"look at another {declared['kind']} of dpbench")
@@ -219,6 +238,14 @@ def _read(path: Path) -> Plugin | None:
         path=path,
         extra={key: value for key, value in declared.items() if key not in _REQUIRED},
     )
+
+
+def _card(path: Path) -> dict[str, Any] | None:
+    """Return the content of a card; None of another YAML file, such as a table: it has at most one of the required keys."""
+    values = read_yaml(path)
+    if not isinstance(values, dict) or len(_REQUIRED.keys() & values.keys()) < 2:
+        return None
+    return values
 
 
 def _declaration(path: Path) -> dict[str, Any] | None:

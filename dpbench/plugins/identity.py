@@ -6,10 +6,11 @@ any in a folder of DPBENCH_PLUGINS, enters as `version+hash`: its runs get new n
 results. Whoever edits a plug-in of the package therefore declares the effect: if numbers change, by raising `version`; if they do
 not, by locking the new content with a reason (`python -m dpbench plugins --lock NAME --why "..."`).
 
-The content of a plug-in is its file without comments, docstrings, `version` and `summary`. It does not include imported modules:
-every change of `engines/base.py` would rename the runs. Shared modules are locked by folder, as `core:methods` and so on. These
-hashes are in no run's name: a test fails when a shared module has changed and nobody has declared the effect on numbers.
-A plug-in outside the package can only import installed packages; they are not in its hash either.
+The content of a plug-in is its file, Python or a YAML card, without comments, docstrings, `version` and `summary`. It does not
+include imported modules: every change of `engines/base.py` would rename the runs. Shared modules are locked by folder, as
+`core:methods` and so on. These hashes are in no run's name: a test fails when a shared module has changed and nobody has
+declared the effect on numbers. A plug-in outside the package can only import installed packages; they are not in its hash
+either.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError, unknown
-from dpbench.files import write_atomic
+from dpbench.files import read_yaml, write_atomic
 from dpbench.paths import PACKAGE
 from dpbench.plugins import Plugin
 
@@ -75,12 +76,18 @@ def unlocked(versions: dict[str, Any]) -> list[str]:
 def content_of(path: Path) -> str:
     """Return twelve hex digits over all of a plug-in's file that can decide a number.
 
-    They are the same for every version of Python. A process reads a file once, as it does the declaration.
+    They are the same for every version of Python. A process reads a file once, as it does the declaration. The order of keys
+    counts, because it can decide a number: that of the slots of a table is that of their tokens.
 
     Raises:
-        DpbenchError: the file cannot be read, or is not Python.
+        DpbenchError: the file cannot be read, or is neither Python nor YAML.
     """
-    return hashlib.sha256(ascii(_canonical(_numbers_only(plugins.syntax_tree(path)))).encode()).hexdigest()[:12]
+    if path.suffix == ".yaml":
+        values = read_yaml(path)
+        content = json.dumps({k: v for k, v in values.items() if k not in _NO_NUMBERS} if isinstance(values, dict) else values)
+    else:
+        content = ascii(_canonical(_numbers_only(plugins.syntax_tree(path))))
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 @cache
@@ -171,12 +178,12 @@ def _file_hash(path: Path) -> str:
 
 
 def _core(folder: str) -> str:
-    """Return the hash of all files of a folder that are not plug-ins: the bytes of C files, the content of Python files."""
+    """Return the hash of a folder's files that are not plug-ins: the bytes of C files, the content of Python and YAML files."""
     plugin_files = {p.path for kind in plugins.FOLDERS for p in plugins.discover(kind).values()}
-    files = sorted(p for p in (PACKAGE / folder).rglob("*") if p.suffix in {".py", ".c", ".h"} and p not in plugin_files)
+    files = sorted(p for p in (PACKAGE / folder).rglob("*") if p.suffix in {".py", ".yaml", ".c", ".h"} and p not in plugin_files)
     digest = hashlib.sha256()
     for path in files:
-        content = content_of(path) if path.suffix == ".py" else _file_hash(path)
+        content = content_of(path) if path.suffix in {".py", ".yaml"} else _file_hash(path)
         digest.update(f"{path.relative_to(PACKAGE).as_posix()} {content}\n".encode())
     return digest.hexdigest()[:12]
 

@@ -191,11 +191,11 @@ def test_what_is_no_archive_is_named(tree):
 
 
 def test_records_hold_no_text_of_the_dataset(finished):
-    from dpbench.data.embedded import sentiment
+    from dpbench.data.synthetic import stand_in
 
     text = (finished[1] / "record.json").read_text() + (finished[1] / "steps.jsonl").read_text()
     json.loads((finished[1] / "record.json").read_text())
-    assert not any(sentence in text for sentence in sentiment.generate("train")["text"][:200])
+    assert not any(sentence in text for sentence in stand_in("sentiment").generate("train")["text"][:200])
 
 
 def test_text_of_a_dataset_stays_on_the_machine(tree, finished):

@@ -44,6 +44,8 @@ def test_declarations(kind, name):
     assert plugin.version >= 1
     assert plugin.summary
     assert plugin.summary[-1] != "."
+    if plugin.is_card:
+        return  # its keys were checked when it was found
     module = plugin.load()
     assert module.__doc__
     assert module.PLUGIN["name"] == name

@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dpbench import plugins
 from dpbench.data import asked, registry
-from dpbench.data.embedded import doubts, readings, tallies
+from dpbench.data.synthetic import stand_in
 from dpbench.errors import DpbenchError
+from dpbench.plugins.cards import rendered
 
 ROWS = {
     "sst2": ({"sentence": ["a fine film "], "label": [1], "idx": [0]}, "a fine film It was", 1, ()),
@@ -74,10 +76,9 @@ def test_a_row_of_the_hub_becomes_a_prompt(name, local):
 
 
 def test_a_question_mark_stands_once():
-    from dpbench.data import boolq
-
-    columns = {"text": ["P."] * 3, "text_pair": ["is it so?", "is it so", "is it so ? "]}
-    assert set(boolq.prompts(columns)) == {"P. Is it so?"}
+    template = plugins.get("dataset", "boolq").extra["completion_prompt"]
+    rows = [{"text": "P.", "text_pair": question} for question in ("is it so?", "is it so", "is it so ? ")]
+    assert {rendered(template, row) for row in rows} == {"P. Is it so?"}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -89,16 +90,16 @@ def test_stand_ins_have_prompts_and_no_row_twice(name):
     assert all((row.label is None) == bool(row.answers) for row in rows)
 
 
-@pytest.mark.parametrize("split", readings.SPLITS)
+@pytest.mark.parametrize("split", stand_in("readings").splits)
 def test_what_is_read_stands_where_the_stand_in_says(split):
-    columns = readings.generate(split)
+    columns = stand_in("readings").generate(split)
     for context, marked in zip(columns["text_context"], columns["answers"], strict=True):
         (text,), (start,) = marked["text"], marked["answer_start"]
         assert context[start : start + len(text)] == text
 
 
 def test_what_is_counted_can_be_worked_out():
-    columns = tallies.generate("validation")
+    columns = stand_in("tallies").generate("validation")
     kinds = set()
     for passage, question, marked in zip(columns["text_passage"], columns["text_question"], columns["answers"], strict=True):
         (first, one), (second, other) = ((who, int(n)) for who, n in re.findall(r"([a-z ]+?) had (\d+) ", passage))
@@ -118,7 +119,7 @@ def test_what_is_counted_can_be_worked_out():
 
 
 def test_doubts_are_balanced_and_say_what_the_passage_says():
-    columns = doubts.generate("validation")
+    columns = stand_in("doubts").generate("validation")
     assert 0.45 < sum(columns["label"]) / len(columns["label"]) < 0.55
     right = 0
     for passage, question, label in zip(columns["text"], columns["text_pair"], columns["label"], strict=True):
@@ -128,20 +129,20 @@ def test_doubts_are_balanced_and_say_what_the_passage_says():
 
 
 PINNED = {
-    (doubts, "train"): "d0b10e9bb0dd3858eeb96f92d3edda382694bf7e8ec2b50622171a902d170b91",
-    (doubts, "validation"): "23c049947ce4e4877fc441b97a2171d39d4db7b2e065849391fdadff670f9324",
-    (readings, "train"): "9b0332cde3a3427bc5561e7c362ca8deb0417f37472f735a9af2d018cce7a03a",
-    (readings, "validation"): "6b26aeaffb26258f462f47b66d4a42d9c26ff12e03f47a2bcbee49de3092bb61",
-    (tallies, "train"): "6ac61d97100e0543c1c91dc1c60314c05a7ff3daff4eac7400f4af48d63a8c80",
-    (tallies, "validation"): "6253a4fd9ea4c295ed8391161d46c7a888b0246a92aa0593a80fc3a956910917",
+    ("doubts", "train"): "d0b10e9bb0dd3858eeb96f92d3edda382694bf7e8ec2b50622171a902d170b91",
+    ("doubts", "validation"): "23c049947ce4e4877fc441b97a2171d39d4db7b2e065849391fdadff670f9324",
+    ("readings", "train"): "9b0332cde3a3427bc5561e7c362ca8deb0417f37472f735a9af2d018cce7a03a",
+    ("readings", "validation"): "6b26aeaffb26258f462f47b66d4a42d9c26ff12e03f47a2bcbee49de3092bb61",
+    ("tallies", "train"): "6ac61d97100e0543c1c91dc1c60314c05a7ff3daff4eac7400f4af48d63a8c80",
+    ("tallies", "validation"): "6253a4fd9ea4c295ed8391161d46c7a888b0246a92aa0593a80fc3a956910917",
 }
 
 
-@pytest.mark.parametrize(("module", "split"), PINNED, ids=lambda v: getattr(v, "__name__", v))
-def test_same_bytes_everywhere(module, split):
-    """A change here must raise the module's VERSION, for it makes old records stale."""
-    text = json.dumps(module.generate(split), sort_keys=True)
-    assert hashlib.sha256(text.encode()).hexdigest() == PINNED[module, split]
+@pytest.mark.parametrize(("name", "split"), PINNED)
+def test_same_bytes_everywhere(name, split):
+    """A change here must raise the stand-in's version, for it makes old records stale."""
+    text = json.dumps(stand_in(name).generate(split), sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest() == PINNED[name, split]
 
 
 @pytest.mark.parametrize(

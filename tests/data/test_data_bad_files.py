@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpbench import paths
-from dpbench.data import digests, kept, kinds, local, parquet, registry, tokenizer
+from dpbench.data import cache_tables, digests, file_kinds, local, registry, tabular, tokenizer
 from dpbench.errors import DpbenchError
 from dpbench.files import sha256_file
 
@@ -125,7 +125,7 @@ def test_bytes_changed_inside_a_page_never_give_other_values(put):
         changed[at] ^= 0x15
         file.write_bytes(bytes(changed))
         with pytest.raises(DpbenchError, match=r"train\.parquet: damaged, or cannot be read"):
-            parquet.read(file, {"text": "sentence", "label": "label"})
+            tabular.read(file, {"text": "sentence", "label": "label"})
 
 
 def test_a_dictionary_that_is_written_out_to_gigabytes_is_refused_in_time(put):
@@ -137,16 +137,16 @@ def test_a_dictionary_that_is_written_out_to_gigabytes_is_refused_in_time(put):
     pool = pa.default_memory_pool()
     before = pool.bytes_allocated()
     with pytest.raises(DpbenchError, match="are the most that is read"):
-        parquet.read(file, {"text": "sentence"})
+        tabular.read(file, {"text": "sentence"})
     assert pool.max_memory() - before < 2**30
 
 
 def test_a_shape_of_more_rows_than_fit_is_refused_by_the_footer_alone(put, monkeypatch):
     file = put("sst2", rest=GOOD, train={"sentence": ["a"] * 1000, "label": [0, 1] * 500})
-    monkeypatch.setattr(parquet, "_ALWAYS", 1000)
-    monkeypatch.setattr(parquet, "_TIMES", 1)
+    monkeypatch.setattr(tabular, "_ALWAYS", 1000)
+    monkeypatch.setattr(tabular, "_TIMES", 1)
     with pytest.raises(DpbenchError, match=r"bytes that take [\d,]+ or more in memory"):
-        parquet.check(file, {"text": "sentence"})
+        tabular.check(file, {"text": "sentence"})
 
 
 def test_a_file_that_is_there_in_another_form_is_named_with_how_to_convert_it(put):
@@ -284,8 +284,8 @@ def test_a_cache_that_cannot_be_used_costs_time_and_no_more(content, tmp_path, m
             (cache / name).write_bytes(content)
     monkeypatch.setattr(digests, "_known", {})
     assert digests.digest(file, persist=True) == sha256_file(file)
-    kept.add("hub.json", {"a": "b"})
-    assert kept.read("hub.json") == ({} if content is None else {"a": "b"})
+    cache_tables.add("hub.json", {"a": "b"})
+    assert cache_tables.read("hub.json") == ({} if content is None else {"a": "b"})
     made, sha256 = tokenizer.bpe("wikitext2", 300, registry.resolve("wikitext2", "embedded"), "test")
     assert made.get_vocab_size() == 300
     assert len(sha256) == 64
@@ -295,13 +295,13 @@ def test_a_digest_that_was_stored_wrong_is_not_taken(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_bytes(b"content")
     monkeypatch.setattr(digests, "_known", {})
-    kept.add("digests.json", {digests._key(file): "z" * 64})
+    cache_tables.add("digests.json", {digests._key(file): "z" * 64})
     assert digests.digest(file, persist=True) == sha256_file(file)
-    assert kept.read("digests.json")[digests._key(file)] == sha256_file(file)
+    assert cache_tables.read("digests.json")[digests._key(file)] == sha256_file(file)
     assert paths.cache().is_dir()
 
 
 def test_what_a_file_is_never_raises(tmp_path):
-    assert kinds.described(tmp_path / "nowhere")[0] == ""
-    assert kinds.described(tmp_path)[0] == "a folder, not a file"
+    assert file_kinds.described(tmp_path / "nowhere")[0] == ""
+    assert file_kinds.described(tmp_path)[0] == "a folder, not a file"
     assert local.folder_of("X", str(tmp_path), "x") == tmp_path

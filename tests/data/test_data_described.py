@@ -11,7 +11,7 @@ import pytest
 from dpbench import plugins
 from dpbench.data import coding, described, registry
 from dpbench.data.described import Described
-from dpbench.data.embedded import restaurants
+from dpbench.data.synthetic import stand_in
 from dpbench.errors import DpbenchError
 
 NAMES = [name for name, plugin in plugins.discover("dataset").items() if plugin.extra["task"] == described.TASK]
@@ -93,7 +93,7 @@ def test_the_stand_in_says_what_the_input_says():
     assert 0.85 < sum(near) / len(near) < 0.97  # one in twelve is left out
     assert set(dict(rows[0].fields)) <= set(plugins.get("dataset", "e2e_nlg").extra["slots"])
     assert not any("|" in row.texts[0] or "{" in row.texts[0] for row in rows)
-    assert len(restaurants.generate("train")["text"]) == restaurants.SPLITS["train"]
+    assert len(stand_in("restaurants").generate("train")["text"]) == stand_in("restaurants").splits["train"]
 
 
 def test_a_copy_without_a_split_it_may_lack_is_none(local):

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dpbench import plugins
-from dpbench.data import asked, described, parquet, registry
+from dpbench.data import asked, described, registry, tabular
 from dpbench.data.remarks import collected
 from dpbench.errors import DpbenchError
 
@@ -225,7 +225,7 @@ def test_bytes_of_any_kind(data, head, tail, tmp_path):
     file = tmp_path / "train.parquet"
     file.write_bytes(head + data + (b"PAR1" if tail else b""))
     with pytest.raises(DpbenchError, match=r"train\.parquet: not a readable Parquet file"):
-        parquet.check(file, {"text": "sentence"})
+        tabular.check(file, {"text": "sentence"})
 
 
 @SLOW

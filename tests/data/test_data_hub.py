@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpbench import plugins
-from dpbench.data import digests, hub, kept, registry
+from dpbench.data import cache_tables, digests, hub, registry
 from dpbench.errors import DpbenchError
 
 NAME = "sst2/train-00000-of-00001.parquet"
@@ -97,7 +97,7 @@ def left(tmp_path):
 def test_right_bytes_are_kept_and_noted(server, spec, tmp_path):
     path = hub.fetch(spec, NAME, "dataset")
     assert path.read_bytes() == server.content
-    assert kept.read("hub.json") == {f"dataset/nyu-mll/glue@{spec['revision']}/{NAME}": server.etag}
+    assert cache_tables.read("hub.json") == {f"dataset/nyu-mll/glue@{spec['revision']}/{NAME}": server.etag}
     server.silent = True
     assert hub.fetch(spec, NAME, "dataset") == path
 

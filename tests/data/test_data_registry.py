@@ -1,7 +1,6 @@
 """Where datasets come from, and what is refused."""
 
 import hashlib
-import re
 import subprocess
 import sys
 
@@ -46,23 +45,11 @@ def on_hub(tmp_path):
 
 
 @pytest.mark.parametrize("name", plugins.discover("dataset"))
-def test_every_dataset_declares_what_the_registry_reads(name):
-    plugin = plugins.get("dataset", name)
-    assert plugin.extra["folder"]
-    assert set(plugin.extra["files"]) >= {"train"}
-    assert plugin.extra["licence"]
-    assert plugin.extra["citation"]
-    if spec := plugin.extra.get("hub"):
-        assert spec["why"] if spec["revision"] is None else re.fullmatch("[0-9a-f]{40}", spec["revision"])
-        assert set(spec["files"]) == set(plugin.extra["files"])
-    if plugin.extra.get("embedded"):
-        source = registry.resolve(name, "embedded")
-        assert source.synthetic
-        for split in plugin.extra["files"]:
-            examples = registry.load(name, split, source)
-            assert len(examples) > 100
-            own = [key for key in plugin.extra["columns"] if key not in registry.attributes(name)]
-            assert list(examples.columns) == own + (["labels"] if registry.attributes(name) else [])
+def test_every_dataset_of_the_package_has_a_stand_in(name):
+    source = registry.resolve(name, "embedded")
+    assert source.synthetic
+    for split in plugins.get("dataset", name).extra["files"]:
+        assert len(registry.load(name, split, source)) > 100
 
 
 def test_auto_takes_local_then_hub_then_embedded(sst2, on_hub, monkeypatch):

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
+from dpbench.cli.authoring import write_template
 from dpbench.cli.schemas import schemas, write_schemas
 from dpbench.errors import DpbenchError
 from dpbench.execution import study as module
@@ -85,6 +86,17 @@ def test_the_smoke_tier_is_the_same_everywhere(tier: str, wanted: str, monkeypat
     monkeypatch.setattr(module.datasets, "resolve", lambda name, wanted: calls.append(wanted) or real(name, wanted))
     resolver(Config(tier=tier))("dataset", "sst2")
     assert calls == [wanted]
+
+
+def test_a_dataset_without_a_stand_in_is_read_in_the_smoke_tier_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plugins").mkdir()
+    write_template("dataset", "reviews", tmp_path / "plugins")
+    (tmp_path / "reviews").mkdir()
+    for split in ("train", "validation"):
+        (tmp_path / "reviews" / f"{split}.csv").write_text("text,label\na,1\nb,0\n")
+    monkeypatch.setenv("DPBENCH_PLUGINS", str(tmp_path / "plugins"))
+    monkeypatch.setenv("DPBENCH_DATA", str(tmp_path))
+    assert resolver(Config(tier="smoke"))("dataset", "reviews").kind == "local"
 
 
 def test_a_source_for_nothing_is_an_error() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dpbench import plugins
 from dpbench.errors import DpbenchError
 from dpbench.models import sources
-from dpbench.models.encoders import tensors_of
+from dpbench.models.checkpoints import tensors_of
 from dpbench.spec.sources import Source
 
 if TYPE_CHECKING:
