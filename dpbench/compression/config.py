@@ -20,8 +20,8 @@ from dpbench.compression.parts import (
     vocabulary_of,
 )
 from dpbench.data.public import PUBLIC
-from dpbench.privacy.composition import Composition, Release, calibrated_beside, release_of, stage_seed
-from dpbench.privacy.mechanism import Mechanism, Sampling
+from dpbench.privacy.composition import Composition, Release, release_of, stage_seed
+from dpbench.privacy.mechanism import Mechanism, Sampling, calibrated
 from dpbench.spec.expand import Uses
 from dpbench.spec.models import Resources
 from dpbench.tasks.text_classification import config as text_classification
@@ -199,7 +199,8 @@ class Settings(text_classification.Settings):
             alone = parse(Settings, self.of_teacher(), "teacher")
             spent = (release_of(alone.mechanism(rows, kept, 0)),)
         assert self.target_epsilon is not None
-        both = calibrated_beside(spent, sampling, self.steps, self.clipping.build(), self.target_epsilon, delta, **options)
+        without_noise = Mechanism(sampling, self.steps, self.clipping.build(), delta=delta, **options)
+        both = Composition(calibrated(without_noise, self.target_epsilon, spent), tuple(spent), self.target_epsilon)
         check_spent(both, self.target_epsilon)
         return both if self.teacher is not None else both.mechanism
 

@@ -87,9 +87,8 @@ def attach(
 
         return ZerothMethod(plugin, model, optimizer, mechanism, perturbation, directions)
     from dpbench.methods import engines
-    from dpbench.methods.engines.method import EngineMethod
 
     if plugin.kind == "published_engine":
-        return EngineMethod(engines.attach_published(name, model, optimizer, mechanism), optimizer)
+        return engines.attach_published(name, model, optimizer, mechanism)
     chosen = kernels if engines.takes_kernels(name) else "auto"
-    return EngineMethod(engines.attach(name, model, optimizer, mechanism, chosen, globalize_layout), optimizer)
+    return engines.attach(name, model, optimizer, mechanism, chosen, globalize_layout)

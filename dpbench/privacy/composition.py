@@ -12,7 +12,7 @@ from dpbench.errors import DpbenchError
 from dpbench.privacy import accounting
 from dpbench.privacy.accounting import Accountant, Relation, Release
 from dpbench.privacy.clipping.adaptive import Adaptive
-from dpbench.privacy.mechanism import Clipping, Mechanism, Randomness, Sampling
+from dpbench.privacy.mechanism import Mechanism
 
 _SEED_BITS = 52  # whoever reads a record may hold numbers as doubles
 
@@ -84,7 +84,7 @@ class Composition:
         if self.target_epsilon is not None and total > self.target_epsilon * (1 + 1e-9):
             raise DpbenchError(
                 f"epsilon {total:.4g} of all stages together is above the target {self.target_epsilon:g}",
-                "each stage spends a share: calibrate the last with dpbench.privacy.composition.calibrated_beside",
+                "each stage spends a share: calibrate the last with dpbench.privacy.mechanism.calibrated and what was `spent`",
             )
 
     @property
@@ -122,45 +122,6 @@ class Composition:
         """Return the entry for the record: the last stage's mechanism and the releases of the stages before."""
         stages = [{"noise_multiplier": r.noise_multiplier, "sample_rate": r.sample_rate, "steps": r.steps} for r in self.spent]
         return {**self.mechanism.describe(), "target_epsilon": self.target_epsilon, "stages_before": stages}
-
-
-def calibrated_beside(
-    spent: Sequence[Release],
-    sampling: Sampling,
-    steps: int,
-    clipping: Clipping,
-    epsilon: float,
-    delta: float,
-    *,
-    relation: Relation = "add_or_remove",
-    randomness: Randomness = "seeded",
-    seed: int = 0,
-    caveats: Sequence[str] = (),
-) -> Composition:
-    """Return a stage whose PLD epsilon, together with the stages before it, is at most `epsilon` and within 1 % of it.
-
-    Raises:
-        DpbenchError: An argument is out of range, or the epsilon cannot be reached.
-    """
-    without_noise = Mechanism(
-        sampling,
-        steps,
-        clipping,
-        delta=delta,
-        relation=relation,
-        randomness=randomness,
-        seed=seed,
-        caveats=tuple(caveats),
-    )
-    noise_multiplier = accounting.calibrate_beside(
-        epsilon,
-        tuple(spent),
-        sample_rate=sampling.sample_rate,
-        steps=without_noise.steps,
-        delta=without_noise.delta,
-        relation=relation,
-    )
-    return Composition(replace(without_noise, noise_multiplier=noise_multiplier), tuple(spent), epsilon)
 
 
 def phases(plan: Mechanism, steps: Sequence[int]) -> list[Mechanism]:

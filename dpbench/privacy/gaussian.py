@@ -91,7 +91,7 @@ class Gaussian:
         unsigned, signed = _WORDS[values.dtype]
         bits = 8 * values.dtype.itemsize
         size = 2 * half * values.dtype.itemsize
-        self._stream.update_into(_ZEROS[:size], memoryview(scratch.keystream)[: size + _BLOCK])
+        self._stream.update_into(_ZEROS[:size], scratch.keystream.data[: size + _BLOCK])
         self.position += size
         words = scratch.keystream[:size].view(unsigned)
         if values.dtype == np.float32 and (perturb := compiled()) is not None:

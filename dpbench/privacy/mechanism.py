@@ -11,7 +11,7 @@ from dpbench import plugins
 from dpbench.arguments import between, finite_number, known_name, whole_number
 from dpbench.errors import DpbenchError, unknown
 from dpbench.privacy import accounting
-from dpbench.privacy.accounting import Accountant, NoiseLaw, Relation
+from dpbench.privacy.accounting import Accountant, NoiseLaw, Relation, Release
 from dpbench.privacy.clipping.adaptive import Adaptive
 from dpbench.privacy.streams import LARGEST_NUMBER, LARGEST_SEED
 
@@ -244,7 +244,7 @@ class Mechanism:
         if spent > positive * (1 + 1e-9):
             raise DpbenchError(
                 f"epsilon {spent:.4g} is above the target {positive:g}",
-                "raise noise_multiplier, or calibrate it with dpbench.privacy.accounting.calibrate",
+                "raise noise_multiplier, or calibrate it with dpbench.privacy.mechanism.calibrated",
             )
 
     def _check_kinds(self) -> None:
@@ -357,41 +357,23 @@ class Mechanism:
         return values
 
 
-def calibrated(
-    sampling: Sampling,
-    steps: int,
-    clipping: Clipping,
-    epsilon: float,
-    delta: float,
-    *,
-    relation: Relation = "add_or_remove",
-    randomness: Randomness = "seeded",
-    seed: int = 0,
-    caveats: Sequence[str] = (),
-    noise: NoiseLaw = "gaussian",
-) -> Mechanism:
-    """Return a mechanism whose PLD epsilon is at most `epsilon` and within 1 % of it.
+def calibrated(mechanism: Mechanism, epsilon: float, spent: Sequence[Release] = ()) -> Mechanism:
+    """Return the mechanism with the noise multiplier at which its PLD epsilon is at most `epsilon` and within 1 % of it.
+
+    Args:
+        mechanism: Any noise multiplier that it has is replaced.
+        spent: The stages before it, on the same examples. Then epsilon is that of all together, and goes into a `Composition`.
 
     Raises:
-        DpbenchError: An argument is out of range, or the epsilon cannot be reached.
+        DpbenchError: The epsilon is out of range, cannot be reached, or has been spent by the stages before.
     """
-    without_noise = Mechanism(  # checks the other arguments before any search
-        sampling,
-        steps,
-        clipping,
-        delta=delta,
-        relation=relation,
-        randomness=randomness,
-        seed=seed,
-        caveats=tuple(caveats),
-        noise=noise,
-    )
     noise_multiplier = accounting.calibrate(
         epsilon,
-        sample_rate=sampling.sample_rate,
-        steps=without_noise.steps,
-        delta=without_noise.delta,
-        relation=relation,
-        noise=noise,
+        sample_rate=mechanism.sampling.sample_rate,
+        steps=mechanism.steps,
+        delta=mechanism.delta,
+        relation=mechanism.relation,
+        noise=mechanism.noise,
+        spent=tuple(spent),
     )
-    return replace(without_noise, noise_multiplier=noise_multiplier, target_epsilon=epsilon)
+    return replace(mechanism, noise_multiplier=noise_multiplier, target_epsilon=None if spent else epsilon)

@@ -268,17 +268,17 @@ class PrivacySettings(Strict):
         if self.clipping is None or self.epsilon is None:
             return Mechanism(sampling, self.steps, delta=delta, seed=seed)
         accounted = sampling if self.accounted_rows is None else replace(sampling, dataset_size=self.accounted_rows)
-        plan = calibrated(
+        without_noise = Mechanism(
             accounted,
             self.steps,
             self.clipping.build(groups=groups),
-            self.epsilon,
-            delta,
+            delta=delta,
             relation=self.relation,
             seed=seed,
             caveats=tuple(self.caveats),
             noise=self.plugin.extra.get("noise") or "gaussian",
         )
+        plan = calibrated(without_noise, self.epsilon)
         if self.accounted_rows is None:
             return check_spent(plan, self.epsilon)
         return replace(plan, sampling=sampling, target_epsilon=None)

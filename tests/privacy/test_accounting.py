@@ -118,7 +118,9 @@ def test_a_coarse_grid_says_more_and_at_most_a_step_a_release_more(relation):
     """What lets a calibration ask it first: the noise multiplier found is that of the fine grid alone."""
     for noise_multiplier, steps in ((0.6, 3), (1.1, 40)):
         values = {"noise_multiplier": noise_multiplier, "sample_rate": 0.03, "steps": steps, "delta": 1e-5, "relation": relation}
-        fine, coarse = accounting.epsilon(**values), accounting.epsilon(**values, coarser=16)
+        stage = (accounting.Release(noise_multiplier, 0.03, steps),)
+        coarse = accounting._checked(stage, 1e-5, relation, "pld", "gaussian", coarser=16)
+        fine = accounting.epsilon(**values)
         assert fine <= coarse <= fine + 16 * steps * accounting._interval(noise_multiplier)
 
 

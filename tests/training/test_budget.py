@@ -14,7 +14,7 @@ from dpbench.jobs import language_modeling as language_model
 from dpbench.jobs import text_classification as classify
 from dpbench.privacy import accounting
 from dpbench.privacy.accounting import Release
-from dpbench.privacy.composition import calibrated_beside, release_in, release_of
+from dpbench.privacy.composition import release_in, release_of
 from dpbench.privacy.mechanism import Clipping, Sampling, calibrated
 from dpbench.training import config
 from dpbench.validation import parse
@@ -77,9 +77,10 @@ def settings(**over):
 def test_noise_calibrated_for_other_rows_than_are_drawn_from_stops_the_run(rows, monkeypatch):
     """Planted: drawn from 100 rows, calibrated for fewer, which wastes noise, or for more, which spends too much."""
 
-    def misled(sampling, *args, **rest):
-        plan = calibrated(dataclasses.replace(sampling, dataset_size=rows), *args, **rest)
-        return dataclasses.replace(plan, sampling=sampling, target_epsilon=None)
+    def misled(without_noise, epsilon):
+        sampling = dataclasses.replace(without_noise.sampling, dataset_size=rows)
+        plan = calibrated(dataclasses.replace(without_noise, sampling=sampling), epsilon)
+        return dataclasses.replace(plan, sampling=without_noise.sampling, target_epsilon=None)
 
     monkeypatch.setattr(config, "calibrated", misled)
     with pytest.raises(DpbenchError, match=r"spends epsilon [\d.]+, where 2 was asked for"):
@@ -98,18 +99,18 @@ def test_noise_calibrated_for_another_run_stops_the_run(over, monkeypatch):
 def test_other_budgets_are_held_to_what_was_asked_for_too(tmp_path, monkeypatch):
     """Of blocks of text, and behind a teacher."""
 
-    def generous(sampling, steps, clipping, epsilon, delta, **rest):
-        return dataclasses.replace(calibrated(sampling, steps, clipping, epsilon / 2, delta, **rest), target_epsilon=epsilon)
+    def generous(without_noise, epsilon):
+        return dataclasses.replace(calibrated(without_noise, epsilon / 2), target_epsilon=epsilon)
 
     monkeypatch.setattr(config, "calibrated", generous)
     case = CASES["language_model"]
     with pytest.raises(DpbenchError, match="where 2 was asked for"):
         language_model.run(case.parsed(), context_of(case, tmp_path))
 
-    def late(spent_before, sampling, steps, clipping, epsilon, delta, **rest):
-        return calibrated_beside(spent_before, sampling, steps, clipping, 0.7 * epsilon, delta, **rest)
+    def late(without_noise, epsilon, spent):
+        return calibrated(without_noise, 0.7 * epsilon, spent)
 
-    monkeypatch.setattr(compression, "calibrated_beside", late)
+    monkeypatch.setattr(compression, "calibrated", late)
     over = {
         "student": {"layers": 1, "start": "teacher"},
         "teacher": {},

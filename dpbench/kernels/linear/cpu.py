@@ -73,7 +73,7 @@ def _with_rounding(terms: Tensor) -> Tensor:
 class LinearLeaf(Leaf):
     """`nn.Linear`: weight [O, I], bias [O]."""
 
-    modules = (nn.Linear,)
+    modules: tuple[type[nn.Module], ...] = (nn.Linear,)
     transposed = False
 
     def _flat(self, use: Use) -> tuple[Tensor, Tensor]:

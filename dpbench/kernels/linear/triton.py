@@ -227,7 +227,7 @@ def _(x: Any, g: Any, *args: Any, **kwargs: Any) -> int:
 class LinearTritonLeaf(LinearLeaf):
     """`nn.Linear` by Triton: weight [O, I], bias [O]; inputs and output gradients in fp32, bf16 or fp16."""
 
-    modules = (nn.Linear,)
+    modules = LinearLeaf.modules
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:

@@ -23,6 +23,7 @@ class Watching(Protocol):
 class Attached(Protocol):
     """An attached engine, see `dpbench.methods.engines.base.Handle`."""
 
+    name: str
     model: nn.Module
     trainable: dict[str, nn.Parameter]
     layout: Layout | None

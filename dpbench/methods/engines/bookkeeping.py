@@ -41,9 +41,6 @@ class Engine(Captured):
     are smaller than its input and output gradient, or small, they are kept in place of these.
     """
 
-    name = "bookkeeping"
-    scopes = ("flat", "per_layer", "per_tensor", "per_block", "per_device")
-
     def _prepare_clipping(self) -> None:
         super()._prepare_clipping()
         self._waiting: list[tuple[dict[int, Tensor], list[Kept], int | None]] = []  # with the pass' number of real examples
@@ -72,7 +69,7 @@ class Engine(Captured):
             self._sum(squared, kept)
         return input_gradients
 
-    def settle(self) -> None:
+    def flush_deferred(self) -> None:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return

@@ -201,7 +201,7 @@ class Pass:
             self.check(outputs)
         self._ready, self._again = ready, retain_graph
         asked = {id(x) for x in inputs}
-        roots: list[Tensor | GradientEdge] = [*self._roots, *(x for x in self._outside if id(x) not in asked)]
+        roots: list[Any] = [*self._roots, *(x for x in self._outside if id(x) not in asked)]
         if not roots and not asked:
             raise DpbenchError(_NOTHING_TRAINED, "see that the model is called inside losses")
         try:
@@ -224,9 +224,7 @@ class Pass:
         """Return autograd's gradients of `tensors`, None where the outputs do not depend on one, and leave this pass open."""
         return self._gradients_of(tensors, outputs, lambda *_: None)
 
-    def _gradients_of(
-        self, sources: Sequence[Tensor | GradientEdge], outputs: Tensor, watch: Callable[[Layer, Use], None]
-    ) -> list[Tensor | None]:
+    def _gradients_of(self, sources: Sequence[Any], outputs: Tensor, watch: Callable[[Layer, Use], None]) -> list[Tensor | None]:
         self._watch = watch
         try:
             return list(torch.autograd.grad(outputs, list(sources), retain_graph=True, allow_unused=True))

@@ -33,9 +33,6 @@ PLUGIN = {
 class Engine(Captured):
     """The engine `fused`: one backward pass. Its extra memory is one buffer of the size of a layer's weight."""
 
-    name = "fused"
-    scopes = ("per_layer", "per_tensor")
-
     def backward_of(
         self, open_pass: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
     ) -> list[Tensor | None]:

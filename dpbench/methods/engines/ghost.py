@@ -36,9 +36,6 @@ PLUGIN = {
 class Engine(Captured):
     """The engine `ghost`: flat clipping, without memory beyond plain training."""
 
-    name = "ghost"
-    scopes = ("flat",)
-
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
         squared: list[Tensor] = []
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpbench.kernels.leaf import Factor
 from dpbench.methods.engines.batches import Losses, select, versions_of
@@ -142,11 +142,11 @@ def scales_all(factor: Factor) -> bool:
     return bool((factor(smallest) * smallest > 1e-6 * factor.bound).all())
 
 
-def group_members(handle: Attached) -> dict[int, list[Tensor]]:
+def group_members(handle: Attached) -> dict[int, list[nn.Parameter]]:
     """Return the parameters of each group, each once."""
     if handle.layout is None:
         return {0: list(handle.trainable.values())}
-    members: dict[int, dict[int, Tensor]] = {}
+    members: dict[int, dict[int, nn.Parameter]] = {}
     for cluster in handle.layout.clusters:
         for layer in cluster.layers:
             members.setdefault(cluster.group, {}).update({id(p): p for p in layer.parameters.values()})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from dpbench.arguments import whole_number
 from dpbench.errors import DpbenchError
 from dpbench.files import canonical_json
@@ -23,7 +25,7 @@ class Resumable:
 
     name: str
     mechanism: Mechanism
-    trainable: dict[str, Any]
+    trainable: dict[str, nn.Parameter]
     steps: int
     noise: Noise
     thresholds: Thresholds | None = None
@@ -44,7 +46,7 @@ class Resumable:
         if self._in_a_step():
             raise DpbenchError(
                 "the state in the middle of a step: its sums have no noise yet, so they are not kept",
-                "save after optimizer.step()",
+                "save after the step",
             )
         return {
             "format": FORMAT,
@@ -60,7 +62,7 @@ class Resumable:
         """Continue from a saved state, before the first step.
 
         Raises:
-            DpbenchError: This method has made steps, the state is damaged, or it is of another mechanism, method or model.
+            DpbenchError: This method has made steps, the state is damaged, or it belongs to another mechanism, method or model.
                 The message names the first difference.
         """
         if self.steps or self._in_a_step():

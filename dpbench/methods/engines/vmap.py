@@ -33,7 +33,6 @@ class Engine(loop.Engine):
         DpbenchError: `vmap` cannot trace the model, such as one with a branch on a tensor's value.
     """
 
-    name = "vmap"
     rescues = True
     replaces = True
 

@@ -33,8 +33,6 @@ PLUGIN = {
 class Engine(Handle):
     """The peer Opake with its functional clipping in the default form, on the full batch."""
 
-    name = "opake"
-    scopes = ("flat",)
     functions = ("abadi",)
     needs_layers = False
 
@@ -53,7 +51,9 @@ class Engine(Handle):
             loss_of_one(self.model, losses, by_use=False), clipping_norm=self.bounds[0], batch_argnums=1, return_aux=True
         )
         parameters = {name: parameter.detach() for name, parameter in self.trainable.items()}
-        (clipped, auxiliary), _ = function(parameters, batch, state=state)
+        result: Any
+        result, _ = function(parameters, batch, state=state)
+        clipped, auxiliary = result
         for name, gradient in clipped.pytree.items():
             self.sum_of(self.trainable[name]).add_(gradient)
         self.count(auxiliary.grad_norms, self.bounds[0])
