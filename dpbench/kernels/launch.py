@@ -77,11 +77,3 @@ def rows(value: Tensor) -> Tensor:
     if value.dim() == 2:
         return value[:, None]
     return value if value.dim() == 3 else value.reshape(value.shape[0], math.prod(value.shape[1:-1]), value.shape[-1])
-
-
-def refused_dtype(module: torch.nn.Module) -> str | None:
-    """Return a sentence that names the first trainable parameter whose dtype has no kernels; None if there is none."""
-    for name, parameter in module.named_parameters(recurse=False):
-        if parameter.requires_grad and parameter.dtype not in DTYPES:
-            return f"{name} is {str(parameter.dtype).removeprefix('torch.')}, kernels are there for float32, bfloat16 and float16"
-    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dpbench.arguments import finite_number, whole_number
@@ -120,8 +120,8 @@ class Composition:
 
     def describe(self) -> dict[str, Any]:
         """Return the entry for the record: the last stage's mechanism and the releases of the stages before."""
-        stages = [{"noise_multiplier": r.noise_multiplier, "sample_rate": r.sample_rate, "steps": r.steps} for r in self.spent]
-        return {**self.mechanism.describe(), "target_epsilon": self.target_epsilon, "stages_before": stages}
+        stages_before = [asdict(release) for release in self.spent]
+        return {**self.mechanism.describe(), "target_epsilon": self.target_epsilon, "stages_before": stages_before}
 
 
 def phases(plan: Mechanism, steps: Sequence[int]) -> list[Mechanism]:

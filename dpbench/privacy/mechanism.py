@@ -309,18 +309,7 @@ class Mechanism:
             accounting.Unsupported: The accountant refuses this relation.
             DpbenchError: The accountant is unknown, or delta or the noise multiplier is outside of its range.
         """
-        known_name(accountant, "accountant", accounting.ACCOUNTANTS)
-        if self.clipping is None or self.noise_multiplier == 0:
-            return None
-        return accounting.epsilon(
-            noise_multiplier=self.noise_multiplier,
-            sample_rate=self.sampling.sample_rate,
-            steps=self.steps if steps is None else steps,
-            delta=self.delta,
-            relation=self.relation,
-            accountant=accountant,
-            noise=self.noise,
-        )
+        return self._spent(self.sampling.sample_rate, self.steps if steps is None else steps, accountant)
 
     def epsilon_of_epochs(self) -> float | None:
         """Return an upper bound on epsilon of fixed batches, which Poisson sampling does not describe.
@@ -332,15 +321,20 @@ class Mechanism:
         """
         if self.sampling.kind != "fixed":
             raise DpbenchError("Poisson batches have no epochs", "ask for epsilon()")
+        epochs = -(-self.steps // max(1, self.sampling.dataset_size // int(self.sampling.expected_batch_size)))
+        return self._spent(1.0, epochs, "pld")
+
+    def _spent(self, sample_rate: float, steps: int, accountant: Accountant) -> float | None:
+        known_name(accountant, "accountant", accounting.ACCOUNTANTS)
         if self.clipping is None or self.noise_multiplier == 0:
             return None
-        epochs = -(-self.steps // max(1, self.sampling.dataset_size // int(self.sampling.expected_batch_size)))
         return accounting.epsilon(
             noise_multiplier=self.noise_multiplier,
-            sample_rate=1.0,
-            steps=epochs,
+            sample_rate=sample_rate,
+            steps=steps,
             delta=self.delta,
             relation=self.relation,
+            accountant=accountant,
             noise=self.noise,
         )
 

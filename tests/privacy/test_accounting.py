@@ -238,7 +238,7 @@ def test_a_search_without_an_answer_ends_and_says_what_was_tried(noise):
 
 def test_a_search_that_jumps_over_its_target_ends(monkeypatch):
     """As if epsilon were 1 below a noise multiplier of 2, and 0 from there on."""
-    monkeypatch.setattr(accounting, "epsilon", lambda noise_multiplier, **_: float(noise_multiplier < 2))
+    monkeypatch.setattr(accounting, "_checked", lambda stages, *_: float(stages[-1].noise_multiplier < 2))
     with pytest.raises(DpbenchError, match=r"no noise multiplier has an epsilon within 1% of 0\.5"):
         accounting._search(0.5, 1.0, 1, 1e-5, "add_or_remove", "gaussian")
 

@@ -61,11 +61,7 @@ class EmbeddingTritonLeaf(EmbeddingLeaf):
     """`nn.Embedding` by Triton: weight [V, D]; input ids [B, ...]."""
 
     modules = (nn.Embedding,)
-
-    @classmethod
-    def refuses(cls, module: nn.Module) -> str | None:
-        """Return why this leaf cannot serve a module: a trainable parameter of another dtype."""
-        return launch.refused_dtype(module)
+    dtypes = launch.DTYPES
 
     def _tokens(self, use: Use) -> tuple[Tensor, Tensor]:
         if use.g.dtype not in launch.DTYPES:

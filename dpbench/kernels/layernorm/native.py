@@ -64,9 +64,11 @@ def _(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shift: bool)
 class NativeNormLeaf(SmallLeaf):
     """The base of the normalisations: `gradients` and sums in C, without small operations of torch between them."""
 
+    dtypes = (torch.float32,)
+
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
-        return compiled.unavailable(_library()) or compiled.refused_dtype(module)
+        return compiled.unavailable(_library()) or super().refuses(module)
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
         contiguous = all(value.is_contiguous() for value in into.values())

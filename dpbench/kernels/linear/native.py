@@ -100,10 +100,11 @@ class NativeLinearLeaf(LinearLeaf):
     """`nn.Linear` in float32 by `product.c`."""
 
     modules = LinearLeaf.modules
+    dtypes = (torch.float32,)
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
-        return unavailable() or compiled.refused_dtype(module)
+        return unavailable() or super().refuses(module)
 
     def _weight_sq_norms(self, x: Tensor, g: Tensor) -> Tensor:
         if not compiled.suits(x, g) or gram_is_shorter(g.shape[1], x.shape[2], g.shape[2]):

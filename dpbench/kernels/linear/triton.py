@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import triton
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from dpbench.errors import DpbenchError
@@ -228,11 +228,7 @@ class LinearTritonLeaf(LinearLeaf):
     """`nn.Linear` by Triton: weight [O, I], bias [O]; inputs and output gradients in fp32, bf16 or fp16."""
 
     modules = LinearLeaf.modules
-
-    @classmethod
-    def refuses(cls, module: nn.Module) -> str | None:
-        """Return why this leaf cannot serve a module: a trainable parameter of another dtype."""
-        return launch.refused_dtype(module)
+    dtypes = launch.DTYPES
 
     def _sums(self, into: Sums) -> tuple[Tensor, Tensor | None, bool]:
         """Return the weight [O, I], the bias, and whether both are to be overwritten."""

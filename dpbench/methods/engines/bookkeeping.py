@@ -12,11 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dpbench.kernels.leaf import Later, Use, weighted_factors
+from dpbench.kernels.leaf import Later, Use, sq_norms, weighted_factors
 from dpbench.methods.engines.capture import Pass
 from dpbench.methods.engines.captured import Captured
 from dpbench.methods.engines.layers import Cluster, Layer
-from dpbench.methods.engines.shared import sq_norms
 
 PLUGIN = {
     "kind": "engine",
@@ -57,7 +56,7 @@ class Engine(Captured):
                 squares, later = layer.leaf.measured(use)
                 kept.append((cluster.group, layer, later))
             else:
-                squares = sq_norms(uses)
+                squares = sq_norms([(layer.leaf, use) for layer, use in uses])
                 kept.extend((cluster.group, layer, partial(layer.leaf.add_finite, use)) for layer, use in uses)
             squared[cluster.group] = squared[cluster.group] + squares if cluster.group in squared else squares
 

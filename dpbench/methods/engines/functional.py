@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from dpbench.errors import DpbenchError
-from dpbench.methods.engines.batches import Losses, check_losses, select
+from dpbench.methods.engines.batches import Losses, check_losses
 
 Parameters = dict[str, Tensor]
 
@@ -139,22 +138,3 @@ def check_uses_seen(
                 "reach it through the model that the losses receive, or use the engine 'loop'",
             )
     return set(plain)
-
-
-def loss_of_one(model: nn.Module, losses: Losses, by_use: bool) -> Callable[[Parameters, Any], Tensor]:
-    """Return a function of (parameters, an example without batch dimension) to its scalar loss; `by_use` as in `losses_with`."""
-
-    def loss(parameters: Parameters, example: Any) -> Tensor:
-        batch = tree_map(lambda v: v[None] if isinstance(v, Tensor) else v, example)
-        return losses_with(model, losses, parameters, batch, by_use).squeeze(0)
-
-    return loss
-
-
-def loss_by_number(model: nn.Module, losses: Losses, batch: Any, by_use: bool) -> Callable[[Parameters, Tensor], Tensor]:
-    """Return a function of (parameters, an example's number in the batch) to its scalar loss; `by_use` as in `losses_with`."""
-
-    def loss(parameters: Parameters, number: Tensor) -> Tensor:
-        return losses_with(model, losses, parameters, select(batch, number[None]), by_use).squeeze(0)
-
-    return loss

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dpbench.errors import DpbenchError
+from dpbench.methods.engines.resuming import Resumable
 from dpbench.methods.engines.writes import StateWatch
 
-if TYPE_CHECKING:
-    from dpbench.methods.engines.attached import Attached
-
-_ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[Attached]] = weakref.WeakKeyDictionary()
+_ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[Resumable]] = weakref.WeakKeyDictionary()
 
 _WITNESS = 64  # elements of each tensor kept to see that it moved
 _TAKES_SCALES = "_step_supports_amp_scaling"
@@ -154,7 +151,7 @@ def trainable_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
     return named
 
 
-def claim(optimizer: torch.optim.Optimizer, handle: Attached) -> None:
+def claim(optimizer: torch.optim.Optimizer, handle: Resumable) -> None:
     """Note that a handle releases the gradients of an optimizer.
 
     Raises:
@@ -173,7 +170,7 @@ def claim(optimizer: torch.optim.Optimizer, handle: Attached) -> None:
         setattr(optimizer, _TAKES_SCALES, True)
 
 
-def let_go(optimizer: torch.optim.Optimizer, handle: Attached) -> None:
+def let_go(optimizer: torch.optim.Optimizer, handle: Resumable) -> None:
     """Forget what `claim` noted, if it was this handle."""
     noted = _ATTACHED.get(optimizer)
     if noted is not None and noted() is handle:

@@ -18,16 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
 from dpbench.errors import DpbenchError
-from dpbench.methods.engines.writes import StateWatch, check_no_known_writer, forward_changes_nothing
-
-__all__ = [
-    "RandomStreams",
-    "StateWatch",
-    "check_examples_apart_by_value",
-    "check_no_known_writer",
-    "forward_changes_nothing",
-    "has_values",
-]
+from dpbench.methods.engines.writes import StateWatch
 
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
 _TOLERANCE_OF_HALVES = 2.0**-6

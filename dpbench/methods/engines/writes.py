@@ -116,11 +116,6 @@ class StateWatch:
             )
 
 
-def forward_changes_nothing(model: nn.Module) -> StateWatch:
-    """Return a context that refuses a model that a forward pass inside it writes into; see `StateWatch`."""
-    return StateWatch(model)
-
-
 def _way_out(name: str) -> str:
     last = name.rpartition(".")[2]
     if last in ("running_mean", "running_var", "num_batches_tracked"):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from reference_directions import ReferenceDirections
 from torch import nn
 
 from dpbench.methods.zeroth.directions import Directions
@@ -29,11 +30,11 @@ def bits(tensors):
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("kind", ["gaussian", "sphere"])
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
-def test_there_and_back_is_exact(dtype, kind, kernels):
+@pytest.mark.parametrize("directions", [Directions, ReferenceDirections])
+def test_there_and_back_is_exact(dtype, kind, directions):
     moved = weights(dtype)
     before = bits(moved)
-    displacement = Displacement(Directions(moved, 3, kind, kernels))
+    displacement = Displacement(directions(moved, 3, kind))
     for step in range(5):
         displacement.move_(step, 1e-3)
         displacement.move_(step, -1e-3)
