@@ -75,10 +75,6 @@ def by_library(releases: tuple[Release, ...], delta: float, relation: str, accou
         try:
             library.compose(event, release.steps)
         except dp_accounting.UnsupportedEventError as error:
-            case = (
-                f"{relation} with Poisson sampling"
-                if noise == "gaussian"
-                else f"{relation} with Poisson sampling and {noise} noise"
-            )
+            case = f"{relation} with Poisson sampling" + ("" if noise == "gaussian" else f" and {noise} noise")
             raise Unsupported(f"{accountant} has no epsilon for {case}", "read the PLD value") from error
     return float(library.get_epsilon(delta))

@@ -96,7 +96,7 @@ class Clipping:
         return [float(value) for value in self.given]
 
 
-def _checked_thresholds(thresholds: Any) -> tuple[float, ...] | dict[str, float]:
+def _checked_thresholds(thresholds: object) -> tuple[float, ...] | dict[str, float]:
     """Return a copy of the thresholds, which later changes to the argument do not reach.
 
     Raises:
@@ -355,7 +355,7 @@ def calibrated(mechanism: Mechanism, epsilon: float, spent: Sequence[Release] = 
     """Return the mechanism with the noise multiplier at which its PLD epsilon is at most `epsilon` and within 1 % of it.
 
     Args:
-        mechanism: Any noise multiplier that it has is replaced.
+        mechanism: Its noise multiplier is replaced, whatever it is.
         spent: The stages before it, on the same examples. Then epsilon is that of all together, and goes into a `Composition`.
 
     Raises:

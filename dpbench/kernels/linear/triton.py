@@ -208,17 +208,17 @@ def _norm_flops(x: tuple[int, ...], g: tuple[int, ...]) -> int:
 
 
 @register_flop_formula(torch.ops.dpbench.linear_sq_norms)
-def _(x: Any, g: Any, *args: Any, **kwargs: Any) -> int:
+def _(x: torch.Size, g: torch.Size, *_args: object, **_kwargs: object) -> int:
     return _norm_flops(x, g)
 
 
 @register_flop_formula(torch.ops.dpbench.linear_add_weighted)
-def _(x: Any, g: Any, *args: Any, **kwargs: Any) -> int:
+def _(x: torch.Size, g: torch.Size, *_args: object, **_kwargs: object) -> int:
     return 2 * g[0] * g[1] * x[2] * g[2]
 
 
 @register_flop_formula(torch.ops.dpbench.linear_clip)
-def _(x: Any, g: Any, *args: Any, **kwargs: Any) -> int:
+def _(x: torch.Size, g: torch.Size, *_args: object, **_kwargs: object) -> int:
     """Return the flops of one product in a single pass, else of norms and one product, as chosen for an H100."""
     chosen = plan.choose(sheet.H100, g[0], g[1], x[2], g[2], "bfloat16")
     return 2 * g[0] * g[1] * x[2] * g[2] + (0 if chosen.way == "single" else _norm_flops(x, g))

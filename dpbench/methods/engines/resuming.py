@@ -88,7 +88,7 @@ class Resumable:
             "give the mechanism more steps, and calibrate its noise for them",
         )
 
-    def _check_same(self, state: Any) -> None:
+    def _check_same(self, state: object) -> None:
         parts = {"format", "method", "mechanism", "tensors", "steps", "noise", "thresholds"}
         if not isinstance(state, dict) or not parts <= set(state) or not isinstance(state["noise"], dict):
             raise DpbenchError("this is no state of a method", "load what its state_dict gave")
@@ -117,7 +117,7 @@ class Resumable:
         raise NotImplementedError
 
 
-def first_difference(saved: Any, here: Any, field: str = "") -> tuple[str, Any, Any] | None:
+def first_difference(saved: object, here: object, field: str = "") -> tuple[str, object, object] | None:
     """Return (dotted name, saved value, value here) of the first field in which two descriptions differ; None where none does."""
     if isinstance(saved, dict) and isinstance(here, dict):
         for name in dict.fromkeys([*here, *saved]):
@@ -128,7 +128,7 @@ def first_difference(saved: Any, here: Any, field: str = "") -> tuple[str, Any, 
     return None if _text(saved) == _text(here) else (field or "mechanism", saved, here)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Return a text that is equal for equal values, with tuples and lists alike."""
     try:
         return canonical_json(value)

@@ -204,7 +204,7 @@ class _Structure:
         return tensors
 
 
-def _inside(name: str, value: Any, depth: int) -> dict[str, Tensor]:
+def _inside(name: str, value: object, depth: int) -> dict[str, Tensor]:
     """Return the tensors of a plain attribute: by its name for a single one, else by the name with the keys appended."""
     if isinstance(value, Tensor):
         return {name: value}

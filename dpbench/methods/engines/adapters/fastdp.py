@@ -98,7 +98,7 @@ class Engine(Handle):
         super().detach()
 
 
-def _forget(holder: Any, names: tuple[str, ...]) -> None:
+def _forget(holder: object, names: tuple[str, ...]) -> None:
     for name in names:
         if name in vars(holder):
             delattr(holder, name)
