@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dpbench import paths
 
-# No -ffast-math: linked into a shared object it would switch off denormal numbers for the whole process.
+# No -ffast-math: linked into a shared object it would switch off denormal numbers for the full process.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 _SECONDS = 60  # a compiler that hangs must not hang a run
 

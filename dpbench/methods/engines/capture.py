@@ -173,7 +173,7 @@ class Pass:
             return
         if node.name() == _COMPILED:
             raise DpbenchError(
-                f"{parameter} is used by code that torch.compile made before the engine was attached: its layer is not seen",
+                f"{parameter} is used by code that torch.compile processed before the engine was attached: its layer is not seen",
                 "attach first and compile afterwards, or leave torch.compile out",
             )
         raise OutsideUse(parameter, layers, node.name())

@@ -36,7 +36,7 @@ def losses_with(model: nn.Module, losses: Losses, parameters: Parameters, batch:
         by_use: Whether `parameters` has a tensor for every use of a tied one, by the names of `uses`; if not, it has one for all
             its uses.
     """
-    if not by_use:  # torch's own way to tie leaves a module that is registered twice with the other tensors
+    if not by_use:  # the tying of `functional_call` leaves a module that is registered twice with the other tensors
         by_id = {id(p): parameters[name] for name, p in model.named_parameters() if name in parameters}
         parameters = {name: by_id[id(p)] for name, p in uses(model).items() if id(p) in by_id}
     named = {f"model.{name}": value for name, value in parameters.items()}

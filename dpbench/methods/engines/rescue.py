@@ -81,7 +81,7 @@ class _Doubt:
         self._any = torch.stack([doubtful.any() for doubtful in self._doubtful]).any()
         self._copied: torch.cuda.Event | None = None
         self.on_its_way = self._any.is_cuda
-        if self.on_its_way:  # only its reader waits, and for no operation that began later
+        if self._any.is_cuda:  # only its reader waits, and for no operation that began later
             on_device, self._any = self._any, torch.empty((), dtype=torch.bool, pin_memory=True)
             self._any.copy_(on_device, non_blocking=True)
             self._copied = torch.cuda.Event()
