@@ -115,7 +115,9 @@ class Noise:
             DpbenchError: The state is of another rank, or no such state.
         """
         if state.get("rank") != self._rank:
-            raise DpbenchError(f"the state is of rank {state.get('rank')}, not {self._rank}", "every rank loads the state that it saved")
+            raise DpbenchError(
+                f"the state is of rank {state.get('rank')}, not {self._rank}", "every rank loads the state that it saved"
+            )
         if self._mechanism.randomness != "seeded":
             self._take(_Drawn())
             return

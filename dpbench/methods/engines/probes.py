@@ -171,7 +171,7 @@ def _observed(
 
 
 def _halves(count: int) -> Tensor:
-    """Return fixed booleans [B] of both values in no regular order, so that no two examples at a fixed distance are always together."""
+    """Return fixed booleans [B] of both values, in no regular order: no two examples at a fixed distance are always together."""
     kept = torch.from_numpy(np.random.default_rng(count).random(count) < 0.5)
     kept[0], kept[-1] = True, False
     return kept

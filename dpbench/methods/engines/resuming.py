@@ -62,7 +62,7 @@ class Resumable:
         """Continue from a saved state, before the first step.
 
         Raises:
-            DpbenchError: This method is past its first step, the state is damaged, or it belongs to another mechanism, method or model.
+            DpbenchError: This method is past its first step, or the state is damaged or of another mechanism, method or model.
                 The message names the first difference.
         """
         if self.steps or self._in_a_step():
