@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpbench.errors import DpbenchError
 from dpbench.kernels import sheet
 from dpbench.kernels.sheet import Sheet
 
@@ -77,3 +78,13 @@ def rows(value: Tensor) -> Tensor:
     if value.dim() == 2:
         return value[:, None]
     return value if value.dim() == 3 else value.reshape(value.shape[0], math.prod(value.shape[1:-1]), value.shape[-1])
+
+
+def check_dtype(value: Tensor, name: str) -> None:
+    """Refuse a tensor whose dtype has no kernels.
+
+    Raises:
+        DpbenchError: It is not one of `DTYPES`. The message names the layer or module.
+    """
+    if value.dtype not in DTYPES:
+        raise DpbenchError(f"{name}: no Triton kernel for {value.dtype}", "use kernels: torch")

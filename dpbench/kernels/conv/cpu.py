@@ -108,11 +108,8 @@ class ConvLeaf(Leaf):
 
     def _sizes(self, use: Use) -> tuple[int, int, int]:
         """Return (P, n, O)."""
-        return (
-            use.g.shape[2:].numel(),
-            self.module.in_channels // self.module.groups * torch.Size(self.module.kernel_size).numel(),
-            use.g.shape[1],
-        )
+        inputs = self.module.in_channels // self.module.groups * torch.Size(self.module.kernel_size).numel()
+        return use.g.shape[2:].numel(), inputs, use.g.shape[1]
 
     def _parts(self, use: Use, more: int = 0) -> Iterator[Use]:
         """Yield the examples in pieces of `CHUNK` bytes; an empty batch is one piece.
@@ -143,9 +140,8 @@ class ConvLeaf(Leaf):
         for dim, (kernel, dilation, stride) in enumerate(zip(module.kernel_size, module.dilation, module.stride, strict=True), 1):
             x = x.unfold(dim, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
         matrices = len(x) * module.groups
-        x = x.unflatten(1 + dimensions, (module.groups, -1)).movedim(
-            1 + dimensions, 1
-        )  # [b, groups, positions, channels, kernel]
+        x = x.unflatten(1 + dimensions, (module.groups, -1))
+        x = x.movedim(1 + dimensions, 1)  # [b, groups, positions, channels, kernel]
         x = x.movedim(2 + dimensions, -1)
         positions, inputs = x.shape[2 : 2 + dimensions].numel(), x.shape[2 + dimensions :].numel()
         if short:

@@ -6,7 +6,6 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from dpbench.errors import DpbenchError
 from dpbench.kernels import launch
 from dpbench.kernels.embedding import onchip
 from dpbench.kernels.embedding.cpu import EmbeddingLeaf
@@ -64,8 +63,7 @@ class EmbeddingTritonLeaf(EmbeddingLeaf):
     dtypes = launch.DTYPES
 
     def _tokens(self, use: Use) -> tuple[Tensor, Tensor]:
-        if use.g.dtype not in launch.DTYPES:
-            raise DpbenchError(f"nn.Embedding: no Triton kernel for {use.g.dtype}", "use kernels: torch")
+        launch.check_dtype(use.g, "nn.Embedding")
         g = launch.rows(use.g)
         return use.x.reshape(g.shape[:2]), g
 

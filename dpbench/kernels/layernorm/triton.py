@@ -6,7 +6,6 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from dpbench.errors import DpbenchError
 from dpbench.kernels import launch
 from dpbench.kernels.layernorm import onchip
 from dpbench.kernels.layernorm.cpu import LayerNormLeaf
@@ -56,13 +55,8 @@ def _(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shift: bool)
 
 
 def tokens_of(value: Tensor, width: int) -> Tensor:
-    """Return [B, ..., normalised shape] as [B, T, D].
-
-    Raises:
-        DpbenchError: The dtype has no kernels.
-    """
-    if value.dtype not in launch.DTYPES:
-        raise DpbenchError(f"a normalisation's input is {value.dtype}: no Triton kernel for it", "use kernels: torch")
+    """Return [B, ..., normalised shape] as [B, T, D]."""
+    launch.check_dtype(value, "the input of a normalisation")
     return value.reshape(len(value), value[:1].numel() // width, width) if len(value) else value.new_empty(0, 0, width)
 
 

@@ -12,7 +12,6 @@ import triton
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from dpbench.errors import DpbenchError
 from dpbench.kernels import launch, sheet
 from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.linear import onchip, plan
@@ -242,8 +241,7 @@ class LinearTritonLeaf(LinearLeaf):
         return weight.T if self.transposed else weight, tensors.get("bias"), fresh
 
     def _rows(self, use: Use) -> tuple[Tensor, Tensor]:
-        if use.g.dtype not in launch.DTYPES:
-            raise DpbenchError(f"{type(self.module).__name__}: no Triton kernel for {use.g.dtype}", "use kernels: torch")
+        launch.check_dtype(use.g, type(self.module).__name__)
         return launch.rows(use.x), launch.rows(use.g)
 
     def sq_norms(self, use: Use) -> Tensor:

@@ -29,7 +29,7 @@ _LOOKS = 8
 
 
 class Captured(Handle):
-    """A handle with hooks on all its layers. An engine of one backward pass defines `backward_of`.
+    """An engine with hooks on all its layers. An engine of one backward pass defines `backward_of`.
 
     Before the first batch, and again whenever the model's structure or modes change, the model is examined on a few examples:
     whether they are independent (by their losses, and by the gradients of each layer's output), and whether the captured
@@ -132,9 +132,8 @@ class Captured(Handle):
                 self._rows_apart = several
                 few = self._few(losses, examples, _LOOKED_AT)
                 self._complete = self._examine(losses, few)
-                alone = (
-                    range(batch_size(few)) if several else ()
-                )  # a single example is enough if the gradient of another is not finite
+                # A single example is enough if the gradient of another is not finite.
+                alone = range(batch_size(few)) if several else ()
                 self._complete = self._complete or any(self._examine(losses, select(few, slice(i, i + 1))) for i in alone)
             if versions_of(batch) != versions:
                 return  # `backward` raises the error; another pass would see other data

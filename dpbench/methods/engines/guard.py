@@ -152,10 +152,10 @@ def trainable_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
 
 
 def claim(optimizer: torch.optim.Optimizer, handle: Resumable) -> None:
-    """Note that a handle releases the gradients of an optimizer.
+    """Note that a method releases the gradients of an optimizer.
 
     Raises:
-        DpbenchError: Another handle does, and has not been detached.
+        DpbenchError: Another method does, and has not been detached.
     """
     other = _ATTACHED.get(optimizer)
     attached = other() if other is not None else None
@@ -171,7 +171,7 @@ def claim(optimizer: torch.optim.Optimizer, handle: Resumable) -> None:
 
 
 def let_go(optimizer: torch.optim.Optimizer, handle: Resumable) -> None:
-    """Forget what `claim` noted, if it was this handle."""
+    """Forget what `claim` noted, if it was this method."""
     noted = _ATTACHED.get(optimizer)
     if noted is not None and noted() is handle:
         del _ATTACHED[optimizer]
