@@ -316,15 +316,16 @@ def composed(
     delta: float,
     relation: Relation = "add_or_remove",
     accountant: Accountant = "pld",
+    noise: NoiseLaw = "gaussian",
 ) -> float:
     """Return epsilon of several stages on the same examples, by one accountant. It is less than the sum of the stages' values.
 
     Args:
-        releases: One entry for each stage, with Gaussian noise and independent draws. The other arguments are as in `epsilon`.
+        releases: One entry for each stage, with independent draws. The other arguments are as in `epsilon`.
 
     Raises:
         Unsupported, DpbenchError: As in `epsilon`, or there is no stage.
     """
     if not releases:
         raise DpbenchError("no epsilon for no stage at all", "give the releases of one stage or more")
-    return _checked(tuple(releases), delta, relation, accountant, "gaussian")
+    return _checked(tuple(releases), delta, relation, accountant, noise)

@@ -206,6 +206,8 @@ class Mechanism:
     caveats: Reasons beyond the sampler for which epsilon is only nominal.
     seed: The seed of noise and sampling under `randomness: seeded`; `secret` draws from the operating system instead.
     noise: `laplace` is for the release of one number a step; its multiplier is the scale b over the sensitivity.
+    spent: The releases of the stages before, on the same examples and with the same delta and relation. Epsilon is that of all
+    stages together.
 
     Guarantee: every field has been checked, and is taken as it was written. With target_epsilon, epsilon of all steps is at most
     that.
@@ -226,9 +228,12 @@ class Mechanism:
     target_epsilon: float | None = None
     caveats: tuple[str, ...] = ()
     noise: NoiseLaw = "gaussian"
+    spent: tuple[Release, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_kinds()
+        if self.spent and (self.clipping is None or self.noise != "gaussian"):
+            raise DpbenchError("a stage without Gaussian noise has no epsilon to compose", "make every stage of a run private")
         if self.clipping is None and self.noise_multiplier > 0:
             raise DpbenchError("noise without clipping protects nothing", "give a clipping, or noise_multiplier 0")
         if self.target_epsilon is None:
@@ -243,7 +248,7 @@ class Mechanism:
             )
         if spent > positive * (1 + 1e-9):
             raise DpbenchError(
-                f"epsilon {spent:.4g} is above the target {positive:g}",
+                f"epsilon {spent:.4g}{' of all stages together' if self.spent else ''} is above the target {positive:g}",
                 "raise noise_multiplier, or calibrate it with dpbench.privacy.mechanism.calibrated",
             )
 
@@ -265,6 +270,8 @@ class Mechanism:
         caveats = self.caveats
         if not isinstance(caveats, tuple | list) or not all(isinstance(reason, str) and reason.strip() for reason in caveats):
             raise DpbenchError(f"caveats {caveats!r} are not sentences", "give a tuple of reasons, each a text")
+        if not isinstance(self.spent, tuple) or not all(isinstance(release, Release) for release in self.spent):
+            raise DpbenchError("the stages before are no tuple of releases", "give what release_of says of each")
         checked = {"steps": steps, "seed": seed, "noise_multiplier": multiplier, "delta": delta, "caveats": tuple(caveats)}
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -328,19 +335,13 @@ class Mechanism:
         known_name(accountant, "accountant", accounting.ACCOUNTANTS)
         if self.clipping is None or self.noise_multiplier == 0:
             return None
-        return accounting.epsilon(
-            noise_multiplier=self.noise_multiplier,
-            sample_rate=sample_rate,
-            steps=steps,
-            delta=self.delta,
-            relation=self.relation,
-            accountant=accountant,
-            noise=self.noise,
-        )
+        stages = (*self.spent, Release(self.noise_multiplier, sample_rate, steps))
+        return accounting.composed(stages, delta=self.delta, relation=self.relation, accountant=accountant, noise=self.noise)
 
     def describe(self) -> dict[str, Any]:
         """Return the entry for the record."""
         values = asdict(self)
+        spent = values.pop("spent")
         if self.noise == "gaussian":
             del values["noise"]  # as in records from before there were other laws of noise
         values["caveats"] = list(self.caveats)
@@ -348,15 +349,16 @@ class Mechanism:
         values["sensitivity"] = self.sensitivity if self.private else None
         values["noise_std"] = self.gradient_noise_multiplier * self.sensitivity if self.private else None
         values["gradient_noise_multiplier"] = self.gradient_noise_multiplier if self.private else None
+        if spent:
+            values["stages_before"] = list(spent)
         return values
 
 
-def calibrated(mechanism: Mechanism, epsilon: float, spent: Sequence[Release] = ()) -> Mechanism:
+def calibrated(mechanism: Mechanism, epsilon: float) -> Mechanism:
     """Return the mechanism with the noise multiplier at which its PLD epsilon is at most `epsilon` and within 1 % of it.
 
     Args:
         mechanism: Its noise multiplier is replaced, whatever it is.
-        spent: The stages before it, on the same examples. Then epsilon is that of all together, and goes into a `Composition`.
 
     Raises:
         DpbenchError: The epsilon is out of range, cannot be reached, or has been spent by the stages before.
@@ -368,6 +370,6 @@ def calibrated(mechanism: Mechanism, epsilon: float, spent: Sequence[Release] = 
         delta=mechanism.delta,
         relation=mechanism.relation,
         noise=mechanism.noise,
-        spent=tuple(spent),
+        spent=mechanism.spent,
     )
-    return replace(mechanism, noise_multiplier=noise_multiplier, target_epsilon=None if spent else epsilon)
+    return replace(mechanism, noise_multiplier=noise_multiplier, target_epsilon=epsilon)

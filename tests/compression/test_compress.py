@@ -24,7 +24,6 @@ from dpbench.jobs import public_student
 from dpbench.measure import inference
 from dpbench.privacy import accounting
 from dpbench.privacy.composition import release_in, stage_seed
-from dpbench.privacy.mechanism import calibrated
 from dpbench.records.store import NAME, read_record
 from dpbench.validation import parse
 
@@ -74,10 +73,8 @@ def test_both_stages_spend_the_target_and_the_teacher_stays_as_it_was(tmp_path, 
 def test_a_budget_spent_twice_stops_the_run(tmp_path, teacher, monkeypatch):
     """A planted fault: the student is calibrated as if nothing had been spent."""
 
-    def forgetful(without_noise, epsilon, spent):
-        return calibrated(without_noise, epsilon)
-
-    monkeypatch.setattr(config, "calibrated", forgetful)
+    calibrate = accounting.calibrate
+    monkeypatch.setattr(accounting, "calibrate", lambda target, spent, **setting: calibrate(target, **setting))
     with pytest.raises(DpbenchError, match="all stages together is above the target 8"):
         run(tmp_path, settings(**STUDENT), parents={"teacher": teacher})
 

@@ -52,8 +52,8 @@ def test_the_relation_of_a_teacher_is_its_students(tmp_path):
     own = parse(compress.Settings, COMPRESS | over | {"relation": "replace_one"}, "test")
     teacher = parse(compress.Settings, own.of_teacher(), "teacher").mechanism(100, 100, 0)
     both = own.plan(100, 100, 0, (release_of(teacher),))
-    assert teacher.relation == both.mechanism.relation == both.relation == "replace_one"
-    parts = (release_of(teacher), release_in(both.mechanism.describe()))
+    assert teacher.relation == both.relation == "replace_one"
+    parts = (release_of(teacher), release_in(both.describe()))
     assert both.epsilon() == accounting.composed(parts, delta=1e-5, relation="replace_one")
     assert LEAST * EPSILON <= both.epsilon() <= EPSILON
 
@@ -107,8 +107,8 @@ def test_other_budgets_are_held_to_what_was_asked_for_too(tmp_path, monkeypatch)
     with pytest.raises(DpbenchError, match="where 2 was asked for"):
         language_model.run(case.parsed(), context_of(case, tmp_path))
 
-    def late(without_noise, epsilon, spent):
-        return calibrated(without_noise, 0.7 * epsilon, spent)
+    def late(without_noise, epsilon):
+        return dataclasses.replace(calibrated(without_noise, 0.7 * epsilon), target_epsilon=epsilon)
 
     monkeypatch.setattr(compression, "calibrated", late)
     over = {
