@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from dpbench.errors import DpbenchError
 from dpbench.files import canonical_json, sha256_text, write_cache
 from dpbench.privacy.accountants import ACCOUNTANTS, Accountant, NoiseLaw, Relation, Release, Unsupported, by_library, versions
 
-__all__ = ["Accountant", "NoiseLaw", "Relation", "Release", "Unsupported", "calibrate", "composed", "epsilon", "versions"]
+__all__ = ["Accountant", "NoiseLaw", "Relation", "Release", "Unsupported", "calibrate", "epsilon", "versions"]
 
 TOLERANCE = 0.01
 """A calibrated epsilon is in [(1 - TOLERANCE) x target, target]."""
@@ -44,54 +44,47 @@ Within = Callable[[float, float], bool]
 
 
 def epsilon(
+    releases: Sequence[Release],
     *,
-    noise_multiplier: float,
-    sample_rate: float,
-    steps: int,
     delta: float,
     relation: Relation = "add_or_remove",
     accountant: Accountant = "pld",
     noise: NoiseLaw = "gaussian",
+    coarser: int = 1,
 ) -> float:
-    """Return epsilon of `steps` Poisson-sampled releases with Gaussian or Laplace noise.
+    """Return epsilon of Poisson-sampled releases of one stage, or of several on the same examples.
+
+    That of several is less than the sum of the stages' values. Stages without a step cost nothing.
 
     Args:
-        noise_multiplier: The noise std over the add-or-remove sensitivity, whatever the relation. For Laplace noise it is the
-            scale b (the std is sqrt(2) b) over the L1 sensitivity.
-        sample_rate: The probability with which each example is in a step; 1 means every example in every step.
+        releases: One entry for each stage, with independent draws.
         relation: `add_or_remove` or `replace_one`. Only the accountant uses it.
         accountant: `pld` (the one that is reported) or `rdp`.
-        noise: `gaussian` or `laplace`.
+        noise: `gaussian` or `laplace`, in all stages.
+        coarser: Factor on the step of PLD's grid. The value takes less time and is larger, by at most that step for each
+            release.
 
     Guarantee: finite, and never below the true epsilon of these releases, up to rounding in double precision.
 
     Raises:
         Unsupported: RDP of dp-accounting refuses Poisson sampling with replace-one, or of Laplace noise.
-        DpbenchError: an unknown name, a number out of range, or a delta or noise multiplier that PLD cannot carry.
+        DpbenchError: there is no stage, an unknown name, a number out of range, or a delta or noise multiplier that PLD cannot
+            carry.
     """
-    release = Release(noise_multiplier, sample_rate, steps)
-    return _checked((release,), delta, relation, accountant, noise)
-
-
-def _checked(releases: tuple[Release, ...], delta: float, relation: str, accountant: str, noise: str, coarser: int = 1) -> float:
-    """Check the arguments and return the epsilon of all stages; stages without a step cost nothing.
-
-    Args:
-        coarser: Factor on the step of PLD's grid. The value takes less time and is larger, by at most that step for each
-            release.
-    """
+    if not releases:
+        raise DpbenchError("no epsilon for no stage at all", "give the releases of one stage or more")
     known_name(relation, "neighbouring relation", get_args(Relation))
     known_name(accountant, "accountant", ACCOUNTANTS)
     known_name(noise, "noise", get_args(NoiseLaw))
     delta = _delta(delta, accountant)
-    releases = tuple(stage for stage in releases if stage.steps)
-    for stage in releases if accountant == "pld" else ():
+    stages = tuple(stage for stage in releases if stage.steps)
+    for stage in stages if accountant == "pld" else ():
         if not LEAST_NOISE <= stage.noise_multiplier <= MOST_NOISE:
             raise DpbenchError(
                 f"no epsilon for noise_multiplier {stage.noise_multiplier:g}: PLD answers from {LEAST_NOISE:g} to {MOST_NOISE:g}",
                 "less protects nothing and more leaves nothing of a gradient",
             )
-    return _spent(releases, delta, relation, accountant, coarser, noise) if releases else 0.0
+    return _spent(stages, delta, relation, accountant, coarser, noise) if stages else 0.0
 
 
 def _delta(delta: float, accountant: str = "pld") -> float:
@@ -211,15 +204,16 @@ def _search(
         and at most `steps` grid steps above it.
         """
         stages = (*spent, Release(noise_multiplier, sample_rate, steps))
-        coarse = _checked(stages, delta, relation, "pld", noise, _COARSER)
+        coarse = epsilon(stages, delta=delta, relation=relation, noise=noise, coarser=_COARSER)
         grid_step = _COARSER * max(_interval(stage.noise_multiplier) for stage in stages)
         if coarse <= limit or coarse - sum(stage.steps for stage in stages) * grid_step > limit:
             return coarse <= limit
-        return _checked(stages, delta, relation, "pld", noise) <= limit
+        return epsilon(stages, delta=delta, relation=relation, noise=noise) <= limit
 
     if spent:
-        before = _checked(spent, delta, relation, "pld", noise, _COARSER)  # at most a little too large, and cheap
-        if before >= target and (before := _checked(spent, delta, relation, "pld", noise)) >= target:
+        # The coarse value is at most a little too large, and cheap.
+        before = epsilon(spent, delta=delta, relation=relation, noise=noise, coarser=_COARSER)
+        if before >= target and (before := epsilon(spent, delta=delta, relation=relation, noise=noise)) >= target:
             raise DpbenchError(
                 f"the stages before have spent epsilon {before:.4g}, which leaves nothing of {target:g}",
                 "give them a smaller share of the budget",
@@ -295,7 +289,7 @@ def _start(target: float, sample_rate: float, steps: int, delta: float) -> float
     """
 
     def spent(noise_multiplier: float) -> float:
-        return epsilon(noise_multiplier=noise_multiplier, sample_rate=sample_rate, steps=steps, delta=delta, accountant="rdp")
+        return epsilon((Release(noise_multiplier, sample_rate, steps),), delta=delta, accountant="rdp")
 
     noise_multiplier = 1.0
     while noise_multiplier < MOST_NOISE and spent(noise_multiplier) > target:
@@ -308,24 +302,3 @@ def _start(target: float, sample_rate: float, steps: int, delta: float) -> float
     while noise_multiplier > LEAST_NOISE * 1.2 and spent(noise_multiplier / 1.2) <= target:
         noise_multiplier /= 1.2
     return noise_multiplier
-
-
-def composed(
-    releases: tuple[Release, ...],
-    *,
-    delta: float,
-    relation: Relation = "add_or_remove",
-    accountant: Accountant = "pld",
-    noise: NoiseLaw = "gaussian",
-) -> float:
-    """Return epsilon of several stages on the same examples, by one accountant. It is less than the sum of the stages' values.
-
-    Args:
-        releases: One entry for each stage, with independent draws. The other arguments are as in `epsilon`.
-
-    Raises:
-        Unsupported, DpbenchError: As in `epsilon`, or there is no stage.
-    """
-    if not releases:
-        raise DpbenchError("no epsilon for no stage at all", "give the releases of one stage or more")
-    return _checked(tuple(releases), delta, relation, accountant, noise)

@@ -336,7 +336,7 @@ class Mechanism:
         if self.clipping is None or self.noise_multiplier == 0:
             return None
         stages = (*self.spent, Release(self.noise_multiplier, sample_rate, steps))
-        return accounting.composed(stages, delta=self.delta, relation=self.relation, accountant=accountant, noise=self.noise)
+        return accounting.epsilon(stages, delta=self.delta, relation=self.relation, accountant=accountant, noise=self.noise)
 
     def describe(self) -> dict[str, Any]:
         """Return the entry for the record."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from spending import epsilon_of
 
 from dpbench.errors import DpbenchError
 from dpbench.privacy import accounting
@@ -50,15 +51,15 @@ def test_a_composition_is_what_dp_accounting_says_of_both_events():
     for one in parts:
         event = dp_accounting.PoissonSampledDpEvent(one.sample_rate, dp_accounting.GaussianDpEvent(one.noise_multiplier))
         theirs.compose(event, one.steps)
-    assert accounting.composed(parts, delta=DELTA, accountant="rdp") == pytest.approx(theirs.get_epsilon(DELTA))
-    assert accounting.composed(parts, delta=DELTA) < theirs.get_epsilon(DELTA)
+    assert accounting.epsilon(parts, delta=DELTA, accountant="rdp") == pytest.approx(theirs.get_epsilon(DELTA))
+    assert accounting.epsilon(parts, delta=DELTA) < theirs.get_epsilon(DELTA)
 
 
 def test_two_equal_stages_are_one_of_twice_the_steps():
     half = Release(1.0, 0.04, 10)
-    once = accounting.composed((Release(1.0, 0.04, 20),), delta=DELTA)
-    assert accounting.composed((half, half), delta=DELTA) == pytest.approx(once, rel=1e-6)
-    whole = accounting.epsilon(noise_multiplier=1.0, sample_rate=0.04, steps=20, delta=DELTA)
+    once = accounting.epsilon((Release(1.0, 0.04, 20),), delta=DELTA)
+    assert accounting.epsilon((half, half), delta=DELTA) == pytest.approx(once, rel=1e-6)
+    whole = epsilon_of(noise_multiplier=1.0, sample_rate=0.04, steps=20, delta=DELTA)
     assert once == whole
 
 
@@ -124,7 +125,7 @@ def test_phases_are_the_mechanism_cut_with_noise_of_their_own():
     assert [p.steps for p in cut] == [5, 5, 10]
     assert cut[0].seed == plan.seed
     assert len({p.seed for p in cut}) == 3
-    together = accounting.composed(tuple(release_of(p) for p in cut), delta=DELTA)
+    together = accounting.epsilon(tuple(release_of(p) for p in cut), delta=DELTA)
     assert together == pytest.approx(plan.epsilon(), rel=1e-6)
     with pytest.raises(DpbenchError, match="must sum to it"):
         phases(plan, [5, 5])
@@ -147,8 +148,8 @@ def test_a_composition_is_of_its_own_relation(relation):
     """Calibrated, asked and guarded under it."""
     found = calibrated_after([Release(2.0, 0.04, 5)], 3.0, steps=8, relation=relation)
     parts = (Release(2.0, 0.04, 5), release_of(found))
-    assert 2.97 <= accounting.composed(parts, delta=DELTA, relation=relation) <= 3.0
-    assert found.epsilon() == accounting.composed(parts, delta=DELTA, relation=relation)
+    assert 2.97 <= accounting.epsilon(parts, delta=DELTA, relation=relation) <= 3.0
+    assert found.epsilon() == accounting.epsilon(parts, delta=DELTA, relation=relation)
     assert found.relation == relation
 
 

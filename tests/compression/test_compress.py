@@ -62,7 +62,7 @@ def test_both_stages_spend_the_target_and_the_teacher_stays_as_it_was(tmp_path, 
     assert 0.99 * 8 <= found.privacy.epsilon <= 8
     assert found.privacy.target_epsilon == 8
     own = release_in(found.mechanism)
-    assert accounting.composed((release_in(record.mechanism), own), delta=1e-5) == found.privacy.epsilon
+    assert accounting.epsilon((release_in(record.mechanism), own), delta=1e-5) == found.privacy.epsilon
     assert value(found, "epsilon") == found.privacy.epsilon
     assert found.mechanism["stages_before"][0]["noise_multiplier"] == record.mechanism["noise_multiplier"]
     assert found.mechanism["seed"] == stage_seed(0, config.STUDENT) != record.mechanism["seed"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spending import epsilon_of
 
 from dpbench.errors import DpbenchError
 from dpbench.privacy import accounting
@@ -126,7 +127,7 @@ NAMES = {
     "calibrated randomness": (lambda value: calibrated(Mechanism(POISSON, 20, Clipping(), randomness=value), 2.0), ["secret"]),
     "accountant": (lambda value: GOOD.epsilon(accountant=value), ["pld", "rdp"]),
     "accounting relation": (
-        lambda value: accounting.epsilon(noise_multiplier=1.0, sample_rate=0.1, steps=0, delta=1e-5, relation=value),
+        lambda value: epsilon_of(noise_multiplier=1.0, sample_rate=0.1, steps=0, delta=1e-5, relation=value),
         ["add_or_remove", "replace_one"],
     ),
     "noise_stds": (lambda value: noise_stds([1.0], 1.0, value, [1]), ["global", "equal", "weighted"]),
@@ -299,7 +300,7 @@ def test_a_calibration_is_of_its_relation_and_delta(monkeypatch, tmp_path):
     for _ in range(2):
         for relation, delta in itertools.product(("add_or_remove", "replace_one"), (1e-5, 1e-8)):
             noise_multiplier = accounting.calibrate(2.0, delta=delta, relation=relation, **setting)
-            spent = accounting.epsilon(noise_multiplier=noise_multiplier, delta=delta, relation=relation, **setting)
+            spent = epsilon_of(noise_multiplier=noise_multiplier, delta=delta, relation=relation, **setting)
             assert 1.98 <= spent <= 2.0
             assert found.setdefault((relation, delta), noise_multiplier) == noise_multiplier
     assert len(set(found.values())) == 4

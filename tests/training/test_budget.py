@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 from job_runs import CASES, COMPRESS, EPSILON, context_of, run
+from spending import epsilon_of
 
 from dpbench.compression import config as compression
 from dpbench.errors import DpbenchError
@@ -28,7 +29,7 @@ def spent(record, relation, delta):
     sampling = record["sampling"]
     rate = sampling["expected_batch_size"] / sampling["dataset_size"]
     rest = {"noise_multiplier": record["noise_multiplier"], "sample_rate": rate, "steps": record["steps"], "delta": delta}
-    return accounting.epsilon(**rest, relation=relation)
+    return epsilon_of(**rest, relation=relation)
 
 
 @pytest.mark.parametrize("name", PRIVATE)
@@ -54,7 +55,7 @@ def test_the_relation_of_a_teacher_is_its_students(tmp_path):
     both = own.plan(100, 100, 0, (release_of(teacher),))
     assert teacher.relation == both.relation == "replace_one"
     parts = (release_of(teacher), release_in(both.describe()))
-    assert both.epsilon() == accounting.composed(parts, delta=1e-5, relation="replace_one")
+    assert both.epsilon() == accounting.epsilon(parts, delta=1e-5, relation="replace_one")
     assert LEAST * EPSILON <= both.epsilon() <= EPSILON
 
 
