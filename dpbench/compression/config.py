@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -20,8 +21,8 @@ from dpbench.compression.parts import (
     vocabulary_of,
 )
 from dpbench.data.public import PUBLIC
-from dpbench.privacy.composition import Composition, Release, calibrated_beside, release_of, stage_seed
-from dpbench.privacy.mechanism import Mechanism, Sampling
+from dpbench.privacy.composition import Release, release_of, stage_seed
+from dpbench.privacy.mechanism import Mechanism, Sampling, calibrated
 from dpbench.spec.expand import Uses
 from dpbench.spec.models import Resources
 from dpbench.tasks.text_classification import config as text_classification
@@ -173,7 +174,7 @@ class Settings(text_classification.Settings):
                 settings["optimizer"][name] = value
         return settings
 
-    def plan(self, rows: int, kept: int, seed: int, spent: tuple[Release, ...] = ()) -> Mechanism | Composition:
+    def plan(self, rows: int, kept: int, seed: int, spent: tuple[Release, ...] = ()) -> Mechanism:
         """Return the mechanism of sampler, noise and accountant; after a teacher, with what the teacher spent.
 
         Args:
@@ -199,9 +200,10 @@ class Settings(text_classification.Settings):
             alone = parse(Settings, self.of_teacher(), "teacher")
             spent = (release_of(alone.mechanism(rows, kept, 0)),)
         assert self.target_epsilon is not None
-        both = calibrated_beside(spent, sampling, self.steps, self.clipping.build(), self.target_epsilon, delta, **options)
+        without_noise = Mechanism(sampling, self.steps, self.clipping.build(), delta=delta, spent=spent, **options)
+        both = calibrated(without_noise, self.target_epsilon)
         check_spent(both, self.target_epsilon)
-        return both if self.teacher is not None else both.mechanism
+        return both if self.teacher is not None else replace(both, spent=(), target_epsilon=None)
 
 
 def uses(settings: Settings) -> Uses:

@@ -10,7 +10,7 @@ from dpbench.compression.measures import epsilon_metrics, inference_metrics, siz
 from dpbench.compression.task import CompressedTask
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context, Outcome, metric
-from dpbench.privacy.composition import Composition, Release, phases, release_in
+from dpbench.privacy.composition import Release, phases, release_in
 from dpbench.privacy.mechanism import Mechanism
 from dpbench.records.privacy import privacy_of
 from dpbench.records.schema import Record
@@ -31,8 +31,7 @@ def train(settings: Settings, context: Context) -> Outcome:
     task = CompressedTask(settings, context)
     teacher = context.parent("teacher") if settings.teacher is not None else None
     plan = settings.plan(task.rows, len(task), context.seed, _spent(settings, teacher))
-    last = plan.mechanism if isinstance(plan, Composition) else plan
-    if teacher is not None and teacher.mechanism is not None and teacher.mechanism["seed"] == last.seed:
+    if teacher is not None and teacher.mechanism is not None and teacher.mechanism["seed"] == plan.seed:
         raise DpbenchError("teacher and student have one seed, so the same noise twice", "report this: it is a fault of the job")
     dropping = LayerDropping(settings.drop, task.encoder, settings.depth) if settings.drop is not None else None
     pruning = MagnitudePruning(settings.prune, task.model, task.encoder) if settings.prune is not None else None
@@ -42,7 +41,7 @@ def train(settings: Settings, context: Context) -> Outcome:
         settings,
         task,
         settings.optimizer.build(task.parameter_groups()),
-        [last] if dropping is None else phases(last, dropping.phase_steps(last.steps)),
+        [plan] if dropping is None else phases(plan, dropping.phase_steps(plan.steps)),
         context,
         [callback for callback in (dropping, pruning, curve) if callback is not None],
         steps_of_schedule=None if pruning is None else lambda step: pruning.steps_of_schedule(step, settings.steps),
@@ -50,7 +49,7 @@ def train(settings: Settings, context: Context) -> Outcome:
     privacy = privacy_of(plan)
     start, end = curve.points[0][1], curve.points[-1][1]
     metrics = [metric("accuracy", end, "%"), metric("gained", end - start, "%"), *epsilon_metrics(settings, privacy)]
-    metrics += [*size_metrics(settings, task, pruning), *inference_metrics(settings, context), *training.metrics(last)]
+    metrics += [*size_metrics(settings, task, pruning), *inference_metrics(settings, context), *training.metrics(plan)]
     facts = {
         "train_rows": task.rows,
         "rows_drawn_from": len(task),
@@ -58,7 +57,7 @@ def train(settings: Settings, context: Context) -> Outcome:
         **training.facts,
         **task.facts,
         **_teacher_facts(teacher),
-        **_compression_facts(settings, last, dropping, pruning),
+        **_compression_facts(settings, plan, dropping, pruning),
     }
     files = task.save(context.out) if settings.save_model or not settings.compresses else []
     warnings = [*training.warnings, *settings.without_effect, *task.warnings]

@@ -1,6 +1,6 @@
 """Engines on several processes: replicas of a model, shards of it, or stages of a pipeline.
 
-`attach` is `engines.attach` for a group: each rank calls `handle.backward` on its share of the logical batch, which may be
+`attach` is `methods.attach` for a group: each rank calls `method.backward` on its share of the logical batch, which may be
 empty, and all ranks step the optimizer; what they release has one draw of noise.
 """
 
@@ -32,7 +32,7 @@ def attach(
     """Attach engine `name` on every rank of a group (None: all processes), in place.
 
     Either every rank has the full model and gets rank 0's weights, or the model has been through torch's `fully_shard`. Then all
-    ranks call `handle.backward` equally often (`deal.padded`). `expected_batch_size` is that of the logical batch.
+    ranks call `method.backward` equally often (`deal.padded`). `expected_batch_size` is that of the logical batch.
 
     Raises:
         DpbenchError: On all ranks: the engine runs in one process only, a parameter is not sharded like the others, or the

@@ -51,7 +51,7 @@ class Shards(Grouped):
         for layer in layers:
             for parameter in layer.parameters.values():
                 if id(parameter) in self._rooms:
-                    handle.let_go(parameter)
+                    handle.pop_sum(parameter)
                     self._reduce(parameter, self._rooms.pop(id(parameter)))
 
     def _reduce(self, parameter: Tensor, room: Tensor) -> None:
@@ -69,7 +69,7 @@ class Shards(Grouped):
 
     def summed(self, handle: Handle, parameter: Tensor) -> Tensor:
         """Return this rank's shard of the sum, which torch forms in plain training and this class otherwise."""
-        running_sum = handle.let_go(parameter)
+        running_sum = handle.pop_sum(parameter)
         if isinstance(running_sum, DTensor):
             return running_sum.to_local().mul_(self.group.size)  # torch averages over ranks
         if id(parameter) in self._shards:

@@ -50,7 +50,7 @@ class Stages(Grouped):
         self.norms_wait = norms_wait
         self._flags: list[Tensor] = []
 
-    def noted(self, over: Tensor, finite: Tensor) -> None:
+    def record_examples(self, over: Tensor, finite: Tensor) -> None:
         self._flags.append(torch.stack([over, ~finite]))
 
     def global_norms(self, squared: list[dict[int, Tensor]]) -> list[dict[int, Tensor]]:
@@ -194,15 +194,16 @@ class Pipeline:
         stage_inputs = self._inputs(batch) if self._stage.is_first else ()
         target = torch.arange(self.micro_batches) if self._stage.is_last else None  # cut like a batch: the piece's number
         self._schedule.step(*stage_inputs, target=target, **self._options)
-        self.handle.settle()
+        self.handle.flush_deferred()
         if self._stage.done != self.micro_batches:
             raise DpbenchError(
                 f"{self._stage.done} of {self.micro_batches} micro-batches went back through the engine",
                 f"torch {torch.__version__} runs pipelines another way: use a version between 2.8 and 2.13",
             )
-        self.handle.noted(counted)
         parts = [self._values[number] for number in sorted(self._values)]
-        return torch.cat(parts)[:counted] if parts else torch.zeros(0)
+        values = torch.cat(parts)[:counted] if parts else torch.zeros(0)
+        self.handle.record_examples(values, counted)
+        return values
 
     def _loss(self, output: Tensor, number: Tensor) -> Tensor:
         assert self._losses is not None

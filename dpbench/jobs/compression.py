@@ -35,13 +35,11 @@ def run(settings: Settings, context: Context) -> Outcome:
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     """Return remarks of a dry run: data schema, the model on the meta device with its method, and the budget of all stages."""
     from dpbench.compression.task import meta_model
-    from dpbench.privacy.composition import Composition
     from dpbench.tasks.text_classification.task import check_rows, parameter_groups
     from dpbench.training.run import dry_run
 
     count = check_rows(settings, sources)
     model = meta_model(settings, sources).train()
     plan: Any = settings.plan(count, count, 0) if count else settings.mechanism_of(None)
-    last = plan.mechanism if isinstance(plan, Composition) else plan
-    remarks = dry_run(settings, model, parameter_groups(settings, model), last)
-    return [*remarks, f"epsilon {plan.epsilon():.3f} with its teacher"] if isinstance(plan, Composition) else remarks
+    remarks = dry_run(settings, model, parameter_groups(settings, model), plan)
+    return [*remarks, f"epsilon {plan.epsilon():.3f} with its teacher"] if plan is not None and plan.spent else remarks

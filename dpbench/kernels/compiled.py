@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpbench.kernels.leaf import Factor
 
@@ -29,14 +29,6 @@ def unavailable(library: ctypes.CDLL | None) -> str | None:
     if os.environ.get("DPBENCH_NATIVE") == "0":
         return "DPBENCH_NATIVE is 0"
     return "there is no C compiler that works, or torch runs without GNU's OpenMP"
-
-
-def refused_dtype(module: nn.Module) -> str | None:
-    """Return a sentence that names the first trainable parameter that is not float32; None if all are."""
-    for name, parameter in module.named_parameters(recurse=False):
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            return f"{name} is {str(parameter.dtype).removeprefix('torch.')}, the kernels in C are for float32"
-    return None
 
 
 def suits(*values: Tensor) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpbench.errors import DpbenchError
 from dpbench.kernels import sheet
 from dpbench.kernels.sheet import Sheet
 
@@ -79,9 +80,11 @@ def rows(value: Tensor) -> Tensor:
     return value if value.dim() == 3 else value.reshape(value.shape[0], math.prod(value.shape[1:-1]), value.shape[-1])
 
 
-def refused_dtype(module: torch.nn.Module) -> str | None:
-    """Return a sentence that names the first trainable parameter whose dtype has no kernels; None if there is none."""
-    for name, parameter in module.named_parameters(recurse=False):
-        if parameter.requires_grad and parameter.dtype not in DTYPES:
-            return f"{name} is {str(parameter.dtype).removeprefix('torch.')}, kernels are there for float32, bfloat16 and float16"
-    return None
+def check_dtype(value: Tensor, name: str) -> None:
+    """Refuse a tensor whose dtype has no kernels.
+
+    Raises:
+        DpbenchError: It is not one of `DTYPES`. The message names the layer or module.
+    """
+    if value.dtype not in DTYPES:
+        raise DpbenchError(f"{name}: no Triton kernel for {value.dtype}", "use kernels: torch")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -85,10 +85,15 @@ class Leaf:
     """
 
     modules: tuple[type[nn.Module], ...] = ()
+    dtypes: tuple[torch.dtype, ...] = ()  # those of trainable parameters that it can serve; all where it names none
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
         """Return why this leaf cannot serve a module of its classes, or None."""
+        for name, parameter in module.named_parameters(recurse=False):
+            if cls.dtypes and parameter.requires_grad and parameter.dtype not in cls.dtypes:
+                known = ", ".join(str(dtype).removeprefix("torch.") for dtype in cls.dtypes)
+                return f"{name} is {str(parameter.dtype).removeprefix('torch.')}, and it has kernels for {known}"
         return None
 
     def __init__(self, module: nn.Module, parameters: Mapping[str, nn.Parameter] | None = None) -> None:
@@ -110,37 +115,24 @@ class Leaf:
         leaf.names, leaf.parameters = [name], {name: self.parameters[name]}
         return leaf
 
-    def buffers(self, like: Tensor) -> Sums:
-        """Return zeroed memory for one example's gradient."""
-        dtype = accumulation_dtype(like)
-        return Sums({n: torch.zeros(p.shape, dtype=dtype, device=like.device) for n, p in self.parameters.items()})
-
     def add_example(self, use: Use, index: int, into: Sums) -> None:
         """Add the gradient of example `index` to `into`."""
         raise NotImplementedError
 
     def sq_norms(self, use: Use) -> Tensor:
         """Return the [B] squared norms over all parameters of the leaf, in fp32 or wider."""
-        return torch.stack([_squared(gradients) for gradients in self._examples(use)])
+        return torch.stack([squared_norm(gradients) for gradients in examples([(self, use)])])
 
     def add_weighted(self, use: Use, factors: Tensor, into: Sums) -> None:
         """Add sum_i factors[i] x gradient_i to `into`."""
-        for factor, gradients in zip(factors, self._examples(use), strict=True):
-            for name, value in gradients.items():
-                into[name].add_(value * factor)
+        for factor, gradients in zip(factors, examples([(self, use)]), strict=True):
+            for name, parameter in self.parameters.items():
+                into[name].add_(gradients[id(parameter)] * factor)
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
         """Add the clipped gradients of a group that is this module alone, and return the [B] norms. `into` may be fresh."""
         into.zeroed()
-        norms = []
-        for gradients in self._examples(use):
-            norm = _squared(gradients).sqrt()
-            norms.append(norm)
-            if torch.isfinite(norm):
-                scale = factor(norm.reshape(1))[0]
-                for name, value in gradients.items():
-                    into[name].add_(value * scale)
-        return torch.stack(norms)
+        return clip_one_by_one([(self, use)], factor, {id(p): into[name] for name, p in self.parameters.items()})
 
     def measured(self, use: Use) -> tuple[Tensor, Later]:
         """Return `sq_norms`, and a function that adds the same examples once the factors are known.
@@ -163,13 +155,9 @@ class Leaf:
         elif finite.any():
             self.add_weighted(use.keep(finite), factors[finite], into)
 
-    def _examples(self, use: Use) -> Iterator[Sums]:
-        gradients = self.buffers(use.g)
-        for index in range(len(use.g)):
-            for value in gradients.values():
-                value.zero_()
-            self.add_example(use, index, gradients)
-            yield gradients
+
+Uses = Sequence[tuple[Leaf, Use]]
+"""All uses of the tensors of a group."""
 
 
 def accumulation_dtype(like: Tensor) -> torch.dtype:
@@ -177,8 +165,46 @@ def accumulation_dtype(like: Tensor) -> torch.dtype:
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
-def _squared(gradients: Sums) -> Tensor:
+def examples(uses: Uses) -> Iterator[dict[int, Tensor]]:
+    """Yield one example's gradient after another as id(parameter) -> gradient, in buffers that are reused.
+
+    A tensor that several uses share gets the sum of theirs, so that a norm includes cross terms.
+    """
+    g = uses[0][1].g
+    tensors = {id(p): p for leaf, _ in uses for p in leaf.parameters.values()}
+    buffers = {key: torch.zeros(p.shape, dtype=accumulation_dtype(g), device=g.device) for key, p in tensors.items()}
+    for index in range(len(g)):
+        for buffer in buffers.values():
+            buffer.zero_()
+        for leaf, use in uses:
+            leaf.add_example(use, index, Sums({name: buffers[id(p)] for name, p in leaf.parameters.items()}))
+        yield buffers
+
+
+def squared_norm(gradients: Mapping[int, Tensor]) -> Tensor:
+    """Return the squared norm over all tensors of one example's gradient."""
     return torch.stack([value.square().sum() for value in gradients.values()]).sum()
+
+
+def sq_norms(uses: Uses) -> Tensor:
+    """Return the [B] squared norms of the sum over all uses."""
+    if len(uses) == 1:
+        leaf, use = uses[0]
+        return leaf.sq_norms(use)
+    return torch.stack([squared_norm(gradients) for gradients in examples(uses)])
+
+
+def clip_one_by_one(uses: Uses, factor: Factor, sums: Mapping[int, Tensor]) -> Tensor:
+    """Add the finite clipped gradients of a group to id(parameter) -> its sum, and return the [B] norms."""
+    norms = []
+    for gradients in examples(uses):
+        norm = squared_norm(gradients).sqrt()
+        norms.append(norm)
+        if torch.isfinite(norm):
+            scale = factor(norm.reshape(1))[0]
+            for key, value in gradients.items():
+                sums[key].add_(value * scale)
+    return torch.stack(norms)
 
 
 def weighted_factors(norms: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:

@@ -9,19 +9,22 @@ import re
 import shutil
 import subprocess
 import tempfile
-from functools import cache
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
 from dpbench import paths
 
-# No -ffast-math: linked into a shared object it would switch off denormal numbers for the whole process.
+# No -ffast-math: linked into a shared object it would switch off denormal numbers for the full process.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 _SECONDS = 60  # a compiler that hangs must not hang a run
 
 
-@cache
-def library(source: Path, openmp: bool = False) -> ctypes.CDLL | None:
+Signatures = Mapping[str, tuple[type | None, Sequence[type]]]
+"""The types of the result and of the arguments of C functions by their names."""
+
+
+def library(source: Path, signatures: Signatures, openmp: bool = False) -> ctypes.CDLL | None:
     """Return the functions of a C file, compiled once on each machine and kept in the cache folder.
 
     Args:
@@ -40,9 +43,13 @@ def library(source: Path, openmp: bool = False) -> ctypes.CDLL | None:
     try:
         if not binary.exists():
             _compile(compiler, source, binary, runtime)
-        return ctypes.CDLL(str(binary))
+        functions = ctypes.CDLL(str(binary))
     except (OSError, subprocess.SubprocessError):
         return None
+    for name, (result, arguments) in signatures.items():
+        function = getattr(functions, name)
+        function.restype, function.argtypes = result, arguments
+    return functions
 
 
 def _openmp_of_torch() -> str | None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dpbench.methods.engines.batches import Losses
+from dpbench.methods.engines.thresholds import Thresholds
 from dpbench.methods.protocol import StepReport
 
 
@@ -16,7 +17,7 @@ class InferenceOnly:
     """A method that makes one forward pass for each batch, and nothing else."""
 
     in_training_mode = True
-    thresholds = None
+    thresholds: Thresholds | None = None
     unprotected: list[str] = []  # noqa: RUF012 (nothing is released)
     sensitivity, groups = 0.0, 0
 
@@ -36,6 +37,12 @@ class InferenceOnly:
 
     def warnings(self) -> list[str]:
         return []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing, as there is no state."""
 
     def detach(self) -> None:
         """Do nothing, as nothing is attached to the model."""

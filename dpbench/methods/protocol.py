@@ -5,6 +5,8 @@ for batch in physical_batches:                                   # there may be 
     method.backward(losses, batch)                               # losses(model, batch) -> [B], each of that example alone
 report = method.step()                                           # noise once, the optimizer's step, zero_grad
 method.detach()
+
+Between two steps `method.state_dict()` can be saved, and a method that was just attached continues from it by `load_state_dict`.
 """
 
 from __future__ import annotations
@@ -44,10 +46,12 @@ class Method(Protocol):
     thresholds, None for fixed ones.
     """
 
-    trainable: Mapping[str, nn.Parameter]
     in_training_mode: bool
-    thresholds: Thresholds | None
 
+    @property
+    def trainable(self) -> Mapping[str, nn.Parameter]: ...
+    @property
+    def thresholds(self) -> Thresholds | None: ...
     @property
     def unprotected(self) -> list[str]: ...
     @property
@@ -55,7 +59,7 @@ class Method(Protocol):
     @property
     def groups(self) -> int: ...
 
-    def backward(self, losses: Losses, batch: Any) -> None:
+    def backward(self, losses: Losses, batch: Any) -> object:
         """Add one physical batch to the step."""
 
     def step(self) -> StepReport:
@@ -71,6 +75,13 @@ class Method(Protocol):
     def warnings(self) -> list[str]:
         """Return what the user should know about the steps so far."""
         ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, see `Resumable`; those of model and optimizer are saved separately."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state, before the first step."""
 
     def detach(self) -> None:
         """Remove every trace from model and optimizer."""

@@ -64,7 +64,7 @@ def attach(
     directions: Kind = "gaussian",
     globalize_layout: Callable[[Layout], Layout] | None = None,
 ) -> Method:
-    """Attach a method to model and optimizer, in place.
+    """Attach a method to model and optimizer, in place; also a paper's published code, for rows marked `as_published` alone.
 
     Args:
         kernels: Which kernels one of our engines uses, see `engines.attach`. Other methods ignore it.
@@ -72,7 +72,8 @@ def attach(
             optimizer's, which must be plain SGD.
         globalize_layout: See `engines.attach`.
 
-    Guarantee: that of the mechanism, as the method keeps it; none for published code.
+    Guarantee: that of the mechanism, as the method keeps it. None for published code: its `epsilon()` is None, and its
+    `unprotected` names the tensors that are released without protection.
 
     Raises:
         DpbenchError: As in `engines.attach` and `ZerothOrder`, or a zeroth-order method cannot use the optimizer.
@@ -86,10 +87,10 @@ def attach(
         from dpbench.methods.zeroth.method import ZerothMethod
 
         return ZerothMethod(plugin, model, optimizer, mechanism, perturbation, directions)
-    from dpbench.methods import engines
-    from dpbench.methods.engines.method import EngineMethod
-
     if plugin.kind == "published_engine":
-        return EngineMethod(engines.attach_published(name, model, optimizer, mechanism), optimizer)
+        published: Method = plugin.load().Engine(model, optimizer, mechanism, "torch")
+        return published
+    from dpbench.methods import engines
+
     chosen = kernels if engines.takes_kernels(name) else "auto"
-    return EngineMethod(engines.attach(name, model, optimizer, mechanism, chosen, globalize_layout), optimizer)
+    return engines.attach(name, model, optimizer, mechanism, chosen, globalize_layout)

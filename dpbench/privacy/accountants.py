@@ -30,8 +30,9 @@ def versions() -> dict[str, str]:
 class Release:
     """The releases of one stage of training.
 
-    noise_multiplier is the noise std over the add-or-remove sensitivity, sample_rate the probability with which an example is in
-    a step, and steps the number of releases.
+    noise_multiplier: The noise std over the add-or-remove sensitivity, whatever the relation. For Laplace noise it is the scale b
+    (the std is sqrt(2) b) over the L1 sensitivity. sample_rate: The probability with which each example is in a step; 1 means
+    every example in every step. steps: The number of releases.
 
     Raises:
         DpbenchError: a number out of range.
@@ -75,10 +76,6 @@ def by_library(releases: tuple[Release, ...], delta: float, relation: str, accou
         try:
             library.compose(event, release.steps)
         except dp_accounting.UnsupportedEventError as error:
-            case = (
-                f"{relation} with Poisson sampling"
-                if noise == "gaussian"
-                else f"{relation} with Poisson sampling and {noise} noise"
-            )
+            case = f"{relation} with Poisson sampling" + ("" if noise == "gaussian" else f" and {noise} noise")
             raise Unsupported(f"{accountant} has no epsilon for {case}", "read the PLD value") from error
     return float(library.get_epsilon(delta))

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from functools import cache
-from typing import Any, get_args
+from pathlib import Path
+from typing import get_args
 
 from dpbench import paths
 from dpbench.arguments import finite_number, known_name, whole_number
@@ -18,7 +19,7 @@ from dpbench.errors import DpbenchError
 from dpbench.files import canonical_json, sha256_text, write_cache
 from dpbench.privacy.accountants import ACCOUNTANTS, Accountant, NoiseLaw, Relation, Release, Unsupported, by_library, versions
 
-__all__ = ["Accountant", "NoiseLaw", "Relation", "Release", "Unsupported", "calibrate", "composed", "epsilon", "versions"]
+__all__ = ["Accountant", "NoiseLaw", "Relation", "Release", "Unsupported", "calibrate", "epsilon", "versions"]
 
 TOLERANCE = 0.01
 """A calibrated epsilon is in [(1 - TOLERANCE) x target, target]."""
@@ -38,27 +39,28 @@ LEAST_NOISE, MOST_NOISE = 1e-3, 1e6
 _REACHED = 0.05  # an epsilon that RDP's highest order, 1024, reaches at every delta that PLD can answer for
 _TRIES = 60  # an interval halved this often has ends that are neighbours in double precision
 
+Within = Callable[[float, float], bool]
+"""A function of (noise multiplier, limit) that returns whether epsilon is at most the limit."""
+
 
 def epsilon(
+    releases: Sequence[Release],
     *,
-    noise_multiplier: float,
-    sample_rate: float,
-    steps: int,
     delta: float,
     relation: Relation = "add_or_remove",
     accountant: Accountant = "pld",
     noise: NoiseLaw = "gaussian",
     coarser: int = 1,
 ) -> float:
-    """Return epsilon of `steps` Poisson-sampled releases with Gaussian or Laplace noise.
+    """Return epsilon of Poisson-sampled releases of one stage, or of several on the same examples.
+
+    That of several is less than the sum of the stages' values. Stages without a step cost nothing.
 
     Args:
-        noise_multiplier: The noise std over the add-or-remove sensitivity, whatever the relation. For Laplace noise it is the
-            scale b (the std is sqrt(2) b) over the L1 sensitivity.
-        sample_rate: The probability with which each example is in a step; 1 means every example in every step.
+        releases: One entry for each stage, with independent draws.
         relation: `add_or_remove` or `replace_one`. Only the accountant uses it.
         accountant: `pld` (the one that is reported) or `rdp`.
-        noise: `gaussian` or `laplace`.
+        noise: `gaussian` or `laplace`, in all stages.
         coarser: Factor on the step of PLD's grid. The value takes less time and is larger, by at most that step for each
             release.
 
@@ -66,32 +68,26 @@ def epsilon(
 
     Raises:
         Unsupported: RDP of dp-accounting refuses Poisson sampling with replace-one, or of Laplace noise.
-        DpbenchError: an unknown name, a number out of range, or a delta or noise multiplier that PLD cannot carry.
+        DpbenchError: there is no stage, an unknown name, a number out of range, or a delta or noise multiplier that PLD cannot
+            carry.
     """
-    release = Release(noise_multiplier, sample_rate, steps)
-    return _checked((release,), delta, relation, accountant, coarser, noise)
-
-
-def _checked(
-    releases: tuple[Release, ...], delta: Any, relation: str, accountant: str, coarser: int, noise: str = "gaussian"
-) -> float:
-    """Check the arguments and return the epsilon of all stages; stages without a step cost nothing."""
+    if not releases:
+        raise DpbenchError("no epsilon for no stage at all", "give the releases of one stage or more")
     known_name(relation, "neighbouring relation", get_args(Relation))
     known_name(accountant, "accountant", ACCOUNTANTS)
     known_name(noise, "noise", get_args(NoiseLaw))
     delta = _delta(delta, accountant)
-    whole_number(coarser, "coarser")
-    releases = tuple(stage for stage in releases if stage.steps)
-    for stage in releases if accountant == "pld" else ():
+    stages = tuple(stage for stage in releases if stage.steps)
+    for stage in stages if accountant == "pld" else ():
         if not LEAST_NOISE <= stage.noise_multiplier <= MOST_NOISE:
             raise DpbenchError(
                 f"no epsilon for noise_multiplier {stage.noise_multiplier:g}: PLD answers from {LEAST_NOISE:g} to {MOST_NOISE:g}",
                 "less protects nothing and more leaves nothing of a gradient",
             )
-    return _spent(releases, delta, relation, accountant, coarser, noise) if releases else 0.0
+    return _spent(stages, delta, relation, accountant, coarser, noise) if stages else 0.0
 
 
-def _delta(delta: Any, accountant: str = "pld") -> float:
+def _delta(delta: float, accountant: str = "pld") -> float:
     """Return `delta` after checking that it is in (0, 1) and, for PLD, large enough for its arithmetic.
 
     Raises:
@@ -126,7 +122,7 @@ def _spent(releases: tuple[Release, ...], delta: float, relation: str, accountan
         spent = min(spent, by_library(releases, delta, relation, accountant, noise, interval))
     if not math.isfinite(spent):
         raise DpbenchError(
-            f"PLD has no finite epsilon at delta {delta:g}: that is within what its own rounding weighs",
+            f"PLD has no finite epsilon at delta {delta:g}: that is within the weight of its rounding errors",
             "take a larger delta, or ask the accountant rdp for an upper bound",
         )
     return spent
@@ -140,12 +136,16 @@ def calibrate(
     delta: float,
     relation: Relation = "add_or_remove",
     noise: NoiseLaw = "gaussian",
+    spent: tuple[Release, ...] = (),
 ) -> float:
-    """Return the noise multiplier whose PLD epsilon is at most `target` and within 1 % of it.
+    """Return the noise multiplier of a stage with which PLD's epsilon of all is at most `target` and within 1 % of it.
+
+    Args:
+        spent: The stages before it, on the same examples and with the same law of noise.
 
     Raises:
-        DpbenchError: an argument is out of range, or no noise multiplier from 1e-3 to 1e6 has such an epsilon. The message names
-            the setting.
+        DpbenchError: an argument is out of range, the stages before have spent the target, or no noise multiplier from 1e-3 to
+            1e6 has such an epsilon. The message names the setting.
     """
     target = finite_number(target, "target epsilon", above=0, hint="give one above 0")
     known_name(relation, "neighbouring relation", get_args(Relation))
@@ -164,15 +164,17 @@ def calibrate(
     }
     if noise != "gaussian":
         key["noise"] = noise
+    if spent:
+        key["spent"] = [list(astuple(release)) for release in spent]
     path = paths.cache() / "calibrations" / f"{sha256_text(canonical_json(key))[:16]}.json"
     if (cached := _cached(path, key)) is not None:
         return cached
-    noise_multiplier = _search(target, sample_rate, steps, delta, relation, noise)
+    noise_multiplier = _search(target, sample_rate, steps, delta, relation, noise, spent)
     write_cache(path, json.dumps({"key": key, "noise_multiplier": noise_multiplier}) + "\n")
     return noise_multiplier
 
 
-def _cached(path, key) -> float | None:  # type: ignore[no-untyped-def]
+def _cached(path: Path, key: dict[str, object]) -> float | None:
     try:
         stored = json.loads(path.read_text())
         return float(finite_number(stored["noise_multiplier"], "noise_multiplier", above=0)) if stored["key"] == key else None
@@ -184,9 +186,16 @@ def _interval(noise_multiplier: float) -> float:
     return _INTERVAL * max(1.0, (_FINE / noise_multiplier) ** 2)
 
 
-def _search(target: float, sample_rate: float, steps: int, delta: float, relation: Relation, noise: NoiseLaw) -> float:
-    """Search by bisection, from a start near the answer: far below it the accountant's grids take minutes and gigabytes."""
-    setting = f"at sample_rate {sample_rate:g}, {steps} steps, delta {delta:g}, {relation}"
+def _search(
+    target: float,
+    sample_rate: float,
+    steps: int,
+    delta: float,
+    relation: Relation,
+    noise: NoiseLaw,
+    spent: tuple[Release, ...] = (),
+) -> float:
+    """Search by bisection, as `calibrate` describes."""
 
     def within(noise_multiplier: float, limit: float) -> bool:
         """Return whether PLD's epsilon is at most `limit`, from a coarse grid where that is conclusive, else from the fine one.
@@ -194,21 +203,34 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, relatio
         Privacy losses are rounded up to the grid, each by less than its step, so the coarse value is never below the fine one
         and at most `steps` grid steps above it.
         """
-        values: dict[str, Any] = {
-            "noise_multiplier": noise_multiplier,
-            "sample_rate": sample_rate,
-            "steps": steps,
-            "delta": delta,
-            "noise": noise,
-        }
-        coarse = epsilon(**values, relation=relation, coarser=_COARSER)
-        if coarse <= limit:
-            return True
-        if coarse - steps * _COARSER * _interval(noise_multiplier) > limit:
-            return False
-        return epsilon(**values, relation=relation) <= limit
+        stages = (*spent, Release(noise_multiplier, sample_rate, steps))
+        coarse = epsilon(stages, delta=delta, relation=relation, noise=noise, coarser=_COARSER)
+        grid_step = _COARSER * max(_interval(stage.noise_multiplier) for stage in stages)
+        if coarse <= limit or coarse - sum(stage.steps for stage in stages) * grid_step > limit:
+            return coarse <= limit
+        return epsilon(stages, delta=delta, relation=relation, noise=noise) <= limit
 
-    high = _start(target, sample_rate, steps, delta) * (2 if relation == "replace_one" else 1)
+    if spent:
+        # The coarse value is at most a little too large, and cheap.
+        before = epsilon(spent, delta=delta, relation=relation, noise=noise, coarser=_COARSER)
+        if before >= target and (before := epsilon(spent, delta=delta, relation=relation, noise=noise)) >= target:
+            raise DpbenchError(
+                f"the stages before have spent epsilon {before:.4g}, which leaves nothing of {target:g}",
+                "give them a smaller share of the budget",
+            )
+        setting = f"after {before:.4g}"
+        least = calibrate(target, sample_rate=sample_rate, steps=steps, delta=delta, relation=relation, noise=noise)
+        low, high = _bracket_after(within, least, target, before)
+    else:
+        setting = f"at sample_rate {sample_rate:g}, {steps} steps, delta {delta:g}, {relation}"
+        start = _start(target, sample_rate, steps, delta) * (2 if relation == "replace_one" else 1)
+        low, high = _bracket(within, start, target, setting)
+    return _halved(within, low, high, target, setting)
+
+
+def _bracket(within: Within, start: float, target: float, setting: str) -> tuple[float, float]:
+    """Return (low, high) around the answer, from a start near it: far below it the grids take minutes and gigabytes."""
+    high = start
     for attempt in range(_TRIES):
         if within(high, target):
             break
@@ -226,10 +248,23 @@ def _search(target: float, sample_rate: float, steps: int, delta: float, relatio
                 "take a smaller epsilon",
             )
         low, high = max(low * 0.8, LEAST_NOISE), low
-    return _halved(within, low, high, target, setting)
+    return low, high
 
 
-def _halved(within: Callable[[float, float], bool], low: float, high: float, target: float, setting: str) -> float:
+def _bracket_after(within: Within, least: float, target: float, before: float) -> tuple[float, float]:
+    """Return (low, high) around the answer of a stage that would need the noise multiplier `least` by itself."""
+    low, high = least, least * 1.2
+    while not within(high, target):
+        low, high = high, high * 1.4
+        if high > MOST_NOISE:
+            raise DpbenchError(
+                f"epsilon {target:g} is out of reach after {before:.4g}: a noise multiplier of {low:g} spends more",
+                "give the stages before a smaller share of the budget",
+            )
+    return low, high
+
+
+def _halved(within: Within, low: float, high: float, target: float, setting: str) -> float:
     """Return a noise multiplier in (low, high] whose epsilon is within `TOLERANCE` of the target, which `high` meets.
 
     Raises:
@@ -254,7 +289,7 @@ def _start(target: float, sample_rate: float, steps: int, delta: float) -> float
     """
 
     def spent(noise_multiplier: float) -> float:
-        return epsilon(noise_multiplier=noise_multiplier, sample_rate=sample_rate, steps=steps, delta=delta, accountant="rdp")
+        return epsilon((Release(noise_multiplier, sample_rate, steps),), delta=delta, accountant="rdp")
 
     noise_multiplier = 1.0
     while noise_multiplier < MOST_NOISE and spent(noise_multiplier) > target:
@@ -267,85 +302,3 @@ def _start(target: float, sample_rate: float, steps: int, delta: float) -> float
     while noise_multiplier > LEAST_NOISE * 1.2 and spent(noise_multiplier / 1.2) <= target:
         noise_multiplier /= 1.2
     return noise_multiplier
-
-
-def composed(
-    releases: tuple[Release, ...],
-    *,
-    delta: float,
-    relation: Relation = "add_or_remove",
-    accountant: Accountant = "pld",
-    coarser: int = 1,
-) -> float:
-    """Return epsilon of several stages on the same examples, by one accountant. It is less than the sum of the stages' values.
-
-    Args:
-        releases: One entry for each stage, with Gaussian noise and independent draws. The other arguments are as in `epsilon`.
-
-    Raises:
-        Unsupported, DpbenchError: As in `epsilon`, or there is no stage.
-    """
-    if not releases:
-        raise DpbenchError("no epsilon for no stage at all", "give the releases of one stage or more")
-    return _checked(tuple(releases), delta, relation, accountant, coarser)
-
-
-def calibrate_beside(
-    target: float,
-    spent: tuple[Release, ...],
-    *,
-    sample_rate: float,
-    steps: int,
-    delta: float,
-    relation: Relation = "add_or_remove",
-) -> float:
-    """Return the noise multiplier of one more stage with which PLD's epsilon of all is at most `target` and within 1 % of it.
-
-    Args:
-        spent: The stages before it, on the same examples.
-
-    Raises:
-        DpbenchError: The stages before have spent the target, or no noise multiplier up to 1e6 reaches it.
-    """
-    alone: dict[str, Any] = {"sample_rate": sample_rate, "steps": steps, "delta": delta, "relation": relation}
-    least = calibrate(target, **alone)
-    if not spent:
-        return least
-    key: dict[str, object] = {
-        "target": target,
-        "spent": [list(astuple(release)) for release in spent],
-        **alone,
-        "interval": _INTERVAL,
-        "tolerance": TOLERANCE,
-        "library": versions()["pld"],
-    }
-    path = paths.cache() / "calibrations" / f"{sha256_text(canonical_json(key))[:16]}.json"
-    if (cached := _cached(path, key)) is not None:
-        return cached
-
-    def within(noise_multiplier: float, limit: float) -> bool:
-        """Return whether epsilon of all stages is at most `limit`, by the fine grid only where a coarse one is inconclusive."""
-        parts = (*spent, Release(noise_multiplier, sample_rate, steps))
-        coarse = composed(parts, delta=delta, relation=relation, coarser=_COARSER)
-        if coarse <= limit:
-            return True
-        slack = sum(release.steps for release in parts) * _COARSER * max(_interval(release.noise_multiplier) for release in parts)
-        return coarse - slack <= limit and composed(parts, delta=delta, relation=relation) <= limit
-
-    before = composed(spent, delta=delta, relation=relation, coarser=_COARSER)  # at most a little too large, and cheap
-    if before >= target and (before := composed(spent, delta=delta, relation=relation)) >= target:
-        raise DpbenchError(
-            f"the stages before have spent epsilon {before:.4g}, which leaves nothing of {target:g}",
-            "give them a smaller share of the budget",
-        )
-    low, high = least, least * 1.2
-    while not within(high, target):
-        low, high = high, high * 1.4
-        if high > MOST_NOISE:
-            raise DpbenchError(
-                f"epsilon {target:g} is out of reach after {before:.4g}: a noise multiplier of {low:g} spends more",
-                "give the stages before a smaller share of the budget",
-            )
-    high = _halved(within, low, high, target, f"after {before:.4g}")
-    write_cache(path, json.dumps({"key": key, "noise_multiplier": high}) + "\n")
-    return high

@@ -1,18 +1,17 @@
-"""The joint accounting of several mechanisms on the same examples, and the split of one mechanism into phases."""
+"""Several stages on the same examples: what each has spent, their seeds, and the split of one mechanism into phases."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from dpbench.arguments import finite_number, whole_number
+from dpbench.arguments import whole_number
 from dpbench.errors import DpbenchError
-from dpbench.privacy import accounting
-from dpbench.privacy.accounting import Accountant, Relation, Release
+from dpbench.privacy.accounting import Relation, Release
 from dpbench.privacy.clipping.adaptive import Adaptive
-from dpbench.privacy.mechanism import Clipping, Mechanism, Randomness, Sampling
+from dpbench.privacy.mechanism import Mechanism
 
 _SEED_BITS = 52  # whoever reads a record may hold numbers as doubles
 
@@ -54,113 +53,6 @@ def release_in(record: dict[str, Any] | None, relation: Relation | None = None) 
             f"the run before this one has the relation {record['relation']}, this one {relation}", "use one for all stages"
         )
     return Release(record["noise_multiplier"], record["sampling"]["sample_rate"], record["steps"])
-
-
-@dataclass(frozen=True)
-class Composition:
-    """A run's mechanism together with the stages before it that used the same examples.
-
-    mechanism is that of this run, and spent holds the releases of the stages before. All have one delta and one relation.
-
-    Guarantee: epsilon is that of all releases together, and never above the target.
-
-    Raises:
-        DpbenchError: Epsilon would be above the target, or a stage has no Gaussian noise.
-    """
-
-    mechanism: Mechanism
-    spent: tuple[Release, ...]
-    target_epsilon: float | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.mechanism, Mechanism):
-            raise DpbenchError(f"a composition's mechanism is a {type(self.mechanism).__name__}", "give a Mechanism")
-        if not isinstance(self.spent, tuple) or not all(isinstance(release, Release) for release in self.spent):
-            raise DpbenchError("a composition's stages before are no tuple of releases", "give what release_of says of each")
-        release_of(self.mechanism)
-        if self.target_epsilon is not None:
-            finite_number(self.target_epsilon, "target_epsilon", above=0, hint="give one above 0, or none")
-        total = self.epsilon()
-        if self.target_epsilon is not None and total > self.target_epsilon * (1 + 1e-9):
-            raise DpbenchError(
-                f"epsilon {total:.4g} of all stages together is above the target {self.target_epsilon:g}",
-                "each stage spends a share: calibrate the last with dpbench.privacy.composition.calibrated_beside",
-            )
-
-    @property
-    def private(self) -> bool:
-        return True
-
-    @property
-    def delta(self) -> float:
-        return self.mechanism.delta
-
-    @property
-    def relation(self) -> Relation:
-        return self.mechanism.relation
-
-    @property
-    def noise_multiplier(self) -> float:
-        """The noise multiplier of the last stage."""
-        return self.mechanism.noise_multiplier
-
-    @property
-    def reasons(self) -> list[str]:
-        """The reasons for which epsilon is only nominal; empty where it is valid."""
-        return self.mechanism.reasons
-
-    def epsilon(self, accountant: Accountant = "pld") -> float:
-        """Return epsilon of all stages together.
-
-        Raises:
-            accounting.Unsupported: The accountant refuses this relation.
-        """
-        parts = (*self.spent, release_of(self.mechanism))
-        return accounting.composed(parts, delta=self.delta, relation=self.relation, accountant=accountant)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the entry for the record: the last stage's mechanism and the releases of the stages before."""
-        stages = [{"noise_multiplier": r.noise_multiplier, "sample_rate": r.sample_rate, "steps": r.steps} for r in self.spent]
-        return {**self.mechanism.describe(), "target_epsilon": self.target_epsilon, "stages_before": stages}
-
-
-def calibrated_beside(
-    spent: Sequence[Release],
-    sampling: Sampling,
-    steps: int,
-    clipping: Clipping,
-    epsilon: float,
-    delta: float,
-    *,
-    relation: Relation = "add_or_remove",
-    randomness: Randomness = "seeded",
-    seed: int = 0,
-    caveats: Sequence[str] = (),
-) -> Composition:
-    """Return a stage whose PLD epsilon, together with the stages before it, is at most `epsilon` and within 1 % of it.
-
-    Raises:
-        DpbenchError: An argument is out of range, or the epsilon cannot be reached.
-    """
-    without_noise = Mechanism(
-        sampling,
-        steps,
-        clipping,
-        delta=delta,
-        relation=relation,
-        randomness=randomness,
-        seed=seed,
-        caveats=tuple(caveats),
-    )
-    noise_multiplier = accounting.calibrate_beside(
-        epsilon,
-        tuple(spent),
-        sample_rate=sampling.sample_rate,
-        steps=without_noise.steps,
-        delta=without_noise.delta,
-        relation=relation,
-    )
-    return Composition(replace(without_noise, noise_multiplier=noise_multiplier), tuple(spent), epsilon)
 
 
 def phases(plan: Mechanism, steps: Sequence[int]) -> list[Mechanism]:

@@ -47,8 +47,7 @@ INLINE pair normal(uint32_t length, uint32_t turn, float std) {
     uint32_t y = (as_bits(sine) & ~odd) | (as_bits(cosine) & odd);
     x ^= ((quarter + 1u) & 2u) << 30; /* the cosine is negative in the second and third quarter */
     y ^= (quarter & 2u) << 30;        /* the sine in the third and fourth */
-    pair found = {radius * as_float(x), radius * as_float(y)};
-    return found;
+    return (pair){radius * as_float(x), radius * as_float(y)};
 }
 
 /* values[n] = scale x values + N(0, std^2). words: of the keystream, ceil(n / 2) for the radii, then as many for the angles; word k of

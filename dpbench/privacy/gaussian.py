@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,15 +32,11 @@ Array = np.ndarray[Any, Any]
 
 
 @cache
-def compiled() -> Any:
+def compiled() -> Callable[..., None] | None:
     """Return `dpbench_perturb` of `gaussian.c`, or None where it cannot be compiled."""
-    library = native.library(Path(__file__).with_suffix(".c"))
-    if library is None:
-        return None
-    function = library.dpbench_perturb
-    function.restype = None
-    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_float, ctypes.c_float]
-    return function
+    arguments = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_float, ctypes.c_float)
+    library = native.library(Path(__file__).with_suffix(".c"), {"dpbench_perturb": (None, arguments)})
+    return None if library is None else library.dpbench_perturb
 
 
 @dataclass
@@ -91,7 +88,7 @@ class Gaussian:
         unsigned, signed = _WORDS[values.dtype]
         bits = 8 * values.dtype.itemsize
         size = 2 * half * values.dtype.itemsize
-        self._stream.update_into(_ZEROS[:size], memoryview(scratch.keystream)[: size + _BLOCK])
+        self._stream.update_into(_ZEROS[:size], scratch.keystream.data[: size + _BLOCK])
         self.position += size
         words = scratch.keystream[:size].view(unsigned)
         if values.dtype == np.float32 and (perturb := compiled()) is not None:

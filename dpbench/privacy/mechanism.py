@@ -11,7 +11,7 @@ from dpbench import plugins
 from dpbench.arguments import between, finite_number, known_name, whole_number
 from dpbench.errors import DpbenchError, unknown
 from dpbench.privacy import accounting
-from dpbench.privacy.accounting import Accountant, NoiseLaw, Relation
+from dpbench.privacy.accounting import Accountant, NoiseLaw, Relation, Release
 from dpbench.privacy.clipping.adaptive import Adaptive
 from dpbench.privacy.streams import LARGEST_NUMBER, LARGEST_SEED
 
@@ -96,7 +96,7 @@ class Clipping:
         return [float(value) for value in self.given]
 
 
-def _checked_thresholds(thresholds: Any) -> tuple[float, ...] | dict[str, float]:
+def _checked_thresholds(thresholds: object) -> tuple[float, ...] | dict[str, float]:
     """Return a copy of the thresholds, which later changes to the argument do not reach.
 
     Raises:
@@ -206,6 +206,8 @@ class Mechanism:
     caveats: Reasons beyond the sampler for which epsilon is only nominal.
     seed: The seed of noise and sampling under `randomness: seeded`; `secret` draws from the operating system instead.
     noise: `laplace` is for the release of one number a step; its multiplier is the scale b over the sensitivity.
+    spent: The releases of the stages before, on the same examples and with the same delta and relation. Epsilon is that of all
+    stages together.
 
     Guarantee: every field has been checked, and is taken as it was written. With target_epsilon, epsilon of all steps is at most
     that.
@@ -226,9 +228,12 @@ class Mechanism:
     target_epsilon: float | None = None
     caveats: tuple[str, ...] = ()
     noise: NoiseLaw = "gaussian"
+    spent: tuple[Release, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_kinds()
+        if self.spent and (self.clipping is None or self.noise != "gaussian"):
+            raise DpbenchError("a stage without Gaussian noise has no epsilon to compose", "make every stage of a run private")
         if self.clipping is None and self.noise_multiplier > 0:
             raise DpbenchError("noise without clipping protects nothing", "give a clipping, or noise_multiplier 0")
         if self.target_epsilon is None:
@@ -243,8 +248,8 @@ class Mechanism:
             )
         if spent > positive * (1 + 1e-9):
             raise DpbenchError(
-                f"epsilon {spent:.4g} is above the target {positive:g}",
-                "raise noise_multiplier, or calibrate it with dpbench.privacy.accounting.calibrate",
+                f"epsilon {spent:.4g}{' of all stages together' if self.spent else ''} is above the target {positive:g}",
+                "raise noise_multiplier, or calibrate it with dpbench.privacy.mechanism.calibrated",
             )
 
     def _check_kinds(self) -> None:
@@ -265,6 +270,8 @@ class Mechanism:
         caveats = self.caveats
         if not isinstance(caveats, tuple | list) or not all(isinstance(reason, str) and reason.strip() for reason in caveats):
             raise DpbenchError(f"caveats {caveats!r} are not sentences", "give a tuple of reasons, each a text")
+        if not isinstance(self.spent, tuple) or not all(isinstance(release, Release) for release in self.spent):
+            raise DpbenchError("the stages before are no tuple of releases", "give what release_of says of each")
         checked = {"steps": steps, "seed": seed, "noise_multiplier": multiplier, "delta": delta, "caveats": tuple(caveats)}
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -309,18 +316,7 @@ class Mechanism:
             accounting.Unsupported: The accountant refuses this relation.
             DpbenchError: The accountant is unknown, or delta or the noise multiplier is outside of its range.
         """
-        known_name(accountant, "accountant", accounting.ACCOUNTANTS)
-        if self.clipping is None or self.noise_multiplier == 0:
-            return None
-        return accounting.epsilon(
-            noise_multiplier=self.noise_multiplier,
-            sample_rate=self.sampling.sample_rate,
-            steps=self.steps if steps is None else steps,
-            delta=self.delta,
-            relation=self.relation,
-            accountant=accountant,
-            noise=self.noise,
-        )
+        return self._spent(self.sampling.sample_rate, self.steps if steps is None else steps, accountant)
 
     def epsilon_of_epochs(self) -> float | None:
         """Return an upper bound on epsilon of fixed batches, which Poisson sampling does not describe.
@@ -332,21 +328,20 @@ class Mechanism:
         """
         if self.sampling.kind != "fixed":
             raise DpbenchError("Poisson batches have no epochs", "ask for epsilon()")
+        epochs = -(-self.steps // max(1, self.sampling.dataset_size // int(self.sampling.expected_batch_size)))
+        return self._spent(1.0, epochs, "pld")
+
+    def _spent(self, sample_rate: float, steps: int, accountant: Accountant) -> float | None:
+        known_name(accountant, "accountant", accounting.ACCOUNTANTS)
         if self.clipping is None or self.noise_multiplier == 0:
             return None
-        epochs = -(-self.steps // max(1, self.sampling.dataset_size // int(self.sampling.expected_batch_size)))
-        return accounting.epsilon(
-            noise_multiplier=self.noise_multiplier,
-            sample_rate=1.0,
-            steps=epochs,
-            delta=self.delta,
-            relation=self.relation,
-            noise=self.noise,
-        )
+        stages = (*self.spent, Release(self.noise_multiplier, sample_rate, steps))
+        return accounting.epsilon(stages, delta=self.delta, relation=self.relation, accountant=accountant, noise=self.noise)
 
     def describe(self) -> dict[str, Any]:
         """Return the entry for the record."""
         values = asdict(self)
+        spent = values.pop("spent")
         if self.noise == "gaussian":
             del values["noise"]  # as in records from before there were other laws of noise
         values["caveats"] = list(self.caveats)
@@ -354,44 +349,27 @@ class Mechanism:
         values["sensitivity"] = self.sensitivity if self.private else None
         values["noise_std"] = self.gradient_noise_multiplier * self.sensitivity if self.private else None
         values["gradient_noise_multiplier"] = self.gradient_noise_multiplier if self.private else None
+        if spent:
+            values["stages_before"] = list(spent)
         return values
 
 
-def calibrated(
-    sampling: Sampling,
-    steps: int,
-    clipping: Clipping,
-    epsilon: float,
-    delta: float,
-    *,
-    relation: Relation = "add_or_remove",
-    randomness: Randomness = "seeded",
-    seed: int = 0,
-    caveats: Sequence[str] = (),
-    noise: NoiseLaw = "gaussian",
-) -> Mechanism:
-    """Return a mechanism whose PLD epsilon is at most `epsilon` and within 1 % of it.
+def calibrated(mechanism: Mechanism, epsilon: float) -> Mechanism:
+    """Return the mechanism with the noise multiplier at which its PLD epsilon is at most `epsilon` and within 1 % of it.
+
+    Args:
+        mechanism: Its noise multiplier is replaced, whatever it is.
 
     Raises:
-        DpbenchError: An argument is out of range, or the epsilon cannot be reached.
+        DpbenchError: The epsilon is out of range, cannot be reached, or has been spent by the stages before.
     """
-    without_noise = Mechanism(  # checks the other arguments before any search
-        sampling,
-        steps,
-        clipping,
-        delta=delta,
-        relation=relation,
-        randomness=randomness,
-        seed=seed,
-        caveats=tuple(caveats),
-        noise=noise,
-    )
     noise_multiplier = accounting.calibrate(
         epsilon,
-        sample_rate=sampling.sample_rate,
-        steps=without_noise.steps,
-        delta=without_noise.delta,
-        relation=relation,
-        noise=noise,
+        sample_rate=mechanism.sampling.sample_rate,
+        steps=mechanism.steps,
+        delta=mechanism.delta,
+        relation=mechanism.relation,
+        noise=mechanism.noise,
+        spent=mechanism.spent,
     )
-    return replace(without_noise, noise_multiplier=noise_multiplier, target_epsilon=epsilon)
+    return replace(mechanism, noise_multiplier=noise_multiplier, target_epsilon=epsilon)

@@ -78,7 +78,7 @@ class Noise:
         earlier = [_LEDGER[holder][self._name] for holder in self._on if self._name in _LEDGER.get(holder, {})]
         if any(drawn is not earlier[0] for drawn in earlier):
             raise DpbenchError(
-                f"parts of the model have had noise of seed {mechanism.seed} apart from each other: this would use some again",
+                f"parts of the model have had noise of seed {mechanism.seed} in separate models: this would use some again",
                 "give the mechanism another seed",
             )
         self._take(earlier[0] if earlier else _Drawn())
@@ -115,7 +115,9 @@ class Noise:
             DpbenchError: The state is of another rank, or no such state.
         """
         if state.get("rank") != self._rank:
-            raise DpbenchError(f"the state is of rank {state.get('rank')}, not {self._rank}", "every rank loads its own state")
+            raise DpbenchError(
+                f"the state is of rank {state.get('rank')}, not {self._rank}", "every rank loads the state that it saved"
+            )
         if self._mechanism.randomness != "seeded":
             self._take(_Drawn())
             return
@@ -256,7 +258,7 @@ def in_memory_order(total: Tensor) -> Tensor:
 def _work(shares: list[tuple[Gaussian, list[Piece]]], scale: float, scratch: Scratch) -> None:
     """Perturb the pieces of some streams. This runs in a thread and uses numpy alone.
 
-    A torch operation may enter an OpenMP region, which gives the thread its own team of workers, and from then on every parallel
+    A torch operation may enter an OpenMP region, which gives the thread a team of workers, and from then on every parallel
     operation of the process waits for sleeping workers.
     """
     for stream, pieces in shares:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dpbench.privacy import accounting
-from dpbench.privacy.composition import Composition
 from dpbench.privacy.mechanism import Mechanism
 from dpbench.records.schema import Privacy
 
 
-def privacy_of(mechanism: Mechanism | Composition) -> Privacy | None:
+def privacy_of(mechanism: Mechanism) -> Privacy | None:
     """Return the privacy statement of a run, with both accountants' epsilon; None for a non-private run."""
     if not mechanism.private:
         return None

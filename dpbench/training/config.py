@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,6 @@ from dpbench.errors import DpbenchError
 from dpbench.execution.contract import metric
 from dpbench.privacy.accounting import TOLERANCE
 from dpbench.privacy.clipping.adaptive import Adaptive
-from dpbench.privacy.composition import Composition
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling, calibrated
 from dpbench.records.privacy import privacy_of
 from dpbench.records.schema import Metric, Privacy
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 NOISELESS = 0.05
 """Noise multiplier below which calibration stops: epsilon is then in the thousands, and less than was asked for."""
-
-P = TypeVar("P", Mechanism, Composition)
 
 
 class AdaptiveSettings(Strict):
@@ -164,7 +161,7 @@ class OptimizerSettings(Strict):
         return lowest + (base - lowest) * (1 + math.cos(math.pi * share)) / 2
 
 
-def check_spent(plan: P, epsilon: float) -> P:
+def check_spent(plan: Mechanism, epsilon: float) -> Mechanism:
     """Return `plan`, once it is known to spend the epsilon that was asked for.
 
     A mechanism calibrated for other rows, steps or batches than it is run on spends more, or wastes noise.
@@ -268,17 +265,17 @@ class PrivacySettings(Strict):
         if self.clipping is None or self.epsilon is None:
             return Mechanism(sampling, self.steps, delta=delta, seed=seed)
         accounted = sampling if self.accounted_rows is None else replace(sampling, dataset_size=self.accounted_rows)
-        plan = calibrated(
+        without_noise = Mechanism(
             accounted,
             self.steps,
             self.clipping.build(groups=groups),
-            self.epsilon,
-            delta,
+            delta=delta,
             relation=self.relation,
             seed=seed,
             caveats=tuple(self.caveats),
             noise=self.plugin.extra.get("noise") or "gaussian",
         )
+        plan = calibrated(without_noise, self.epsilon)
         if self.accounted_rows is None:
             return check_spent(plan, self.epsilon)
         return replace(plan, sampling=sampling, target_epsilon=None)

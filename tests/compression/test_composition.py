@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from spending import epsilon_of
 
 from dpbench.errors import DpbenchError
 from dpbench.privacy import accounting
 from dpbench.privacy.accounting import Release
 from dpbench.privacy.clipping.adaptive import Adaptive
-from dpbench.privacy.composition import Composition, calibrated_beside, phases, release_in, release_of, stage_seed
+from dpbench.privacy.composition import phases, release_in, release_of, stage_seed
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling, calibrated
 from dpbench.privacy.noise import Noise
 from dpbench.privacy.sampling import batches
@@ -21,16 +24,22 @@ DELTA = 1e-5
 
 
 def teacher(epsilon=2.0, steps=12):
-    return calibrated(FIRST, steps, CLIPPING, epsilon, DELTA)
+    return calibrated(Mechanism(FIRST, steps, CLIPPING, delta=DELTA), epsilon)
+
+
+def calibrated_after(spent, epsilon, steps=20, **options):
+    """A stage, together with the stages before it."""
+    return calibrated(Mechanism(SECOND, steps, CLIPPING, delta=DELTA, spent=tuple(spent), **options), epsilon)
 
 
 @pytest.mark.parametrize("target", [2.5, 8.0])
 def test_both_stages_together_spend_the_target_within_one_percent(target):
-    found = calibrated_beside([release_of(teacher())], SECOND, 20, CLIPPING, target, DELTA)
+    found = calibrated_after([release_of(teacher())], target)
     assert 0.99 * target <= found.epsilon() <= target
-    alone = calibrated(SECOND, 20, CLIPPING, target, DELTA)
+    alone = calibrated(Mechanism(SECOND, 20, CLIPPING, delta=DELTA), target)
     assert found.noise_multiplier > alone.noise_multiplier
-    assert found.mechanism.epsilon() < found.epsilon() < 2.0 + found.mechanism.epsilon()
+    by_itself = replace(found, spent=(), target_epsilon=None).epsilon()
+    assert by_itself < found.epsilon() < 2.0 + by_itself
 
 
 def test_a_composition_is_what_dp_accounting_says_of_both_events():
@@ -42,30 +51,30 @@ def test_a_composition_is_what_dp_accounting_says_of_both_events():
     for one in parts:
         event = dp_accounting.PoissonSampledDpEvent(one.sample_rate, dp_accounting.GaussianDpEvent(one.noise_multiplier))
         theirs.compose(event, one.steps)
-    assert accounting.composed(parts, delta=DELTA, accountant="rdp") == pytest.approx(theirs.get_epsilon(DELTA))
-    assert accounting.composed(parts, delta=DELTA) < theirs.get_epsilon(DELTA)
+    assert accounting.epsilon(parts, delta=DELTA, accountant="rdp") == pytest.approx(theirs.get_epsilon(DELTA))
+    assert accounting.epsilon(parts, delta=DELTA) < theirs.get_epsilon(DELTA)
 
 
 def test_two_equal_stages_are_one_of_twice_the_steps():
     half = Release(1.0, 0.04, 10)
-    once = accounting.composed((Release(1.0, 0.04, 20),), delta=DELTA)
-    assert accounting.composed((half, half), delta=DELTA) == pytest.approx(once, rel=1e-6)
-    whole = accounting.epsilon(noise_multiplier=1.0, sample_rate=0.04, steps=20, delta=DELTA)
+    once = accounting.epsilon((Release(1.0, 0.04, 20),), delta=DELTA)
+    assert accounting.epsilon((half, half), delta=DELTA) == pytest.approx(once, rel=1e-6)
+    whole = epsilon_of(noise_multiplier=1.0, sample_rate=0.04, steps=20, delta=DELTA)
     assert once == whole
 
 
 def test_a_budget_spent_twice_is_refused():
     """Both stages calibrated to the whole target, each alone: each is within it, both together are not."""
     target = 4.0
-    first, second = teacher(target), calibrated(SECOND, 20, CLIPPING, target, DELTA)
+    first, second = teacher(target), calibrated(Mechanism(SECOND, 20, CLIPPING, delta=DELTA), target)
     assert max(first.epsilon(), second.epsilon()) <= target
     with pytest.raises(DpbenchError, match=r"epsilon .* of all stages together is above the target 4"):
-        Composition(second, (release_of(first),), target)
+        replace(second, spent=(release_of(first),))
 
 
 def test_a_teacher_that_has_spent_all_leaves_no_student():
     with pytest.raises(DpbenchError, match="leaves nothing of 2"):
-        calibrated_beside([release_of(teacher(4.0))], SECOND, 20, CLIPPING, 2.0, DELTA)
+        calibrated_after([release_of(teacher(4.0))], 2.0)
 
 
 def test_a_stage_without_noise_is_refused():
@@ -73,7 +82,7 @@ def test_a_stage_without_noise_is_refused():
     with pytest.raises(DpbenchError, match="without Gaussian noise"):
         release_of(open_)
     with pytest.raises(DpbenchError, match="without Gaussian noise"):
-        Composition(Mechanism(FIRST, 5), (), None)
+        Mechanism(FIRST, 5, spent=(Release(1.0, 0.1, 1),))
     with pytest.raises(DpbenchError, match="was not private"):
         release_in(Mechanism(FIRST, 5).describe())
 
@@ -85,7 +94,7 @@ def test_a_record_gives_back_the_stage():
 
 def test_what_is_recorded_names_all_stages():
     spent = release_of(teacher())
-    found = calibrated_beside([spent], SECOND, 20, CLIPPING, 4.0, DELTA, seed=5).describe()
+    found = calibrated_after([spent], 4.0, seed=5).describe()
     assert found["stages_before"] == [{"noise_multiplier": spent.noise_multiplier, "sample_rate": 0.04, "steps": 12}]
     assert found["target_epsilon"] == 4.0
     assert found["steps"] == 20
@@ -111,12 +120,12 @@ def test_stages_draw_other_examples_and_other_noise():
 
 
 def test_phases_are_the_mechanism_cut_with_noise_of_their_own():
-    plan = calibrated(SECOND, 20, CLIPPING, 4.0, DELTA, seed=3)
+    plan = calibrated(Mechanism(SECOND, 20, CLIPPING, delta=DELTA, seed=3), 4.0)
     cut = phases(plan, [5, 5, 10])
     assert [p.steps for p in cut] == [5, 5, 10]
     assert cut[0].seed == plan.seed
     assert len({p.seed for p in cut}) == 3
-    together = accounting.composed(tuple(release_of(p) for p in cut), delta=DELTA)
+    together = accounting.epsilon(tuple(release_of(p) for p in cut), delta=DELTA)
     assert together == pytest.approx(plan.epsilon(), rel=1e-6)
     with pytest.raises(DpbenchError, match="must sum to it"):
         phases(plan, [5, 5])
@@ -129,18 +138,18 @@ def test_a_calibration_behind_a_teacher_is_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("DPBENCH_CACHE", str(tmp_path))
     spent = (Release(1.0, 0.04, 12),)
     asked = {"sample_rate": 0.06, "steps": 20, "delta": DELTA}
-    first = accounting.calibrate_beside(4.0, spent, **asked)
-    monkeypatch.setattr(accounting, "composed", lambda *_, **__: pytest.fail("calibrated twice"))
-    assert accounting.calibrate_beside(4.0, spent, **asked) == first
+    first = accounting.calibrate(4.0, spent=spent, **asked)
+    monkeypatch.setattr(accounting, "_search", lambda *_, **__: pytest.fail("calibrated twice"))
+    assert accounting.calibrate(4.0, spent=spent, **asked) == first
 
 
 @pytest.mark.parametrize("relation", ["add_or_remove", "replace_one"])
 def test_a_composition_is_of_its_own_relation(relation):
     """Calibrated, asked and guarded under it."""
-    found = calibrated_beside([Release(2.0, 0.04, 5)], SECOND, 8, CLIPPING, 3.0, DELTA, relation=relation)
-    parts = (Release(2.0, 0.04, 5), release_of(found.mechanism))
-    assert 2.97 <= accounting.composed(parts, delta=DELTA, relation=relation) <= 3.0
-    assert found.epsilon() == accounting.composed(parts, delta=DELTA, relation=relation)
+    found = calibrated_after([Release(2.0, 0.04, 5)], 3.0, steps=8, relation=relation)
+    parts = (Release(2.0, 0.04, 5), release_of(found))
+    assert 2.97 <= accounting.epsilon(parts, delta=DELTA, relation=relation) <= 3.0
+    assert found.epsilon() == accounting.epsilon(parts, delta=DELTA, relation=relation)
     assert found.relation == relation
 
 
@@ -163,8 +172,8 @@ def test_what_a_composition_is_made_of_is_checked():
     own = teacher()
     for spent in ([Release(1.0, 0.1, 1)], ((1.0, 0.1, 1),), None):
         with pytest.raises(DpbenchError, match="tuple of releases"):
-            Composition(own, spent)
+            replace(own, spent=spent)
     with pytest.raises(DpbenchError, match="target_epsilon"):
-        Composition(own, (), float("nan"))
+        replace(own, spent=(), target_epsilon=float("nan"))
     with pytest.raises(DpbenchError, match="unknown randomness"):
-        calibrated_beside([], SECOND, 8, CLIPPING, 3.0, DELTA, randomness="Secret")
+        calibrated_after([], 3.0, steps=8, randomness="Secret")

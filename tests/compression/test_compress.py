@@ -23,8 +23,7 @@ from dpbench.jobs import compression as compress
 from dpbench.jobs import public_student
 from dpbench.measure import inference
 from dpbench.privacy import accounting
-from dpbench.privacy.composition import Composition, release_in, stage_seed
-from dpbench.privacy.mechanism import calibrated
+from dpbench.privacy.composition import release_in, stage_seed
 from dpbench.records.store import NAME, read_record
 from dpbench.validation import parse
 
@@ -63,7 +62,7 @@ def test_both_stages_spend_the_target_and_the_teacher_stays_as_it_was(tmp_path, 
     assert 0.99 * 8 <= found.privacy.epsilon <= 8
     assert found.privacy.target_epsilon == 8
     own = release_in(found.mechanism)
-    assert accounting.composed((release_in(record.mechanism), own), delta=1e-5) == found.privacy.epsilon
+    assert accounting.epsilon((release_in(record.mechanism), own), delta=1e-5) == found.privacy.epsilon
     assert value(found, "epsilon") == found.privacy.epsilon
     assert found.mechanism["stages_before"][0]["noise_multiplier"] == record.mechanism["noise_multiplier"]
     assert found.mechanism["seed"] == stage_seed(0, config.STUDENT) != record.mechanism["seed"]
@@ -74,10 +73,8 @@ def test_both_stages_spend_the_target_and_the_teacher_stays_as_it_was(tmp_path, 
 def test_a_budget_spent_twice_stops_the_run(tmp_path, teacher, monkeypatch):
     """A planted fault: the student is calibrated as if nothing had been spent."""
 
-    def forgetful(spent, sampling, steps, clipping, epsilon, delta, **rest):
-        return Composition(calibrated(sampling, steps, clipping, epsilon, delta, **rest), tuple(spent), epsilon)
-
-    monkeypatch.setattr(config, "calibrated_beside", forgetful)
+    calibrate = accounting.calibrate
+    monkeypatch.setattr(accounting, "calibrate", lambda target, spent, **setting: calibrate(target, **setting))
     with pytest.raises(DpbenchError, match="all stages together is above the target 8"):
         run(tmp_path, settings(**STUDENT), parents={"teacher": teacher})
 

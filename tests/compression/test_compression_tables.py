@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from spending import epsilon_of
 
 from dpbench.compression.parts import depth_of
-from dpbench.privacy import accounting
 from dpbench.report.deviations import deviations
 from dpbench.spec.expand import expand
 from dpbench.spec.models import TIERS
@@ -166,8 +166,8 @@ def test_laptop_runs_are_few():
 
 def test_comp_1_the_quoted_noise_means_an_epsilon_of_hundreds():
     asked = {"noise_multiplier": 0.1, "sample_rate": 256 / ROWS["sst2"], "steps": 1315, "delta": 1 / (2 * ROWS["sst2"])}
-    assert accounting.epsilon(**asked) == pytest.approx(785, abs=1)
-    assert accounting.epsilon(**asked, accountant="rdp") == pytest.approx(5695, abs=1)
+    assert epsilon_of(**asked) == pytest.approx(785, abs=1)
+    assert epsilon_of(**asked, accountant="rdp") == pytest.approx(5695, abs=1)
     (known,) = deviations("compression")
     assert "785 by PLD and 5,695 by RDP" in known.fact
     assert any("785 by PLD and 5,695 by RDP" in note for note in load_table("compression", "dpkd").notes)

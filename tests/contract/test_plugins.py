@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpbench import plugins
+from dpbench import methods, plugins
 from dpbench.errors import DpbenchError
 from dpbench.methods import engines
 from dpbench.methods.engines.base import Handle
@@ -161,7 +161,7 @@ def test_published_engines_are_exempt_and_say_why(name):
     assert name not in plugins.discover("engine")
     net = model()
     plan = Mechanism(Sampling("poisson", 50, 5.0), 3, Clipping(scope=plugin.extra["scopes"][0]), 1.0)
-    handle = engines.attach_published(name, net, torch.optim.SGD(net.parameters(), lr=0.1), plan)
+    handle = methods.attach(name, net, torch.optim.SGD(net.parameters(), lr=0.1), plan)
     assert handle.epsilon() is None
     handle.detach()
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from gradients import of_linear, per_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -15,9 +16,8 @@ from dpbench import plugins
 from dpbench.errors import DpbenchError
 from dpbench.kernels import compiled, native
 from dpbench.kernels.layernorm import native as norms_native
-from dpbench.kernels.layernorm import reference as norms_reference
 from dpbench.kernels.leaf import Factor, Sums, Use
-from dpbench.kernels.linear import cpu, reference
+from dpbench.kernels.linear import cpu
 from dpbench.kernels.linear import native as linear_native
 from dpbench.methods import engines
 from dpbench.methods.engines.layers import find_layers
@@ -47,7 +47,7 @@ def clip(left, right, weight, written=False, one=None, side=0, bias=None):
 
 def wanted(left, right, one):
     """([B] norms, the clipped sum), fp64."""
-    products, _ = reference.per_example(right, left)
+    products, _ = of_linear(right, left)
     norms = products.flatten(1).square().sum(1).sqrt()
     return norms, torch.einsum("b,brc->rc", one(norms), products)
 
@@ -60,7 +60,7 @@ def near(found, expected, tolerance=1e-5):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_single_pass_and_norms_at_every_kind_of_size(shape, name, poisoned_empty):
     left, right = inputs(3, *shape)
-    bound = float(reference.per_example(right, left)[0].flatten(1).norm(dim=1).median())  # some are clipped
+    bound = float(of_linear(right, left)[0].flatten(1).norm(dim=1).median())  # some are clipped
     norms, expected = wanted(left, right, factor(name, bound))
     assert near(linear_native.product_sq_norms(left, right).sqrt(), norms)
     for written in (False, True):
@@ -134,7 +134,7 @@ def test_layouts_that_are_not_contiguous(kind):
     for name, (x, g) in layouts.items():
         leaf = find_layers(module, "native")[0].leaf
         assert type(leaf).__module__ == linear_native.__name__
-        weights, biases = reference.per_example(x, g)
+        weights, biases = of_linear(x, g)
         norms = (weights.flatten(1).square().sum(1) + biases.square().sum(1)).sqrt()
         into = Sums({n: torch.zeros_like(p) for n, p in leaf.parameters.items()})
         assert near(leaf.clip_into(Use(x, g), factor(bound=50.0), into), norms), name
@@ -171,14 +171,14 @@ def test_a_bias_is_in_the_same_norm(side, shape):
     left[1, 0, 0] = math.nan
     good = [0, 2]
     biases = (left, right)[side - 1].double().sum(1)
-    norms = (reference.per_example(right, left)[0].flatten(1).square().sum(1) + biases.square().sum(1)).sqrt()
+    norms = (of_linear(right, left)[0].flatten(1).square().sum(1) + biases.square().sum(1)).sqrt()
     bound = float(norms[good].min()) * 1.1
     weight, bias = torch.empty(shape[1:]), torch.ones(shape[side])
     found = clip(left, right, weight, one=factor(bound=bound), side=side, bias=bias)
     assert near(found[good], norms[good])
     assert not math.isfinite(found[1])
     scale = abadi.factor(norms[good], bound, 0.0)
-    assert near(weight, torch.einsum("b,brc->rc", scale, reference.per_example(right, left)[0][good]))
+    assert near(weight, torch.einsum("b,brc->rc", scale, of_linear(right, left)[0][good]))
     assert near(bias, 1.0 + scale @ biases[good])
 
 
@@ -206,7 +206,7 @@ def test_another_function_is_asked():
     weight = torch.empty(10, 11)
     norms = clip(left, right, weight, one=Factor("halves", 2.0, 0.0, halves))
     assert seen == pytest.approx(norms.tolist(), rel=1e-6)
-    assert near(weight, reference.per_example(right, left)[0].sum(0))
+    assert near(weight, of_linear(right, left)[0].sum(0))
 
 
 def test_an_error_of_another_function_is_not_lost():
@@ -224,7 +224,7 @@ def test_norm_gradients(tokens, width, centred, kinds, poisoned_empty):
     torch.manual_seed(width)
     x, g = torch.randn(5, tokens, width) * 3 + 1, torch.randn(5, tokens, width)
     if centred:
-        scale, shift = norms_reference.per_example(x, g, 1e-3)
+        scale, shift = per_example(nn.LayerNorm(width, 1e-3), x, g).values()
     else:
         wide, shift = x.double(), g.double().sum(1)
         scale = (g * wide / (wide.square().mean(-1, keepdim=True) + 1e-3).sqrt()).sum(1)

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gradients import of_linear, per_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dpbench import errors
-from dpbench.kernels.conv import reference as conv_reference
 from dpbench.kernels.conv.cpu import ConvLeaf
-from dpbench.kernels.embedding import reference as embedding_reference
 from dpbench.kernels.embedding.cpu import EmbeddingLeaf
 from dpbench.kernels.fallback.cpu import FallbackLeaf
-from dpbench.kernels.groupnorm import reference as groupnorm_reference
 from dpbench.kernels.groupnorm.cpu import GroupNormLeaf
-from dpbench.kernels.layernorm import reference as layernorm_reference
 from dpbench.kernels.layernorm.cpu import LayerNormLeaf
 from dpbench.kernels.layernorm.native import NativeLayerNormLeaf
 from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.linear import cpu as linear_cpu
 from dpbench.kernels.linear import native as linear_native
-from dpbench.kernels.linear import reference as linear_reference
 from dpbench.kernels.linear.cpu import Conv1DLeaf, LinearLeaf
-from dpbench.kernels.rmsnorm import reference as rmsnorm_reference
 from dpbench.kernels.rmsnorm.cpu import RMSNormLeaf
 from dpbench.kernels.rmsnorm.native import NativeRMSNormLeaf
 from dpbench.privacy.clipping import abadi, auto_s, auto_v
@@ -58,75 +53,46 @@ def fresh(leaf):
     return Sums(tensors, tensors)
 
 
-def oracle_linear(leaf, use):
+def oracle(leaf, use):
     """name -> [B, ...] fp64 per-example gradients."""
-    x = use.x.reshape(len(use.x), -1, use.x.shape[-1])
-    g = use.g.reshape(len(use.g), -1, use.g.shape[-1])
-    weight, bias = linear_reference.per_example(x, g)
-    if leaf.transposed:
-        weight = weight.mT
-    return {"weight": weight, "bias": bias}
-
-
-def oracle_layernorm(leaf, use):
-    size = leaf.module.weight.numel()
-    x, g = use.x.reshape(len(use.x), -1, size), use.g.reshape(len(use.g), -1, size)
-    weight, bias = layernorm_reference.per_example(x, g, leaf.module.eps)
-    return {"weight": weight, "bias": bias}
-
-
-def oracle_embedding(leaf, use):
-    batch = len(use.g)
-    ids, g = use.x.reshape(batch, -1), use.g.reshape(batch, -1, use.g.shape[-1])
-    return {"weight": embedding_reference.per_example(ids, g, leaf.module.num_embeddings, leaf.module.padding_idx)}
+    return per_example(leaf.module, use.x, use.g)
 
 
 def linear(shape, dtype=torch.float32, inputs=13, outputs=7, bias=True):
     torch.manual_seed(sum(shape))
     leaf = LinearLeaf(nn.Linear(inputs, outputs, bias=bias).to(dtype))
-    return leaf, Use(torch.randn(*shape, inputs).to(dtype), torch.randn(*shape, outputs).to(dtype)), oracle_linear
+    return leaf, Use(torch.randn(*shape, inputs).to(dtype), torch.randn(*shape, outputs).to(dtype)), oracle
 
 
 def conv1d(shape, dtype=torch.float32):
     torch.manual_seed(sum(shape))
     leaf = Conv1DLeaf(Conv1D(7, 13).to(dtype))
-    return leaf, Use(torch.randn(*shape, 13).to(dtype), torch.randn(*shape, 7).to(dtype)), oracle_linear
+    return leaf, Use(torch.randn(*shape, 13).to(dtype), torch.randn(*shape, 7).to(dtype)), oracle
 
 
 def layernorm(shape, dtype=torch.float32):
     torch.manual_seed(sum(shape))
     leaf = LayerNormLeaf(nn.LayerNorm(11).to(dtype))
-    return leaf, Use(torch.randn(*shape, 11).to(dtype), torch.randn(*shape, 11).to(dtype)), oracle_layernorm
+    return leaf, Use(torch.randn(*shape, 11).to(dtype), torch.randn(*shape, 11).to(dtype)), oracle
 
 
 def embedding(shape, dtype=torch.float32):
     torch.manual_seed(sum(shape))
     leaf = EmbeddingLeaf(nn.Embedding(5, 9, padding_idx=2).to(dtype))
-    return leaf, Use(torch.randint(0, 5, shape), torch.randn(*shape, 9).to(dtype)), oracle_embedding
+    return leaf, Use(torch.randint(0, 5, shape), torch.randn(*shape, 9).to(dtype)), oracle
 
 
 def rmsnorm(shape, dtype=torch.float32):
     torch.manual_seed(sum(shape))
     leaf = RMSNormLeaf(nn.RMSNorm(11, eps=1e-3).to(dtype))
-    return leaf, Use(torch.randn(*shape, 11).to(dtype), torch.randn(*shape, 11).to(dtype)), oracle_rmsnorm
-
-
-def oracle_rmsnorm(leaf, use):
-    size = leaf.module.weight.numel()
-    x, g = use.x.reshape(len(use.x), -1, size), use.g.reshape(len(use.g), -1, size)
-    return {"weight": rmsnorm_reference.per_example(x, g, 1e-3)}
+    return leaf, Use(torch.randn(*shape, 11).to(dtype), torch.randn(*shape, 11).to(dtype)), oracle
 
 
 def groupnorm(shape, dtype=torch.float32):
     torch.manual_seed(sum(shape))
     batch, *positions = shape
     leaf = GroupNormLeaf(nn.GroupNorm(3, 12).to(dtype))
-    return leaf, Use(torch.randn(batch, 12, *positions).to(dtype), torch.randn(batch, 12, *positions).to(dtype)), oracle_groupnorm
-
-
-def oracle_groupnorm(leaf, use):
-    weight, bias = groupnorm_reference.per_example(use.x, use.g, leaf.module.num_groups, leaf.module.eps)
-    return {"weight": weight, "bias": bias}
+    return leaf, Use(torch.randn(batch, 12, *positions).to(dtype), torch.randn(batch, 12, *positions).to(dtype)), oracle
 
 
 def conv(shape, dtype=torch.float32, **options):
@@ -136,11 +102,7 @@ def conv(shape, dtype=torch.float32, **options):
     kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(positions)]
     module = kind(4, 6, **({"kernel_size": 3, "padding": 1} | options)).to(dtype)
     x = torch.randn(batch, 4, *positions).to(dtype)
-    return ConvLeaf(module), Use(x, torch.randn_like(module(x)).detach()), oracle_conv
-
-
-def oracle_conv(leaf, use):
-    return conv_reference.per_example(leaf.module, use.x, use.g)
+    return ConvLeaf(module), Use(x, torch.randn_like(module(x)).detach()), oracle
 
 
 MAKERS = {"linear": linear, "conv1d": conv1d, "layernorm": layernorm, "embedding": embedding}
@@ -250,7 +212,7 @@ def test_rmsnorm_of_transformers():
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     leaf = RMSNormLeaf(LlamaRMSNorm(11, eps=1e-3))
-    hold(leaf, Use(torch.randn(4, 5, 11), torch.randn(4, 5, 11)), oracle_rmsnorm)
+    hold(leaf, Use(torch.randn(4, 5, 11), torch.randn(4, 5, 11)), oracle)
 
 
 def test_norms_of_large_tensors_do_not_drift():
@@ -348,7 +310,7 @@ def test_a_gram_norm_says_no_less_where_tokens_cancel(tokens, inputs, outputs, n
     x = torch.cat([half_x, half_x + noise * torch.randn_like(half_x)], 1)
     g = torch.cat([half_g, -half_g], 1)
     found = linear_cpu.gram_sq_norms(x, g).double()
-    true = norms_of({"weight": linear_reference.per_example(x, g)[0]}).square()
+    true = norms_of({"weight": of_linear(x, g)[0]}).square()
     terms = (x.double().square().sum(2) * g.double().square().sum(2)).sum(1)
     assert (found >= true * (1 - 1e-5)).all()
     assert (found <= true + 1e-5 * terms).all()  # and not much more

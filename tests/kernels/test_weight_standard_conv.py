@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import conv2d
 
 from dpbench.kernels.conv.cpu import ConvLeaf
 from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.weight_standard_conv.cpu import WeightStandardConvLeaf
-from dpbench.kernels.weight_standard_conv.module import WeightStandardConv2d, standardised
-from dpbench.kernels.weight_standard_conv.reference import per_example
+from dpbench.kernels.weight_standard_conv.module import EPS, WeightStandardConv2d, standardised
 from dpbench.methods.engines.layers import find_layers
 from dpbench.privacy.clipping import abadi
 
@@ -29,6 +29,20 @@ def made(name, dtype=torch.float64):
     module = WeightStandardConv2d(*shape["args"], **shape["options"]).to(dtype)
     x = torch.randn(4, shape["args"][0], 7, 6, dtype=dtype)
     return module, Use(x, torch.randn_like(module(x)))
+
+
+def per_example(module, x, g):
+    """Name -> [B, ...], fp64, by autograd through torch's mean and norm, an example at a time."""
+    rows = {name: [] for name, _ in module.named_parameters()}
+    for x_i, g_i in zip(x.double().split(1), g.double().split(1), strict=True):
+        parameters = {name: p.detach().double().requires_grad_() for name, p in module.named_parameters()}
+        flat = parameters["weight"].flatten(1)
+        flat = flat - flat.mean(1, keepdim=True)
+        weight = (flat / torch.sqrt(flat.norm(dim=1, keepdim=True) ** 2 + EPS)).view_as(parameters["weight"])
+        out = conv2d(x_i, weight, parameters.get("bias"), module.stride, module.padding, module.dilation, module.groups)
+        for name, value in zip(parameters, torch.autograd.grad((out * g_i).sum(), list(parameters.values())), strict=True):
+            rows[name].append(value)
+    return {name: torch.stack(values) for name, values in rows.items()}
 
 
 def relative(found, wanted):

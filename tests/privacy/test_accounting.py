@@ -8,6 +8,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spending import epsilon_of
 
 from dpbench.errors import DpbenchError
 from dpbench.privacy import accounting
@@ -19,7 +20,7 @@ SETTING = {"sample_rate": 0.02, "steps": 30, "delta": 1e-5}
 @pytest.mark.parametrize("relation", ["add_or_remove", "replace_one"])
 def test_calibration_is_within_one_percent_from_below(target, relation):
     found = accounting.calibrate(target, relation=relation, **SETTING)
-    spent = accounting.epsilon(noise_multiplier=found, relation=relation, **SETTING)
+    spent = epsilon_of(noise_multiplier=found, relation=relation, **SETTING)
     assert 0.99 * target <= spent <= target
 
 
@@ -39,7 +40,7 @@ def test_a_calibration_is_kept_and_a_damaged_one_made_again(monkeypatch, tmp_pat
 @settings(max_examples=10, deadline=None)
 def test_more_noise_costs_less_and_more_steps_more(noise_multiplier, sample_rate, steps):
     def spent(z, t):
-        return accounting.epsilon(noise_multiplier=z, sample_rate=sample_rate, steps=t, delta=1e-5)
+        return epsilon_of(noise_multiplier=z, sample_rate=sample_rate, steps=t, delta=1e-5)
 
     assert spent(noise_multiplier * 1.2, steps) <= spent(noise_multiplier, steps) + 1e-9
     assert spent(noise_multiplier, steps + 5) >= spent(noise_multiplier, steps) - 1e-9
@@ -47,13 +48,13 @@ def test_more_noise_costs_less_and_more_steps_more(noise_multiplier, sample_rate
 
 def test_pld_is_at_most_rdp():
     for z in (0.6, 1.0, 4.0):
-        pld = accounting.epsilon(noise_multiplier=z, **SETTING)
-        assert pld <= accounting.epsilon(noise_multiplier=z, accountant="rdp", **SETTING)
+        pld = epsilon_of(noise_multiplier=z, **SETTING)
+        assert pld <= epsilon_of(noise_multiplier=z, accountant="rdp", **SETTING)
 
 
 def test_the_whole_batch_is_the_plain_gaussian():
     """sigma 1, one step, delta 1e-5: the analytic Gaussian mechanism's epsilon is 4.377."""
-    assert accounting.epsilon(noise_multiplier=1.0, sample_rate=1.0, steps=1, delta=1e-5) == pytest.approx(4.377, abs=5e-3)
+    assert epsilon_of(noise_multiplier=1.0, sample_rate=1.0, steps=1, delta=1e-5) == pytest.approx(4.377, abs=5e-3)
 
 
 @pytest.mark.parametrize("noise_multiplier", [0.02, 0.1, 0.25])
@@ -69,7 +70,7 @@ def test_far_too_little_noise_has_its_epsilon_in_seconds(noise_multiplier):
         return first + math.log1p(-math.exp(second - first)) - math.log(delta)
 
     wanted = brentq(beyond, mu**2 / 2, mu**2 / 2 + 10 * mu)
-    found = accounting.epsilon(noise_multiplier=noise_multiplier, sample_rate=1.0, steps=3, delta=delta)
+    found = epsilon_of(noise_multiplier=noise_multiplier, sample_rate=1.0, steps=3, delta=delta)
     assert wanted <= found <= 1.005 * wanted
 
 
@@ -80,15 +81,15 @@ def test_published_multipliers_come_out():
 
 
 def test_replace_one_doubles_in_pld_and_is_unsupported_in_rdp():
-    add = accounting.epsilon(noise_multiplier=2.0, **SETTING)
-    replace = accounting.epsilon(noise_multiplier=2.0, relation="replace_one", **SETTING)
+    add = epsilon_of(noise_multiplier=2.0, **SETTING)
+    replace = epsilon_of(noise_multiplier=2.0, relation="replace_one", **SETTING)
     assert replace > 1.5 * add
     with pytest.raises(accounting.Unsupported):
-        accounting.epsilon(noise_multiplier=2.0, relation="replace_one", accountant="rdp", **SETTING)
+        epsilon_of(noise_multiplier=2.0, relation="replace_one", accountant="rdp", **SETTING)
 
 
 def test_nothing_spent_before_the_first_step():
-    assert accounting.epsilon(noise_multiplier=1.0, sample_rate=0.1, steps=0, delta=1e-5) == 0.0
+    assert epsilon_of(noise_multiplier=1.0, sample_rate=0.1, steps=0, delta=1e-5) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_nothing_spent_before_the_first_step():
 )
 def test_arguments_out_of_range_are_named(change, says):
     with pytest.raises(DpbenchError, match=says):
-        accounting.epsilon(**({"noise_multiplier": 1.0, **SETTING} | change))
+        epsilon_of(**({"noise_multiplier": 1.0, **SETTING} | change))
 
 
 def test_targets_out_of_reach_are_named():
@@ -118,26 +119,28 @@ def test_a_coarse_grid_says_more_and_at_most_a_step_a_release_more(relation):
     """What lets a calibration ask it first: the noise multiplier found is that of the fine grid alone."""
     for noise_multiplier, steps in ((0.6, 3), (1.1, 40)):
         values = {"noise_multiplier": noise_multiplier, "sample_rate": 0.03, "steps": steps, "delta": 1e-5, "relation": relation}
-        fine, coarse = accounting.epsilon(**values), accounting.epsilon(**values, coarser=16)
+        stage = (accounting.Release(noise_multiplier, 0.03, steps),)
+        coarse = accounting.epsilon(stage, delta=1e-5, relation=relation, coarser=16)
+        fine = epsilon_of(**values)
         assert fine <= coarse <= fine + 16 * steps * accounting._interval(noise_multiplier)
 
 
 def test_one_laplace_release_is_the_textbooks():
     """Pure epsilon is sensitivity over scale; PLD is at most that, and near it for a small delta."""
-    spent = accounting.epsilon(noise_multiplier=0.5, sample_rate=1.0, steps=1, delta=1e-9, noise="laplace")
+    spent = epsilon_of(noise_multiplier=0.5, sample_rate=1.0, steps=1, delta=1e-9, noise="laplace")
     assert 1.99 < spent <= 2.001
 
 
 def test_laplace_is_calibrated_and_kept_apart_from_gaussian():
     found = accounting.calibrate(3.0, noise="laplace", **SETTING)
-    spent = accounting.epsilon(noise_multiplier=found, noise="laplace", **SETTING)
+    spent = epsilon_of(noise_multiplier=found, noise="laplace", **SETTING)
     assert 2.97 <= spent <= 3.0
     assert found != accounting.calibrate(3.0, **SETTING)
 
 
 def test_unknown_noise_is_named():
     with pytest.raises(DpbenchError, match="unknown noise 'uniform'"):
-        accounting.epsilon(noise_multiplier=1.0, noise="uniform", **SETTING)
+        epsilon_of(noise_multiplier=1.0, noise="uniform", **SETTING)
 
 
 # The accountant's edges. Right answers: Balle and Wang (2018), theorem 8, in 60 digits.
@@ -180,7 +183,7 @@ def closed_form(sensitivity_over_std, delta):
 )
 def test_epsilon_is_the_closed_form_from_above_within_one_percent(noise_multiplier, steps, delta):
     right = closed_form(math.sqrt(steps) / noise_multiplier, delta)
-    spent = accounting.epsilon(noise_multiplier=noise_multiplier, sample_rate=1.0, steps=steps, delta=delta)
+    spent = epsilon_of(noise_multiplier=noise_multiplier, sample_rate=1.0, steps=steps, delta=delta)
     assert right * (1 - 1e-9) <= spent <= 1.01 * right
 
 
@@ -190,11 +193,11 @@ def test_a_delta_below_what_pld_carries_is_one_error_and_no_infinity(delta, rela
     setting = {"sample_rate": 1.0, "steps": 10, "delta": delta, "relation": relation}
     for ask in (
         accounting.calibrate,
-        lambda noise_multiplier, **rest: accounting.epsilon(noise_multiplier=noise_multiplier, **rest),
+        lambda noise_multiplier, **rest: epsilon_of(noise_multiplier=noise_multiplier, **rest),
     ):
         with pytest.raises(DpbenchError, match=r"delta .* is below 1e-14"):
             ask(3.0, **setting)
-    upper = accounting.epsilon(noise_multiplier=4.0, accountant="rdp", **(setting | {"relation": "add_or_remove"}))
+    upper = epsilon_of(noise_multiplier=4.0, accountant="rdp", **(setting | {"relation": "add_or_remove"}))
     assert math.isfinite(upper)
 
 
@@ -214,7 +217,7 @@ def test_a_delta_below_what_pld_carries_is_one_error_and_no_infinity(delta, rela
 def test_calibration_keeps_its_promise_at_both_ends(target, steps, delta):
     """At most the target and within 1 % of it, and of the closed form's noise."""
     found = accounting.calibrate(target, sample_rate=1.0, steps=steps, delta=delta)
-    assert 0.99 * target <= accounting.epsilon(noise_multiplier=found, sample_rate=1.0, steps=steps, delta=delta) <= target
+    assert 0.99 * target <= epsilon_of(noise_multiplier=found, sample_rate=1.0, steps=steps, delta=delta) <= target
     assert 0.98 * target <= closed_form(math.sqrt(steps) / found, delta) <= target
 
 
@@ -223,7 +226,7 @@ def test_calibration_keeps_its_promise_at_both_ends(target, steps, delta):
 def test_calibration_keeps_its_promise_under_sampling(target, rate, steps, relation):
     setting = {"sample_rate": rate, "steps": steps, "delta": 1e-6, "relation": relation}
     found = accounting.calibrate(target, **setting)
-    assert 0.99 * target <= accounting.epsilon(noise_multiplier=found, **setting) <= target
+    assert 0.99 * target <= epsilon_of(noise_multiplier=found, **setting) <= target
 
 
 @pytest.mark.parametrize("noise", ["gaussian", "laplace"])
@@ -236,7 +239,7 @@ def test_a_search_without_an_answer_ends_and_says_what_was_tried(noise):
 
 def test_a_search_that_jumps_over_its_target_ends(monkeypatch):
     """As if epsilon were 1 below a noise multiplier of 2, and 0 from there on."""
-    monkeypatch.setattr(accounting, "epsilon", lambda noise_multiplier, **_: float(noise_multiplier < 2))
+    monkeypatch.setattr(accounting, "epsilon", lambda stages, **_: float(stages[-1].noise_multiplier < 2))
     with pytest.raises(DpbenchError, match=r"no noise multiplier has an epsilon within 1% of 0\.5"):
         accounting._search(0.5, 1.0, 1, 1e-5, "add_or_remove", "gaussian")
 
@@ -244,7 +247,7 @@ def test_a_search_that_jumps_over_its_target_ends(monkeypatch):
 @pytest.mark.parametrize("noise_multiplier", [1e-4, 9.9e-4, 1.1e6, 1e300])
 def test_noise_beyond_what_pld_answers_for_is_named(noise_multiplier):
     with pytest.raises(DpbenchError, match=r"PLD answers from 0\.001 to 1e\+06"):
-        accounting.epsilon(noise_multiplier=noise_multiplier, **SETTING)
+        epsilon_of(noise_multiplier=noise_multiplier, **SETTING)
 
 
 @given(
@@ -256,7 +259,7 @@ def test_noise_beyond_what_pld_answers_for_is_named(noise_multiplier):
 )
 @settings(max_examples=6, deadline=None)
 def test_epsilon_is_finite_and_not_negative_wherever_it_is_defined(noise_multiplier, rate, steps, delta, relation):
-    spent = accounting.epsilon(noise_multiplier=noise_multiplier, sample_rate=rate, steps=steps, delta=delta, relation=relation)
+    spent = epsilon_of(noise_multiplier=noise_multiplier, sample_rate=rate, steps=steps, delta=delta, relation=relation)
     assert 0 <= spent < math.inf
 
 
@@ -273,6 +276,6 @@ def test_a_kept_calibration_that_is_no_noise_is_made_again(kept, monkeypatch, tm
 
 def test_a_composition_of_nothing_or_of_nonsense_is_named():
     with pytest.raises(DpbenchError, match="no stage"):
-        accounting.composed((), delta=1e-5)
+        accounting.epsilon((), delta=1e-5)
     with pytest.raises(DpbenchError, match="unknown neighbouring relation"):
-        accounting.composed((accounting.Release(1.0, 0.1, 1),), delta=1e-5, relation="replace-one")
+        accounting.epsilon((accounting.Release(1.0, 0.1, 1),), delta=1e-5, relation="replace-one")

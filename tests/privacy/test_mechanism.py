@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spending import epsilon_of
 
 from dpbench.errors import DpbenchError
 from dpbench.privacy import accounting
@@ -56,7 +57,7 @@ def test_weighted_noise_needs_sizes():
 
 
 def test_calibrated_lands_just_below_the_target():
-    mechanism = calibrated(POISSON, 20, Clipping(), 2.0, 1e-5)
+    mechanism = calibrated(Mechanism(POISSON, 20, Clipping()), 2.0)
     assert 0.99 * 2.0 <= mechanism.epsilon() <= 2.0
     assert mechanism.reasons == []
     assert mechanism.epsilon(10) < mechanism.epsilon()
@@ -121,12 +122,12 @@ NAMES = {
     "relation": (lambda value: replace(GOOD, relation=value), ["add_or_remove", "replace_one"]),
     "randomness": (lambda value: replace(GOOD, randomness=value), ["seeded", "secret"]),
     "noise": (lambda value: replace(GOOD, noise=value), ["gaussian", "laplace"]),
-    "calibrated relation": (lambda value: calibrated(POISSON, 20, Clipping(), 2.0, 1e-5, relation=value), ["replace_one"]),
-    "calibrated noise": (lambda value: calibrated(POISSON, 20, Clipping(), 2.0, 1e-5, noise=value), ["laplace"]),
-    "calibrated randomness": (lambda value: calibrated(POISSON, 20, Clipping(), 2.0, 1e-5, randomness=value), ["secret"]),
+    "calibrated relation": (lambda value: calibrated(Mechanism(POISSON, 20, Clipping(), relation=value), 2.0), ["replace_one"]),
+    "calibrated noise": (lambda value: calibrated(Mechanism(POISSON, 20, Clipping(), noise=value), 2.0), ["laplace"]),
+    "calibrated randomness": (lambda value: calibrated(Mechanism(POISSON, 20, Clipping(), randomness=value), 2.0), ["secret"]),
     "accountant": (lambda value: GOOD.epsilon(accountant=value), ["pld", "rdp"]),
     "accounting relation": (
-        lambda value: accounting.epsilon(noise_multiplier=1.0, sample_rate=0.1, steps=0, delta=1e-5, relation=value),
+        lambda value: epsilon_of(noise_multiplier=1.0, sample_rate=0.1, steps=0, delta=1e-5, relation=value),
         ["add_or_remove", "replace_one"],
     ),
     "noise_stds": (lambda value: noise_stds([1.0], 1.0, value, [1]), ["global", "equal", "weighted"]),
@@ -180,9 +181,9 @@ NUMBERS = {
     "clipping": (lambda value: Mechanism(POISSON, 20, value), [0, "", {}, "abadi"]),
     "clipping adaptive": (lambda value: Clipping(adaptive=value), [{}, 0.5]),
     "start": (lambda value: batches(GOOD, start=value), [21, 2.0]),
-    "calibrated target": (lambda value: calibrated(POISSON, 20, Clipping(), value, 1e-5), [0]),
-    "calibrated steps": (lambda value: calibrated(POISSON, value, Clipping(), 2.0, 1e-5), [0, 2.5]),
-    "calibrated delta": (lambda value: calibrated(POISSON, 20, Clipping(), 2.0, value), [0, 1, 1e-15]),
+    "calibrated target": (lambda value: calibrated(Mechanism(POISSON, 20, Clipping()), value), [0]),
+    "calibrated steps": (lambda value: calibrated(Mechanism(POISSON, value, Clipping()), 2.0), [0, 2.5]),
+    "calibrated delta": (lambda value: calibrated(Mechanism(POISSON, 20, Clipping(), delta=value), 2.0), [0, 1, 1e-15]),
     "release": (lambda value: accounting.Release(value, 0.1, 10), [0]),
     "release's rate": (lambda value: accounting.Release(1.0, value, 10), [0, 1.01]),
     "release's steps": (lambda value: accounting.Release(1.0, 0.1, value), [2.5, "10"]),
@@ -249,9 +250,9 @@ def test_a_target_without_noise_is_refused():
 def test_arguments_are_wrong_before_any_search(monkeypatch):
     monkeypatch.setattr(accounting, "calibrate", lambda *_, **__: pytest.fail("searched first"))
     with pytest.raises(DpbenchError, match="seed"):
-        calibrated(POISSON, 20, Clipping(), 2.0, 1e-5, seed=-1)
+        calibrated(Mechanism(POISSON, 20, Clipping(), seed=-1), 2.0)
     with pytest.raises(TypeError, match="randomnes"):
-        calibrated(POISSON, 20, Clipping(), 2.0, 1e-5, randomnes="secret")
+        calibrated(Mechanism(POISSON, 20, Clipping(), randomnes="secret"), 2.0)
 
 
 @given(st.integers(1, 10**6), st.floats(1e-14, 0.999))
@@ -299,7 +300,7 @@ def test_a_calibration_is_of_its_relation_and_delta(monkeypatch, tmp_path):
     for _ in range(2):
         for relation, delta in itertools.product(("add_or_remove", "replace_one"), (1e-5, 1e-8)):
             noise_multiplier = accounting.calibrate(2.0, delta=delta, relation=relation, **setting)
-            spent = accounting.epsilon(noise_multiplier=noise_multiplier, delta=delta, relation=relation, **setting)
+            spent = epsilon_of(noise_multiplier=noise_multiplier, delta=delta, relation=relation, **setting)
             assert 1.98 <= spent <= 2.0
             assert found.setdefault((relation, delta), noise_multiplier) == noise_multiplier
     assert len(set(found.values())) == 4

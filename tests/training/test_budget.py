@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 from job_runs import CASES, COMPRESS, EPSILON, context_of, run
+from spending import epsilon_of
 
 from dpbench.compression import config as compression
 from dpbench.errors import DpbenchError
@@ -14,7 +15,7 @@ from dpbench.jobs import language_modeling as language_model
 from dpbench.jobs import text_classification as classify
 from dpbench.privacy import accounting
 from dpbench.privacy.accounting import Release
-from dpbench.privacy.composition import calibrated_beside, release_in, release_of
+from dpbench.privacy.composition import release_in, release_of
 from dpbench.privacy.mechanism import Clipping, Sampling, calibrated
 from dpbench.training import config
 from dpbench.validation import parse
@@ -28,7 +29,7 @@ def spent(record, relation, delta):
     sampling = record["sampling"]
     rate = sampling["expected_batch_size"] / sampling["dataset_size"]
     rest = {"noise_multiplier": record["noise_multiplier"], "sample_rate": rate, "steps": record["steps"], "delta": delta}
-    return accounting.epsilon(**rest, relation=relation)
+    return epsilon_of(**rest, relation=relation)
 
 
 @pytest.mark.parametrize("name", PRIVATE)
@@ -52,9 +53,9 @@ def test_the_relation_of_a_teacher_is_its_students(tmp_path):
     own = parse(compress.Settings, COMPRESS | over | {"relation": "replace_one"}, "test")
     teacher = parse(compress.Settings, own.of_teacher(), "teacher").mechanism(100, 100, 0)
     both = own.plan(100, 100, 0, (release_of(teacher),))
-    assert teacher.relation == both.mechanism.relation == both.relation == "replace_one"
-    parts = (release_of(teacher), release_in(both.mechanism.describe()))
-    assert both.epsilon() == accounting.composed(parts, delta=1e-5, relation="replace_one")
+    assert teacher.relation == both.relation == "replace_one"
+    parts = (release_of(teacher), release_in(both.describe()))
+    assert both.epsilon() == accounting.epsilon(parts, delta=1e-5, relation="replace_one")
     assert LEAST * EPSILON <= both.epsilon() <= EPSILON
 
 
@@ -77,9 +78,10 @@ def settings(**over):
 def test_noise_calibrated_for_other_rows_than_are_drawn_from_stops_the_run(rows, monkeypatch):
     """Planted: drawn from 100 rows, calibrated for fewer, which wastes noise, or for more, which spends too much."""
 
-    def misled(sampling, *args, **rest):
-        plan = calibrated(dataclasses.replace(sampling, dataset_size=rows), *args, **rest)
-        return dataclasses.replace(plan, sampling=sampling, target_epsilon=None)
+    def misled(without_noise, epsilon):
+        sampling = dataclasses.replace(without_noise.sampling, dataset_size=rows)
+        plan = calibrated(dataclasses.replace(without_noise, sampling=sampling), epsilon)
+        return dataclasses.replace(plan, sampling=without_noise.sampling, target_epsilon=None)
 
     monkeypatch.setattr(config, "calibrated", misled)
     with pytest.raises(DpbenchError, match=r"spends epsilon [\d.]+, where 2 was asked for"):
@@ -98,18 +100,18 @@ def test_noise_calibrated_for_another_run_stops_the_run(over, monkeypatch):
 def test_other_budgets_are_held_to_what_was_asked_for_too(tmp_path, monkeypatch):
     """Of blocks of text, and behind a teacher."""
 
-    def generous(sampling, steps, clipping, epsilon, delta, **rest):
-        return dataclasses.replace(calibrated(sampling, steps, clipping, epsilon / 2, delta, **rest), target_epsilon=epsilon)
+    def generous(without_noise, epsilon):
+        return dataclasses.replace(calibrated(without_noise, epsilon / 2), target_epsilon=epsilon)
 
     monkeypatch.setattr(config, "calibrated", generous)
     case = CASES["language_model"]
     with pytest.raises(DpbenchError, match="where 2 was asked for"):
         language_model.run(case.parsed(), context_of(case, tmp_path))
 
-    def late(spent_before, sampling, steps, clipping, epsilon, delta, **rest):
-        return calibrated_beside(spent_before, sampling, steps, clipping, 0.7 * epsilon, delta, **rest)
+    def late(without_noise, epsilon):
+        return dataclasses.replace(calibrated(without_noise, 0.7 * epsilon), target_epsilon=epsilon)
 
-    monkeypatch.setattr(compression, "calibrated_beside", late)
+    monkeypatch.setattr(compression, "calibrated", late)
     over = {
         "student": {"layers": 1, "start": "teacher"},
         "teacher": {},

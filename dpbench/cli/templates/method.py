@@ -21,14 +21,10 @@ class Engine(loop.Engine):
 
     A new engine subclasses `dpbench.methods.engines.base.Handle` and implements `_accumulate(losses, batch)`: it adds
     the bounded gradients of a physical batch to the step's sums and returns the losses [B], detached. The base class
-    does the sums, the noise and the guards.
+    does the sums, the noise and the guards, and takes name and scopes from `PLUGIN`.
 
     Guarantee: each example adds at most C_k in L2 to group k. The parity tests compare every step with a reference in float64.
     """
-
-    name = "NAME"
-    scopes = ("flat", "per_layer", "per_tensor")
-    adapts = False
 
     def _accumulate(self, losses, batch):
         return super()._accumulate(losses, batch)

@@ -33,7 +33,8 @@ class ConvLeaf(Leaf):
     In comments and docstrings: P output positions, n = C / groups x kernel elements the inputs of one output value.
     """
 
-    modules = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    modules: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    module: nn.modules.conv._ConvNd
     norms_of_products = True  # a subclass whose gradient is a map of the product has no Gram norms
 
     def pulled_back(self, products: Tensor) -> Tensor:
@@ -107,7 +108,8 @@ class ConvLeaf(Leaf):
 
     def _sizes(self, use: Use) -> tuple[int, int, int]:
         """Return (P, n, O)."""
-        return use.g.shape[2:].numel(), self.module.in_channels // self.module.groups * _size(self.module), use.g.shape[1]
+        inputs = self.module.in_channels // self.module.groups * torch.Size(self.module.kernel_size).numel()
+        return use.g.shape[2:].numel(), inputs, use.g.shape[1]
 
     def _parts(self, use: Use, more: int = 0) -> Iterator[Use]:
         """Yield the examples in pieces of `CHUNK` bytes; an empty batch is one piece.
@@ -137,16 +139,11 @@ class ConvLeaf(Leaf):
         x = x.contiguous().movedim(1, -1) if short else x.movedim(1, -1).contiguous()
         for dim, (kernel, dilation, stride) in enumerate(zip(module.kernel_size, module.dilation, module.stride, strict=True), 1):
             x = x.unfold(dim, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-        batch = len(x)
-        x = x.unflatten(1 + dimensions, (module.groups, -1)).movedim(
-            1 + dimensions, 1
-        )  # [b, groups, positions.., channels, kernel..]
+        matrices = len(x) * module.groups
+        x = x.unflatten(1 + dimensions, (module.groups, -1))
+        x = x.movedim(1 + dimensions, 1)  # [b, groups, positions, channels, kernel]
         x = x.movedim(2 + dimensions, -1)
-        matrices, positions, inputs = (
-            batch * module.groups,
-            x.shape[2 : 2 + dimensions].numel(),
-            x.shape[2 + dimensions :].numel(),
-        )
+        positions, inputs = x.shape[2 : 2 + dimensions].numel(), x.shape[2 + dimensions :].numel()
         if short:
             return x.movedim(list(range(2, 2 + dimensions)), list(range(-dimensions, 0))).reshape(matrices, inputs, positions).mT
         return x.reshape(matrices, positions, inputs)
@@ -165,17 +162,10 @@ class ConvLeaf(Leaf):
         wide = accumulation_dtype(use.g)
         scaled = use.g.to(wide) * factors.to(wide).view(-1, *[1] * (1 + dimensions))
         shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
-        _, weight_gradient, _ = torch.ops.aten.convolution_backward(
-            *(
-                scaled,
-                self._padded(use.x.to(use.g.dtype).to(wide)),
-                scaled.new_empty(shape),
-                None,
-                module.stride,
-                [0] * dimensions,
-            ),
-            *(module.dilation, False, [0] * dimensions, module.groups, [False, True, False]),
-        )
+        x, like = self._padded(use.x.to(use.g.dtype).to(wide)), scaled.new_empty(shape)
+        no_padding, weight_alone = [0] * dimensions, [False, True, False]
+        options = (module.stride, no_padding, module.dilation, False, no_padding, module.groups, weight_alone)
+        _, weight_gradient, _ = torch.ops.aten.convolution_backward(scaled, x, like, None, *options)
         return weight_gradient.movedim(1, -1).reshape(1, module.out_channels, -1)
 
     def _add_in_parts(self, use: Use, factors: Tensor, into: Sums) -> None:
@@ -204,10 +194,6 @@ class ConvLeaf(Leaf):
                 _place(total.view(1, self.module.out_channels, -1), into[name])
             else:
                 into[name].add_(total)
-
-
-def _size(module: nn.Module) -> int:
-    return torch.Size(module.kernel_size).numel()
 
 
 def _of_groups(g: Tensor, groups: int) -> Tensor:

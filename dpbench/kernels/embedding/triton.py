@@ -6,7 +6,6 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from dpbench.errors import DpbenchError
 from dpbench.kernels import launch
 from dpbench.kernels.embedding import onchip
 from dpbench.kernels.embedding.cpu import EmbeddingLeaf
@@ -61,15 +60,10 @@ class EmbeddingTritonLeaf(EmbeddingLeaf):
     """`nn.Embedding` by Triton: weight [V, D]; input ids [B, ...]."""
 
     modules = (nn.Embedding,)
-
-    @classmethod
-    def refuses(cls, module: nn.Module) -> str | None:
-        """Return why this leaf cannot serve a module: a trainable parameter of another dtype."""
-        return launch.refused_dtype(module)
+    dtypes = launch.DTYPES
 
     def _tokens(self, use: Use) -> tuple[Tensor, Tensor]:
-        if use.g.dtype not in launch.DTYPES:
-            raise DpbenchError(f"nn.Embedding: no Triton kernel for {use.g.dtype}", "use kernels: torch")
+        launch.check_dtype(use.g, "nn.Embedding")
         g = launch.rows(use.g)
         return use.x.reshape(g.shape[:2]), g
 

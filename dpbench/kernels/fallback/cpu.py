@@ -29,7 +29,7 @@ class FallbackLeaf(Leaf):
         detached = {name: parameter.detach() for name, parameter in self.parameters.items()}
         try:
             with torch.enable_grad():
-                out, pull = torch.func.vjp(output, detached)
+                out, pull = torch.func.vjp(output, detached)  # type: ignore[misc]
                 (gradients,) = pull(example.g.to(out.dtype))
         except torch.OutOfMemoryError:
             raise

@@ -13,6 +13,7 @@ class GroupNormLeaf(SmallLeaf):
     """`nn.GroupNorm`: weight and bias [C]; input [B, C, ...]."""
 
     modules = (nn.GroupNorm,)
+    module: nn.GroupNorm
 
     def gradients(self, use: Use) -> Sums:
         """Return name -> gradients [B, C]."""

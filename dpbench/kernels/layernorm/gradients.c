@@ -41,41 +41,41 @@ static void add(
 /* Floats of room that a call of dpbench_norm_gradients needs. */
 size_t dpbench_norm_gradients_room(size_t width, int threads) { return 2 * width * threads; }
 
-/* x, g [batch][tokens][width] -> found [batch][kinds][width], each example's gradient of the scale, then of the shift, as asked for.
+/* x, g [batch][tokens][width] -> gradients [batch][kinds][width], each example's gradient of the scale, then of the shift, as asked for.
    centred: of layer norm, else of RMS norm. The same result for any number of threads. */
 void dpbench_norm_gradients(
     const float *x, const float *g, size_t batch, size_t tokens, size_t width, float eps, int centred, int has_scale, int has_shift,
-    float *found, float *room, int threads
+    float *gradients, float *room, int threads
 ) {
     const size_t kinds = has_scale + has_shift;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (size_t b = 0; b < batch; b++) {
-        float *own = room + 2 * width * omp_get_thread_num(), *whole = found + b * kinds * width;
-        float *scale = has_scale ? own : NULL, *shift = has_shift ? own + has_scale * width : NULL;
-        memset(whole, 0, kinds * width * sizeof *whole);
+        float *sums = room + 2 * width * omp_get_thread_num(), *total = gradients + b * kinds * width;
+        float *scale = has_scale ? sums : NULL, *shift = has_shift ? sums + has_scale * width : NULL;
+        memset(total, 0, kinds * width * sizeof *total);
         for (size_t t = 0; t < tokens; t += CHUNK) {
             const size_t place = (b * tokens + t) * width, some = tokens - t < CHUNK ? tokens - t : CHUNK;
-            memset(own, 0, kinds * width * sizeof *own);
+            memset(sums, 0, kinds * width * sizeof *sums);
             add(x + place, g + place, some, width, eps, centred, scale, shift);
-            for (size_t d = 0; d < kinds * width; d++) whole[d] += own[d];
+            for (size_t d = 0; d < kinds * width; d++) total[d] += sums[d];
         }
     }
 }
 
-/* found [batch][kinds][width], as dpbench_norm_gradients leaves it: each example's norm over all kinds, and sums[k] (+)= its gradient of
+/* gradients [batch][kinds][width], as dpbench_norm_gradients leaves it: each example's norm over all kinds, and sums[k] (+)= its gradient of
    kind k times its factor. An example whose norm is not finite is left out. */
 void dpbench_norm_clip(
-    const float *found, size_t batch, size_t kinds, size_t width, float *const *sums, int function, double bound, double gamma,
+    const float *gradients, size_t batch, size_t kinds, size_t width, float *const *sums, int function, double bound, double gamma,
     double (*other)(double), float *norms
 ) {
     const clipping by = {function, bound, gamma, other};
-    for (size_t b = 0; b < batch; b++, found += kinds * width) {
+    for (size_t b = 0; b < batch; b++, gradients += kinds * width) {
         double squared = 0;
-        for (size_t d = 0; d < kinds * width; d++) squared += (double)found[d] * found[d];
+        for (size_t d = 0; d < kinds * width; d++) squared += (double)gradients[d] * gradients[d];
         norms[b] = sqrt(squared);
         if (!isfinite(norms[b])) continue;
         const float factor = factor_of(sqrt(squared), &by);
         for (size_t k = 0; k < kinds; k++)
-            for (size_t d = 0; d < width; d++) sums[k][d] += factor * found[k * width + d];
+            for (size_t d = 0; d < width; d++) sums[k][d] += factor * gradients[k * width + d];
     }
 }

@@ -18,19 +18,14 @@ from dpbench.kernels.small import SmallLeaf
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    library = native.library(Path(__file__).with_name("gradients.c"), openmp=True)
-    if library is not None:
-        pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-        library.dpbench_norm_gradients_room.restype = size
-        library.dpbench_norm_gradients_room.argtypes = [size, number]
-        library.dpbench_norm_gradients.restype = None
-        library.dpbench_norm_gradients.argtypes = [
-            *(pointer, pointer, size, size, size, ctypes.c_float, number, number, number),
-            *(pointer, pointer, number),
-        ]
-        library.dpbench_norm_clip.restype = None
-        library.dpbench_norm_clip.argtypes = [pointer, size, size, size, pointer, *compiled.CLIPPING, pointer]
-    return library
+    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    inputs = (pointer, pointer, size, size, size, ctypes.c_float, number, number, number)
+    signatures: native.Signatures = {
+        "dpbench_norm_gradients_room": (size, (size, number)),
+        "dpbench_norm_gradients": (None, (*inputs, pointer, pointer, number)),
+        "dpbench_norm_clip": (None, (pointer, size, size, size, pointer, *compiled.CLIPPING, pointer)),
+    }
+    return native.library(Path(__file__).with_name("gradients.c"), signatures, openmp=True)
 
 
 def _gradients(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shift: bool) -> Tensor:
@@ -64,9 +59,11 @@ def _(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shift: bool)
 class NativeNormLeaf(SmallLeaf):
     """The base of the normalisations: `gradients` and sums in C, without small operations of torch between them."""
 
+    dtypes = (torch.float32,)
+
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
-        return compiled.unavailable(_library()) or compiled.refused_dtype(module)
+        return compiled.unavailable(_library()) or super().refuses(module)
 
     def clip_into(self, use: Use, factor: Factor, into: Sums) -> Tensor:
         contiguous = all(value.is_contiguous() for value in into.values())

@@ -6,7 +6,6 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from dpbench.errors import DpbenchError
 from dpbench.kernels import launch
 from dpbench.kernels.layernorm import onchip
 from dpbench.kernels.layernorm.cpu import LayerNormLeaf
@@ -55,32 +54,28 @@ def _(x: Tensor, g: Tensor, eps: float, centred: bool, scale: bool, shift: bool)
     return g.new_empty((g.shape[0], int(scale) + int(shift), g.shape[2]), dtype=torch.float32)
 
 
-def refuses(module: nn.Module) -> str | None:
-    """Return why a module has no kernel: its dtype, or rows too wide for the chip; None if it has one."""
-    if (width := max(p.numel() for p in module.parameters(recurse=False))) > WIDEST:
-        return f"its rows have {width} elements, and a kernel holds {WIDEST}"
-    return launch.refused_dtype(module)
-
-
 def tokens_of(value: Tensor, width: int) -> Tensor:
-    """Return [B, ..., normalised shape] as [B, T, D].
-
-    Raises:
-        DpbenchError: The dtype has no kernels.
-    """
-    if value.dtype not in launch.DTYPES:
-        raise DpbenchError(f"a normalisation's input is {value.dtype}: no Triton kernel for it", "use kernels: torch")
+    """Return [B, ..., normalised shape] as [B, T, D]."""
+    launch.check_dtype(value, "the input of a normalisation")
     return value.reshape(len(value), value[:1].numel() // width, width) if len(value) else value.new_empty(0, 0, width)
 
 
-class LayerNormTritonLeaf(DeviceSmallLeaf, LayerNormLeaf):
-    """`nn.LayerNorm` by Triton: weight and bias of the normalised shape, up to 8192 elements."""
+class TritonNormLeaf(DeviceSmallLeaf):
+    """The base of the normalisations: rows of up to `WIDEST` elements."""
 
-    modules = LayerNormLeaf.modules
+    dtypes = launch.DTYPES
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
-        return refuses(module)
+        if (width := max(p.numel() for p in module.parameters(recurse=False))) > WIDEST:
+            return f"its rows have {width} elements, and a kernel holds {WIDEST}"
+        return super().refuses(module)
+
+
+class LayerNormTritonLeaf(TritonNormLeaf, LayerNormLeaf):
+    """`nn.LayerNorm` by Triton: weight and bias of the normalised shape, up to 8192 elements."""
+
+    modules = LayerNormLeaf.modules
 
     def gradients(self, use: Use) -> Sums:
         """Return name -> gradients [B, D]."""

@@ -73,7 +73,7 @@ def _with_rounding(terms: Tensor) -> Tensor:
 class LinearLeaf(Leaf):
     """`nn.Linear`: weight [O, I], bias [O]."""
 
-    modules = (nn.Linear,)
+    modules: tuple[type[nn.Module], ...] = (nn.Linear,)
     transposed = False
 
     def _flat(self, use: Use) -> tuple[Tensor, Tensor]:
@@ -207,12 +207,8 @@ def _add_scaled(into: Tensor, left: Tensor, right: Tensor, factors: Tensor) -> N
         left = left * scale
     else:
         right = right * scale
-    _add_product(into, left.flatten(0, 1), right.flatten(0, 1))
-
-
-def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left^T right to `into`, without a temporary where the dtypes agree."""
-    if into.dtype == left.dtype == right.dtype:
+    left, right = left.flatten(0, 1), right.flatten(0, 1)
+    if into.dtype == left.dtype == right.dtype:  # without a temporary
         into.addmm_(left.T, right)
     else:
         into.add_(left.T @ right)

@@ -32,18 +32,14 @@ def gram_is_shorter(tokens: int, inputs: int, outputs: int) -> bool:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    library = native.library(Path(__file__).with_name("product.c"), openmp=True)
-    if library is not None:
-        pointer, size, integer = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-        library.dpbench_products_room.restype = size
-        library.dpbench_products_room.argtypes = [size, size, size, integer]
-        library.dpbench_products.restype = None
-        library.dpbench_products.argtypes = [
-            *(pointer, size, size, pointer, size, size),
-            *(size, size, size, size, pointer, pointer, integer, integer, pointer),
-            *(*compiled.CLIPPING, pointer, pointer, integer),
-        ]
-    return library
+    pointer, size, integer = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    sides = (pointer, size, size, pointer, size, size)
+    sums = (size, size, size, size, pointer, pointer, integer, integer, pointer)
+    signatures: native.Signatures = {
+        "dpbench_products_room": (size, (size, size, size, integer)),
+        "dpbench_products": (None, (*sides, *sums, *compiled.CLIPPING, pointer, pointer, integer)),
+    }
+    return native.library(Path(__file__).with_name("product.c"), signatures, openmp=True)
 
 
 def unavailable() -> str | None:
@@ -100,10 +96,11 @@ class NativeLinearLeaf(LinearLeaf):
     """`nn.Linear` in float32 by `product.c`."""
 
     modules = LinearLeaf.modules
+    dtypes = (torch.float32,)
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
-        return unavailable() or compiled.refused_dtype(module)
+        return unavailable() or super().refuses(module)
 
     def _weight_sq_norms(self, x: Tensor, g: Tensor) -> Tensor:
         if not compiled.suits(x, g) or gram_is_shorter(g.shape[1], x.shape[2], g.shape[2]):

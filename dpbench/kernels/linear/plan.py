@@ -137,7 +137,7 @@ def norm_way(sheet: Sheet, batch: int, tokens: int, inputs: int, outputs: int, d
     """
     shape = (batch, tokens, inputs, outputs)
     options = [("gram", t) for t in gram_tiles(dtype)] + [("direct", t) for t in product_tiles(dtype)]
-    return min(options, key=lambda option: _norms(sheet, *option, shape, dtype))
+    return min(options, key=lambda option: _norms(sheet, option[0], option[1], shape, dtype))
 
 
 def plans(sheet: Sheet, batch: int, tokens: int, inputs: int, outputs: int, dtype: str) -> Iterator[Plan]:

@@ -35,7 +35,7 @@ enum { NO_BIAS, OF_LEFT, OF_RIGHT }; /* the side whose sum over tokens is the bi
 INLINE size_t up(size_t value, size_t step) { return (value + step - 1) / step * step; }
 INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
-/* How many columns, or rows, of one side are packed at a time: whole tiles, within `room` floats where one tile is not more. */
+/* How many columns, or rows, of one side are packed at a time: full tiles, within `room` floats where one tile is not more. */
 INLINE size_t span(size_t tokens, size_t count, size_t step, size_t most, size_t room) {
     size_t fits = room / (tokens ? tokens : 1) / step * step;
     return least(up(count, step), least(most, fits ? fits : step));
@@ -82,12 +82,12 @@ INLINE void multiply(size_t from, size_t to, const float *restrict a, const floa
 }
 
 /* Sum of squares; what lies outside the product is zero. */
-INLINE float squares(const vec found[ROWS][VECTORS]) {
+INLINE float squares(const vec tile[ROWS][VECTORS]) {
     vec sum = {0};
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < VECTORS; j++) sum += found[i][j] * found[i][j];
+        for (int j = 0; j < VECTORS; j++) sum += tile[i][j] * tile[i][j];
     for (int half = LANES / 2; half; half /= 2)
         for (int j = 0; j < half; j++) sum[j] += sum[j + half];
     return sum[0];
@@ -97,9 +97,9 @@ INLINE void fetch(const float *row) {
     for (int j = 0; j < COLUMNS; j += LINE) __builtin_prefetch(row + j, 1);
 }
 
-/* The tile's old content goes to the weight, `found` takes its place. */
+/* The old content of the buffer goes to the weight, `tile` takes its place. */
 INLINE void store(
-    const vec found[ROWS][VECTORS], float *buffer, float *weight, size_t stride, size_t high, size_t wide, float scale, int old
+    const vec tile[ROWS][VECTORS], float *buffer, float *weight, size_t stride, size_t high, size_t wide, float scale, int old
 ) {
     if (high == ROWS && wide == COLUMNS) {
 #pragma GCC unroll 8
@@ -109,7 +109,7 @@ INLINE void store(
                 loose *one = (loose *)(buffer + i * stride + LANES * j), *sum = (loose *)(weight + i * stride + LANES * j);
                 if (old == ADD) *sum += scale * *one;
                 if (old == WRITE) *sum = scale * *one;
-                *one = found[i][j];
+                *one = tile[i][j];
             }
         return;
     }
@@ -118,14 +118,14 @@ INLINE void store(
             float *one = buffer + i * stride + j, *sum = weight + i * stride + j;
             if (old == ADD) *sum += scale * *one;
             if (old == WRITE) *sum = scale * *one;
-            *one = found[i][j / LANES][j % LANES];
+            *one = tile[i][j / LANES][j % LANES];
         }
 }
 
 typedef struct {
     const float *left, *right; /* [tokens][rows], [tokens][columns] */
     size_t left_stride, right_stride, tokens, rows, columns;
-    float *buffer, *weight; /* [rows][columns], or NULL where only norms are wanted */
+    float *buffer, *weight; /* [rows][columns], or NULL where only norms are needed */
     float scale;
     int old, backward;
     float *parts; /* [tiles]: a squared norm each */
@@ -140,23 +140,23 @@ static void make(const task *t, size_t from, size_t to, size_t first, size_t las
         for (size_t row = from; row < to; row += ROWS) {
             const size_t place = row * t->columns + column, high = least(to - row, ROWS), wide = least(last - column, COLUMNS);
             const float *a = lefts + (row - from) * t->tokens, *b = rights + (column - first) * t->tokens;
-            vec found[ROWS][VECTORS];
+            vec tile[ROWS][VECTORS];
 #pragma GCC unroll 8
             for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4
-                for (int j = 0; j < VECTORS; j++) found[i][j] = (vec){0};
+                for (int j = 0; j < VECTORS; j++) tile[i][j] = (vec){0};
             size_t done = 0;
             if (t->buffer)
-                for (size_t i = 0; i < high; i++) { /* what the tile will meet is fetched bit by bit while it is made */
+                for (size_t i = 0; i < high; i++) { /* what the tile will meet is fetched bit by bit while it is formed */
                     fetch(t->buffer + place + i * t->columns);
                     if (t->old != KEEP) fetch(t->weight + place + i * t->columns);
-                    multiply(done, t->tokens * (i + 1) / EARLY, a, b, found);
+                    multiply(done, t->tokens * (i + 1) / EARLY, a, b, tile);
                     done = t->tokens * (i + 1) / EARLY;
                 }
-            multiply(done, t->tokens, a, b, found);
-            t->parts[row / ROWS * across + column / COLUMNS] = squares((const vec(*)[VECTORS])found);
+            multiply(done, t->tokens, a, b, tile);
+            t->parts[row / ROWS * across + column / COLUMNS] = squares((const vec(*)[VECTORS])tile);
             if (t->buffer)
-                store((const vec(*)[VECTORS])found, t->buffer + place, t->weight + place, t->columns, high, wide, t->scale, t->old);
+                store((const vec(*)[VECTORS])tile, t->buffer + place, t->weight + place, t->columns, high, wide, t->scale, t->old);
         }
 }
 
@@ -164,43 +164,43 @@ typedef struct {
     size_t from, to, first, last; /* rows, columns */
 } area;
 
-/* One thread's part, in its own room. */
-static void part(const task *t, area own, float *room) {
+/* One thread's part, in the room of that thread. */
+static void part(const task *t, area mine, float *room) {
     const size_t wide = wide_span(t->tokens, t->columns), high = high_span(t->tokens, t->rows);
     float *lefts = room + wide * t->tokens;
-    for (size_t c = own.first; c < own.last; c += wide) {
-        const size_t end = least(c + wide, own.last), count = (own.to - own.from + high - 1) / high;
+    for (size_t c = mine.first; c < mine.last; c += wide) {
+        const size_t end = least(c + wide, mine.last), count = (mine.to - mine.from + high - 1) / high;
         for (size_t column = c; column < end; column += COLUMNS)
             pack(t->right + column, t->right_stride, t->tokens, end - column, COLUMNS, room + (column - c) * t->tokens);
         for (size_t n = 0; n < count; n++) {
-            const size_t row = own.from + (t->backward ? count - 1 - n : n) * high;
-            make(t, row, least(row + high, own.to), c, end, lefts, room);
+            const size_t row = mine.from + (t->backward ? count - 1 - n : n) * high;
+            make(t, row, least(row + high, mine.to), c, end, lefts, room);
         }
     }
 }
 
-/* Share `id` of `count` things, in whole steps: where it begins. */
+/* Share `id` of `count` things, in full steps: where it begins. */
 INLINE size_t begin(size_t count, size_t step, size_t id, size_t threads) {
     return least((count + step - 1) / step * id / threads * step, count);
 }
 
 /* A thread keeps its part of the sum from example to example, for its cache's sake. */
-static area own_area(const task *t, size_t id, size_t threads) {
+static area area_of(const task *t, size_t id, size_t threads) {
     if (t->columns > t->rows && t->columns >= 4 * COLUMNS * threads)
         return (area){0, t->rows, begin(t->columns, COLUMNS, id, threads), begin(t->columns, COLUMNS, id + 1, threads)};
     return (area){begin(t->rows, ROWS, id, threads), begin(t->rows, ROWS, id + 1, threads), 0, t->columns};
 }
 
 /* Adds what is pending; zero where nothing ever was. */
-static void finish(const task *t, area own, int written) {
-    for (size_t row = own.from; row < own.to; row++) {
+static void finish(const task *t, area mine, int written) {
+    for (size_t row = mine.from; row < mine.to; row++) {
         float *restrict sum = t->weight + row * t->columns, *restrict one = t->buffer + row * t->columns;
         if (t->old == ADD)
-            for (size_t c = own.first; c < own.last; c++) sum[c] += t->scale * one[c];
+            for (size_t c = mine.first; c < mine.last; c++) sum[c] += t->scale * one[c];
         else if (t->old == WRITE)
-            for (size_t c = own.first; c < own.last; c++) sum[c] = t->scale * one[c];
+            for (size_t c = mine.first; c < mine.last; c++) sum[c] = t->scale * one[c];
         else if (!written)
-            memset(sum + own.first, 0, (own.last - own.first) * sizeof *sum);
+            memset(sum + mine.first, 0, (mine.last - mine.first) * sizeof *sum);
     }
 }
 
@@ -223,15 +223,15 @@ void dpbench_products(
 ) {
     room = (float *)up((size_t)room, sizeof *room * LINE);
     const clipping by = {function, bound, gamma, other};
-    const size_t own = share(tokens, rows, columns), team = threads, wide = side == OF_LEFT ? rows : columns;
-    float *parts = room + team * own, *sums = parts + tiles(rows, columns);
+    const size_t floats = share(tokens, rows, columns), team = threads, wide = side == OF_LEFT ? rows : columns;
+    float *parts = room + team * floats, *sums = parts + tiles(rows, columns);
     task t = {left, right, left_stride, right_stride, tokens, rows, columns, buffer, weight, 0, KEEP, 0, parts};
 #pragma omp parallel num_threads(threads)
     {
         const size_t first = omp_get_thread_num(), step = omp_get_num_threads(); /* fewer threads than asked for take several areas */
         for (size_t i = 0; i < batch; i++) {
             for (size_t id = first; id < team; id += step) {
-                part(&t, own_area(&t, id, team), room + id * own);
+                part(&t, area_of(&t, id, team), room + id * floats);
                 if (side != NO_BIAS)
                     sum_tokens(
                         side == OF_LEFT ? t.left : t.right, side == OF_LEFT ? left_stride : right_stride, tokens,
@@ -260,6 +260,6 @@ void dpbench_products(
 #pragma omp barrier
         }
         if (weight)
-            for (size_t id = first; id < team; id += step) finish(&t, own_area(&t, id, team), written);
+            for (size_t id = first; id < team; id += step) finish(&t, area_of(&t, id, team), written);
     }
 }

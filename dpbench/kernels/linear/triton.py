@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 import triton
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from dpbench.errors import DpbenchError
 from dpbench.kernels import launch, sheet
 from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.linear import onchip, plan
@@ -208,17 +207,17 @@ def _norm_flops(x: tuple[int, ...], g: tuple[int, ...]) -> int:
 
 
 @register_flop_formula(torch.ops.dpbench.linear_sq_norms)
-def _(x: Any, g: Any, *args: Any, **kwargs: Any) -> int:
+def _(x: torch.Size, g: torch.Size, *_args: object, **_kwargs: object) -> int:
     return _norm_flops(x, g)
 
 
 @register_flop_formula(torch.ops.dpbench.linear_add_weighted)
-def _(x: Any, g: Any, *args: Any, **kwargs: Any) -> int:
+def _(x: torch.Size, g: torch.Size, *_args: object, **_kwargs: object) -> int:
     return 2 * g[0] * g[1] * x[2] * g[2]
 
 
 @register_flop_formula(torch.ops.dpbench.linear_clip)
-def _(x: Any, g: Any, *args: Any, **kwargs: Any) -> int:
+def _(x: torch.Size, g: torch.Size, *_args: object, **_kwargs: object) -> int:
     """Return the flops of one product in a single pass, else of norms and one product, as chosen for an H100."""
     chosen = plan.choose(sheet.H100, g[0], g[1], x[2], g[2], "bfloat16")
     return 2 * g[0] * g[1] * x[2] * g[2] + (0 if chosen.way == "single" else _norm_flops(x, g))
@@ -227,12 +226,8 @@ def _(x: Any, g: Any, *args: Any, **kwargs: Any) -> int:
 class LinearTritonLeaf(LinearLeaf):
     """`nn.Linear` by Triton: weight [O, I], bias [O]; inputs and output gradients in fp32, bf16 or fp16."""
 
-    modules = (nn.Linear,)
-
-    @classmethod
-    def refuses(cls, module: nn.Module) -> str | None:
-        """Return why this leaf cannot serve a module: a trainable parameter of another dtype."""
-        return launch.refused_dtype(module)
+    modules = LinearLeaf.modules
+    dtypes = launch.DTYPES
 
     def _sums(self, into: Sums) -> tuple[Tensor, Tensor | None, bool]:
         """Return the weight [O, I], the bias, and whether both are to be overwritten."""
@@ -246,8 +241,7 @@ class LinearTritonLeaf(LinearLeaf):
         return weight.T if self.transposed else weight, tensors.get("bias"), fresh
 
     def _rows(self, use: Use) -> tuple[Tensor, Tensor]:
-        if use.g.dtype not in launch.DTYPES:
-            raise DpbenchError(f"{type(self.module).__name__}: no Triton kernel for {use.g.dtype}", "use kernels: torch")
+        launch.check_dtype(use.g, type(self.module).__name__)
         return launch.rows(use.x), launch.rows(use.g)
 
     def sq_norms(self, use: Use) -> Tensor:

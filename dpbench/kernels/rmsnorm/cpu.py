@@ -15,12 +15,12 @@ class RMSNormLeaf(SmallLeaf):
     """`nn.RMSNorm` and transformers' `LlamaRMSNorm`: weight of the normalised shape."""
 
     modules = (nn.RMSNorm, LlamaRMSNorm)
+    module: nn.RMSNorm | LlamaRMSNorm
 
     @property
     def module_eps(self) -> float | None:
-        """The epsilon of the module; None where torch uses that of the input's dtype."""
-        eps = self.module.variance_epsilon if isinstance(self.module, LlamaRMSNorm) else self.module.eps
-        return None if eps is None else float(eps)
+        """The epsilon of the module; None where torch uses that of the dtype of the input."""
+        return self.module.eps if isinstance(self.module, nn.RMSNorm) else self.module.variance_epsilon
 
     def eps(self, x: Tensor) -> float:
         """Return the epsilon for an input x."""

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
-
-from dpbench.kernels.layernorm.triton import norm_gradients, refuses, tokens_of
+from dpbench.kernels.layernorm.triton import TritonNormLeaf, norm_gradients, tokens_of
 from dpbench.kernels.leaf import Sums, Use
 from dpbench.kernels.rmsnorm.cpu import RMSNormLeaf
-from dpbench.kernels.small import DeviceSmallLeaf
 
 
-class RMSNormTritonLeaf(DeviceSmallLeaf, RMSNormLeaf):
+class RMSNormTritonLeaf(TritonNormLeaf, RMSNormLeaf):
     """`nn.RMSNorm` and transformers' `LlamaRMSNorm` by Triton: weight of the normalised shape, up to 8192 elements."""
 
     modules = RMSNormLeaf.modules
-
-    @classmethod
-    def refuses(cls, module: nn.Module) -> str | None:
-        return refuses(module)
 
     def gradients(self, use: Use) -> Sums:
         """Return the gradients [B, D] of `weight`."""

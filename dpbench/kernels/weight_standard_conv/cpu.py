@@ -12,6 +12,7 @@ class WeightStandardConvLeaf(ConvLeaf):
     """`WeightStandardConv2d`: weight [O, C / groups, ...], bias [O]."""
 
     modules = (WeightStandardConv2d,)
+    module: WeightStandardConv2d
     norms_of_products = False
 
     def pulled_back(self, products: Tensor) -> Tensor:

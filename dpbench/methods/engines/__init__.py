@@ -53,14 +53,3 @@ def attach(
 def takes_kernels(name: str) -> bool:
     """Return whether an engine's layers are served by `dpbench.kernels`, so that there is a choice."""
     return bool(plugins.get("engine", name).extra.get("kernels"))
-
-
-def attach_published(name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer, mechanism: Mechanism) -> Handle:
-    """Attach a paper's published code, faults included, for rows marked `as_published` alone.
-
-    Guarantee: none. Its `epsilon()` is None and its `unprotected` names the tensors that are released without protection.
-
-    Raises:
-        DpbenchError: The engine is unknown or does not do the clipping.
-    """
-    return plugins.get("published_engine", name).load().Engine(model, optimizer, mechanism, "torch")

@@ -10,25 +10,20 @@ from dpbench.kernels.leaf import Factor
 from dpbench.privacy.noise import Noise
 
 if TYPE_CHECKING:
+    from dpbench.methods.engines.guard import Guard
     from dpbench.methods.engines.layers import Layout
-    from dpbench.methods.engines.probes import StateWatch
-
-
-class Watching(Protocol):
-    """A guard. `state` checks whether a forward pass writes into the model."""
-
-    state: StateWatch
 
 
 class Attached(Protocol):
     """An attached engine, see `dpbench.methods.engines.base.Handle`."""
 
+    name: str
     model: nn.Module
     trainable: dict[str, nn.Parameter]
     layout: Layout | None
     noise: Noise
 
     @property
-    def guard(self) -> Watching: ...
+    def guard(self) -> Guard: ...
     def factor(self, group: int) -> Factor: ...
     def sum_of(self, parameter: Tensor) -> Tensor: ...

@@ -1,15 +1,11 @@
-"""The contract of every engine, ours and the peers'.
+"""The base of every engine, ours and the peers'; see `dpbench.methods.protocol`.
 
-handle = attach("fused", model, optimizer, mechanism)
-for physical in physical_batches:             # may be none
-    handle.backward(losses, physical)         # losses(model, batch) -> [B], each a function of that example alone
-optimizer.step()                              # (bounded sum + noise) / expected_batch_size
-optimizer.zero_grad()
-handle.detach()
+The release is in a hook on the optimizer, so `optimizer.step()` makes the same step as `method.step()`, without its report.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,11 +22,11 @@ from dpbench.methods.engines.layers import Layer, Layout, check_examples_apart, 
 from dpbench.methods.engines.probes import has_values
 from dpbench.methods.engines.rescue import Doubts, Norms, scales_all
 from dpbench.methods.engines.resuming import Resumable
-from dpbench.methods.engines.stepping import Arguments, Options, after_closure, check_unscaled
+from dpbench.methods.engines.stepping import Arguments, Options, Report, after_closure, check_unscaled
 from dpbench.methods.engines.thresholds import Thresholds
 from dpbench.methods.engines.writes import check_no_known_writer
 from dpbench.privacy.clipping.probe import check_factor
-from dpbench.privacy.mechanism import Clipping, Mechanism, noise_stds, sensitivity
+from dpbench.privacy.mechanism import Clipping, Mechanism
 from dpbench.privacy.noise import Noise
 
 
@@ -39,21 +35,26 @@ class NonFiniteStep(DpbenchError):
 
 
 class Handle(Resumable):
-    """An attached engine. Subclasses implement `_accumulate`.
+    """An attached engine: a `Method`, and what its helpers need. Subclasses implement `_accumulate`.
 
-    bounds: The bounds C_k of the groups. sensitivity: The sensitivity of the sum over a batch, adding or removing one example.
-    thresholds: How adaptive bounds move, None for fixed ones. unprotected: Trainable tensors outside every group (always empty:
-    attaching refuses them). real: How many examples of the current physical batch count, None for all.
+    bounds: The bounds C_k of the groups. unprotected: Trainable tensors outside every group (always empty: attaching refuses
+    them). real: How many examples of the current physical batch count, None for all. name, scopes and adapts (whether it does
+    adaptive thresholds) are those that the plug-in of a subclass declares.
     """
 
     name = ""
-    scopes: tuple[str, ...] = ("flat", "per_layer")
+    scopes: tuple[str, ...] = ()
+    adapts = False
     functions: tuple[str, ...] | None = None
-    adapts = False  # whether the engine does adaptive thresholds
+    in_training_mode = True
     needs_layers = True
     captures = False  # whether gradients are captured from calls of modules
     rescues = False  # whether examples whose norm is beyond its dtype are clipped again, one by one
     tracks_reach = False  # whether `_reached` is filled with what the losses depend on
+
+    def __init_subclass__(cls) -> None:
+        if (plugin := vars(sys.modules[cls.__module__]).get("PLUGIN")) is not None:
+            cls.name, cls.scopes, cls.adapts = plugin["name"], tuple(plugin["scopes"]), plugin.get("adaptive", False)
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class Handle(Resumable):
         self._sums: dict[int, Tensor] = {}
         self.exchange = Exchange()
         self._tally = Tally()
+        self._losses: list[Tensor] = []
         self._counts: list[Tensor] = []  # clipped, finite and non-finite examples, left on the device until the step ends
         self._bounds: dict[tuple[Any, ...], Tensor] = {}
         self.real: int | None = None
@@ -95,8 +97,7 @@ class Handle(Resumable):
         ]
 
     def _prepare_clipping(self) -> None:
-        clipping = self.mechanism.clipping
-        assert clipping is not None
+        clipping = self.clipping
         if clipping.scope not in self.scopes:
             raise DpbenchError(f"engine {self.name!r} does not do {clipping.scope} clipping", f"it does {', '.join(self.scopes)}")
         if self.functions is not None and clipping.function not in self.functions:
@@ -110,44 +111,40 @@ class Handle(Resumable):
         if not self.needs_layers and clipping.scope == "flat":  # needs no layout, so any parameter is protected
             self._set_bounds(["all"], [0])
             return
-        local_layout = self._lay_out(clipping)
+        local_layout = self._lay_out()
         self.layout = layout = local_layout if self._globalize_layout is None else self._globalize_layout(local_layout)
         self._set_bounds(layout.labels, sorted({cluster.group for cluster in layout.clusters}))
 
-    def _lay_out(self, clipping: Clipping) -> Layout:
-        return lay_out(self.model, clipping, self.kernels, stage=self._globalize_layout is not None, capture=self.captures)
+    @property
+    def clipping(self) -> Clipping:
+        """The clipping, of a mechanism that has one."""
+        assert self.mechanism.clipping is not None
+        return self.mechanism.clipping
+
+    def _lay_out(self) -> Layout:
+        return lay_out(self.model, self.clipping, self.kernels, stage=self._globalize_layout is not None, capture=self.captures)
 
     def _set_bounds(self, labels: list[str], local_groups: list[int]) -> None:
         """Set bounds, sensitivity and noise of all groups, of which this process may hold a part."""
-        clipping = self.mechanism.clipping
-        assert clipping is not None
-        self.bounds = clipping.bounds(len(labels), labels)
-        check_factor(clipping.function, self._function.factor, self.bounds, clipping.gamma)
+        self.bounds = self.clipping.bounds(len(labels), labels)
+        check_factor(self.clipping.function, self._function.factor, self.bounds, self.clipping.gamma)
         self._doubts.small = scales_all(self.factor(0))
-        if clipping.adaptive is not None:
+        if self.clipping.adaptive is not None:
             self.thresholds = Thresholds(self.mechanism, labels, local_groups, self.bounds)
         self._set_noise()
 
     def _set_noise(self) -> None:
-        """Set sensitivity and the noise std of every tensor; groups that share a tensor are one with the sum of their bounds."""
-        layout, clipping = self.layout, self.mechanism.clipping
-        assert clipping is not None
+        """Set sensitivity and the noise std of every tensor.
+
+        Raises:
+            DpbenchError: A trainable tensor belongs to no group. The message names it.
+        """
         noise_multiplier = self.mechanism.gradient_noise_multiplier
-        if layout is None:
+        if self.layout is None:
             self.sensitivity = self.bounds[0]
             self.noise_stds = {id(p): noise_multiplier * self.bounds[0] for p in self.trainable.values()}
             return
-        merged = {k: group for group in layout.shared for k in group}
-        sets = [[k] for k in range(len(self.bounds)) if k not in merged] + layout.shared
-        bounds = [sum(self.bounds[k] for k in group) for group in sets]
-        sizes = [max(layout.sizes[k] for k in group) for group in sets]
-        self.sensitivity = sensitivity(bounds)
-        stds = noise_stds(bounds, noise_multiplier, clipping.allocation, sizes)
-        group_std = {k: std for group, std in zip(sets, stds, strict=True) for k in group}
-        for cluster in layout.clusters:
-            for layer in cluster.layers:
-                for parameter in layer.parameters.values():
-                    self.noise_stds[id(parameter)] = group_std[cluster.group]
+        self.sensitivity, self.noise_stds = self.layout.noise(self.bounds, noise_multiplier, self.clipping.allocation)
         if missing := [name for name, p in self.trainable.items() if id(p) not in self.noise_stds]:
             raise DpbenchError(
                 f"parameter {missing[0]} belongs to no group: it would be unprotected", "freeze it, or put it in a leaf module"
@@ -157,7 +154,11 @@ class Handle(Resumable):
         """Use the noise of a rank of a group; 0 is that of a single process."""
         self.noise = Noise(self.mechanism, rank, self.kernels, on=[self.model, self.optimizer, *self.trainable.values()])
 
-    # the contract
+    # the protocol of methods
+
+    @property
+    def groups(self) -> int:
+        return len(self.bounds)
 
     @property
     def unprotected(self) -> list[str]:
@@ -184,8 +185,7 @@ class Handle(Resumable):
                 return torch.zeros(0)
         self.real = real
         counted = losses if real is None else without_padding(losses, real)
-        clipping = self.mechanism.clipping
-        if clipping is None:
+        if self.mechanism.clipping is None:
             values = self._accumulate(counted, batch)[:real]
         else:
             self.guard.check_trained_set()
@@ -193,7 +193,7 @@ class Handle(Resumable):
             with self.guard.state:
                 if self._looks:
                     self._look(losses, batch, changed)
-                self._noted = [] if self.rescues and self._looks and clipping.tied != "per_use" else None
+                self._noted = [] if self.rescues and self._looks and self.clipping.tied != "per_use" else None
                 versions = versions_of(batch)
                 values = self._accumulate(counted, batch)[:real]
                 if self.rescues and versions_of(batch) != versions:
@@ -206,8 +206,22 @@ class Handle(Resumable):
                 self._noted = None
             for norms in self._doubts.settled():
                 self._count(norms)
-        self.noted(len(values))
+        self.record_examples(values)
         return values
+
+    def step(self) -> Report:
+        losses = self._losses
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return Report(losses, self.clipped_fraction, {} if self.thresholds is None else self.thresholds.last)
+
+    def before_release(self, check: Callable[[int], None]) -> None:
+        """Register `check` in a hook after the engine's, when the examples of all processes are known and no weight has moved."""
+        self._hooks.append(self.optimizer.register_step_pre_hook(lambda *_: check(self.counted().examples)))
+
+    def warnings(self) -> list[str]:
+        ignored = self.non_finite_examples
+        return [f"{ignored} examples had non-finite gradients and contributed 0"] if ignored else []
 
     @property
     def _looks(self) -> bool:
@@ -227,9 +241,10 @@ class Handle(Resumable):
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
         raise NotImplementedError
 
-    def noted(self, examples: int) -> None:
-        """Count the examples of a physical batch."""
-        self._tally.examples += examples
+    def record_examples(self, losses: Tensor, examples: int | None = None) -> None:
+        """Count the examples of a physical batch by their losses [B], or as `examples` where another process has the losses."""
+        self._losses.append(losses)
+        self._tally.examples += len(losses) if examples is None else examples
 
     def epsilon(self) -> float | None:
         """Return epsilon so far (PLD); None for a non-private run."""
@@ -240,7 +255,7 @@ class Handle(Resumable):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._sums = {}
+        self._sums, self._losses = {}, []
         self._doubts.clear()
         let_go(self.optimizer, self)
 
@@ -260,16 +275,14 @@ class Handle(Resumable):
         """
         raise NotImplementedError
 
-    def settle(self) -> None:
+    def flush_deferred(self) -> None:
         """Clip the gradients that wait for the other processes' norms; called by all after the last pass of a physical batch."""
 
     # for engines
 
     def factor(self, group: int) -> Factor:
         """Return the map from norms to factors of one group, with the mechanism's function, bound and gamma."""
-        clipping = self.mechanism.clipping
-        assert clipping is not None
-        return Factor(clipping.function, self.bounds[group], clipping.gamma, self._function.factor)
+        return Factor(self.clipping.function, self.bounds[group], self.clipping.gamma, self._function.factor)
 
     def bounds_of(self, groups: list[int], device: torch.device) -> Tensor:
         """Return the [K] bounds of some groups on a device. They are sent once, as a copy from pageable memory waits for it."""
@@ -292,7 +305,7 @@ class Handle(Resumable):
             self._sums[id(parameter)] = self.exchange.new_sum(parameter)
         return Sums({name: self._sums[id(p)] for name, p in layer.parameters.items()}, fresh)
 
-    def let_go(self, parameter: Tensor) -> Tensor | None:
+    def pop_sum(self, parameter: Tensor) -> Tensor | None:
         """Return the running sum of a parameter and forget it; None if there is none."""
         return self._sums.pop(id(parameter), None)
 
@@ -308,7 +321,7 @@ class Handle(Resumable):
         norms, bounds, groups = batch_norms.norms, batch_norms.bounds, batch_norms.groups
         finite = torch.isfinite(norms)
         over, all_finite = ((norms > bounds) & finite).any(1), finite.all(1)
-        self.exchange.noted(over, all_finite)
+        self.exchange.record_examples(over, all_finite)
         self._counts.append(torch.stack([over.sum(), all_finite.sum(), (~all_finite).sum()]))
         if self.thresholds is not None:
             self.thresholds.note(norms <= bounds, groups)
@@ -335,7 +348,8 @@ class Handle(Resumable):
     def _before_step(self) -> None:
         if self.mechanism.clipping is not None:
             self.guard.check_trained_set()
-        fault = self.beyond_the_end() or self._fault()
+        reached = self._reached if self.tracks_reach and self.mechanism.clipping is not None else set()
+        fault = self.beyond_the_end() or self.guard.fault(reached)
         self._tally = tally = self.exchange.total(self.counted(), self.steps, fault)
         # Under noise an abort would reveal private data: a step without a finite example is a step of noise.
         if tally.non_finite and not tally.finite and self.mechanism.noise_multiplier == 0:
@@ -347,24 +361,6 @@ class Handle(Resumable):
             self._witness = Witness(self.trainable)
         self._release()
         self._sums = {}
-
-    def _fault(self) -> DpbenchError | None:
-        """Return why nothing may be released, or None."""
-        for name, parameter in self.trainable.items():
-            if parameter.grad is None or not parameter.grad.any():  # zero after zero_grad(set_to_none=False)
-                continue
-            return DpbenchError(
-                f"{name} has a gradient from outside the engine: it would be released without noise",
-                "call handle.backward instead of loss.backward, and optimizer.zero_grad after each step",
-            )
-        if self._reached and self.tracks_reach and self.mechanism.clipping is not None:
-            for name, parameter in self.trainable.items():
-                if id(parameter) not in self._reached:
-                    return DpbenchError(
-                        f"no loss depends on {name}: it would be trained by noise alone",
-                        "freeze it (requires_grad_(False)), or see that no detach or reentrant checkpoint cuts it off",
-                    )
-        return None
 
     def _release(self) -> None:
         """Set every parameter's grad to (sum + noise) / expected_batch_size.
@@ -380,6 +376,7 @@ class Handle(Resumable):
     def _after_step(self) -> None:
         self.steps += 1
         tally, self._tally = self._tally, Tally()
+        self._losses = []
         self.clipped_fraction = tally.clipped / tally.examples if tally.examples else None
         self.non_finite_examples += tally.non_finite
         if self.thresholds is not None:

@@ -12,11 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dpbench.kernels.leaf import Later, Use, weighted_factors
+from dpbench.kernels.leaf import Later, Use, sq_norms, weighted_factors
 from dpbench.methods.engines.capture import Pass
 from dpbench.methods.engines.captured import Captured
 from dpbench.methods.engines.layers import Cluster, Layer
-from dpbench.methods.engines.shared import sq_norms
 
 PLUGIN = {
     "kind": "engine",
@@ -41,9 +40,6 @@ class Engine(Captured):
     are smaller than its input and output gradient, or small, they are kept in place of these.
     """
 
-    name = "bookkeeping"
-    scopes = ("flat", "per_layer", "per_tensor", "per_block", "per_device")
-
     def _prepare_clipping(self) -> None:
         super()._prepare_clipping()
         self._waiting: list[tuple[dict[int, Tensor], list[Kept], int | None]] = []  # with the pass' number of real examples
@@ -60,7 +56,7 @@ class Engine(Captured):
                 squares, later = layer.leaf.measured(use)
                 kept.append((cluster.group, layer, later))
             else:
-                squares = sq_norms(uses)
+                squares = sq_norms([(layer.leaf, use) for layer, use in uses])
                 kept.extend((cluster.group, layer, partial(layer.leaf.add_finite, use)) for layer, use in uses)
             squared[cluster.group] = squared[cluster.group] + squares if cluster.group in squared else squares
 
@@ -72,7 +68,7 @@ class Engine(Captured):
             self._sum(squared, kept)
         return input_gradients
 
-    def settle(self) -> None:
+    def flush_deferred(self) -> None:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return

@@ -173,7 +173,7 @@ class Pass:
             return
         if node.name() == _COMPILED:
             raise DpbenchError(
-                f"{parameter} is used by code that torch.compile made before the engine was attached: its layer is not seen",
+                f"{parameter} is used by code that torch.compile processed before the engine was attached: its layer is not seen",
                 "attach first and compile afterwards, or leave torch.compile out",
             )
         raise OutsideUse(parameter, layers, node.name())
@@ -201,7 +201,7 @@ class Pass:
             self.check(outputs)
         self._ready, self._again = ready, retain_graph
         asked = {id(x) for x in inputs}
-        roots: list[Tensor | GradientEdge] = [*self._roots, *(x for x in self._outside if id(x) not in asked)]
+        roots: list[Any] = [*self._roots, *(x for x in self._outside if id(x) not in asked)]
         if not roots and not asked:
             raise DpbenchError(_NOTHING_TRAINED, "see that the model is called inside losses")
         try:
@@ -216,20 +216,18 @@ class Pass:
                 self.close()
         return list(all_gradients[len(roots) :])
 
-    def watched(self, outputs: Tensor, watch: Callable[[Layer, Use], None]) -> None:
-        """Make a backward pass like `backward` that passes each layer's use to `watch` and leaves this pass open."""
-        self._gradients_of([*self._roots, *self._outside], outputs, watch)
-
-    def plain(self, outputs: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return autograd's gradients of `tensors`, None where the outputs do not depend on one, and leave this pass open."""
-        return self._gradients_of(tensors, outputs, lambda *_: None)
-
-    def _gradients_of(
-        self, sources: Sequence[Tensor | GradientEdge], outputs: Tensor, watch: Callable[[Layer, Use], None]
+    def watched(
+        self, outputs: Tensor, watch: Callable[[Layer, Use], None], tensors: Sequence[Tensor] = ()
     ) -> list[Tensor | None]:
+        """Make a backward pass like `backward` that passes each layer's use to `watch` and leaves this pass open.
+
+        Returns:
+            Autograd's gradients of `tensors`, None where the outputs do not depend on one.
+        """
+        sources: Sequence[Any] = tensors or [*self._roots, *self._outside]
         self._watch = watch
         try:
-            return list(torch.autograd.grad(outputs, list(sources), retain_graph=True, allow_unused=True))
+            return list(torch.autograd.grad(outputs, sources, retain_graph=True, allow_unused=True))
         finally:
             self._watch = None
 
@@ -241,7 +239,7 @@ class Pass:
             noted.clear()
         self._inputs = []
 
-    def note(self, layer: Layer, cluster: Cluster, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def note(self, layer: Layer, cluster: Cluster, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         """Note one call of a layer in the forward pass."""
         if not isinstance(output, Tensor):
             raise DpbenchError(
@@ -360,7 +358,7 @@ class Capture:
     def _forward_hook(self, layer: Layer) -> Callable[..., None]:
         cluster = self._clusters[id(layer)]
 
-        def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
             if self._pass is not None and torch.is_grad_enabled():
                 self._pass.note(layer, cluster, args, kwargs, output)
 
@@ -392,6 +390,6 @@ def _between(start: Node, ends: list[Node]) -> set[Node]:
     return seen
 
 
-def _first_dimensions(arguments: Any) -> tuple[int | None, ...]:
+def _first_dimensions(arguments: object) -> tuple[int | None, ...]:
     leaves, _ = tree_flatten(arguments)
     return tuple(len(leaf) if isinstance(leaf, Tensor) and leaf.dim() > 0 else None for leaf in leaves)

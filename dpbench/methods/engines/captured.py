@@ -17,7 +17,6 @@ from dpbench.methods.engines.capture import Capture, OutsideUse, Pass
 from dpbench.methods.engines.completeness import check_complete, check_rows_apart, check_rows_in_place, look_at_arguments
 from dpbench.methods.engines.layers import Layout, caller_of, lay_out
 from dpbench.methods.engines.probes import RandomStreams, check_examples_apart_by_value
-from dpbench.privacy.mechanism import Clipping
 
 _LOOKED_AT = 3
 """The number of examples that a model is examined on: the fewest that include one between two others."""
@@ -30,7 +29,7 @@ _LOOKS = 8
 
 
 class Captured(Handle):
-    """A handle with hooks on all its layers. An engine of one backward pass defines `backward_of`.
+    """An engine with hooks on all its layers. An engine of one backward pass defines `backward_of`.
 
     Before the first batch, and again whenever the model's structure or modes change, the model is examined on a few examples:
     whether they are independent (by their losses, and by the gradients of each layer's output), and whether the captured
@@ -40,7 +39,6 @@ class Captured(Handle):
     _looks_left = 0
     _complete = False
     _rows_apart = False
-    adapts = True
     captures = True
     rescues = True
     tracks_reach = True
@@ -54,8 +52,10 @@ class Captured(Handle):
             if isinstance(layer.leaf, FallbackLeaf) and next(layer.module.children(), None) is not None:
                 self._warn_of_fallback(layer.name, layer.module)
 
-    def _lay_out(self, clipping: Clipping) -> Layout:
-        return lay_out(self.model, clipping, self.kernels, stage=self._globalize_layout is not None, enclosing=self._enclosing)
+    def _lay_out(self) -> Layout:
+        return lay_out(
+            self.model, self.clipping, self.kernels, stage=self._globalize_layout is not None, enclosing=self._enclosing
+        )
 
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
         open_pass, values = self._forward(losses, batch)
@@ -103,10 +103,9 @@ class Captured(Handle):
                 self._enclosing[name] = caller_of(modules, inner, name)
             except DpbenchError:
                 raise use from None
-        assert self.mechanism.clipping is not None
         batched = self._capture.batched
         self._capture.remove()
-        self.layout = self._lay_out(self.mechanism.clipping)
+        self.layout = self._lay_out()
         self._capture = Capture(self.layout)
         self._capture.batched = batched
         for name in use.layers:
@@ -133,9 +132,8 @@ class Captured(Handle):
                 self._rows_apart = several
                 few = self._few(losses, examples, _LOOKED_AT)
                 self._complete = self._examine(losses, few)
-                alone = (
-                    range(batch_size(few)) if several else ()
-                )  # a single example is enough if the gradient of another is not finite
+                # A single example is enough if the gradient of another is not finite.
+                alone = range(batch_size(few)) if several else ()
                 self._complete = self._complete or any(self._examine(losses, select(few, slice(i, i + 1))) for i in alone)
             if versions_of(batch) != versions:
                 return  # `backward` raises the error; another pass would see other data

@@ -31,7 +31,7 @@ class Exchange:
     """The exchange of a single process. `dpbench.distributed` has those of a group: replicas, shards, stages of a pipeline.
 
     keeps_padding: Whether padding goes through the model too, because every process must run the same operations.
-    norms_wait: Whether a group's norm is known only after the backward passes of all processes, see `Handle.settle`.
+    norms_wait: Whether a group's norm is known only after the backward passes of all processes, see `Handle.flush_deferred`.
     """
 
     keeps_padding = False
@@ -41,7 +41,7 @@ class Exchange:
         """Return unwritten memory for the sum of a parameter's bounded gradients, in fp32 or wider."""
         return torch.empty_like(parameter, dtype=accumulation_dtype(parameter))
 
-    def noted(self, over: Tensor, finite: Tensor) -> None:
+    def record_examples(self, over: Tensor, finite: Tensor) -> None:
         """Receive the flags [B] of a physical batch: norm over a bound in a finite group, and finite in all groups."""
 
     def finished(self, handle: Attached, layers: Sequence[Layer]) -> None:

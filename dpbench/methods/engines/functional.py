@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from dpbench.errors import DpbenchError
-from dpbench.methods.engines.batches import Losses, check_losses, select
+from dpbench.methods.engines.batches import Losses, check_losses
 
 Parameters = dict[str, Tensor]
 
@@ -37,7 +36,7 @@ def losses_with(model: nn.Module, losses: Losses, parameters: Parameters, batch:
         by_use: Whether `parameters` has a tensor for every use of a tied one, by the names of `uses`; if not, it has one for all
             its uses.
     """
-    if not by_use:  # torch's own way to tie leaves a module that is registered twice with the other tensors
+    if not by_use:  # the tying of `functional_call` leaves a module that is registered twice with the other tensors
         by_id = {id(p): parameters[name] for name, p in model.named_parameters() if name in parameters}
         parameters = {name: by_id[id(p)] for name, p in uses(model).items() if id(p) in by_id}
     named = {f"model.{name}": value for name, value in parameters.items()}
@@ -139,22 +138,3 @@ def check_uses_seen(
                 "reach it through the model that the losses receive, or use the engine 'loop'",
             )
     return set(plain)
-
-
-def loss_of_one(model: nn.Module, losses: Losses, by_use: bool) -> Callable[[Parameters, Any], Tensor]:
-    """Return a function of (parameters, an example without batch dimension) to its scalar loss; `by_use` as in `losses_with`."""
-
-    def loss(parameters: Parameters, example: Any) -> Tensor:
-        batch = tree_map(lambda v: v[None] if isinstance(v, Tensor) else v, example)
-        return losses_with(model, losses, parameters, batch, by_use).squeeze(0)
-
-    return loss
-
-
-def loss_by_number(model: nn.Module, losses: Losses, batch: Any, by_use: bool) -> Callable[[Parameters, Tensor], Tensor]:
-    """Return a function of (parameters, an example's number in the batch) to its scalar loss; `by_use` as in `losses_with`."""
-
-    def loss(parameters: Parameters, number: Tensor) -> Tensor:
-        return losses_with(model, losses, parameters, select(batch, number[None]), by_use).squeeze(0)
-
-    return loss

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dpbench.kernels.leaf import Use, weighted_factors
+from dpbench.kernels.leaf import Use, clip_one_by_one
 from dpbench.methods.engines.capture import Pass
 from dpbench.methods.engines.captured import Captured
 from dpbench.methods.engines.layers import Cluster, Layer
-from dpbench.methods.engines.shared import examples, squared_norm
 
 PLUGIN = {
     "kind": "engine",
@@ -32,9 +31,6 @@ PLUGIN = {
 
 class Engine(Captured):
     """The engine `fused`: one backward pass. Its extra memory is one buffer of the size of a layer's weight."""
-
-    name = "fused"
-    scopes = ("per_layer", "per_tensor")
 
     def backward_of(
         self, open_pass: Pass, outputs: Tensor, gradients: Tensor | None = None, inputs: Sequence[Tensor] = ()
@@ -55,13 +51,5 @@ class Engine(Captured):
         if len(uses) == 1:
             layer, use = uses[0]
             return layer.leaf.clip_into(use, factor, self.sums_of(layer))
-        tensors = {id(p): p for layer, _ in uses for p in layer.parameters.values()}
-        norms = []
-        for gradients in examples(uses):
-            norm = squared_norm(gradients).sqrt()
-            norms.append(norm)
-            scale, finite = weighted_factors(norm.reshape(1), factor)
-            if finite:
-                for key, value in gradients.items():
-                    self.sum_of(tensors[key]).add_(value * scale)
-        return torch.stack(norms)
+        sums = {id(p): self.sum_of(p) for layer, _ in uses for p in layer.parameters.values()}
+        return clip_one_by_one([(layer.leaf, use) for layer, use in uses], factor, sums)

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from dpbench.errors import DpbenchError
-from dpbench.kernels.leaf import Use, accumulation_dtype, weighted_factors
+from dpbench.kernels.leaf import Use, accumulation_dtype, sq_norms, weighted_factors
 from dpbench.methods.engines.batches import Losses, check_losses, select
 from dpbench.methods.engines.capture import Pass
 from dpbench.methods.engines.captured import Captured
 from dpbench.methods.engines.layers import Cluster, Layer
-from dpbench.methods.engines.shared import sq_norms
 
 PLUGIN = {
     "kind": "engine",
@@ -36,16 +35,12 @@ PLUGIN = {
 class Engine(Captured):
     """The engine `ghost`: flat clipping, without memory beyond plain training."""
 
-    name = "ghost"
-    scopes = ("flat",)
-
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
         squared: list[Tensor] = []
-
         half: list[bool] = []
 
         def ready(_cluster: Cluster, uses: list[tuple[Layer, Use]]) -> None:
-            squared.append(sq_norms(uses))
+            squared.append(sq_norms([(layer.leaf, use) for layer, use in uses]))
             half.extend(use.g.dtype != accumulation_dtype(use.g) for _, use in uses)
 
         open_pass, values = self._forward(losses, batch)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dpbench.errors import DpbenchError
+from dpbench.methods.engines.resuming import Resumable
 from dpbench.methods.engines.writes import StateWatch
 
-if TYPE_CHECKING:
-    from dpbench.methods.engines.attached import Attached
-
-_ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[Attached]] = weakref.WeakKeyDictionary()
+_ATTACHED: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[Resumable]] = weakref.WeakKeyDictionary()
 
 _WITNESS = 64  # elements of each tensor kept to see that it moved
 _TAKES_SCALES = "_step_supports_amp_scaling"
@@ -31,6 +28,7 @@ class Guard:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, trainable: dict[str, nn.Parameter]) -> None:
         self.state = StateWatch(model)
         self._model, self._optimizer = model, optimizer
+        self._parameters = trainable
         self._trainable = {id(p): name for name, p in trainable.items()}
         self._structure: Structure | None = None
 
@@ -47,7 +45,7 @@ class Guard:
             what = f"{added[0]} is trained now and was not" if added else f"{gone[0]} is no longer what is trained"
             raise DpbenchError(
                 f"{what} when the engine was attached: it has no bound and no noise",
-                "freeze and tie layers first, or handle.detach() and attach again",
+                "freeze and tie layers first, or method.detach() and attach again",
             )
         self.check_optimizer()
 
@@ -65,13 +63,34 @@ class Guard:
                 if parameter.requires_grad:
                     raise DpbenchError(
                         f"{name} was added to the optimizer after the engine was attached: it has no bound and no noise",
-                        "handle.detach(), and attach again",
+                        "method.detach(), and attach again",
                     )
                 if parameter.grad is not None:
                     raise DpbenchError(
                         f"{name} is frozen and has a gradient, which would be released without noise",
                         "set its grad to None, or take it out of the optimizer",
                     )
+
+    def fault(self, reached: set[int]) -> DpbenchError | None:
+        """Return why the sums of a step may not be released, or None.
+
+        Args:
+            reached: The ids of the trained tensors that the losses depend on; empty where they are not known.
+        """
+        for name, parameter in self._parameters.items():
+            if parameter.grad is None or not parameter.grad.any():  # zero after zero_grad(set_to_none=False)
+                continue
+            return DpbenchError(
+                f"{name} has a gradient from outside the engine: it would be released without noise",
+                "call method.backward instead of loss.backward, and optimizer.zero_grad after each step",
+            )
+        for name, parameter in self._parameters.items() if reached else ():
+            if id(parameter) not in reached:
+                return DpbenchError(
+                    f"no loss depends on {name}: it would be trained by noise alone",
+                    "freeze it (requires_grad_(False)), or see that no detach or reentrant checkpoint cuts it off",
+                )
+        return None
 
     def structure_changed(self) -> bool:
         """Return whether modules, their modes, what they compute or the trained tensors have changed since the last call."""
@@ -100,7 +119,7 @@ class Witness:
             if rates[id(parameter)] > 0 and len(before) and torch.equal(before, _some_of(parameter)):
                 raise DpbenchError(
                     f"{name} has not moved in the first step although it is trained under noise",
-                    "see that the optimizer steps on the model's own tensors and that the dtype resolves the learning rate",
+                    "see that the optimizer steps on the tensors of the model and that the dtype resolves the learning rate",
                 )
 
 
@@ -132,18 +151,18 @@ def trainable_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
     return named
 
 
-def claim(optimizer: torch.optim.Optimizer, handle: Attached) -> None:
-    """Note that a handle releases the gradients of an optimizer.
+def claim(optimizer: torch.optim.Optimizer, handle: Resumable) -> None:
+    """Note that a method releases the gradients of an optimizer.
 
     Raises:
-        DpbenchError: Another handle does, and has not been detached.
+        DpbenchError: Another method does, and has not been detached.
     """
     other = _ATTACHED.get(optimizer)
     attached = other() if other is not None else None
     if attached is not None:
         raise DpbenchError(
             f"engine {attached.name!r} is attached to this optimizer already: every step would be released twice",
-            "call detach() on the first handle before another is attached",
+            "call detach() on the first method before another is attached",
         )
     _ATTACHED[optimizer] = weakref.ref(handle)
     # With the mark a GradScaler calls `step`, which refuses it with a hint; otherwise it would fail an assertion.
@@ -151,8 +170,8 @@ def claim(optimizer: torch.optim.Optimizer, handle: Attached) -> None:
         setattr(optimizer, _TAKES_SCALES, True)
 
 
-def let_go(optimizer: torch.optim.Optimizer, handle: Attached) -> None:
-    """Forget what `claim` noted, if it was this handle."""
+def let_go(optimizer: torch.optim.Optimizer, handle: Resumable) -> None:
+    """Forget what `claim` noted, if it was this method."""
     noted = _ATTACHED.get(optimizer)
     if noted is not None and noted() is handle:
         del _ATTACHED[optimizer]

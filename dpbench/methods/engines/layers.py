@@ -18,7 +18,7 @@ from dpbench.kernels import launch
 from dpbench.kernels.fallback.cpu import FallbackLeaf
 from dpbench.kernels.leaf import Leaf
 from dpbench.paths import PACKAGE
-from dpbench.privacy.mechanism import Clipping
+from dpbench.privacy.mechanism import Allocation, Clipping, noise_stds, sensitivity
 
 _MIXES_EXAMPLES = (nn.modules.batchnorm._BatchNorm,)
 _WAYS_OUT = "freeze it (requires_grad_(False)), or use the engine 'loop', which needs no layers under flat clipping"
@@ -136,6 +136,20 @@ class Layout:
         shared = [_prefix(names) for names in self.groups]
         return [name if name and shared.count(name) == 1 else f"group{number}" for number, name in enumerate(shared)]
 
+    def noise(self, bounds: list[float], noise_multiplier: float, allocation: Allocation) -> tuple[float, dict[int, float]]:
+        """Return the sensitivity of the sums of groups with these bounds, and id(parameter) -> the noise std of its sum.
+
+        Groups that share a tensor are one with the sum of their bounds.
+        """
+        merged = {k for group in self.shared for k in group}
+        sets = [[k] for k in range(len(bounds)) if k not in merged] + self.shared
+        set_bounds = [sum(bounds[k] for k in group) for group in sets]
+        sizes = [max(self.sizes[k] for k in group) for group in sets]
+        stds = noise_stds(set_bounds, noise_multiplier, allocation, sizes)
+        group_std = {k: std for group, std in zip(sets, stds, strict=True) for k in group}
+        tensors = ((c.group, p) for c in self.clusters for layer in c.layers for p in layer.parameters.values())
+        return sensitivity(set_bounds), {id(parameter): group_std[group] for group, parameter in tensors}
+
 
 def _prefix(names: list[str]) -> str:
     """Return the longest dotted prefix of all names."""
@@ -190,7 +204,7 @@ def find_layers(
             raise DpbenchError(f"kernels: {kernels} cannot serve {path} ({type(owner).__name__})", "use kernels: auto, or torch")
         inside = name[len(place) :].lstrip(".")
         parameters = {f"{inside}.{n}" if inside else n: owner._parameters[n] for n in local_names}
-        layers.append(Layer(path, by_name[place], FallbackLeaf(by_name[place], parameters)))  # type: ignore[arg-type]
+        layers.append(Layer(path, by_name[place], FallbackLeaf(by_name[place], parameters)))
     if not layers:
         raise DpbenchError("the model has no trainable parameter", "call requires_grad_(True) on what is to be trained")
     return layers

@@ -32,17 +32,12 @@ class Engine(Handle):
     Under flat clipping no layout is needed, so parameters outside leaf modules are protected too.
     """
 
-    name = "loop"
-    scopes = ("flat", "per_layer", "per_tensor", "per_block", "per_device")
-    adapts = True
     needs_layers = False
     tracks_reach = True
     replaces = False  # whether gradients are formed with other tensors in place of the parameters
 
     def _look(self, losses: Losses, batch: Any, changed: bool) -> None:
-        clipping = self.mechanism.clipping
-        assert clipping is not None
-        if not (self.replaces or clipping.tied == "per_use") or not (changed or len(self._reached) < len(self.trainable)):
+        if not (self.replaces or self.clipping.tied == "per_use") or not (changed or len(self._reached) < len(self.trainable)):
             return
         streams = RandomStreams(self.model)
         try:
@@ -55,13 +50,11 @@ class Engine(Handle):
         return torch.cat(values) if values else torch.zeros(0)
 
     def _one(self, losses: Losses, example: Any) -> Tensor:
-        clipping = self.mechanism.clipping
-        assert clipping is not None
-        if clipping.tied == "per_use":
+        if self.clipping.tied == "per_use":
             owner = uses(self.model)
             value, by_use = gradients_by_use(self.model, losses, example)
             self._reached |= {id(owner[name]) for name, gradient in by_use.items() if gradient is not None}
-            groups = [[(owner[n], by_use[n]) for n in names if by_use[n] is not None] for names in self._parts(owner)]
+            groups = [[(owner[n], g) for n in names if (g := by_use[n]) is not None] for names in self._parts(owner)]
         else:
             value, gradients = gradients_of_one(self.model, losses, example, self.trainable.values())
             self._reached |= gradients.keys()
@@ -70,10 +63,8 @@ class Engine(Handle):
         self._add(groups)
         return value
 
-    def _add(self, groups: list[list[tuple[Tensor, Tensor]]]) -> None:
+    def _add(self, groups: list[list[tuple[nn.Parameter, Tensor]]]) -> None:
         """Add one example's bounded gradients from the list of (parameter, gradient) of each group."""
-        clipping = self.mechanism.clipping
-        assert clipping is not None
         device = next(iter(self.trainable.values())).device
         norms = []
         for group, parts in enumerate(groups):
@@ -82,7 +73,7 @@ class Engine(Handle):
             norms.append(norm)
             if not torch.isfinite(norm):
                 continue
-            factor = self._function.factor(norm.reshape(1), self.bounds[group], clipping.gamma)[0]
+            factor = self._function.factor(norm.reshape(1), self.bounds[group], self.clipping.gamma)[0]
             for parameter, gradient in parts:
                 wide = accumulation_dtype(gradient)  # a factor or product of half precision would be rounded upwards
                 scale = factor.to(wide)

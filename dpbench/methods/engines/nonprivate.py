@@ -26,8 +26,6 @@ PLUGIN = {
 class Engine(Handle):
     """The engine `nonprivate`: sums of gradients by autograd. It refuses a mechanism with clipping."""
 
-    name = "nonprivate"
-
     def _prepare_clipping(self) -> None:
         raise DpbenchError("engine 'nonprivate' does not clip", "give a mechanism without clipping, or another engine")
 

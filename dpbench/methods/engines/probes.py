@@ -18,16 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
 from dpbench.errors import DpbenchError
-from dpbench.methods.engines.writes import StateWatch, check_no_known_writer, forward_changes_nothing
-
-__all__ = [
-    "RandomStreams",
-    "StateWatch",
-    "check_examples_apart_by_value",
-    "check_no_known_writer",
-    "forward_changes_nothing",
-    "has_values",
-]
+from dpbench.methods.engines.writes import StateWatch
 
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
 _TOLERANCE_OF_HALVES = 2.0**-6
@@ -180,7 +171,7 @@ def _observed(
 
 
 def _halves(count: int) -> Tensor:
-    """Return fixed booleans [B] of both values in no regular order, so that examples 2 or B / 2 apart are not always together."""
+    """Return fixed booleans [B] of both values, in no regular order: no two examples at a fixed distance are always together."""
     kept = torch.from_numpy(np.random.default_rng(count).random(count) < 0.5)
     kept[0], kept[-1] = True, False
     return kept

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpbench.kernels.leaf import Factor
 from dpbench.methods.engines.batches import Losses, select, versions_of
@@ -78,8 +78,14 @@ class _Doubt:
         self._handle, self._losses, self._batch, self._noted = handle, losses, batch, noted
         self._versions = versions_of(batch)
         self._doubtful = [~torch.isfinite(entry.norms) | (entry.norms < (_VANISHING if small else 0.0)) for entry in noted]
-        flag = torch.stack([doubtful.any() for doubtful in self._doubtful]).any()
-        self._any, self.on_its_way = _Flag(flag), flag.is_cuda
+        self._any = torch.stack([doubtful.any() for doubtful in self._doubtful]).any()
+        self._copied: torch.cuda.Event | None = None
+        self.on_its_way = self._any.is_cuda
+        if self._any.is_cuda:  # only its reader waits, and for no operation that began later
+            on_device, self._any = self._any, torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._any.copy_(on_device, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(on_device.device))
 
     def settled(self) -> list[Norms]:
         """Add the clipped gradients of the examples with useless norms, and return the norms, corrected for them.
@@ -88,7 +94,9 @@ class _Doubt:
 
         Guarantee: an example that is added here has added nothing to the same group before, and adds at most the group's bound.
         """
-        if not self._any.value() or versions_of(self._batch) != self._versions:
+        if self._copied is not None:
+            self._copied.synchronize()
+        if not self._any or versions_of(self._batch) != self._versions:
             return self._noted
         with self._handle.guard.state:
             return [self._rescued(entry, doubtful) for entry, doubtful in zip(self._noted, self._doubtful, strict=True)]
@@ -118,35 +126,17 @@ class _Doubt:
         return Norms(norms, noted.bounds, noted.groups)
 
 
-class _Flag:
-    """A boolean that is copied from a device: only its reader waits, and for no operation that began later."""
-
-    def __init__(self, flag: Tensor) -> None:
-        self._arrived: torch.cuda.Event | None = None
-        if flag.is_cuda:
-            on_device, flag = flag, torch.empty((), dtype=torch.bool, pin_memory=True)
-            flag.copy_(on_device, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record(torch.cuda.current_stream(on_device.device))
-        self._flag = flag
-
-    def value(self) -> bool:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return bool(self._flag)
-
-
 def scales_all(factor: Factor) -> bool:
     """Return whether the clipping function brings even the smallest gradient to the bound."""
     smallest = torch.tensor([_VANISHING / 100], dtype=torch.float64)
     return bool((factor(smallest) * smallest > 1e-6 * factor.bound).all())
 
 
-def group_members(handle: Attached) -> dict[int, list[Tensor]]:
+def group_members(handle: Attached) -> dict[int, list[nn.Parameter]]:
     """Return the parameters of each group, each once."""
     if handle.layout is None:
         return {0: list(handle.trainable.values())}
-    members: dict[int, dict[int, Tensor]] = {}
+    members: dict[int, dict[int, nn.Parameter]] = {}
     for cluster in handle.layout.clusters:
         for layer in cluster.layers:
             members.setdefault(cluster.group, {}).update({id(p): p for p in layer.parameters.values()})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from dpbench.arguments import whole_number
 from dpbench.errors import DpbenchError
 from dpbench.files import canonical_json
@@ -23,7 +25,7 @@ class Resumable:
 
     name: str
     mechanism: Mechanism
-    trainable: dict[str, Any]
+    trainable: dict[str, nn.Parameter]
     steps: int
     noise: Noise
     thresholds: Thresholds | None = None
@@ -44,7 +46,7 @@ class Resumable:
         if self._in_a_step():
             raise DpbenchError(
                 "the state in the middle of a step: its sums have no noise yet, so they are not kept",
-                "save after optimizer.step()",
+                "save after the step",
             )
         return {
             "format": FORMAT,
@@ -60,7 +62,7 @@ class Resumable:
         """Continue from a saved state, before the first step.
 
         Raises:
-            DpbenchError: This method has made steps, the state is damaged, or it is of another mechanism, method or model.
+            DpbenchError: This method is past its first step, or the state is damaged or of another mechanism, method or model.
                 The message names the first difference.
         """
         if self.steps or self._in_a_step():
@@ -86,7 +88,7 @@ class Resumable:
             "give the mechanism more steps, and calibrate its noise for them",
         )
 
-    def _check_same(self, state: Any) -> None:
+    def _check_same(self, state: object) -> None:
         parts = {"format", "method", "mechanism", "tensors", "steps", "noise", "thresholds"}
         if not isinstance(state, dict) or not parts <= set(state) or not isinstance(state["noise"], dict):
             raise DpbenchError("this is no state of a method", "load what its state_dict gave")
@@ -115,7 +117,7 @@ class Resumable:
         raise NotImplementedError
 
 
-def first_difference(saved: Any, here: Any, field: str = "") -> tuple[str, Any, Any] | None:
+def first_difference(saved: object, here: object, field: str = "") -> tuple[str, object, object] | None:
     """Return (dotted name, saved value, value here) of the first field in which two descriptions differ; None where none does."""
     if isinstance(saved, dict) and isinstance(here, dict):
         for name in dict.fromkeys([*here, *saved]):
@@ -126,7 +128,7 @@ def first_difference(saved: Any, here: Any, field: str = "") -> tuple[str, Any, 
     return None if _text(saved) == _text(here) else (field or "mechanism", saved, here)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Return a text that is equal for equal values, with tuples and lists alike."""
     try:
         return canonical_json(value)

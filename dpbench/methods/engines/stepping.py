@@ -1,12 +1,14 @@
-"""The special cases of a call of `optimizer.step`: closures, and scalers of mixed precision."""
+"""A call of `optimizer.step`: closures, scalers of mixed precision, and the report of the step."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dpbench.errors import DpbenchError
+from dpbench.methods.protocol import StepReport
 
 Arguments = tuple[Any, ...]
 Options = dict[str, Any]
@@ -40,3 +42,18 @@ def check_unscaled(optimizer: torch.optim.Optimizer) -> None:
             "a GradScaler steps this optimizer: losses that it scales would be clipped in its units",
             "leave the scaler out and call optimizer.step(): norms and sums are kept in float32",
         )
+
+
+class Report(StepReport):
+    """A report that reads the losses only when they are requested: a step without a report does not wait for the device."""
+
+    def __init__(self, losses: list[Tensor], clipped_fraction: float | None, details: dict[str, Any]) -> None:
+        self._losses = losses
+        self.examples = sum(len(part) for part in losses)
+        self.clipped_fraction, self.details = clipped_fraction, details
+
+    @property
+    def loss(self) -> float | None:  # type: ignore[override]
+        total = sum(float(part.double().sum()) for part in self._losses)
+        mean = total / self.examples if self.examples else None
+        return mean if mean == mean else None

@@ -86,7 +86,7 @@ class Thresholds:
             "fractions": [list(fractions) for fractions in self.fractions],
         }
 
-    def check_state(self, state: Any, steps: int) -> None:
+    def check_state(self, state: object, steps: int) -> None:
         """Check that `state` is one of these groups after `steps` steps.
 
         Raises:

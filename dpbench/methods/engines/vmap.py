@@ -11,8 +11,8 @@ from torch.func import grad_and_value
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import accumulation_dtype, weighted_factors
 from dpbench.methods.engines import loop
-from dpbench.methods.engines.batches import Losses, batch_size
-from dpbench.methods.engines.functional import loss_by_number, uses
+from dpbench.methods.engines.batches import Losses, batch_size, select
+from dpbench.methods.engines.functional import Parameters, losses_with, uses
 
 PLUGIN = {
     "kind": "engine",
@@ -33,7 +33,6 @@ class Engine(loop.Engine):
         DpbenchError: `vmap` cannot trace the model, such as one with a branch on a tensor's value.
     """
 
-    name = "vmap"
     rescues = True
     replaces = True
 
@@ -42,8 +41,11 @@ class Engine(loop.Engine):
             return torch.zeros(0)
         owner = uses(self.model)
         detached = {name: parameter.detach() for name, parameter in owner.items()}
-        gradient_of_one = grad_and_value(loss_by_number(self.model, losses, batch, by_use=True))
-        mapped = torch.func.vmap(gradient_of_one, in_dims=(None, 0), randomness="different")
+
+        def loss(parameters: Parameters, number: Tensor) -> Tensor:
+            return losses_with(self.model, losses, parameters, select(batch, number[None]), by_use=True).squeeze(0)
+
+        mapped = torch.func.vmap(grad_and_value(loss), in_dims=(None, 0), randomness="different")
         device = next(iter(detached.values())).device
         try:
             gradients, values = mapped(detached, torch.arange(batch_size(batch), device=device))

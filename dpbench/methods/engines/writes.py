@@ -116,11 +116,6 @@ class StateWatch:
             )
 
 
-def forward_changes_nothing(model: nn.Module) -> StateWatch:
-    """Return a context that refuses a model that a forward pass inside it writes into; see `StateWatch`."""
-    return StateWatch(model)
-
-
 def _way_out(name: str) -> str:
     last = name.rpartition(".")[2]
     if last in ("running_mean", "running_var", "num_batches_tracked"):
@@ -209,7 +204,7 @@ class _Structure:
         return tensors
 
 
-def _inside(name: str, value: Any, depth: int) -> dict[str, Tensor]:
+def _inside(name: str, value: object, depth: int) -> dict[str, Tensor]:
     """Return the tensors of a plain attribute: by its name for a single one, else by the name with the keys appended."""
     if isinstance(value, Tensor):
         return {name: value}

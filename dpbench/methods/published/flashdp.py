@@ -40,10 +40,6 @@ class Engine(fused.Engine):
     Guarantee: none. One example moves the released sums without bound, and `unprotected` names the tensors.
     """
 
-    name = "flashdp_published"
-    scopes = ("per_layer",)
-    adapts = False  # half of its layers take no norm
-
     def _set_noise(self) -> None:
         super()._set_noise()
         assert self.layout is not None

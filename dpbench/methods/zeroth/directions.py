@@ -19,7 +19,6 @@ from dpbench.privacy.noise import STREAMS, in_memory_order, perturb_
 from dpbench.privacy.streams import Role, key_of
 
 Kind = Literal["gaussian", "sphere"]
-Kernels = Literal["auto", "reference"]
 
 Narrow = Callable[[tuple[int, int], Tensor, Tensor], None]
 """A function of (numbers of the weight and of its piece, that piece [n] of a half-precision weight, u [n] there in float32)."""
@@ -37,23 +36,20 @@ class Directions:
 
     With kind `gaussian` they are N(0, I_d), with `sphere` uniform on the sphere of radius sqrt(d) (Zhang et al., ICML 2024).
     On the CPU the numbers come from an AES keystream and are added in place, piece by piece. On a CUDA device a Triton kernel
-    draws and adds them in one pass (torch's generator where there is no Triton). With kernels `reference` each tensor's direction
-    is formed first and added by torch, from the same numbers.
+    draws and adds them in one pass (torch's generator where there is no Triton).
 
     Guarantee: directions are public. They share no stream with the noise, whatever the seed.
 
     Raises:
-        DpbenchError: The kind or the kernels are unknown.
+        DpbenchError: The kind is unknown.
     """
 
-    def __init__(self, weights: Sequence[Tensor], seed: int, kind: Kind = "gaussian", kernels: Kernels = "auto") -> None:
+    def __init__(self, weights: Sequence[Tensor], seed: int, kind: Kind = "gaussian") -> None:
         if kind not in get_args(Kind):
             raise unknown("kind of direction", kind, get_args(Kind))
-        if kernels not in get_args(Kernels):
-            raise unknown("kernels", kernels, get_args(Kernels), "directions")
         self.weights = [w.detach() for w in weights]
         self.kind, self.size = kind, sum(w.numel() for w in weights)
-        self._seed, self._kernels = seed, kernels
+        self._seed = seed
         self._length: tuple[int, float] | None = None
 
     def add_(self, step: int, scale: float, narrow: Narrow | None = None) -> None:
@@ -64,15 +60,6 @@ class Directions:
         """
         ratio = math.sqrt(self.size) / self._gaussian_length(step) if self.kind == "sphere" else 1.0
         scale *= ratio
-        if self._kernels == "reference":
-            for number, (weight, numbers) in enumerate(self._numbers(step)):
-                if narrow is not None and weight.dtype not in WIDE:
-                    with _flat(weight) as flat:
-                        narrow((number, 0), flat, numbers.mul_(ratio))
-                    continue
-                ordered = in_memory_order(weight)
-                ordered.copy_(ordered.to(numbers.dtype) + scale * numbers.view(ordered.shape))
-            return
         streams = _Streams(self._seed, step)
         for number, weight in enumerate(self.weights):
             if narrow is None or weight.dtype in WIDE:

@@ -36,11 +36,6 @@ class Displacement:
             w.is_meta or isinstance(w, FakeTensor) for w in directions.weights
         )
 
-    @property
-    def kept_bytes(self) -> int:
-        """The bytes of the values that rounding lost, which are kept while the weights are displaced."""
-        return sum(t.numel() * t.element_size() for pair in self._kept.values() for t in pair)
-
     def move_(self, step: int, to: float) -> None:
         """Move the weights to x + to x u_step; `to` 0 brings them back."""
 

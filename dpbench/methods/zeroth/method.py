@@ -10,6 +10,7 @@ from torch.optim import SGD, Optimizer
 
 from dpbench.errors import DpbenchError
 from dpbench.methods.engines.batches import Losses
+from dpbench.methods.engines.thresholds import Thresholds
 from dpbench.methods.protocol import StepReport
 from dpbench.methods.zeroth.directions import Kind
 from dpbench.methods.zeroth.trainer import SILENT, ZerothOrder
@@ -25,7 +26,7 @@ class ZerothMethod:
     """
 
     in_training_mode = False
-    thresholds = None
+    thresholds: Thresholds | None = None
     unprotected: list[str] = []  # noqa: RUF012 (always empty: a step releases one number, or noise in each weight)
 
     def __init__(
@@ -84,6 +85,19 @@ class ZerothMethod:
                 f"no example's loss moved in {silent} steps one after another: the perturbation is lost in weights or losses"
             )
         return messages
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as `ZerothOrder` does.
+
+        Raises:
+            DpbenchError: It is called in the middle of a step.
+        """
+        if self._batches:
+            raise DpbenchError("the state in the middle of a step: its batches are not kept", "save after method.step()")
+        return self.order.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.order.load_state_dict(state)
 
     def detach(self) -> None:
         """Forget the batches and checks; nothing is attached to the model."""

@@ -15,17 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError
-from dpbench.methods.engines.batches import batch_size, select, versions_of
+from dpbench.methods.engines.batches import Losses, batch_size, select, versions_of
 from dpbench.methods.engines.layers import check_examples_apart
-from dpbench.methods.engines.probes import (
-    RandomStreams,
-    StateWatch,
-    check_examples_apart_by_value,
-    check_no_known_writer,
-    has_values,
-)
+from dpbench.methods.engines.probes import RandomStreams, check_examples_apart_by_value, has_values
 from dpbench.methods.engines.resuming import Resumable
-from dpbench.methods.zeroth.directions import WIDE, Directions, Kernels, Kind, check_perturbation
+from dpbench.methods.engines.writes import StateWatch, check_no_known_writer
+from dpbench.methods.zeroth.directions import WIDE, Directions, Kind, check_perturbation
 from dpbench.methods.zeroth.displacement import Displacement
 from dpbench.privacy.mechanism import Mechanism
 from dpbench.privacy.noise import Noise
@@ -35,9 +30,6 @@ SILENT = 20
 
 _LOOKS = 2  # steps in which losses are checked not to mix examples; in the second, weights that start at 0 have moved
 _NARROW = (torch.float16, torch.bfloat16)
-
-Losses = Callable[[nn.Module, Any], Tensor]
-"""A function of (model, batch) that returns the per-example losses [B]."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +89,6 @@ class ZerothOrder(Resumable):
         rate: float,
         perturbation: float = 1e-3,
         directions: Kind = "gaussian",
-        kernels: Kernels = "auto",
         published: bool = False,
     ) -> None:
         self.method = plugins.get("published_zeroth" if published else "zeroth", method)
@@ -107,7 +98,7 @@ class ZerothOrder(Resumable):
         _must_suit(self.method, mechanism)
         weights = list(self.trainable.values())
         check_perturbation(weights, perturbation)
-        self.directions = Directions(weights, mechanism.seed, directions, kernels)
+        self.directions = Directions(weights, mechanism.seed, directions)
         self.steps = self.non_finite_examples = self.longest_silence = self._silent = 0
         self.noise = Noise(mechanism, on=[model, *weights])
         self._displacement = Displacement(self.directions)
@@ -341,7 +332,7 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
             form = str(p.dtype).removeprefix("torch.") if p.layout == torch.strided else "sparse"
             raise DpbenchError(
                 f"{name} ({'sharded' if hasattr(p, 'to_local') else form}) cannot be moved along a direction",
-                "train whole float32, float64, float16 or bfloat16 tensors, and freeze others",
+                "train unsharded float32, float64, float16 or bfloat16 tensors, and freeze others",
             )
     return trainable
 

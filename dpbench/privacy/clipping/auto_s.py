@@ -17,4 +17,4 @@ def factor(norms: Tensor, bound: float, gamma: float) -> Tensor:
 
     Guarantee: factor x norm <= bound for every finite norm (the factor is 0 where it would be no normal number).
     """
-    return representable((bound / (norms + gamma)).masked_fill(norms + gamma == 0, 0.0))
+    return representable(bound / (norms + gamma))

@@ -17,4 +17,4 @@ def factor(norms: Tensor, bound: float, gamma: float) -> Tensor:
 
     Guarantee: factor x norm <= bound for every finite norm (0 where bound / norm is no normal number).
     """
-    return representable((bound / norms).masked_fill(norms == 0, 0.0))
+    return representable(bound / norms)

@@ -19,7 +19,7 @@ from dpbench.distributed.stages import Pipeline
 from dpbench.distributed.traffic import Traffic
 from dpbench.distributed.worker import serve
 from dpbench.methods.engines.batches import Losses
-from dpbench.methods.engines.method import EngineMethod
+from dpbench.methods.protocol import Method
 from dpbench.models.seeded import materialise, parameters_on_meta
 from dpbench.models.stages import LanguageStage, stage_of
 from dpbench.privacy.mechanism import Mechanism
@@ -47,9 +47,9 @@ def train(request: dict[str, Any], rank: int) -> None:
     plan = settings.mechanism(len(examples), len(examples), request["seed"])
     counter = Counter()
 
-    def attach(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Mechanism) -> EngineMethod:
+    def attach(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Mechanism) -> Method:
         stages = distributed.attach_stage(settings.method, model, optimizer, plan, settings.pieces, settings.schedule)
-        return EngineMethod(stages.handle, optimizer, lambda losses, batch: counter.backward(stages, losses, batch))
+        return CountedStage(stages, counter)
 
     optimizer = settings.optimizer.build(trained_parameters(task.model))
     context: Any = _Parent(is_last=rank == settings.devices - 1)
@@ -130,6 +130,19 @@ class Counter(Callback):
             "guard_bytes": traffic.collectives["rest"],
             "activation_bytes": traffic.messages["backward"],
         }
+
+
+class CountedStage:
+    """The method of this stage: that of its engine, with batches that go through the pipeline and are counted."""
+
+    def __init__(self, stages: Pipeline, counter: Counter) -> None:
+        self._stages, self._counter = stages, counter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stages.handle, name)
+
+    def backward(self, losses: Losses, batch: tuple[dict[str, Tensor], int]) -> Tensor:
+        return self._counter.backward(self._stages, losses, batch)
 
 
 class _Parent:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from guarded import SENTINEL, amid, guards_hold, with_fault
-from test_leaves import FUNCTIONS, norms_of, oracle_linear, relative
+from test_leaves import FUNCTIONS, norms_of, oracle, relative
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -70,7 +70,7 @@ def sums(leaf, fresh):
 
 def check(leaf, use, tolerance, functions=("abadi",)):
     """Norms, weighted sum and clipped sum; fresh sums and others; factors formed on chip and between two kernels."""
-    gradients = {n: v for n, v in oracle_linear(leaf, use).items() if n in leaf.names}
+    gradients = {n: v for n, v in oracle(leaf, use).items() if n in leaf.names}
     wanted = norms_of(gradients)
     assert relative(leaf.sq_norms(use).sqrt(), wanted) < 1e-5, "norms"
     bound = float(wanted.median()) or 0.1
@@ -275,7 +275,7 @@ def test_fp16_sums_survive_small_factors():
     leaf, use = case((3, 17, 20, 21), torch.float16)
     into, _ = sums(leaf, True)
     leaf.add_weighted(use, torch.tensor([1e-7, 2e-7, 3e-7]), into)
-    wanted = torch.einsum("b,boi->oi", torch.tensor([1e-7, 2e-7, 3e-7]).double(), oracle_linear(leaf, use)["weight"])
+    wanted = torch.einsum("b,boi->oi", torch.tensor([1e-7, 2e-7, 3e-7]).double(), oracle(leaf, use)["weight"])
     assert relative(into["weight"], wanted) < 2e-3
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from guarded import SENTINEL, amid, guards_hold, with_fault
-from test_leaves import hold, norms_of, oracle_embedding, oracle_layernorm, oracle_rmsnorm, relative
+from test_leaves import hold, norms_of, oracle, relative
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -25,13 +25,13 @@ SHAPES = [(1, 1), (2, 65), (2, 1, 3)]
 def layernorm(shape, dtype=torch.float32, width=11, **options):
     torch.manual_seed(sum(shape))
     leaf = LayerNormTritonLeaf(nn.LayerNorm(width, **options).to(dtype))
-    return leaf, Use(torch.randn(*shape, width).to(dtype), torch.randn(*shape, width).to(dtype)), oracle_layernorm
+    return leaf, Use(torch.randn(*shape, width).to(dtype), torch.randn(*shape, width).to(dtype)), oracle
 
 
 def rmsnorm(shape, dtype=torch.float32, kind=nn.RMSNorm):
     torch.manual_seed(sum(shape))
     leaf = RMSNormTritonLeaf(kind(11, eps=1e-3).to(dtype))
-    return leaf, Use(torch.randn(*shape, 11).to(dtype), torch.randn(*shape, 11).to(dtype)), oracle_rmsnorm
+    return leaf, Use(torch.randn(*shape, 11).to(dtype), torch.randn(*shape, 11).to(dtype)), oracle
 
 
 def llama(shape, dtype=torch.float32):
@@ -41,7 +41,7 @@ def llama(shape, dtype=torch.float32):
 def embedding(shape, dtype=torch.float32, width=9, padding=2):
     torch.manual_seed(sum(shape))
     leaf = EmbeddingTritonLeaf(nn.Embedding(5, width, padding_idx=padding).to(dtype))
-    return leaf, Use(torch.randint(0, 5, shape), torch.randn(*shape, width).to(dtype)), oracle_embedding
+    return leaf, Use(torch.randint(0, 5, shape), torch.randn(*shape, width).to(dtype)), oracle
 
 
 MAKERS = {"layernorm": layernorm, "rmsnorm": rmsnorm, "llama": llama, "embedding": embedding}

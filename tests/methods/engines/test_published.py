@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from small_models import gradients, mechanism, relative
 
-from dpbench import plugins
+from dpbench import methods, plugins
 from dpbench.errors import DpbenchError
 from dpbench.methods import engines
 from dpbench.methods.published import flashdp
@@ -35,8 +33,7 @@ def losses(model, batch):
 def released(model, plan, batches, name=NAME):
     """name -> sum that one step releases; and the handle. Published code goes torch's way, so what it is held to does too."""
     stepper = torch.optim.SGD(model.parameters(), lr=0.0)
-    published = name == NAME
-    handle = (engines.attach_published if published else partial(engines.attach, kernels="torch"))(name, model, stepper, plan)
+    handle = methods.attach(name, model, stepper, plan, kernels="torch")
     for batch in batches:
         handle.backward(losses, batch)
     stepper.step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import zeroth_runs
+from spending import epsilon_of
 from zeroth_checks import data, losses, net
 
 from dpbench import plugins
@@ -57,7 +58,7 @@ def test_zero_1_epochs_without_amplification_cost_more_than_is_stated(tmp_path):
     found = run(tmp_path, sampler="fixed", steps=6)
     real = value(found, "epsilon").value
     assert real > 2.0
-    expected = accounting.epsilon(  # 80 rows are 4 batches of 20: 6 steps are 2 epochs at most
+    expected = epsilon_of(  # 80 rows are 4 batches of 20: 6 steps are 2 epochs at most
         noise_multiplier=found.privacy.noise_multiplier, sample_rate=1.0, steps=2, delta=DELTA, relation="replace_one"
     )
     assert real == pytest.approx(expected, rel=1e-12)

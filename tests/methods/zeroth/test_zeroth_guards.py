@@ -213,8 +213,6 @@ def test_a_perturbation_that_is_none_is_refused(size):
 def test_words_that_mean_nothing_are_refused():
     with pytest.raises(DpbenchError, match="unknown kind of direction 'Sphere'"):
         method(Net(), directions="Sphere")
-    with pytest.raises(DpbenchError, match="unknown kernels 'triton'"):
-        method(Net(), kernels="triton")
 
 
 def test_weights_that_are_no_numbers_are_refused():

@@ -46,3 +46,25 @@ def test_physical_batches_of_a_step_have_one_loss():
     method.backward(losses, data())
     with pytest.raises(DpbenchError, match="have different losses"):
         method.backward(lambda model, batch: 2 * losses(model, batch), data())
+
+
+def test_a_saved_method_continues_to_the_bit():
+    def train(method, steps):
+        for _ in range(steps):
+            method.backward(losses, data())
+            method.step()
+
+    uninterrupted, model = net(), net()
+    one = methods.attach("dpzero", uninterrupted, torch.optim.SGD(uninterrupted.parameters(), lr=0.1), plan("dpzero"))
+    train(one, 3)
+    first = methods.attach("dpzero", model, torch.optim.SGD(model.parameters(), lr=0.1), plan("dpzero"))
+    train(first, 2)
+    state = first.state_dict()
+    first.backward(losses, data())
+    with pytest.raises(DpbenchError, match="in the middle of a step"):
+        first.state_dict()
+    first.detach()
+    second = methods.attach("dpzero", model, torch.optim.SGD(model.parameters(), lr=0.1), plan("dpzero"))
+    second.load_state_dict(state)
+    train(second, 1)
+    assert all(torch.equal(a, b) for a, b in zip(uninterrupted.parameters(), model.parameters(), strict=True))

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from spending import epsilon_of
 
 from dpbench.data import registry
 from dpbench.errors import DpbenchError
@@ -14,7 +15,6 @@ from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
 from dpbench.jobs import language_modeling as job
 from dpbench.methods import engines
-from dpbench.privacy import accounting
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 from dpbench.spec.expand import merge
 from dpbench.tasks.language_modeling.task import LanguageModelingTask, model_of, parameter_groups
@@ -91,7 +91,7 @@ def test_the_rate_warms_up_and_falls_as_a_cosine():
 
 def test_the_budget_is_the_mechanisms():
     plan = settings().mechanism(400, 400, 0, groups=9)
-    spent = accounting.epsilon(noise_multiplier=plan.noise_multiplier, sample_rate=0.1, steps=6, delta=1 / 800)
+    spent = epsilon_of(noise_multiplier=plan.noise_multiplier, sample_rate=0.1, steps=6, delta=1 / 800)
     assert 0.99 * 8 <= spent == plan.epsilon() <= 8
     assert plan.sensitivity == 1.0
 

@@ -41,7 +41,6 @@ _ON_MODULES = ("activations", "backprops", "use_gc", "privacy_engine", "get_priv
 class Engine(Handle):
     """The peer fastDP in its default mode `MixOpt`, which decides on ghost norms at the first batch and keeps that decision."""
 
-    name = "fastdp"
     functions = ("abadi",)
 
     def _prepare_clipping(self) -> None:
@@ -49,10 +48,9 @@ class Engine(Handle):
             from fastDP import PrivacyEngine
             from fastDP.supported_layers_grad_samplers import _supported_layers_norm_sample_AND_clipping as supported
         except ImportError as error:
-            raise DpbenchError("fastDP is not installed", PLUGIN["get"]) from error
+            raise DpbenchError("fastDP is not installed", str(PLUGIN["get"])) from error
         super()._prepare_clipping()
         assert self.layout is not None
-        assert self.mechanism.clipping is not None
         for layer in self.layout.layers:
             if type(layer.module) not in supported:
                 raise DpbenchError(f"fastDP has no rule for {layer.name} ({type(layer.module).__name__})", "use another engine")
@@ -67,10 +65,10 @@ class Engine(Handle):
                 batch_size=1,
                 sample_size=self.mechanism.sampling.dataset_size,
                 num_steps=self.mechanism.steps,
-                max_grad_norm=self.mechanism.clipping.bound,
+                max_grad_norm=self.clipping.bound,
                 noise_multiplier=0.0,
                 clipping_fn="Abadi",
-                clipping_style=_STYLES[self.mechanism.clipping.scope],
+                clipping_style=_STYLES[self.clipping.scope],
                 loss_reduction="sum",
             )
 
@@ -100,7 +98,7 @@ class Engine(Handle):
         super().detach()
 
 
-def _forget(holder: Any, names: tuple[str, ...]) -> None:
+def _forget(holder: object, names: tuple[str, ...]) -> None:
     for name in names:
         if name in vars(holder):
             delattr(holder, name)

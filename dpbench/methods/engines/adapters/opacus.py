@@ -30,8 +30,6 @@ PLUGIN = {
 class Engine(OpacusHandle):
     """The peer Opacus with hooks."""
 
-    name = "opacus"
-
     def _wrap(self) -> None:
         from opacus.grad_sample.grad_sample_module import GradSampleHooks
         from opacus.optimizers import DPOptimizer
@@ -42,7 +40,7 @@ class Engine(OpacusHandle):
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
         values = check_losses(losses(self.model, batch))
         values.sum().backward()
-        parameters = list(self.trainable.values())
+        parameters: list[Any] = list(self.trainable.values())
         norms = torch.stack([p.grad_sample.flatten(1).norm(dim=1) for p in parameters], 1).norm(dim=1)
         self.count(norms.detach(), self.bounds[0])
         self._dp.clip_and_accumulate()

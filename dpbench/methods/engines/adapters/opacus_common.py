@@ -59,7 +59,6 @@ def register_conv1d() -> None:
 class OpacusHandle(Handle):
     """An engine of flat Abadi clipping by Opacus, whose optimizer wrapper clips, sums and adds the noise."""
 
-    scopes = ("flat",)
     functions = ("abadi",)
     needs_layers = False
     _gradients: Any
@@ -78,10 +77,9 @@ class OpacusHandle(Handle):
         raise NotImplementedError
 
     def _wrapper_options(self) -> dict[str, Any]:
-        assert self.mechanism.clipping is not None
         return {
             "noise_multiplier": self.mechanism.noise_multiplier,
-            "max_grad_norm": self.mechanism.clipping.bound,
+            "max_grad_norm": self.clipping.bound,
             "expected_batch_size": self.mechanism.sampling.expected_batch_size,
             "loss_reduction": "sum",  # divided in _release: Opacus would use the per-example gradients, which are deleted by then
             "generator": None,
@@ -94,16 +92,17 @@ class OpacusHandle(Handle):
 
     def _release(self) -> None:
         """Have Opacus add the noise, and divide the result."""
-        for parameter in self.trainable.values():
+        parameters: list[Any] = list(self.trainable.values())
+        for parameter in parameters:
             if parameter.summed_grad is None:  # an empty batch: noise alone
                 parameter.summed_grad = torch.zeros_like(parameter)
         self._dp.add_noise()
-        for parameter in self.trainable.values():
+        for parameter in parameters:
             parameter.grad.div_(self.mechanism.sampling.expected_batch_size)
 
     def _after_step(self) -> None:
         for parameter in self.trainable.values():
-            parameter.summed_grad = None
+            parameter.summed_grad = None  # type: ignore[attr-defined]
         super()._after_step()
 
     def detach(self) -> None:

@@ -30,15 +30,12 @@ PLUGIN = {
 class Engine(OpacusHandle):
     """The peer Opacus with ghost clipping. It refuses tied weights."""
 
-    name = "opacus_ghost"
-
     def _wrap(self) -> None:
         from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping
         from opacus.optimizers import DPOptimizerFastGradientClipping
 
-        assert self.mechanism.clipping is not None
         self._gradients = GradSampleHooksFastGradientClipping(
-            self.model, batch_first=True, loss_reduction="sum", strict=False, max_grad_norm=self.mechanism.clipping.bound
+            self.model, batch_first=True, loss_reduction="sum", strict=False, max_grad_norm=self.clipping.bound
         )
         self._dp = DPOptimizerFastGradientClipping(self.optimizer, **self._wrapper_options())
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from dpbench.errors import DpbenchError
 from dpbench.methods.engines.base import Handle
 from dpbench.methods.engines.batches import Losses, batch_size
-from dpbench.methods.engines.functional import loss_of_one
+from dpbench.methods.engines.functional import Parameters, losses_with
 
 PLUGIN = {
     "kind": "engine",
@@ -33,8 +34,6 @@ PLUGIN = {
 class Engine(Handle):
     """The peer Opake with its functional clipping in the default form, on the full batch."""
 
-    name = "opake"
-    scopes = ("flat",)
     functions = ("abadi",)
     needs_layers = False
 
@@ -49,11 +48,16 @@ class Engine(Handle):
     def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
         if batch_size(batch) == 0:
             return torch.zeros(0)
-        function, state = self._clipped_grad(
-            loss_of_one(self.model, losses, by_use=False), clipping_norm=self.bounds[0], batch_argnums=1, return_aux=True
-        )
+
+        def loss(parameters: Parameters, example: Any) -> Tensor:
+            batch_of_one = tree_map(lambda v: v[None] if isinstance(v, Tensor) else v, example)
+            return losses_with(self.model, losses, parameters, batch_of_one, by_use=False).squeeze(0)
+
+        function, state = self._clipped_grad(loss, clipping_norm=self.bounds[0], batch_argnums=1, return_aux=True)
         parameters = {name: parameter.detach() for name, parameter in self.trainable.items()}
-        (clipped, auxiliary), _ = function(parameters, batch, state=state)
+        result: Any
+        result, _ = function(parameters, batch, state=state)
+        clipped, auxiliary = result
         for name, gradient in clipped.pytree.items():
             self.sum_of(self.trainable[name]).add_(gradient)
         self.count(auxiliary.grad_norms, self.bounds[0])
