@@ -36,6 +36,11 @@ def digest_of(values: dict[str, Any]) -> str:
     return sha256_text(canonical_json({key: value for key, value in values.items() if key != "digest"}))
 
 
+def with_digest(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a record's values with their digest computed again."""
+    return values | {"digest": digest_of(values)}
+
+
 class Metric(Strict):
     """One measured value.
 
