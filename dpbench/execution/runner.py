@@ -26,7 +26,7 @@ from dpbench.plugins.identity import identity
 from dpbench.records.schema import Record, Request
 from dpbench.records.store import NAME, read_record, write_record
 from dpbench.spec.expand import check_names, run_id
-from dpbench.spec.run_config import RunConfig
+from dpbench.spec.run_config import RunConfig, Tracking
 from dpbench.spec.sources import Source
 from dpbench.validation import parse
 
@@ -68,7 +68,7 @@ def execute(
     config: dict[str, Any],
     out: Path,
     threads: int = 1,
-    tracking: str = "off",
+    tracking: Tracking = "off",
     quiet: bool = False,
     keep: bool = False,
     requests: Sequence[Request] = (),
@@ -161,7 +161,7 @@ def _run(
     parents: dict[str, Path],
     folder: Path,
     threads: int,
-    tracking: str,
+    tracking: Tracking,
     quiet: bool,
     requests: Sequence[Request],
 ) -> Record:

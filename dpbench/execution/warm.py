@@ -103,9 +103,8 @@ def _private_folder() -> Path | None:
 def _run_command(connection: socket.socket, path: Path, words: list[str]) -> int | None:
     """Give a command to the listener at the other end and return its exit code; None if there was none."""
     request = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}
-    answer = _Lines(connection)
     try:
-        if answer.next(_ANSWER) != _READY:
+        if _line(connection, _ANSWER) != _READY:
             return None  # it ended while this process connected
     except TimeoutError:
         _retire(path)
@@ -114,7 +113,7 @@ def _run_command(connection: socket.socket, path: Path, words: list[str]) -> int
     connection.settimeout(_SILENCE)
     try:
         socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [0, 1, 2])
-        started = answer.next(_SILENCE)
+        started = _line(connection, _SILENCE)
     except TimeoutError:
         _end_listener(connection)
         return None
@@ -123,7 +122,7 @@ def _run_command(connection: socket.socket, path: Path, words: list[str]) -> int
     process = int(started.removeprefix(_STARTED))
     while True:
         try:
-            line = answer.next(_SILENCE)
+            line = _line(connection, _SILENCE)
         except TimeoutError:
             with contextlib.suppress(OSError):  # stopped or swapped out: killed, as the caller does its work now
                 os.killpg(process, signal.SIGKILL)
@@ -140,30 +139,23 @@ def _end_listener(connection: socket.socket) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-class _Lines:
-    """Lines from a socket, each within a limit of time."""
+def _line(connection: socket.socket, seconds: float) -> bytes:
+    """Return the next line without its end, byte by byte, as more may follow it; nothing if the other end is closed.
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection, self._buffer = connection, b""
-
-    def next(self, seconds: float) -> bytes:
-        """Return the next line without its end; nothing if the other end is closed.
-
-        Raises:
-            TimeoutError: no line came within `seconds`.
-        """
-        end = time.monotonic() + seconds
-        while b"\n" not in self._buffer:
-            self._connection.settimeout(max(end - time.monotonic(), 0.001))
-            try:
-                part = self._connection.recv(4096)
-            except ConnectionError:
-                part = b""
-            if not part:
-                return b""
-            self._buffer += part
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
+    Raises:
+        TimeoutError: nothing came for `seconds`.
+    """
+    connection.settimeout(seconds)
+    line = b""
+    while not line.endswith(b"\n"):
+        try:
+            part = connection.recv(1)
+        except ConnectionError:
+            part = b""
+        if not part:
+            return b""
+        line += part
+    return line[:-1]
 
 
 def _retire(path: Path) -> None:

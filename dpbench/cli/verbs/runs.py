@@ -12,6 +12,7 @@ from dpbench import paths
 from dpbench.cli.app import CORES, TIER_NAMES, Quiet, Tables, Threads, verb
 from dpbench.cli.verbs.results import exit_code
 from dpbench.errors import DpbenchError
+from dpbench.spec.run_config import Tracking
 
 if TYPE_CHECKING:
     from dpbench.records.store import LeftOut
@@ -30,9 +31,7 @@ def run(
     out: Annotated[Path, Option(metavar="DIR", help="Folder of the run.")],
     plan: Annotated[Path | None, Option(metavar="FILE", help="Plan file that names the cells which ask for this run.")] = None,
     keep: Annotated[bool, Option("--keep", help="Keep an existing finished record instead of running again.")] = False,
-    tracking: Annotated[
-        Literal["off", "offline", "online"], Option(help="Mirror the run to Weights & Biases.", rich_help_panel="How to run")
-    ] = "off",
+    tracking: Annotated[Tracking, Option(help="Mirror the run to Weights & Biases.", rich_help_panel="How to run")] = "off",
     threads: Threads = CORES,
     quiet: Quiet = False,
     warm: Annotated[
