@@ -106,14 +106,15 @@ def _check_events(text: str) -> None:
             if anchor is not None:
                 sizes.pop(anchor, None)
             if len(opened) > DEPTH:
-                raise yaml.MarkedYAMLError(problem=f"nested more than {DEPTH} levels deep", problem_mark=event.start_mark)
+                raise _fault(event, f"nested more than {DEPTH} levels deep")
             continue
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, size, height = opened.pop()
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes and any(event.anchor == name for name, _, _ in opened):
-                raise yaml.MarkedYAMLError(problem=f"*{event.anchor} is inside itself", problem_mark=event.start_mark)
-            size, height = sizes.get(event.anchor, 1), depths.get(event.anchor, 0)  # an unknown one is refused by the composer
+                raise _fault(event, f"*{event.anchor} is inside itself")
+            alias = event.anchor or ""
+            size, height = sizes.get(alias, 1), depths.get(alias, 0)  # an unknown one is refused by the composer
             anchor = None
         elif isinstance(event, yaml.ScalarEvent):
             size = 1 + len(event.value) // 64
@@ -125,10 +126,13 @@ def _check_events(text: str) -> None:
             name, outer_size, level = opened[-1]
             opened[-1] = (name, outer_size + size, max(level, height + 1))
         if size > _YAML_PARTS or (opened and opened[-1][1] > _YAML_PARTS):
-            problem = f"more than {_YAML_PARTS} values with its aliases written out"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            raise _fault(event, f"more than {_YAML_PARTS} values with its aliases written out")
         if len(opened) + height > DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"nested more than {DEPTH} levels deep", problem_mark=event.start_mark)
+            raise _fault(event, f"nested more than {DEPTH} levels deep")
+
+
+def _fault(event: yaml.Event, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]  # a mark of libyaml
 
 
 class _Loader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]

@@ -155,7 +155,7 @@ def test_a_value_that_cannot_be_names_the_key_in_a_short_message(tmp_path, conte
 def test_json_config_files_are_read_as_json(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"tier": "smoke",\n"tier": "paper"}')
-    with pytest.raises(DpbenchError, match='line 2, .* duplicate key "tier"'):
+    with pytest.raises(DpbenchError, match=r'line 2, .* duplicate key "tier"'):
         check_files(path)
     path.write_text('{\n\t"tier": "smoke"}')
     check_files(path)
