@@ -1,7 +1,7 @@
 """NAME: say here what the rows are, and where they come from."""
 
 # Put the files into FOLDER/NAME/ and set DPBENCH_DATA=FOLDER. Parquet files are read; of a CSV file, make one first:
-#     python -c "import pandas; pandas.read_csv('train.csv').to_parquet('train.parquet')"
+#     python -c "from pyarrow import csv, parquet; parquet.write_table(csv.read_csv('train.csv'), 'train.parquet')"
 PLUGIN = {
     "kind": "dataset",
     "name": "NAME",

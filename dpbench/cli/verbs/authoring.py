@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 from typer import Argument, Option
 
 from dpbench import paths, plugins
@@ -113,6 +115,16 @@ def schema(
     out: Annotated[Path | None, Option(metavar="DIR", help="Folder to write into, by default workflow/schemas.")] = None,
 ) -> None:
     """Write the JSON schemas of config, tables and records."""
-    from dpbench.cli.schemas import write_schemas
+    for name, text in schemas().items():
+        write_atomic((out or paths.root() / "workflow" / "schemas") / name, text)
 
-    write_schemas(out or paths.root() / "workflow" / "schemas")
+
+def schemas() -> dict[str, str]:
+    """Return file name -> text of the schema of each file that people write or read; pydantic derives them from the models."""
+    from dpbench.records.schema import Record
+    from dpbench.spec.config import Config
+    from dpbench.spec.models import TableSpec
+
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    models: dict[str, type[BaseModel]] = {"config": Config, "table": TableSpec, "record": Record}
+    return {f"{n}.schema.json": json.dumps(dialect | m.model_json_schema(), indent=2) + "\n" for n, m in models.items()}
