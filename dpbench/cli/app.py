@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 TIER_NAMES = ", ".join(TIERS)
 CORES = os.cpu_count() or 1
+_OPTION = re.compile("-[-A-Za-z]")  # `-1` is a value
 Threads = Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="CPU threads to use.", rich_help_panel="How to run")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bar.", rich_help_panel="How to run")]
 Tables = Annotated[list[str] | None, typer.Option(metavar="PAPER/TABLE ...", help="Use these tables only.")]
@@ -43,11 +45,11 @@ class Verb(TyperCommand):
         current = ""
         for position, word in enumerate(args):
             following = args[position + 1 : position + 2]
-            if word.startswith("--"):
+            if _OPTION.match(word):
                 current = word if word in lists else ""
                 if not current:
                     words.append(word)
-                elif following and not following[0].startswith("--"):
+                elif following and not _OPTION.match(following[0]):
                     continue
                 elif (lists[word].metavar or "").startswith("["):
                     words += [word, ""]

@@ -193,6 +193,11 @@ def test_a_list_without_values_is_refused(words, capsys):
     assert "--tables has no value" in capsys.readouterr().err
 
 
+def test_help_is_no_value_of_a_list(capsys):
+    assert main(["check", "--tier", "smoke", "--tables", "flashdp/batch_size", "-h"]) == 0
+    assert "Usage: dpbench check" in capsys.readouterr().out
+
+
 def test_a_lock_without_names_is_of_all_that_changed(monkeypatch, capsys):
     monkeypatch.setattr(identity, "lock", lambda names, why: [*names, why])
     assert main(["plugins", "--lock", "--why", "faster"]) == 0
