@@ -24,13 +24,18 @@ def known_name(value: Any, kind: str, names: Iterable[str]) -> None:
         raise unknown(kind, value, known)
 
 
+def _is_a(kind: type, value: Any) -> bool:
+    """Return whether a value is a number of this kind; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def whole_number(value: Any, name: str, least: int = 1, most: int = 2**53, hint: str = "") -> int:
     """Return `value` as an int in [least, most]; bools and all floats are refused.
 
     Raises:
         DpbenchError: it is not such a number.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if not _is_a(Integral, value):
         raise DpbenchError(f"{name} {value!r} is not a whole number", hint or f"give an int from {least:,} on")
     if value < least:
         raise DpbenchError(f"{name} {value} is below {least}", hint or f"give an int from {least:,} on")
@@ -51,7 +56,7 @@ def finite_number(value: Any, name: str, least: float = -math.inf, above: float 
         kind = f"a finite number >= {least:g}"
     else:
         kind = "a finite number"
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not _is_a(Real, value):
         raise DpbenchError(f"{name} {value!r} is not {kind}", hint)
     if not (math.isfinite(value) and value >= least and value > above):
         raise DpbenchError(f"{name} {value} is not {kind}", hint)
@@ -64,7 +69,7 @@ def between(value: Any, name: str, low: float, high: float, hint: str = "") -> f
     Raises:
         DpbenchError: it is not such a number.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not low < value < high:
+    if not _is_a(Real, value) or not low < value < high:
         raise DpbenchError(f"{name} {value!r} is not between {low:g} and {high:g}", hint)
     return value if type(value) in (int, float) else float(value)
 

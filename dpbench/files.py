@@ -235,19 +235,22 @@ def read_yaml(path: Path, hint: str = "") -> Any:
     return parse_yaml(read_text(path, _LARGEST_YAML, hint), str(path), hint)
 
 
+_READ_FAULTS = {
+    errno.ENOENT: ("no such file", "list the folder for the names of its files"),
+    errno.ENOTDIR: ("a part of this path is a file, not a folder", "correct the path"),
+    errno.ELOOP: ("a link that leads to itself", "correct the path"),
+    errno.ENXIO: ("a socket or device, not a file", "give the path of a file"),
+}
+
+
 def read_error(path: Path, error: OSError | ValueError, hint: str = "") -> DpbenchError:
     """Return the error for a failed read."""
     number = getattr(error, "errno", None)
-    if number == errno.ENOENT:
-        return DpbenchError(f"{path}: no such file", hint or "list the folder for the names of its files")
     if number in (errno.EACCES, errno.EPERM):
         return DpbenchError(f"{path}: no permission to read", "make the file readable")
-    if number == errno.ENOTDIR:
-        return DpbenchError(f"{path}: a part of this path is a file, not a folder", hint or "correct the path")
-    if number == errno.ELOOP:
-        return DpbenchError(f"{path}: a link that leads to itself", hint or "correct the path")
-    if number == errno.ENXIO:
-        return DpbenchError(f"{path}: a socket or device, not a file", hint or "give the path of a file")
+    if number in _READ_FAULTS:
+        what, default_hint = _READ_FAULTS[number]
+        return DpbenchError(f"{path}: {what}", hint or default_hint)
     reason = error.strerror if isinstance(error, OSError) else error
     return DpbenchError(f"{str(path)[:300]!r}: cannot be read ({reason})", hint or "check that the path is a usable file")
 

@@ -13,7 +13,7 @@ import pytest
 
 from dpbench.errors import DpbenchError
 from dpbench.files import read_bytes, read_json, read_text, read_yaml
-from dpbench.parsing import DEPTH, parse_json
+from dpbench.parsing import parse_json
 
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 13))
 MERGE_BOMB = "a0: &a0 {k: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 13))
@@ -22,28 +22,28 @@ CHAIN = "".join(f"a{i}: &a{i} [{f'*a{i - 1}' if i else 'x'}]\n" for i in range(1
 JSON = [
     ("", "not a complete JSON file: line 1"),
     ('{"a": [1,\n2', "not a complete JSON file: line 2"),
-    ("{} {}", "line 1, column 4: Extra data"),
+    ("{} {}", "line 1, column 4: trailing characters"),
     ('{"a": 1,}', "line 1"),
     ("{'a': 1}", "line 1, column 2"),
-    ('{"a": 1,\n"b": NaN}', "line 2: NaN"),
-    ("[1,\n-Infinity]", "line 2: -Infinity"),
-    ('["NaN",\n\nInfinity]', "line 3: Infinity"),
+    ('{"a": 1,\n"b": NaN}', "line 2, column 6: .* near 'NaN"),
+    ("[1,\n-Infinity]", "line 2, column 2: .*, near 'Infinity"),
+    ('["NaN",\n\nInfinity]', "line 3, column 1: .* near 'Infinity"),
     ('{\n"x": 1e999}', "line 2: the number 1e999 is too large"),
     ("[1,\n" + "9" * 5000 + "]", "line 2: a whole number of 5000 characters"),
-    ('{"a": 1,\n"b": 2,\n"b": 3}', "line 3: the key 'b' occurs twice"),
-    ('{"a": {"c": 1, "c": 2}, "b": {"c": 3}}', "the key 'c' occurs twice"),
-    ("[" * 10**5 + "]" * 10**5, "nested more than"),
-    ('{"a":' * 10**5 + "1" + "}" * 10**5, "nested more than"),
-    ("[" * (DEPTH + 1) + "]" * (DEPTH + 1), "nested more than"),
-    ('["a",\n"\\ud800"]', "line 2: half of a surrogate pair"),
-    ('{"\\udc00": 1}', "line 1: half of a surrogate pair"),
-    ('["a\nb"]', "Invalid control character"),
-    ('{"a": "\x00"}', "Invalid control character"),
+    ('{"a": 1,\n"b": 2,\n"b": 3}', 'line 3, column 5: Detected duplicate key "b"'),
+    ('{"a": {"c": 1, "c": 2}, "b": {"c": 3}}', 'duplicate key "c"'),
+    ("[" * 10**5 + "]" * 10**5, "line 1, column 202: recursion limit"),
+    ('{"a":' * 10**5 + "1" + "}" * 10**5, "recursion limit"),
+    ("[\n" * 202 + "]" * 202, "recursion limit"),
+    ('["a",\n"\\ud800"]', "line 2, column 8: .*hex escape"),
+    ('{"\\udc00": 1}', "line 1, column 8: .*surrogate"),
+    ('["a\nb"]', "control character"),
+    ('{"a": "\x00"}', "control character"),
     (b'["a",\n"\xff"]', "line 2 is not UTF-8"),
     (b"\xef\xbb\xbf{}", "line 1 starts with a byte-order mark"),
     ("{}".encode("utf-16"), "line 1 starts with a byte-order mark"),
     (b" " * (9 << 20), "larger than the 8 MiB"),
-    ("[" + "{}," * (2 << 20) + "0]", "more than 1000000 numbers and mappings"),
+    ("[" + "{}," * (2 << 20) + "0]", "more than 1000000 values"),
 ]
 YAML = [
     (BOMB, "line 6, column .* more than 100000 values with its aliases"),
@@ -121,8 +121,9 @@ def test_yaml_that_is_not_taken_names_file_and_line(tmp_path, content, says):
             {"a": [1, 2.5, -3e-7, True, None, "😀", "\\ud800"]},
         ),
         ('{"b": {"x": 1}, "c": {"x": 2}}', {"b": {"x": 1}, "c": {"x": 2}}),
-        ("[" * DEPTH + "]" * DEPTH, None),
+        ("[" * 200 + "]" * 200, None),
         ('["NaN", "1e999", "-Infinity"]', ["NaN", "1e999", "-Infinity"]),
+        ('["1e999", 1e308, "\\"1e999", 0.1e-999]', ["1e999", 1e308, '"1e999', 0.0]),
     ],
 )
 def test_sound_json_is_taken_as_it_is(tmp_path, content, value):

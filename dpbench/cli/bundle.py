@@ -22,7 +22,7 @@ from dpbench.spec.sources import Source
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "opacus", "dp-accounting", "pydantic", "pyyaml"),
-    *("numpy", "scipy", "cryptography", "pillow", "pyarrow", "tqdm", "filelock", "psutil", "packaging", "peft"),
+    *("numpy", "scipy", "cryptography", "pillow", "pyarrow", "tqdm", "filelock", "psutil", "packaging", "peft", "jiter", "typer"),
     *("sacrebleu", "rouge-score", "nltk"),
 )
 """The packages that `dpbench record` imports; the report and the workflow run on another machine."""

@@ -83,7 +83,7 @@ def _engines() -> Iterator[str]:
 def _plugins() -> Iterator[str]:
     """Yield the number of locked plug-ins and a line on each other one: its content is part of the name of its runs."""
     yield f"Plug-ins ({plugins.VARIABLE} is {'set' if os.environ.get(plugins.VARIABLE) else 'not set'})"
-    identities = [(plugin, identity(plugin)) for kind in plugins.FOLDERS for plugin in plugins.discover(kind).values()]
+    identities = [(plugin, identity(plugin)) for plugin in plugins.discover_all()]
     yield f"  {sum(isinstance(value, int) for _, value in identities)} as locked"
     for plugin, value in identities:
         if not isinstance(value, int):

@@ -19,7 +19,6 @@ PACKAGES = (
     "triton",
     "transformers",
     "tokenizers",
-    "datasets",
     "opacus",
     "peft",
     "dp-accounting",

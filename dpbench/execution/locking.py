@@ -41,20 +41,20 @@ def alone(lock: Path, what: str, limit: float = LIMIT, say: Callable[[str], None
     from filelock import FileLock, Timeout
 
     file_lock = FileLock(lock)
-    holder_file = lock.with_name(lock.name + ".process")
+    holder = _Holder(lock.with_name(lock.name + ".process"), f"{what}: waits for", limit, say or _print)
     try:
-        file_lock.acquire(timeout=0)
-        waited = False
-    except Timeout:
-        _wait(file_lock, holder_file, what, limit, say or _print)
-        waited = True
+        file_lock.acquire(threading.TIMEOUT_MAX, _POLL, cancel_check=holder.is_silent)
+    except Timeout as error:
+        raise DpbenchError(
+            f"{what}: {holder.name()} holds {lock} and has given no sign of life for {limit:.0f} s",
+            "end that process, or let it go on, and start again",
+        ) from error
     except OSError as error:
         raise write_error(lock, error) from error
-    beats = _Beats(holder_file)
     try:
-        yield waited
+        with _signs_of_life(holder.file):
+            yield holder.waited
     finally:
-        beats.end()
         file_lock.release()
 
 
@@ -70,68 +70,60 @@ def alone_until_exit(lock: Path, what: str) -> None:
 _until_exit: set[Path] = set()
 
 
-def _wait(file_lock, holder_file: Path, what: str, limit: float, say: Callable[[str], None]) -> None:  # type: ignore[no-untyped-def]
-    from filelock import Timeout
-
-    started = last_sign = time.monotonic()
-    sign, has_told = _sign(holder_file), False
-    while True:
-        try:
-            file_lock.acquire(timeout=_POLL, poll_interval=_POLL)
-            return
-        except Timeout:
-            pass
-        except OSError as error:
-            raise write_error(Path(file_lock.lock_file), error) from error
-        now = time.monotonic()
-        if (latest := _sign(holder_file)) != sign:
-            sign, last_sign = latest, now
-        if now - last_sign > limit:
-            raise DpbenchError(
-                f"{what}: {_name(holder_file)} holds {file_lock.lock_file} and has given no sign of life for {limit:.0f} s",
-                "end that process, or let it go on, and start again",
-            )
-        if not has_told and now - started > _QUIET:
-            say(f"{what}: waits for {_name(holder_file)}, which is working on it")
-            has_told = True
-
-
 def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _sign(holder: Path) -> tuple[int, int] | None:
-    with contextlib.suppress(OSError):
-        status = holder.stat()
-        return status.st_ino, status.st_mtime_ns
-    return None
+class _Holder:
+    """The process that holds a lock, as one that waits for it sees it: by the file that names it and is touched at intervals."""
 
+    def __init__(self, file: Path, message: str, limit: float, say: Callable[[str], None]) -> None:
+        self.file = file
+        self.waited = False
+        self._message, self._limit, self._say = message, limit, say
+        self._started = self._changed = time.monotonic()
+        self._sign: tuple[int, int] | None = None
+        self._has_told = False
 
-def _name(holder: Path) -> str:
-    """Return `process 123`, with its machine if that is another one."""
-    with contextlib.suppress(OSError, ValueError):
-        process, machine = holder.read_text(encoding="utf-8").split()
-        return f"process {int(process)}" + (f" on {machine}" if machine != socket.gethostname() else "")
-    return "another process"
-
-
-class _Beats:
-    """The signs of life of a holder: a file that names its process and is touched at intervals."""
-
-    def __init__(self, holder: Path) -> None:
-        self._holder, self._ended = holder, threading.Event()
-        with contextlib.suppress(OSError):  # the file only informs waiting processes
-            holder.write_text(f"{os.getpid()} {socket.gethostname()}\n", encoding="utf-8")
-        self._thread = threading.Thread(target=self._beat, name="signs of life", daemon=True)
-        self._thread.start()
-
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT):
-            with contextlib.suppress(OSError):
-                os.utime(self._holder)
-
-    def end(self) -> None:
-        self._ended.set()
-        self._thread.join()
+    def is_silent(self) -> bool:
+        """Return whether the holder has given no sign of life for longer than the limit; called at every try to get the lock."""
+        now, sign = time.monotonic(), None
         with contextlib.suppress(OSError):
-            self._holder.unlink()
+            status = self.file.stat()
+            sign = (status.st_ino, status.st_mtime_ns)
+        if sign != self._sign or not self.waited:
+            self.waited, self._sign, self._changed = True, sign, now
+        if not self._has_told and now - self._started > _QUIET:
+            self._say(f"{self._message} {self.name()}, which is working on it")
+            self._has_told = True
+        return now - self._changed > self._limit
+
+    def name(self) -> str:
+        """Return `process 123`, with its machine if that is another one."""
+        with contextlib.suppress(OSError, ValueError):
+            process, machine = self.file.read_text(encoding="utf-8").split()
+            return f"process {int(process)}" + (f" on {machine}" if machine != socket.gethostname() else "")
+        return "another process"
+
+
+@contextmanager
+def _signs_of_life(file: Path) -> Iterator[None]:
+    """Name this process in `file`, which is touched at intervals and finally deleted. It only informs waiting processes."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT):
+            with contextlib.suppress(OSError):
+                os.utime(file)
+
+    with contextlib.suppress(OSError):
+        file.write_text(f"{os.getpid()} {socket.gethostname()}\n", encoding="utf-8")
+    thread = threading.Thread(target=beat, name="signs of life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(OSError):
+            file.unlink()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
-from pathlib import Path
+
+import psutil
 
 _POLL = 0.5  # seconds
 
@@ -23,8 +22,11 @@ def end_with(owner: int, end: Callable[[], None] | None = None) -> None:
     Args:
         end: called instead of ending this process.
     """
-    watched = _Watched(owner)
-    threading.Thread(target=_follow, args=(watched, end or _end), name="end with the owner", daemon=True).start()
+    try:
+        process = psutil.Process(owner)  # it remembers when it began, as its number may be that of another process later
+    except psutil.NoSuchProcess:
+        process = None
+    threading.Thread(target=_follow, args=(process, end or _end), name="end with the owner", daemon=True).start()
 
 
 def die_with(parent: int) -> None:
@@ -40,44 +42,18 @@ def die_with(parent: int) -> None:
         _end()
 
 
-def is_alive(process: int) -> bool:
-    """Return whether a process exists and has not ended; a zombie, which nobody has waited for yet, has ended."""
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether a process has not ended; a zombie, which nobody has waited for yet, has ended."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        return True  # a process of another user
-    status = Path(f"/proc/{process}/stat")
-    try:
-        return status.read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (OSError, IndexError):
-        return not Path("/proc/self/stat").exists()
 
 
-class _Watched:
-    """A process, identified by a descriptor where the system has them: its number may be that of another process later."""
-
-    def __init__(self, process: int) -> None:
-        self._process, self._ends = process, None  # type: int, select.poll | None
-        if hasattr(os, "pidfd_open"):
-            with contextlib.suppress(OSError):
-                descriptor = os.pidfd_open(process)
-                self._ends = select.poll()
-                self._ends.register(descriptor, select.POLLIN)
-
-    def wait(self, seconds: float) -> bool:
-        """Wait up to so many seconds; return whether the process has ended."""
-        if self._ends is None:
-            time.sleep(seconds)
-        elif self._ends.poll(1000 * seconds):
-            return True
-        return not is_alive(self._process)
-
-
-def _follow(watched: _Watched, end: Callable[[], None]) -> None:
-    while not watched.wait(_POLL):
-        pass
+def _follow(process: psutil.Process | None, end: Callable[[], None]) -> None:
+    while process is not None and is_alive(process):
+        with contextlib.suppress(psutil.TimeoutExpired):
+            process.wait(_POLL)
     end()
 
 

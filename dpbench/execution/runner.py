@@ -8,8 +8,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from dpbench.plugins.identity import identity
 from dpbench.records.schema import Record, Request
 from dpbench.records.store import NAME, read_record, write_record
 from dpbench.spec.expand import check_names, run_id
-from dpbench.spec.run_config import RunConfig
+from dpbench.spec.run_config import RunConfig, Tracking
 from dpbench.spec.sources import Source
 from dpbench.validation import parse
 
@@ -68,7 +69,7 @@ def execute(
     config: dict[str, Any],
     out: Path,
     threads: int = 1,
-    tracking: str = "off",
+    tracking: Tracking = "off",
     quiet: bool = False,
     keep: bool = False,
     requests: Sequence[Request] = (),
@@ -105,7 +106,9 @@ def execute(
         try:
             folder.mkdir(exist_ok=True)
             write_atomic(folder / CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")
-            record = _run(name, module, settings, config, sources, parents, folder, threads, tracking, quiet, requests)
+            steps = StepLog(folder / STEPS, tracking, name, config)
+            context = Context(folder, config["seed"], sources, steps, threads, parents, config["parents"])
+            record = _run(partial(module.run, settings), config, context, quiet, requests)
         except Exception as error:
             if is_disk_full(error) and not isinstance(error, DpbenchError):
                 raise full_error(out) from error
@@ -153,33 +156,20 @@ def _settle(out: Path) -> None:
 
 
 def _run(
-    name: str,
-    module: Any,
-    settings: Any,
-    config: dict[str, Any],
-    sources: dict[str, Source],
-    parents: dict[str, Path],
-    folder: Path,
-    threads: int,
-    tracking: str,
-    quiet: bool,
-    requests: Sequence[Request],
+    job: Callable[[Context], Outcome], config: dict[str, Any], context: Context, quiet: bool, requests: Sequence[Request]
 ) -> Record:
+    """Call the job and write its record into the folder of the context."""
     import torch
 
-    inherited: dict[str, Source] = {}
-    for role, parent in parents.items():
-        inherited |= read_record(parent / NAME, config["parents"][role]).all_sources
-    torch.set_num_threads(threads)
+    name, steps = run_id(config), context.steps
+    torch.set_num_threads(context.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.manual_seed(config["seed"])
-    steps = StepLog(folder / STEPS, tracking, name, config)
-    started = time.perf_counter()
+    torch.manual_seed(context.seed)
     try:
-        with _progress(f"{config['job']} {name}", quiet) as report:
-            context = Context(folder, config["seed"], sources, steps, threads, parents, config["parents"], report)
-            with remarks.collected() as data_remarks:
-                outcome: Outcome = module.run(settings, context)
+        inherited = {key: source for role in context.parents for key, source in context.parent(role).all_sources.items()}
+        started = time.perf_counter()
+        with _progress(f"{config['job']} {name}", quiet) as context.report, remarks.collected() as data_remarks:
+            outcome = job(context)
     except BaseException:
         with suppress(DpbenchError):  # the error that ended the run is more useful
             steps.close()
@@ -190,20 +180,20 @@ def _run(
         "run": name,
         "config": config,
         "requests": list(requests),
-        "sources": sources,
-        "inherited_sources": {name: source for name, source in inherited.items() if name not in sources},
+        "sources": context.sources,
+        "inherited_sources": {key: source for key, source in inherited.items() if key not in context.sources},
         "metrics": outcome.metrics,
         "mechanism": outcome.mechanism,
         "privacy": outcome.privacy,
-        "environment": environment.describe(outcome.device, threads),
+        "environment": environment.describe(outcome.device, context.threads),
         "facts": outcome.facts,
-        "artefacts": {file: sha256_file(folder / file) for file in outcome.artefacts},
+        "artefacts": {file: sha256_file(context.out / file) for file in outcome.artefacts},
         "warnings": [*outcome.warnings, *data_remarks, *steps.warnings],
         "seconds": round(seconds, 3),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    record = parse(Record, values, str(folder / NAME), "report this: it is an error in the job")
-    write_record(record, folder)
+    record = parse(Record, values, str(context.out / NAME), "report this: it is an error in the job")
+    write_record(record, context.out)
     return record
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from dpbench.errors import DpbenchError
 from dpbench.files import write_error
-
-MODES = ("off", "offline", "online")
+from dpbench.spec.run_config import Tracking
 
 
 class StepLog:
@@ -20,7 +19,7 @@ class StepLog:
         mirror: `off`, `offline` or `online`; an error of the mirror becomes a warning of the run and never ends it.
     """
 
-    def __init__(self, path: Path, mirror: str = "off", run: str = "", config: dict[str, Any] | None = None) -> None:
+    def __init__(self, path: Path, mirror: Tracking = "off", run: str = "", config: dict[str, Any] | None = None) -> None:
         self.warnings: list[str] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,11 +29,11 @@ class StepLog:
         self._path = path
         self._wandb = self._open_mirror(mirror, run, config or {})
 
-    def _open_mirror(self, mirror: str, run: str, config: dict[str, Any]) -> Any:
+    def _open_mirror(self, mirror: Tracking, run: str, config: dict[str, Any]) -> Any:
         if mirror == "off":
             return None
-        if mirror not in MODES:
-            raise DpbenchError(f"unknown tracking mode {mirror!r}", f"one of {', '.join(MODES)}")
+        if mirror not in get_args(Tracking):
+            raise DpbenchError(f"unknown tracking mode {mirror!r}", f"one of {', '.join(get_args(Tracking))}")
         try:
             import wandb
 

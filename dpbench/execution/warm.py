@@ -27,6 +27,7 @@ import threading
 import time
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -103,33 +104,30 @@ def _private_folder() -> Path | None:
 def _run_command(connection: socket.socket, path: Path, words: list[str]) -> int | None:
     """Give a command to the listener at the other end and return its exit code; None if there was none."""
     request = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}
-    answer = _Lines(connection)
+    give_up = partial(_retire, path)
     try:
-        if answer.next(_ANSWER) != _READY:
+        if _line(connection, _ANSWER) != _READY:
             return None  # it ended while this process connected
-    except TimeoutError:
-        _retire(path)
-        return None
-    # Streams are sent only now: a listener that is stopped would keep them open, and whoever reads them would wait.
-    connection.settimeout(_SILENCE)
-    try:
+        give_up = partial(_end_listener, connection)
+        # Streams are sent only now: a listener that is stopped would keep them open, and whoever reads them would wait.
+        connection.settimeout(_SILENCE)
         socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [0, 1, 2])
-        started = answer.next(_SILENCE)
+        started = _line(connection, _SILENCE)
+        if not started.startswith(_STARTED):
+            return None  # it ended while this process connected
+        give_up = partial(_kill, int(started.removeprefix(_STARTED)))  # stopped or swapped out, and the caller does its work now
+        while (line := _line(connection, _SILENCE)) == _ALIVE:
+            pass
+        return int(line) if line else None  # no code: the listener has ended, and its fork with it
     except TimeoutError:
-        _end_listener(connection)
+        give_up()
         return None
-    if not started.startswith(_STARTED):
-        return None  # it ended while this process connected
-    process = int(started.removeprefix(_STARTED))
-    while True:
-        try:
-            line = answer.next(_SILENCE)
-        except TimeoutError:
-            with contextlib.suppress(OSError):  # stopped or swapped out: killed, as the caller does its work now
-                os.killpg(process, signal.SIGKILL)
-            return None
-        if line != _ALIVE:
-            return int(line) if line else None  # no code: the listener has ended, and its fork with it
+
+
+def _kill(command: int) -> None:
+    """End the process of a command, and those that it has started."""
+    with contextlib.suppress(OSError):
+        os.killpg(command, signal.SIGKILL)
 
 
 def _end_listener(connection: socket.socket) -> None:
@@ -140,30 +138,23 @@ def _end_listener(connection: socket.socket) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-class _Lines:
-    """Lines from a socket, each within a limit of time."""
+def _line(connection: socket.socket, seconds: float) -> bytes:
+    """Return the next line without its end, byte by byte, as more may follow it; nothing if the other end is closed.
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection, self._buffer = connection, b""
-
-    def next(self, seconds: float) -> bytes:
-        """Return the next line without its end; nothing if the other end is closed.
-
-        Raises:
-            TimeoutError: no line came within `seconds`.
-        """
-        end = time.monotonic() + seconds
-        while b"\n" not in self._buffer:
-            self._connection.settimeout(max(end - time.monotonic(), 0.001))
-            try:
-                part = self._connection.recv(4096)
-            except ConnectionError:
-                part = b""
-            if not part:
-                return b""
-            self._buffer += part
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
+    Raises:
+        TimeoutError: nothing came for `seconds`.
+    """
+    connection.settimeout(seconds)
+    line = b""
+    while not line.endswith(b"\n"):
+        try:
+            part = connection.recv(1)
+        except ConnectionError:
+            part = b""
+        if not part:
+            return b""
+        line += part
+    return line[:-1]
 
 
 def _retire(path: Path) -> None:
@@ -257,8 +248,7 @@ def serve(path: Path, idle: float = IDLE) -> None:
         if listener in ready:
             _accept(listener, children)
         for child in [c for c in children if c.caller in ready]:  # callers send nothing more: the stream has ended
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.process, signal.SIGKILL)
+            _kill(child.process)
         children = [c for c in children if not _ended(c)]
         if children or ready:
             last = time.monotonic()

@@ -106,7 +106,7 @@ def locked() -> dict[str, Locked]:
 
 def present() -> dict[str, Locked]:
     """Return the entries that a lock of the current package would have, without reasons."""
-    packaged = [p for kind in plugins.FOLDERS for p in plugins.discover(kind).values() if not p.outside]
+    packaged = [p for p in plugins.discover_all() if not p.outside]
     entries = {p.key: Locked(p.version, content_of(p.path), _file_hash(p.path)) for p in packaged}
     entries |= {f"core:{folder}": Locked(1, _core(folder)) for folder in CORE}
     return dict(sorted(entries.items()))
@@ -179,7 +179,7 @@ def _file_hash(path: Path) -> str:
 
 def _core(folder: str) -> str:
     """Return the hash of a folder's files that are not plug-ins: the bytes of C files, the content of Python and YAML files."""
-    plugin_files = {p.path for kind in plugins.FOLDERS for p in plugins.discover(kind).values()}
+    plugin_files = {p.path for p in plugins.discover_all()}
     files = sorted(p for p in (PACKAGE / folder).rglob("*") if p.suffix in {".py", ".yaml", ".c", ".h"} and p not in plugin_files)
     digest = hashlib.sha256()
     for path in files:

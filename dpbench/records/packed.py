@@ -7,20 +7,20 @@ can be merged.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from dpbench import paths
 from dpbench.errors import DpbenchError
-from dpbench.files import read_text, write_atomic
+from dpbench.files import canonical_json, read_text, write_atomic
 from dpbench.parsing import parse_json
-from dpbench.records.schema import Record, digest_of
+from dpbench.records.schema import Record, with_digest
 from dpbench.records.store import LeftOut, Stored, leave_out, record_from, shown
 
 LARGEST = 64 << 20
 """Bytes of one file."""
+_RUN = re.compile(r'"run": ?"([0-9a-f]{12})"')
 _RESTORE = "restore the line from git, or delete it and file the record again"
 
 
@@ -64,9 +64,9 @@ def _record(line: str, where: str) -> Record:
 
 
 def _run_of(line: str) -> str:
-    """Return the run that a damaged line names, if it still names one."""
-    _, key, tail = line.rpartition('"run":"')
-    return tail[:12] if key and tail[:12].isalnum() else ""
+    """Return the run that a line names, whether it is damaged or not; nothing if it names none."""
+    runs: list[str] = _RUN.findall(line)
+    return runs[-1] if runs else ""
 
 
 def line_of(record: Record) -> str:
@@ -75,8 +75,7 @@ def line_of(record: Record) -> str:
     Raises:
         DpbenchError: a number in it is not finite.
     """
-    values = record.model_dump(mode="json")
-    return json.dumps(values | {"digest": digest_of(values)}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return canonical_json(with_digest(record.model_dump(mode="json")))
 
 
 def file_of(record: Record, machine: str) -> Path:
@@ -96,14 +95,5 @@ def file_records(records: Iterable[tuple[Record, str]]) -> None:
         by_file.setdefault(file_of(record, machine), {})[record.run] = line_of(record)
     for path, lines in by_file.items():
         old = read_text(path, LARGEST, _RESTORE).splitlines() if path.exists() else []
-        line_of_run = {_key(line): line for line in old} | lines
+        line_of_run = {_run_of(line) or line: line for line in old} | lines  # a damaged line that names no run stays
         write_atomic(path, "".join(f"{line}\n" for _, line in sorted(line_of_run.items())))
-
-
-def _key(line: str) -> str:
-    """Return the run of a line; a damaged line that names none is its own key, so that it stays in the file."""
-    try:
-        values: Any = json.loads(line)
-        return str(values["run"])
-    except (ValueError, TypeError, KeyError):
-        return _run_of(line) or line

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from dpbench.files import canonical_json, sha256_text
 from dpbench.spec.models import TierName
@@ -34,6 +34,11 @@ def digest_of(values: dict[str, Any]) -> str:
     The commit that filed a record shows who recorded it, not the record itself.
     """
     return sha256_text(canonical_json({key: value for key, value in values.items() if key != "digest"}))
+
+
+def with_digest(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a record's values with their digest computed again."""
+    return values | {"digest": digest_of(values)}
 
 
 class Metric(Strict):
@@ -174,26 +179,49 @@ class _Facts(BaseModel):
     evaluated_rows: int | None = Field(None, ge=0)
 
 
+def _checked_by(model: type[BaseModel]) -> AfterValidator:
+    """Return a validator that raises a ValueError with the first key that is invalid in `model`, and changes nothing."""
+
+    def check(value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            model.model_validate(value, strict=True)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+        return value
+
+    return AfterValidator(check)
+
+
+def _check_time(value: str) -> str:
+    datetime.datetime.fromisoformat(value)
+    return value
+
+
 class Record(Strict):
     """The result of one run. `run` is the hash of `config`."""
 
     schema_version: Literal[2] = 2
     run: RunId
-    config: dict[str, Any]
+    config: Annotated[dict[str, Any], _checked_by(RunConfig)]
     requests: list[Request] = Field(default_factory=list)
     sources: dict[str, Source] = Field(default_factory=dict)
     inherited_sources: dict[str, Source] = Field(
         default_factory=dict, description="Those of the runs that it builds on, except its own."
     )
     metrics: list[Metric]
-    mechanism: dict[str, Any] | None = None
+    mechanism: Annotated[dict[str, Any], _checked_by(_Mechanism)] | None = None
     privacy: Privacy | None = None
     environment: Environment
-    facts: dict[str, Any] = Field(default_factory=dict, description="Job-specific: sizes, counts, hashes, curves.")
+    facts: Annotated[dict[str, Any], _checked_by(_Facts)] = Field(
+        default_factory=dict, description="Job-specific: sizes, counts, hashes, curves."
+    )
     artefacts: dict[FileName, Sha256] = Field(default_factory=dict, description="File beside the record -> sha256.")
     warnings: list[Text] = Field(default_factory=list)
     seconds: Amount
-    created: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$", description="UTC, ISO 8601.")
+    created: Annotated[str, AfterValidator(_check_time)] = Field(
+        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$", description="UTC, ISO 8601."
+    )
     digest: str = Field(
         "", description="Sha256 of all other fields as canonical JSON. It detects damage and edits, but is not a signature."
     )
@@ -207,27 +235,6 @@ class Record(Strict):
     def synthetic(self) -> bool:
         """Whether any of its data or weights are synthetic."""
         return any(source.synthetic for source in self.all_sources.values())
-
-    @field_validator("config")
-    @classmethod
-    def _config(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return _validated(RunConfig, value)
-
-    @field_validator("mechanism")
-    @classmethod
-    def _mechanism(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if value is None else _validated(_Mechanism, value)
-
-    @field_validator("facts")
-    @classmethod
-    def _facts(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return _validated(_Facts, value)
-
-    @field_validator("created")
-    @classmethod
-    def _is_a_time(cls, value: str) -> str:
-        datetime.datetime.fromisoformat(value)
-        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Record:
@@ -274,17 +281,3 @@ def _check_finite(key: str, value: Any) -> None:
         json.dumps(value, allow_nan=False, default=str)
     except ValueError:
         raise ValueError(f"{key}: holds a number that is not finite") from None
-
-
-def _validated(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:
-    """Return `value` unchanged after validation by `model`.
-
-    Raises:
-        ValueError: a value is invalid; names the first such key.
-    """
-    try:
-        model.model_validate(value, strict=True)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
-    return value

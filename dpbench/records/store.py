@@ -13,7 +13,7 @@ from dpbench import paths
 from dpbench.errors import DpbenchError
 from dpbench.files import read_json, write_atomic
 from dpbench.parsing import parse_json
-from dpbench.records.schema import SCHEMA_VERSION, Record, digest_of
+from dpbench.records.schema import SCHEMA_VERSION, Record, digest_of, with_digest
 from dpbench.spec.expand import run_id
 from dpbench.validation import Strict, parse, short
 
@@ -62,17 +62,10 @@ def record_text(record: Record) -> str:
     Raises:
         DpbenchError: a number in it is not finite, or a value cannot be written as JSON.
     """
-    return text_of(record.model_dump(mode="json"))
-
-
-def text_of(values: dict[str, Any]) -> str:
-    """Return the text of `record.json` for a record's values, as `record_text` does."""
     try:
-        return json.dumps(values | {"digest": digest_of(values)}, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        return json.dumps(with_digest(record.model_dump(mode="json")), indent=1, sort_keys=True, allow_nan=False) + "\n"
     except (ValueError, TypeError) as error:
-        raise DpbenchError(
-            f"record of run {values.get('run')}: cannot be written as JSON ({error})", "look at its facts"
-        ) from error
+        raise DpbenchError(f"record of run {record.run}: cannot be written as JSON ({error})", "look at its facts") from error
 
 
 def read_record(path: Path, run: str | None = None) -> Record:

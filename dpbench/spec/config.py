@@ -10,7 +10,7 @@ from pydantic import Field
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import read_json, read_yaml
 from dpbench.spec.models import TIERS, TableSpec
-from dpbench.spec.run_config import Seed
+from dpbench.spec.run_config import Seed, Tracking
 from dpbench.spec.tables import load_named, load_table, papers, tables_of
 from dpbench.validation import Strict, parse, short
 
@@ -30,7 +30,7 @@ class Config(Strict):
     sources: dict[str, Literal["auto", "local", "hub", "package", "embedded", "scratch"]] = Field(
         default_factory=dict, description="Dataset or model -> where it must come from; only `auto` falls back."
     )
-    tracking: Literal["off", "offline", "online"] = Field("off", description="Mirror every run to Weights & Biases.")
+    tracking: Tracking = Field("off", description="Mirror every run to Weights & Biases.")
 
     def chosen(self) -> list[TableSpec]:
         """Return the tables to build.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -20,6 +20,8 @@ FileName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_. -]*(/[A-Za-z0-9_-][A-Za-z0-9_. -]*)*$", max_length=300)
 ]
 """A path inside a folder, written with slashes: no part of it begins with a dot."""
+Tracking = Literal["off", "offline", "online"]
+"""How a run is mirrored to Weights & Biases."""
 
 
 class Identity(Strict):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from dpbench.execution.processes import is_alive
@@ -59,24 +60,21 @@ def test_a_child_ends_with_its_parent(how):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, FOLLOW.format(how=how)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    assert is_alive(child)
-    descriptor = os.pidfd_open(child) if hasattr(os, "pidfd_open") else None
+    follower = psutil.Process(child)
+    assert is_alive(follower)
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    if descriptor is not None:
-        import select
-
-        assert select.select([descriptor], [], [], 30)[0]
-        os.close(descriptor)
-    assert not is_alive(child)
+    psutil.wait_procs([follower], timeout=30)
+    assert not is_alive(follower)
 
 
 def test_a_zombie_is_not_alive():
     process = subprocess.Popen([sys.executable, "-c", "print()"], stdout=subprocess.PIPE)
-    assert is_alive(os.getpid())
-    assert is_alive(1)
+    assert is_alive(psutil.Process())
+    assert is_alive(psutil.Process(1))
+    ended = psutil.Process(process.pid)
     process.stdout.read()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert not is_alive(process.pid)
+    assert not is_alive(ended)
     process.communicate()

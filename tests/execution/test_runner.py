@@ -137,19 +137,19 @@ def test_changed_sources_stop_before_work(config, tmp_path):
 
 def test_what_is_odd_about_the_data_stands_in_the_record(config, tmp_path):
     """Without the place of the file, which is of no one's concern elsewhere."""
-    from types import SimpleNamespace
-
     from dpbench.data import registry
     from dpbench.data.remarks import remark
-    from dpbench.execution.contract import Outcome
+    from dpbench.execution.contract import Context, Outcome
+    from dpbench.execution.tracking import StepLog
 
-    def run(settings, context):
+    def run(context):
         for _ in range(2):
             remark(f"{registry.title(plugins.get('dataset', 'sst2'), 'train')}: something odd")
         return Outcome([], warnings=["of the job"])
 
     bare = config | {"sources": {}, "parents": {}}
-    record = runner._run(runner.run_id(bare), SimpleNamespace(run=run), None, bare, {}, {}, tmp_path, 1, "off", True, ())
+    context = Context(tmp_path, bare["seed"], {}, StepLog(tmp_path / "steps.jsonl"))
+    record = runner._run(run, bare, context, True, ())
     assert record.warnings == ["of the job", "dataset sst2, split 'train': something odd"]
 
 

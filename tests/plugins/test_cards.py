@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dpbench import plugins
-from dpbench.cli.authoring import write_template
+from dpbench.cli.verbs.authoring import write_template
 from dpbench.errors import DpbenchError
 from dpbench.execution import warm
 from dpbench.models import registry

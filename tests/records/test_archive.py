@@ -203,7 +203,7 @@ WRONG = [
     ({"record.json": spoiled(lambda v: v["metrics"][0].update(value=99.0))}, "does not fit its digest"),
     ({"record.json": spoiled(lambda v: v["config"].update(seed=3))}, "its config hashes to"),
     ({"record.json": spoiled(lambda v: v.pop("digest"))}, "no digest"),
-    ({"record.json": b'{"schema_version": 2, "facts": ' + b"[" * 10**5 + b"]" * 10**5 + b"}"}, "nested more than"),
+    ({"record.json": b'{"schema_version": 2, "facts": ' + b"[" * 10**5 + b"]" * 10**5 + b"}"}, "recursion limit"),
     (
         {"record.json": record_text(asked_by("no", "no")).encode()},
         "asks for the table no/no",

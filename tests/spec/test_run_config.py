@@ -81,11 +81,11 @@ def test_what_the_settings_name_must_be_there(sound, key):
         (b"[]", "valid dictionary"),
         (b'"x"', "valid dictionary"),
         (b'{"job": "quadratic"', "not a complete JSON file"),
-        (b'{"job": "quadratic",\n"job": "text_classification"}', "line 2: the key 'job' occurs twice"),
-        (b'{"seed": NaN}', "line 1: NaN"),
+        (b'{"job": "quadratic",\n"job": "text_classification"}', 'line 2, .* duplicate key "job"'),
+        (b'{"seed": NaN}', "line 1, column 10: .* near 'NaN"),
         (b"\xff\xfe{", "byte-order mark"),
         (b"{\xff", "line 1 is not UTF-8"),
-        (b"[" * 100_000, "nested more than"),
+        (b"[" * 100_000, "recursion limit"),
         (b'{"seed": ' + b"9" * 5000 + b"}", "5000 characters"),
     ],
 )
@@ -155,7 +155,7 @@ def test_a_value_that_cannot_be_names_the_key_in_a_short_message(tmp_path, conte
 def test_json_config_files_are_read_as_json(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"tier": "smoke",\n"tier": "paper"}')
-    with pytest.raises(DpbenchError, match="line 2: the key 'tier' occurs twice"):
+    with pytest.raises(DpbenchError, match=r'line 2, .* duplicate key "tier"'):
         check_files(path)
     path.write_text('{\n\t"tier": "smoke"}')
     check_files(path)
