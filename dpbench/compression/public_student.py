@@ -1,4 +1,4 @@
-"""A small encoder, distilled from the first layers' whole model on public text: hidden states of the last layer, token by token.
+"""A small encoder, distilled from a public one on public text: hidden states of the last layer, token by token.
 
 Source: the hidden-state loss of XtremeDistil (Mukherjee and Awadallah, ACL 2020), task-agnostic; settings ours.
 """
@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import model_validator
 
-from dpbench.compression.layers import layer_map
-from dpbench.compression.parts import PublicStudent, depth_of
+from dpbench.compression.parts import PublicStudent, depth_of, layer_map
 from dpbench.data.public import PUBLIC
 from dpbench.execution.contract import Context
+from dpbench.execution.environment import require_device
 from dpbench.spec.expand import Uses
 
 
@@ -57,27 +57,28 @@ def distil(settings: Settings, context: Context) -> tuple[float, dict[str, Any],
     from dpbench.compression.saved import CONFIG, ENCODER, WEIGHTS, save_encoder
     from dpbench.data.public import public_sentences
     from dpbench.models import registry as models
+    from dpbench.tasks.forward import autocast
     from dpbench.tasks.text_classification.encoding import Encoded
 
+    device = require_device(settings.device)
     source, public = context.sources[f"model:{settings.model}"], context.sources[f"dataset:{PUBLIC}"]
     tokenizer = models.text_tokenizer(settings.model, source, public)
     lines = public_sentences(public)
     encoded = Encoded(tokenizer.encode(lines, settings.max_length), np.zeros(len(lines), dtype=np.int64), tokenizer.pad)
-    teacher = models.encoder(settings.model, source, settings.layers).to(settings.device).eval().requires_grad_(False)
+    teacher = models.encoder(settings.model, source, settings.layers).to(device).eval().requires_grad_(False)
     student = models.encoder(settings.model, source, settings.layers)
-    keep_layers(student, settings.kept).to(settings.device).train()
+    keep_layers(student, settings.kept).to(device).train()
     for name, parameter in student.named_parameters():
         parameter.requires_grad_("embeddings." not in name)
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=settings.learning_rate)
     draw = np.random.default_rng(np.random.SeedSequence([context.seed, 4]))
-    autocast = torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16")
     schedule = LambdaLR(optimizer, lambda step: 1 - step / settings.steps)
     losses: list[list[float]] = []
     for step in range(settings.steps):
         rows = draw.choice(len(lines), settings.batch_size, replace=len(lines) < settings.batch_size)
-        batch = {k: v.to(settings.device) for k, v in encoded.batch(rows).items()}
+        batch = {k: v.to(device) for k, v in encoded.batch(rows).items()}
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        with autocast:
+        with autocast(device, settings.precision):
             with torch.no_grad():
                 target = teacher(ids, mask).float()
             hidden = student(ids, mask).float()

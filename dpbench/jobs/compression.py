@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dpbench.compression.config import Settings, parents, uses
 from dpbench.execution.contract import Context, Outcome
 from dpbench.spec.sources import Source
@@ -26,22 +24,17 @@ def run(settings: Settings, context: Context) -> Outcome:
         DpbenchError: no such device, the mechanism is out of reach, a guard of the method or of pruning stopped the run.
     """
     from dpbench.compression.train import train
-    from dpbench.execution.environment import require_device
 
-    require_device(settings.device)
     return train(settings, context)
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     """Return remarks of a dry run: data schema, the model on the meta device with its method, and the budget of all stages."""
     from dpbench.compression.task import meta_model
-    from dpbench.privacy.composition import Composition
     from dpbench.tasks.text_classification.task import check_rows, parameter_groups
     from dpbench.training.run import dry_run
 
     count = check_rows(settings, sources)
     model = meta_model(settings, sources).train()
-    plan: Any = settings.plan(count, count, 0) if count else settings.mechanism_of(None)
-    last = plan.mechanism if isinstance(plan, Composition) else plan
-    remarks = dry_run(settings, model, parameter_groups(settings, model), last)
-    return [*remarks, f"epsilon {plan.epsilon():.3f} with its teacher"] if isinstance(plan, Composition) else remarks
+    plan = settings.plan(count, count, 0) if count else settings.mechanism_of(0)
+    return dry_run(settings, model, plan, parameter_groups(settings, model))

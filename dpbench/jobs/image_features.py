@@ -25,10 +25,10 @@ def run(settings: Settings, context: Context) -> Outcome:
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     """Return remarks of a dry run: data schema, and that the model takes the images."""
-    from dpbench.data import registry as datasets
     from dpbench.models import registry as models
+    from dpbench.tasks.checking import checked_rows
 
-    rows = datasets.check(settings.dataset, sources[f"dataset:{settings.dataset}"])
+    rows = checked_rows(settings, sources)
     shape = models.image_features_shape(settings.model, plugins.get("dataset", settings.dataset).extra["image"])
     width = shape["channels"] * shape["height"] * shape["width"]
     return [f"{settings.dataset}: {rows or 'rows not known before they are fetched'}, {width:,} features each"]

@@ -24,10 +24,9 @@ def run(settings: Settings, context: Context) -> Outcome:
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     """Return remarks of a dry run: data schema and the model on the meta device."""
-    from dpbench.data import registry as datasets
-    from dpbench.data.public import PUBLIC
     from dpbench.models import registry as models
+    from dpbench.tasks.checking import checked_rows
 
-    rows = {name: datasets.check(name, sources[f"dataset:{name}"]) for name in (settings.dataset, PUBLIC)}
+    rows = checked_rows(settings, sources)
     models.encoder(settings.model, sources[f"model:{settings.model}"], settings.layers, meta=True)
-    return [f"{settings.dataset}: {rows[settings.dataset] or 'rows not known before they are fetched'}"]
+    return [f"{settings.dataset}: {rows or 'rows not known before they are fetched'}"]

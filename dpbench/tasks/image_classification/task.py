@@ -14,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from dpbench import plugins
 from dpbench.data import registry as datasets
 from dpbench.execution.contract import Context
+from dpbench.execution.environment import require_device
 from dpbench.models import registry as models
 from dpbench.privacy.sampling import physical_batches
 from dpbench.spec.sources import Source
@@ -25,7 +26,7 @@ from dpbench.tasks.image_classification.augmentation import Moves, scaled
 from dpbench.tasks.image_classification.config import Settings
 from dpbench.training.run import TrainingTask
 
-_AUGMENTING = 5  # a stream of the seed of its own: sampling has 1 and 2, the noise 3, directions and public distillation 4
+_AUGMENTING = 5  # a separate stream of the seed: sampling has 1 and 2, the noise 3, directions and public distillation 4
 _EVALUATED = 500  # images of a forward pass without gradients
 
 
@@ -50,7 +51,7 @@ class ImageTask(TrainingTask):
     units = {"accuracy": "%", "train_accuracy": "%"}  # noqa: RUF012
 
     def __init__(self, settings: Settings, context: Context) -> None:
-        self.settings, self.device = settings, torch.device(settings.device)
+        self.settings, self.device = settings, require_device(settings.device)
         self.facts: dict[str, Any] = {}
         self.warnings: list[str] = []
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}

@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dpbench import plugins
-from dpbench.data import asked, coding
+from dpbench.data import asked
 from dpbench.data.asked import Asked
 from dpbench.data.public import PUBLIC
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
-from dpbench.files import canonical_json, sha256_text
+from dpbench.execution.environment import require_device
+from dpbench.files import canonical_json
 from dpbench.metrics import answers as answer_scores
-from dpbench.models import registry as models
 from dpbench.models.decoding import generate
 from dpbench.models.wrappers import fuse_gelu
 from dpbench.privacy.sampling import by_tokens
 from dpbench.spec.sources import Source
 from dpbench.tasks.forward import attention
 from dpbench.tasks.holdout import share_of
-from dpbench.tasks.language_modeling.start import WEIGHTS
+from dpbench.tasks.language_model import WEIGHTS, coding_of, load_model, output_facts
 from dpbench.tasks.prompt_completion.config import Settings
 from dpbench.tasks.prompt_completion.rows import Rows, scores
 from dpbench.tasks.text_classification.encoding import chosen_rows
@@ -52,7 +52,7 @@ class PromptTask(TrainingTask):
     units = {"accuracy": "%", "f1": "%", "exact_match": "%", "loss": "nats"}  # noqa: RUF012
 
     def __init__(self, settings: Settings, context: Context) -> None:
-        self.settings, self.device, self._context = settings, torch.device(settings.device), context
+        self.settings, self.device, self._context = settings, require_device(settings.device), context
         model, public = context.sources[f"model:{settings.model_name}"], context.sources[f"dataset:{PUBLIC}"]
         self.marks = Marks(settings, model, public)
         self.cut: Counter[str] = Counter()
@@ -99,7 +99,7 @@ class PromptTask(TrainingTask):
                 raise DpbenchError(what, "choose shorter words, or raise max_length")
             words.append(ids)
         if len({tuple(ids) for ids in words}) < len(words):
-            raise DpbenchError("label_words: two classes have the same tokens", "choose words that the tokenizer tells apart")
+            raise DpbenchError("label_words: two classes have the same tokens", "choose words that the tokenizer distinguishes")
         return words
 
     def _split(self, context: Context) -> tuple[list[Asked], list[Asked]]:
@@ -135,7 +135,7 @@ class PromptTask(TrainingTask):
         return Rows(prompts, [self.words] * len(rows), [int(row.label or 0) for row in rows], self.marks.coding.pad)
 
     def _prompt(self, text: str, room: int) -> list[int]:
-        """Return its end, where it is longer than `room` tokens: the question stands there."""
+        """Return its end, where it is longer than `room` tokens: the question comes last."""
         ids, begin = self.marks.coding.ids(text), self.marks.begin
         kept = ids[-(room - len(begin)) :] if room > len(begin) else []
         self.cut["prompt"] += len(kept) < len(ids)
@@ -153,13 +153,10 @@ class PromptTask(TrainingTask):
         return by_tokens(drawn, self.examples.lengths, self.settings.token_budget)
 
     def batch(self, rows: np.ndarray[Any, Any]) -> dict[str, Tensor]:
-        return self._on_device(self.examples.batch(rows))
-
-    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(self.device) for name, value in batch.items()}
+        return self.to_device(self.examples.batch(rows))
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Return [B] cross entropies: over the candidates, or mean ones of the right one's own tokens."""
+        """Return [B] cross entropies: over the candidates, or mean ones of the tokens of the right one."""
         with attention(self.device, self.settings.functional):
             values = scores(model, batch, trim=not self.settings.functional)
         return cross_entropy(values, batch["label"], reduction="none") if values.shape[1] > 1 else -values[:, 0]
@@ -186,7 +183,7 @@ class PromptTask(TrainingTask):
         budget = _AT_ONCE * self.settings.token_budget
         with torch.inference_mode(), attention(self.device, self.settings.functional):
             for index in by_tokens(np.arange(len(self.asked)), self.asked.lengths, budget):
-                values[index] = scores(self.model, self._on_device(self.asked.batch(index))).cpu()
+                values[index] = scores(self.model, self.to_device(self.asked.batch(index))).cpu()
         return values
 
     def _write(self) -> dict[str, float]:
@@ -205,11 +202,7 @@ class PromptTask(TrainingTask):
             )
         outputs = [self.marks.coding.text((), ids) for ids in answers]
         right = [row.answers for row in self.evaluated]
-        self.facts |= {
-            "empty_outputs": sum(not text for text in outputs),
-            "different_outputs": len(set(outputs)),
-            "outputs_sha256": sha256_text(canonical_json(outputs)),
-        }
+        self.facts |= output_facts(outputs)
         return {
             "f1": answer_scores.f1(outputs, right),
             "exact_match": answer_scores.exact_match(outputs, right),
@@ -225,20 +218,12 @@ class Marks:
 
     def __init__(self, settings: Settings, model: Source, public: Source) -> None:
         self.begin: list[int] = []
-        self.coding = self._coding(settings, model, public)
+        self.coding: Any = coding_of(settings, model, public)
         self.stop: int = self.coding.eos
         if settings.weights is not None and model.kind != "scratch":
             self.stop = self.coding.ids("\n")[-1]
             bos = plugins.get("model", settings.weights).extra["architecture"].get("bos_token_id")
             self.begin = [] if bos is None else [bos]
-
-    @staticmethod
-    def _coding(settings: Settings, model: Source, public: Source) -> coding.Pieces:
-        if settings.weights is not None:
-            return models.published_coding(settings.weights, model, public)
-        pieces = coding.coding("pieces", settings.dataset, settings.vocabulary, public)
-        assert isinstance(pieces, coding.Pieces)
-        return pieces
 
 
 def model_of(
@@ -252,17 +237,8 @@ def model_of(
     Raises:
         DpbenchError: the model has fewer positions than max_length; what loading weights raises.
     """
-    from safetensors.torch import load_file
-
     dtype = getattr(torch, settings.dtype)
-    if settings.weights is not None:
-        model = models.pretrained_language_model(settings.weights, source, seed, meta, dtype, settings.tied)
-        if model.context < settings.max_length:
-            raise DpbenchError(f"max_length {settings.max_length}: {settings.weights} has {model.context} positions", "lower it")
-        return model
-    assert settings.size is not None
-    positions = settings.start.tokens if settings.start else settings.max_length
-    model = models.language_model(settings.size, seed, settings.tied, dtype, meta, vocabulary, positions)
-    if weights is not None:
-        model.load_state_dict(load_file(weights))
+    model = load_model(settings, vocabulary, source, seed, meta, weights, dtype=dtype, tied=settings.tied)
+    if model.context < settings.max_length:
+        raise DpbenchError(f"max_length {settings.max_length}: {settings.weights} has {model.context} positions", "lower it")
     return model

@@ -10,7 +10,7 @@ from dpbench.data.public import PUBLIC
 from dpbench.execution.contract import Context
 from dpbench.spec.expand import Uses
 from dpbench.tasks.features import FILE
-from dpbench.validation import Strict
+from dpbench.validation import Strict, omitted
 
 
 class FeatureSettings(Strict):
@@ -23,9 +23,7 @@ class FeatureSettings(Strict):
     token_budget: int = Field(2048, ge=16, description="Padded tokens of a physical batch.")
     precision: Literal["float32", "bfloat16"] = "float32"
     train_limit: int | None = Field(None, ge=1)
-    evaluate_limit: int | None = Field(
-        None, ge=1, exclude_if=lambda v: v is None, description="Rows of the validation split, by `encoding.chosen_rows`."
-    )
+    evaluate_limit: int | None = omitted(ge=1, description="Rows of the validation split, by `encoding.chosen_rows`.")
     device: Literal["cpu", "cuda"] = "cpu"
 
 
@@ -54,12 +52,12 @@ def extract(settings: FeatureSettings, context: Context) -> tuple[dict[str, Any]
     data = TextData(settings.dataset, settings.model, context.sources, settings.max_length)
     encoder = models.encoder(settings.model, context.sources[f"model:{settings.model}"], settings.layers)
     encoder.to(settings.device).eval()
-    autocast = torch.autocast(settings.device, dtype=torch.bfloat16) if settings.precision == "bfloat16" else None
+    forward = (settings.token_budget, settings.precision)
     begun = time.perf_counter()
-    public = features(encoder, data.public_lines(), settings.token_budget, autocast)
+    public = features(encoder, data.public_lines(), *forward)
     tensors = {"public_mean": (compared(public[:-1], public[1:]) if are_pairs(settings.dataset) else public).mean(0)}
     if data.plugin.extra.get("label_phrases") is not None:
-        means = [features(encoder, texts, settings.token_budget, autocast).mean(0) for texts in data.label_phrases()]
+        means = [features(encoder, texts, *forward).mean(0) for texts in data.label_phrases()]
         tensors["label_phrases"] = torch.stack(means)
     counts = {}
     for number, split in enumerate(("train", "validation")):
@@ -68,9 +66,9 @@ def extract(settings: FeatureSettings, context: Context) -> tuple[dict[str, Any]
         if split == "validation" and settings.evaluate_limit is not None:
             chosen = chosen_rows(len(encoded.ids), settings.evaluate_limit)
             encoded, second = encoded.part(chosen), None if second is None else second.part(chosen)
-        rows = features(encoder, encoded, settings.token_budget, autocast)
+        rows = features(encoder, encoded, *forward)
         if second is not None:
-            rows = compared(rows, features(encoder, second, settings.token_budget, autocast))
+            rows = compared(rows, features(encoder, second, *forward))
         tensors[f"{split}_x"] = rows.half()
         tensors[f"{split}_y"] = torch.as_tensor(encoded.labels)
         counts[split] = len(encoded.ids)

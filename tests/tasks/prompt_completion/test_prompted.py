@@ -18,7 +18,7 @@ from dpbench.jobs import table_to_text as generate
 from dpbench.models import registry as models
 from dpbench.models import sources
 from dpbench.spec.expand import merge
-from dpbench.tasks.language_modeling.start import WEIGHTS as START_FILE
+from dpbench.tasks.language_model import WEIGHTS as START_FILE
 from dpbench.tasks.prompt_completion import task as module
 from dpbench.tasks.prompt_completion.rows import scores
 from dpbench.tasks.prompt_completion.task import PromptTask, model_of
@@ -86,8 +86,8 @@ def metrics(outcome):
         ({"dtype": "float8"}, "dtype"),
         ({"label_words": {"negative": " bad", "positive": ""}}, "those of positive are empty"),
         ({"label_words": {"negative": " bad"}}, "its classes are negative, positive"),
-        (ANSWERS | {"label_words": LONG}, "label_words: squad is answered in words of its own"),
-        (ANSWERS | {"loss": "tokens"}, "loss: squad is answered in words of its own"),
+        (ANSWERS | {"label_words": LONG}, "label_words: squad is answered in free text"),
+        (ANSWERS | {"loss": "tokens"}, "loss: squad is answered in free text"),
         (ANSWERS | {"answer_length": 160}, "answer_length 160 leaves no room for a prompt"),
         ({"evaluate_on": "train_rest", "train_limit": None}, "train_rest needs a train_limit"),
         ({"dataset": "e2e_nlg"}, "dataset e2e_nlg has no prompts"),
