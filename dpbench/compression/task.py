@@ -48,18 +48,17 @@ class CompressedTask(text_classification.TextTask):
 
     def _encoder(self, context: Context) -> Encoder:
         settings, student = self.settings, self.settings.student
-        if student is None:
-            return super()._encoder(context)
-        source = context.sources[f"model:{settings.model}"]
-        if student.start == "public" and student.model is not None:
-            name = student.model
-            return models.encoder(name, context.sources[f"model:{name}"], student.layers, seed=context.seed)
-        if student.start == "public":
+        if student is not None and student.model is not None:
+            source = context.sources[f"model:{student.model}"]
+            return models.encoder(student.model, source, student.layers, seed=context.seed)
+        if student is not None and student.start == "public":
             return saved.load_encoder(context.artefacts("public_student", saved.OF_ENCODER) / saved.ENCODER)
-        if student.start == "teacher":
+        if student is not None and student.start == "teacher":
             encoder = saved.load_encoder(context.artefacts("teacher", saved.OF_ENCODER) / saved.ENCODER)
             return keep_layers(encoder, layer_map(student.layer_map, student.layers, encoder.model.config.num_hidden_layers))
-        full = models.encoder(settings.model, source, settings.layers, seed=context.seed)
+        full = super()._encoder(context)
+        if student is None:
+            return full
         if student.start == "pretrained":
             return keep_layers(full, layer_map(student.layer_map, student.layers, settings.depth))
         random = models.encoder(settings.model, Source(kind="scratch"), student.layers, seed=context.seed)

@@ -173,8 +173,8 @@ def check_spent(plan: P, epsilon: float) -> P:
     return plan
 
 
-class PrivacySettings(Strict):
-    """What makes a run's mechanism. `delta` may depend on n, the dataset's training rows."""
+class TrainingSettings(Strict):
+    """The settings of a training run beside those of its task. `delta` may depend on n, the dataset's training rows."""
 
     kinds: ClassVar[tuple[str, ...]] = ("engine",)
     """Kinds of methods that the run takes, see dpbench.methods.KINDS."""
@@ -189,18 +189,38 @@ class PrivacySettings(Strict):
     expected_batch_size: float = Field(gt=0)
     accounted_rows: int | None = omitted(ge=1, description="n that the noise is calibrated for, if not the n there is.")
     caveats: list[str] = Field(default_factory=list, description="Reasons for which epsilon is only nominal.")
+    optimizer: OptimizerSettings
+    zeroth: ZerothSettings | None = omitted(description="Of a zeroth-order method, and only there.")
+    device: Literal["cpu", "cuda"] = "cpu"
 
     @model_validator(mode="after")
-    def _budget_belongs_to_the_method(self) -> PrivacySettings:
+    def _budget_belongs_to_the_method(self) -> TrainingSettings:
         if self.clips and (self.clipping is None or self.epsilon is None):
             raise ValueError(f"method {self.method} needs clipping and epsilon")
         if not self.clips and (self.clipping is not None or self.epsilon is not None):
             raise ValueError(f"method {self.method} takes neither clipping nor epsilon")
         return self
 
+    @model_validator(mode="after")
+    def _belong_together(self) -> TrainingSettings:
+        if self.by_zeroth != (self.zeroth is not None):
+            raise ValueError(
+                f"zeroth: {self.method} " + ("is no zeroth-order method" if self.zeroth else "needs it, if only as {}")
+            )
+        optimizer = self.optimizer
+        if self.zeroth is not None and (optimizer.name != "sgd" or optimizer.weight_decay or optimizer.momentum):
+            raise ValueError(f"{self.method} is SGD along a direction: optimizer name sgd, without weight decay")
+        if self.zeroth is not None and optimizer.head_learning_rate is not None:
+            raise ValueError(f"{self.method} moves all weights along one direction: it has one learning rate")
+        if optimizer.by_bound and self.clipping is None:
+            raise ValueError("by_bound needs clipping: without it there is no bound")
+        if self.steps == 0 and self.method != "nonprivate":
+            raise ValueError(f"steps: 0 trains nothing, so {self.method} has nothing to do: method nonprivate")
+        return self
+
     @property
     def plugin(self) -> plugins.Plugin:
-        """The plug-in that `engine` names.
+        """The plug-in that `method` names.
 
         Raises:
             DpbenchError: none of the kinds that the run takes.
@@ -311,28 +331,3 @@ class PrivacySettings(Strict):
             return [none(privacy.reasons[0] if plan.noise_multiplier > 0 else "no noise"), stated]
         spent = plan.epsilon_of_epochs() if plan.sampling.kind == "fixed" else privacy.epsilon
         return [Metric(name="epsilon", value=spent, unit=""), stated]
-
-
-class TrainingSettings(PrivacySettings):
-    """The settings of a training run beside its task's: method, budget, optimizer, device."""
-
-    optimizer: OptimizerSettings
-    zeroth: ZerothSettings | None = omitted(description="Of a zeroth-order method, and only there.")
-    device: Literal["cpu", "cuda"] = "cpu"
-
-    @model_validator(mode="after")
-    def _belong_together(self) -> TrainingSettings:
-        if self.by_zeroth != (self.zeroth is not None):
-            raise ValueError(
-                f"zeroth: {self.method} " + ("is no zeroth-order method" if self.zeroth else "needs it, if only as {}")
-            )
-        optimizer = self.optimizer
-        if self.zeroth is not None and (optimizer.name != "sgd" or optimizer.weight_decay or optimizer.momentum):
-            raise ValueError(f"{self.method} is SGD along a direction: optimizer name sgd, without weight decay")
-        if self.zeroth is not None and optimizer.head_learning_rate is not None:
-            raise ValueError(f"{self.method} moves all weights along one direction: it has one learning rate")
-        if optimizer.by_bound and self.clipping is None:
-            raise ValueError("by_bound needs clipping: without it there is no bound")
-        if self.steps == 0 and self.method != "nonprivate":
-            raise ValueError(f"steps: 0 trains nothing, so {self.method} has nothing to do: method nonprivate")
-        return self

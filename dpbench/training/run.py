@@ -121,7 +121,7 @@ def train(
     """
     has_curve = curve_points is not None or evaluate_every is not None
     every = evaluate_every or max(1, settings.steps // (curve_points or 1))
-    curve = LearningCurve(task.model, task.evaluate, settings.steps, every)
+    curve = LearningCurve(task.model, task.evaluate, every)
     facts: dict[str, Any] = {"curve": curve.points} if has_curve else {}
     if has_curve or settings.steps == 0:
         curve.evaluate(0)

@@ -17,7 +17,6 @@ from dpbench.execution.contract import Context
 from dpbench.execution.environment import require_device
 from dpbench.models import registry as models
 from dpbench.privacy.sampling import physical_batches
-from dpbench.spec.sources import Source
 from dpbench.tasks.features import FILE
 from dpbench.tasks.forward import autocast
 from dpbench.tasks.holdout import is_held_out
@@ -122,16 +121,11 @@ def _stored(settings: Settings, context: Context) -> dict[str, tuple[Tensor, Ten
         stored = load_file(context.artefact("features", FILE))
         return {split: (stored[f"{split}_x"], stored[f"{split}_y"]) for split in features.SPLITS}
     source = context.sources[f"dataset:{settings.dataset}"]
-    images, labels = _images(settings.dataset, "train", source, settings.train_limit)
+    images, labels = features.images_of(settings.dataset, "train", source, settings.train_limit)
     if settings.evaluate_on == "train_rest":
         out = is_held_out((image.tobytes() for image in images), settings.held_out, settings.dataset)
         evaluated, images, labels = (images[out], labels[out]), images[~out], labels[~out]
     else:
-        evaluated = _images(settings.dataset, settings.evaluate_on, source)
+        evaluated = features.images_of(settings.dataset, settings.evaluate_on, source)
     splits = {"train": (images, labels), settings.evaluate_on: evaluated}
     return {split: (torch.from_numpy(pixels), torch.as_tensor(of)) for split, (pixels, of) in splits.items()}
-
-
-def _images(task: str, split: str, source: Source, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    columns = datasets.load(task, split, source, limit).columns
-    return columns["image"], np.asarray(columns["labels" if "labels" in columns else "label"])

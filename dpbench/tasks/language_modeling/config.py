@@ -83,7 +83,7 @@ class Settings(TrainingSettings):
         `published_multiplier`; the stated epsilon is then no target, and the mechanism's epsilon is the real one.
 
         Args:
-            rows, kept, groups: as in `PrivacySettings.mechanism`.
+            rows, kept, groups: as in `TrainingSettings.mechanism`.
         """
         stated = super().mechanism(rows, kept, seed, groups)
         if self.noise == "calibrated" or stated.clipping is None:

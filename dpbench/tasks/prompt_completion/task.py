@@ -42,6 +42,8 @@ _AT_ONCE = 4  # times the tokens of a training batch: evaluation keeps nothing o
 class PromptTask(TrainingTask):
     """The rows of a dataset, and the model with its initial weights, the same for all methods of a seed.
 
+    begin: ids that every prompt starts with; stop: the id that ends an answer: a model with published weights ends answers with
+    a line, as in Malladi et al.; one of ours with <eos>, for it knows no lines.
     facts: for the record; warnings: of answers that were cut.
 
     Raises:
@@ -54,7 +56,13 @@ class PromptTask(TrainingTask):
     def __init__(self, settings: Settings, context: Context) -> None:
         self.settings, self.device, self._context = settings, require_device(settings.device), context
         model, public = context.sources[f"model:{settings.model_name}"], context.sources[f"dataset:{PUBLIC}"]
-        self.marks = Marks(settings, model, public)
+        self.coding: Any = coding_of(settings, model, public)
+        self.stop: int = self.coding.eos
+        self.begin: list[int] = []
+        if settings.weights is not None and model.kind != "scratch":
+            self.stop = self.coding.ids("\n")[-1]
+            bos = plugins.get("model", settings.weights).extra["architecture"].get("bos_token_id")
+            self.begin = [] if bos is None else [bos]
         self.cut: Counter[str] = Counter()
         self.words = [] if settings.writes_answers else self._words()
         train, self.evaluated = self._split(context)
@@ -64,7 +72,7 @@ class PromptTask(TrainingTask):
         self.rows = len(self.examples)
         self.asked = self._encoded(self.evaluated)
         weights = context.artefact("start", WEIGHTS) if settings.start else None
-        language_model = model_of(settings, self.marks.coding.vocabulary, model, context.seed, weights=weights)
+        language_model = model_of(settings, self.coding.vocabulary, model, context.seed, weights=weights)
         self.model = fuse_gelu(language_model).to(self.device)
         if settings.clips and not settings.by_zeroth and self.examples.forms > 1:
             what = f"loss: candidates makes {self.examples.forms} inputs of an example of {settings.dataset}"
@@ -73,8 +81,8 @@ class PromptTask(TrainingTask):
         self.facts: dict[str, Any] = {
             "prompts_cut": self.cut["prompt"],
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "vocabulary": self.marks.coding.vocabulary,
-            "tokenizer_sha256": self.marks.coding.sha256,
+            "vocabulary": self.coding.vocabulary,
+            "tokenizer_sha256": self.coding.sha256,
         }
         self.warnings: list[str] = []
         if len(self.examples):
@@ -91,7 +99,7 @@ class PromptTask(TrainingTask):
         words = []
         texts = asked.label_words(self.settings.dataset, self.settings.label_words)
         for name, text in zip(plugins.get("dataset", self.settings.dataset).extra["classes"], texts, strict=True):
-            ids = self.marks.coding.ids(text)
+            ids = self.coding.ids(text)
             if not ids:
                 raise DpbenchError(f"label_words: {text!r} of {name} has no token", "choose another word")
             if len(ids) >= self.settings.max_length:
@@ -131,12 +139,12 @@ class PromptTask(TrainingTask):
         room = settings.max_length - (settings.answer_length if settings.writes_answers else max(map(len, self.words)))
         prompts = [self._prompt(row.prompt, room) for row in rows]
         if settings.writes_answers:
-            return Rows(prompts, [[self._answer(row.answers[0])] for row in rows], [0] * len(rows), self.marks.coding.pad)
-        return Rows(prompts, [self.words] * len(rows), [int(row.label or 0) for row in rows], self.marks.coding.pad)
+            return Rows(prompts, [[self._answer(row.answers[0])] for row in rows], [0] * len(rows), self.coding.pad)
+        return Rows(prompts, [self.words] * len(rows), [int(row.label or 0) for row in rows], self.coding.pad)
 
     def _prompt(self, text: str, room: int) -> list[int]:
         """Return its end, where it is longer than `room` tokens: the question comes last."""
-        ids, begin = self.marks.coding.ids(text), self.marks.begin
+        ids, begin = self.coding.ids(text), self.begin
         kept = ids[-(room - len(begin)) :] if room > len(begin) else []
         self.cut["prompt"] += len(kept) < len(ids)
         if not kept:
@@ -144,7 +152,7 @@ class PromptTask(TrainingTask):
         return [*begin, *kept]
 
     def _answer(self, text: str) -> list[int]:
-        ids = [*self.marks.coding.ids(f" {text}"), self.marks.stop]
+        ids = [*self.coding.ids(f" {text}"), self.stop]
         self.cut["answer"] += len(ids) > self.settings.answer_length
         return ids[: self.settings.answer_length]
 
@@ -192,15 +200,15 @@ class PromptTask(TrainingTask):
             answers = generate(
                 self.model,  # type: ignore[arg-type]  # a LanguageModel
                 self.asked.prompts,
-                eos=self.marks.stop,
+                eos=self.stop,
                 limit=self.settings.max_length,
                 longest=self.settings.answer_length,
-                banned=self.marks.coding.banned,
+                banned=self.coding.banned,
                 rows=self.settings.decoding_rows,
                 device=self.device,
                 done=lambda count: self._context.report(count, len(self.asked), "prompts answered"),
             )
-        outputs = [self.marks.coding.text((), ids) for ids in answers]
+        outputs = [self.coding.text((), ids) for ids in answers]
         right = [row.answers for row in self.evaluated]
         self.facts |= output_facts(outputs)
         return {
@@ -208,22 +216,6 @@ class PromptTask(TrainingTask):
             "exact_match": answer_scores.exact_match(outputs, right),
             "loss": -float(self._scores().mean()),
         }
-
-
-class Marks:
-    """A model's tokenizer with its marks. begin: ids that every prompt starts with; stop: the id that ends an answer.
-
-    A model with published weights ends answers with a line, as in Malladi et al.; one of ours with <eos>, for it knows no lines.
-    """
-
-    def __init__(self, settings: Settings, model: Source, public: Source) -> None:
-        self.begin: list[int] = []
-        self.coding: Any = coding_of(settings, model, public)
-        self.stop: int = self.coding.eos
-        if settings.weights is not None and model.kind != "scratch":
-            self.stop = self.coding.ids("\n")[-1]
-            bos = plugins.get("model", settings.weights).extra["architecture"].get("bos_token_id")
-            self.begin = [] if bos is None else [bos]
 
 
 def model_of(

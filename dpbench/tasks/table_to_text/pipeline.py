@@ -98,17 +98,15 @@ def train(settings: Settings, rows: Rows, plan: Mechanism, context: Context) -> 
     Raises:
         DpbenchError: the model cannot be cut, a guard stopped the run, or a process failed.
     """
-    result = _virtually(settings, rows, plan, context) if settings.virtual else _in_processes(settings, rows, context)
+    if settings.virtual:
+        assert isinstance(rows, TableToText)
+        attach = attach_with(settings, stages_as_groups(settings, narrow_(rows.model, settings)))
+        optimizer = settings.optimizer.build(rows.parameter_groups())
+        result = Result(fit(settings, rows, optimizer, [plan], context, attach=attach), [])
+    else:
+        result = _in_processes(settings, rows, context)
     result.tokens = [int(rows.lengths[drawn].sum()) for drawn in batches(plan)]
     return result
-
-
-def _virtually(settings: Settings, rows: Rows, plan: Mechanism, context: Context) -> Result:
-    assert isinstance(rows, TableToText)
-    model = narrow_(rows.model, settings)
-    attach = attach_with(settings, stages_as_groups(settings, model))
-    optimizer = settings.optimizer.build(rows.parameter_groups())
-    return Result(fit(settings, rows, optimizer, [plan], context, attach=attach), [])
 
 
 def _in_processes(settings: Settings, rows: Rows, context: Context) -> Result:

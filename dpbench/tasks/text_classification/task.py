@@ -20,8 +20,8 @@ from dpbench.models.wrappers import Encoder
 from dpbench.privacy.sampling import by_tokens, physical_batches
 from dpbench.spec.sources import Source
 from dpbench.tasks.checking import trained_rows
+from dpbench.tasks.features import FILE
 from dpbench.tasks.forward import attention, autocast
-from dpbench.tasks.text_classification import features as feature_files
 from dpbench.tasks.text_classification.config import Settings, are_pairs, feature_width
 from dpbench.tasks.text_classification.encoding import TextData, chosen_rows, features, in_pieces, train_keys
 from dpbench.tasks.text_classification.model import Classifier, Head, freeze, make_head, prepared
@@ -140,7 +140,7 @@ class FeatureTask(_Classification):
 
     def __init__(self, settings: Settings, context: Context) -> None:
         super().__init__(settings, context)
-        stored = load_file(context.artefact("features", feature_files.FILE))
+        stored = load_file(context.artefact("features", FILE))
         classes: list[str] = plugins.get("dataset", settings.dataset).extra["classes"]
         centre = stored["public_mean"]
         labels = stored["train_y"].numpy()
