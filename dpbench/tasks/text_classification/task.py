@@ -42,10 +42,9 @@ def parameter_groups(settings: Settings, model: nn.Module) -> list[dict[str, Any
 
 
 class _Classification(TrainingTask):
-    """What both forms share. index: rows that can be drawn; evaluated_rows: how many accuracy is measured on."""
+    """What training on texts and training on features share."""
 
     units = {"accuracy": "%"}  # noqa: RUF012
-    evaluated_rows: int
 
     def __init__(self, settings: Settings, context: Context) -> None:
         self.settings, self.device = settings, require_device(settings.device)
@@ -66,7 +65,7 @@ class _Classification(TrainingTask):
 
 
 class TextTask(_Classification):
-    """Fine-tuning of a full encoder, on token ids."""
+    """Fine-tuning of a full encoder, on token ids. index: training rows that can be drawn."""
 
     def __init__(self, settings: Settings, context: Context) -> None:
         super().__init__(settings, context)
