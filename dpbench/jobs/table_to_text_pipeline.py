@@ -45,12 +45,12 @@ def run(settings: Settings, context: Context) -> Outcome:
     rows = TableToText(settings, context) if settings.score else Rows(settings, context)
     plan = settings.mechanism(len(rows), len(rows), context.seed)
     result = pipeline.train(settings, rows, plan, context)
-    training, timed = result.training, slice(COUNTED + 1, None)
+    training, sent, timed = result.training, result.bytes_per_example, slice(COUNTED + 1, None)
     rates = [tokens / seconds for tokens, seconds in zip(result.tokens, training.step_seconds, strict=True)]
     metrics = [
         over_rounds("throughput", "tokens/s", {}, rates[timed]),
         over_rounds("step_seconds", "s", {}, training.step_seconds[timed]),
-        *(_bytes(name, result.bytes_per_example) for name in BYTES),
+        *(Metric(name=name, value=sent.get(name), unit="B", note="" if name in sent else NO_BYTES) for name in BYTES),
     ]
     if isinstance(rows, TableToText):
         scores = rows.score()
@@ -60,12 +60,6 @@ def run(settings: Settings, context: Context) -> Outcome:
         metrics += [Metric(name=name, value=None, unit="", note=NO_SCORE) for name in (*SCORES, "text_loss")]
     facts = {"example": "one input with one text", "devices": settings.devices, "stages_are": settings.stages_are}
     return outcome_of(settings, plan, training, metrics, facts | result.facts | rows.facts)
-
-
-def _bytes(name: str, per_example: dict[str, float]) -> Metric:
-    if name not in per_example:
-        return Metric(name=name, value=None, unit="B", note=NO_BYTES)
-    return metric(name, per_example[name], "B")
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dpbench import methods
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context, Outcome
+from dpbench.execution.environment import require_device
 from dpbench.privacy.composition import Composition
 from dpbench.privacy.mechanism import Mechanism
 from dpbench.records.schema import Metric
@@ -32,11 +32,19 @@ class TrainingTask(Batches):
     """
 
     rows: int
-    device: torch.device
     units: Mapping[str, str]
     groups = 1
-    facts: dict[str, Any]
-    warnings: list[str]
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        """Take the device of the settings.
+
+        Raises:
+            DpbenchError: no such device.
+        """
+        self.settings: Any = settings
+        self.device = require_device(settings.device)
+        self.facts: dict[str, Any] = {}
+        self.warnings: list[str] = []
 
     def __len__(self) -> int:
         """Return how many rows can be drawn."""

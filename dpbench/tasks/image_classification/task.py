@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from dpbench import plugins
 from dpbench.data import registry as datasets
 from dpbench.execution.contract import Context
-from dpbench.execution.environment import require_device
 from dpbench.models import registry as models
 from dpbench.privacy.sampling import physical_batches
 from dpbench.tasks.features import FILE
@@ -50,9 +48,7 @@ class ImageTask(TrainingTask):
     units = {"accuracy": "%", "train_accuracy": "%"}  # noqa: RUF012
 
     def __init__(self, settings: Settings, context: Context) -> None:
-        self.settings, self.device = settings, require_device(settings.device)
-        self.facts: dict[str, Any] = {}
-        self.warnings: list[str] = []
+        super().__init__(settings)
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
         self.prepare: Callable[[Tensor], Tensor] = scaled if settings.features is None else Tensor.float
         for split, (inputs, labels) in _stored(settings, context).items():

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from dpbench.data import registry as datasets
 from dpbench.data.tokenizer import bpe, token_blocks
 from dpbench.execution.contract import Context
-from dpbench.execution.environment import require_device
 from dpbench.methods.engines.layers import lay_out
 from dpbench.models import registry as models
 from dpbench.privacy.mechanism import Clipping
@@ -37,11 +36,9 @@ class LanguageModelingTask(TrainingTask):
     units = {"validation_loss": "nats/token", "perplexity": ""}  # noqa: RUF012
 
     def __init__(self, settings: Settings, context: Context) -> None:
-        self.settings, self.device = settings, require_device(settings.device)
+        super().__init__(settings)
         source = context.sources[f"dataset:{settings.dataset}"]
         tokenizer, sha256 = bpe(settings.dataset, vocabulary_of(settings), source, _TOKENIZER_SPLIT)
-
-        self.warnings: list[str] = []
 
         def blocks(split: str, count: int) -> np.ndarray[Any, Any]:
             texts = datasets.load(settings.dataset, split, source).columns["text"]

@@ -18,7 +18,6 @@ from dpbench.data.asked import Asked
 from dpbench.data.public import PUBLIC
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
-from dpbench.execution.environment import require_device
 from dpbench.files import canonical_json
 from dpbench.metrics import answers as answer_scores
 from dpbench.models.decoding import generate
@@ -54,7 +53,8 @@ class PromptTask(TrainingTask):
     units = {"accuracy": "%", "f1": "%", "exact_match": "%", "loss": "nats"}  # noqa: RUF012
 
     def __init__(self, settings: Settings, context: Context) -> None:
-        self.settings, self.device, self._context = settings, require_device(settings.device), context
+        super().__init__(settings)
+        self._context = context
         model, public = context.sources[f"model:{settings.model_name}"], context.sources[f"dataset:{PUBLIC}"]
         self.coding: Any = coding_of(settings, model, public)
         self.stop: int = self.coding.eos
@@ -78,13 +78,12 @@ class PromptTask(TrainingTask):
             what = f"loss: candidates makes {self.examples.forms} inputs of an example of {settings.dataset}"
             hint = "take loss: tokens, or label words of one token each"
             raise DpbenchError(f"{what}, and method {settings.method} takes one", hint)
-        self.facts: dict[str, Any] = {
+        self.facts = {
             "prompts_cut": self.cut["prompt"],
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "vocabulary": self.coding.vocabulary,
             "tokenizer_sha256": self.coding.sha256,
         }
-        self.warnings: list[str] = []
         if len(self.examples):
             mean = float(self.examples.lengths.mean()) / self.examples.forms
             self.facts |= {"example": "one row: its prompt, and how it goes on", "mean_tokens": mean, "answers_cut": cut}

@@ -115,7 +115,8 @@ def _in_processes(settings: Settings, rows: Rows, context: Context) -> Result:
 
     with tempfile.TemporaryDirectory(prefix="dpbench-") as name:
         folder = Path(name)
-        _leave_examples(rows, folder)
+        ids = np.concatenate([np.asarray(example, dtype=np.int64) for example in rows.ids])
+        np.savez(folder / EXAMPLES, ids=ids, lengths=rows.lengths, begins=np.asarray(rows.begins))
         request = {
             "settings": settings.model_dump(mode="json"),
             "folder": name,
@@ -141,11 +142,6 @@ def _in_processes(settings: Settings, rows: Rows, context: Context) -> Result:
                 part = stage_of(rows.model, rank, settings.devices)  # type: ignore[arg-type]
                 part.load_state_dict(load_file(folder / WEIGHTS_OF.format(rank)), strict=False)
     return _together(reports)
-
-
-def _leave_examples(rows: Rows, folder: Path) -> None:
-    ids = np.concatenate([np.asarray(example, dtype=np.int64) for example in rows.ids])
-    np.savez(folder / EXAMPLES, ids=ids, lengths=rows.lengths, begins=np.asarray(rows.begins))
 
 
 def examples(settings: Settings, request: dict[str, Any], device: torch.device) -> Examples:

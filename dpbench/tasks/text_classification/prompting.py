@@ -57,15 +57,12 @@ class Prompt:
             raise DpbenchError("head: prompt needs a masked language model's tokenizer", "take head: zero for random weights")
         return cls(template, *known[0], [_one_token(tokenizer, word, task) for word in words])
 
-    def put(self, text: str, pair: str | None) -> str:
-        """Return the prompt around one example."""
-        return self.template.replace(MASK, self.mask).replace("{text_pair}", pair or "").replace("{text}", text)
-
     def encode(
         self, tokenizer: TextTokenizer, texts: Sequence[str], pairs: Sequence[str] | None, longest: int
     ) -> list[list[int]]:
-        """Ids of each example in its prompt, at most `longest`: the texts lose words from their ends, the longer one first, and
-        the prompt none.
+        """Return the ids of each example in its prompt, at most `longest`.
+
+        The texts lose words from their ends, the longer one first, and the prompt none.
 
         Raises:
             DpbenchError: the prompt alone is longer.
@@ -76,7 +73,9 @@ class Prompt:
         for number, text in enumerate(texts):
             words = [text.split(" "), pairs[number].split(" ") if pairs is not None else []]
             while True:
-                ids = inner.encode(self.put(" ".join(words[0]), " ".join(words[1]))).ids
+                first, second = (" ".join(part) for part in words)
+                prompt = self.template.replace(MASK, self.mask).replace("{text_pair}", second).replace("{text}", first)
+                ids = inner.encode(prompt).ids
                 if len(ids) <= longest:
                     break
                 longer = max(words, key=len)

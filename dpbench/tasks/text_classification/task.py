@@ -14,7 +14,6 @@ from torch.nn.functional import cross_entropy
 from dpbench import plugins
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
-from dpbench.execution.environment import require_device
 from dpbench.models import registry as models
 from dpbench.models.wrappers import Encoder
 from dpbench.privacy.sampling import by_tokens, physical_batches
@@ -46,11 +45,6 @@ class _Classification(TrainingTask):
 
     units = {"accuracy": "%"}  # noqa: RUF012
 
-    def __init__(self, settings: Settings, context: Context) -> None:
-        self.settings, self.device = settings, require_device(settings.device)
-        self.warnings: list[str] = []
-        self.facts: dict[str, Any] = {}
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.settings, self.model)
 
@@ -68,7 +62,7 @@ class TextTask(_Classification):
     """Fine-tuning of a full encoder, on token ids. index: training rows that can be drawn."""
 
     def __init__(self, settings: Settings, context: Context) -> None:
-        super().__init__(settings, context)
+        super().__init__(settings)
         data = TextData(settings.dataset, settings.model, context.sources, settings.max_length, settings.head == "prompt")
         self.train, keys = data.split("train", settings.train_limit)
         split = RowSplit(settings, self.train.labels, lambda: keys, context.seed)
@@ -138,7 +132,7 @@ class FeatureTask(_Classification):
     """An MLP on features that a parent run has left."""
 
     def __init__(self, settings: Settings, context: Context) -> None:
-        super().__init__(settings, context)
+        super().__init__(settings)
         stored = load_file(context.artefact("features", FILE))
         classes: list[str] = plugins.get("dataset", settings.dataset).extra["classes"]
         centre = stored["public_mean"]
