@@ -111,7 +111,7 @@ class _Schedule(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
-        return [self._rate(largest, self.last_epoch) for largest in self.base_lrs]
+        return [self._rate(float(largest), self.last_epoch) for largest in self.base_lrs]
 
 
 class Callback:

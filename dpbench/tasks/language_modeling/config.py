@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from dpbench.models.language import language_model_family
+from dpbench.privacy.composition import Composition
 from dpbench.privacy.mechanism import Mechanism
 from dpbench.records.schema import Privacy
 from dpbench.spec.expand import Uses
@@ -91,7 +92,7 @@ class Settings(TrainingSettings):
         real = published_multiplier(stated.noise_multiplier, self.expected_batch_size, stated.clipping.bound)
         return replace(stated, noise_multiplier=real, target_epsilon=None)
 
-    def privacy(self, plan: Mechanism, unprotected: Sequence[str] = ()) -> Privacy | None:
+    def privacy(self, plan: Mechanism | Composition, unprotected: Sequence[str] = ()) -> Privacy | None:
         stated = super().privacy(plan, unprotected)
         return stated and stated.model_copy(update={"target_epsilon": self.epsilon})
 
