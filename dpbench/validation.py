@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dpbench.errors import DpbenchError, nearest
 
@@ -14,6 +14,15 @@ class Strict(BaseModel):
     """A model that refuses unknown keys and cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def omitted(default: Any = None, **options: Any) -> Any:
+    """Return a field of a settings model that is left out of a run's name at its default, so that older runs keep their names.
+
+    Args:
+        options: as of pydantic's `Field`.
+    """
+    return Field(default, exclude_if=lambda value: value == default, **options)
 
 
 M = TypeVar("M", bound=BaseModel)

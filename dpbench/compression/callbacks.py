@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from dpbench.compression.cutting import forget, keep_layers, smallest_layers
-from dpbench.compression.layers import drop_order, layer_map
-from dpbench.compression.parts import Drop, Prune
-from dpbench.compression.pruning import Masks, rewind_, start_of
+from dpbench.compression.parts import Drop, Prune, drop_order, layer_map
+from dpbench.compression.pruning import Masks, start_of
 from dpbench.models.wrappers import Encoder
 from dpbench.training.trainer import Callback, Trainer
 
@@ -15,7 +16,7 @@ from dpbench.training.trainer import Callback, Trainer
 class LayerDropping(Callback):
     """Structured DPIMP: after each phase but the last, layers leave the encoder; the optimizer keeps the others' state.
 
-    dropped: numbers in the whole model, after each phase; kept: those that are left.
+    dropped: numbers in the full model, after each phase; kept: those that are left.
 
     Guarantee: what is dropped is decided on released weights, or on none: it costs no privacy.
     """
@@ -31,6 +32,10 @@ class LayerDropping(Callback):
         """Return the steps of each phase of a run of so many steps."""
         lengths = [self._drop.block_steps] * len(self._blocks)
         return [*lengths, steps - sum(lengths)]
+
+    def facts(self, steps: int) -> dict[str, Any]:
+        """Return for the record which layers were dropped, and when."""
+        return {"dropped": self.dropped, "kept": self.kept, "phases": self.phase_steps(steps)}
 
     def phase_done(self, trainer: Trainer, number: int) -> None:
         if number >= len(self._blocks):
@@ -66,6 +71,15 @@ class MagnitudePruning(Callback):
         sparse = self._prune.steps
         return (step, sparse) if step < sparse else (step - sparse, steps - sparse)
 
+    def facts(self, steps: int) -> dict[str, Any]:
+        """Return for the record how much was pruned, and when."""
+        return {
+            "sparsity": self.sparsities[-1],
+            "sparsities": self.sparsities,
+            "prunable_weights": self.masks.size,
+            "phases": [self._prune.steps, steps - self._prune.steps],
+        }
+
     def gradients_released(self, trainer: Trainer) -> None:
         self.masks.zero_gradients_()
 
@@ -76,7 +90,7 @@ class MagnitudePruning(Callback):
             self.masks.prune_(sparsity)
             self.masks.zero_state_(trainer.optimizer)
         if done == prune.steps and prune.rewind != "none":
-            rewind_(self._rewound, self._start)
+            self._rewound.load_state_dict(self._start, strict=False)
             self.masks.apply_()
             trainer.optimizer.state.clear()
         self.sparsities.append(self.masks.check(sparsity))

@@ -1,4 +1,4 @@
-"""Settings of a text classifier that is made small under a budget: by distillation, by dropping layers, by pruning. No torch."""
+"""Settings of a text classifier that is compressed under a budget: by distillation, by dropping layers, by pruning. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dpbench.compression.layers import layer_map
 from dpbench.compression.parts import (
     Distil,
     Drop,
@@ -18,16 +17,19 @@ from dpbench.compression.parts import (
     Teacher,
     classes_of,
     depth_of,
+    layer_map,
     vocabulary_of,
 )
 from dpbench.data.public import PUBLIC
+from dpbench.execution.contract import Parents
 from dpbench.privacy.composition import Release, release_of, stage_seed
 from dpbench.privacy.mechanism import Mechanism, Sampling, calibrated
+from dpbench.records.schema import Metric, Privacy
 from dpbench.spec.expand import Uses
 from dpbench.spec.models import Resources
 from dpbench.tasks.text_classification import config as text_classification
 from dpbench.training.config import check_spent
-from dpbench.validation import parse
+from dpbench.validation import omitted, parse
 
 STUDENT = "student"
 """Name of the stage whose draws and noise all students of a seed have, so that they are paired."""
@@ -36,31 +38,27 @@ STUDENT = "student"
 class Settings(text_classification.Settings):
     """One cell: a task, a model, a budget, and at most one of student, drop and prune.
 
-    Without any the whole model is trained, and leaves its weights to those that learn from it. `model` and `layers` are the
-    whole model's. epsilon: of all stages together.
+    Without any the full model is trained, and leaves its weights to those that learn from it. `model` and `layers` are those
+    of the full model. epsilon: of all stages together.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("engine",)
 
     steps: int = Field(ge=1, description="Of this run's stage.")
     training: Literal["full", "features"] = "full"
-    noise_multiplier: float | None = Field(
-        None, gt=0, exclude_if=lambda v: v is None, description="As published, in place of epsilon, which is then what it means."
+    noise_multiplier: float | None = omitted(gt=0, description="As published, in place of epsilon, which is then what it means.")
+    student: Student | None = omitted()
+    teacher: Teacher | None = omitted()
+    distil: Distil | None = omitted()
+    split: Split | None = omitted()
+    budget: Literal["whole", "student"] = omitted(
+        "whole", description="student: without a teacher, but with the noise of a student that has one under `split`."
     )
-    student: Student | None = Field(None, exclude_if=lambda v: v is None)
-    teacher: Teacher | None = Field(None, exclude_if=lambda v: v is None)
-    distil: Distil | None = Field(None, exclude_if=lambda v: v is None)
-    split: Split | None = Field(None, exclude_if=lambda v: v is None)
-    budget: Literal["whole", "student"] = Field(
-        "whole",
-        exclude_if=lambda v: v == "whole",
-        description="student: without a teacher, but with the noise of a student that has one under `split`.",
-    )
-    drop: Drop | None = Field(None, exclude_if=lambda v: v is None)
-    prune: Prune | None = Field(None, exclude_if=lambda v: v is None)
-    inference: Inference | None = Field(None, exclude_if=lambda v: v is None)
+    drop: Drop | None = omitted()
+    prune: Prune | None = omitted()
+    inference: Inference | None = omitted()
     curve_points: int = Field(5, ge=1, description="Evaluations along training.")
-    save_model: bool = Field(False, exclude_if=lambda v: not v, description="A compressed model leaves its weights, too.")
+    save_model: bool = omitted(False, description="A compressed model leaves its weights, too.")
 
     @model_validator(mode="after")
     def _budget_belongs_to_the_method(self) -> Settings:
@@ -74,7 +72,7 @@ class Settings(text_classification.Settings):
     @model_validator(mode="after")
     def _can_be_compressed(self) -> Settings:
         if self.training != "full" or self.head not in ("zero", "label_words"):
-            raise ValueError("compress trains whole encoders: training full, head zero or label_words")
+            raise ValueError("compress trains full encoders: training full, head zero or label_words")
         for name in ("lora", "accounted_rows"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name}: not for compress")
@@ -135,7 +133,7 @@ class Settings(text_classification.Settings):
 
     @property
     def depth(self) -> int:
-        """Layers of the whole model."""
+        """Layers of the full model."""
         return self.layers or depth_of(self.model)
 
     @property
@@ -154,10 +152,10 @@ class Settings(text_classification.Settings):
     def target_epsilon(self) -> float | None:
         """Of all stages together."""
         shared = self.split is not None and (self.teacher is not None or self.budget == "student")
-        return self.epsilon if self.epsilon is None or not shared else self.epsilon * self.split.whole  # type: ignore[union-attr]
+        return self.epsilon if self.epsilon is None or not shared else self.epsilon * self.split.total  # type: ignore[union-attr]
 
     def of_teacher(self) -> dict[str, Any]:
-        """Return the settings of the teacher's run: the whole model's, with its share of epsilon."""
+        """Return the settings of the teacher's run: those of the full model, with its share of epsilon."""
         teacher = self.teacher or Teacher()
         settings = self.model_dump(mode="json")
         for name in ("student", "teacher", "distil", "split", "budget", "save_model"):
@@ -205,6 +203,18 @@ class Settings(text_classification.Settings):
         check_spent(both, self.target_epsilon)
         return both if self.teacher is not None else replace(both, spent=(), target_epsilon=None)
 
+    def epsilon_metrics(self, plan: Mechanism, privacy: Privacy | None) -> list[Metric]:
+        """Return epsilon of all stages by PLD and by RDP, and the spent share of the epsilon that the settings name."""
+        if privacy is None or privacy.epsilon is None:
+            return [Metric(name="epsilon", value=None, text="none", unit="", note="no clipping and no noise")]
+        metrics = [Metric(name="epsilon", value=privacy.epsilon, unit="", kind="counted")]
+        if privacy.epsilon_rdp is not None:
+            metrics.append(Metric(name="epsilon_rdp", value=privacy.epsilon_rdp, unit="", kind="counted"))
+        if self.target_epsilon is not None:
+            share = privacy.epsilon / (self.epsilon or 1.0)
+            metrics.append(Metric(name="spent_share", value=share, unit="x", kind="counted"))
+        return metrics
+
 
 def uses(settings: Settings) -> Uses:
     """Return versions and sources that decide the numbers."""
@@ -213,9 +223,9 @@ def uses(settings: Settings) -> Uses:
     return Uses(tuple(settings.deciding_plugins), (settings.dataset, PUBLIC), (settings.model, *others))
 
 
-def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any], int, Resources]]:
+def parents(settings: Settings, seed: int) -> Parents:
     """Return the runs of the teacher of this seed, the public student and the timing of inference, which others share."""
-    runs: dict[str, tuple[str, dict[str, Any], int, Resources]] = {}
+    runs: Parents = {}
     gpu = int(settings.device == "cuda")
     threads = 4 if gpu else 1
     if settings.inference is not None:

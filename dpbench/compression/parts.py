@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from dpbench import plugins
-from dpbench.compression.layers import LayerMap
 from dpbench.validation import Strict
 
+LayerMap = Literal["spread", "first", "last"] | list[int]
 MOST_SPARSE = 0.99
 
 
 class PublicStudent(Strict):
-    """A small model distilled from the large one on public text: what stands for a published compressed model where none is at
+    """A small model distilled from the large one on public text: used for a published compressed model where none is at
     hand. Made once for all runs that ask alike; it costs no privacy."""
 
     steps: int = Field(ge=1)
@@ -27,7 +28,7 @@ class PublicStudent(Strict):
 class Student(Strict):
     """A model of fewer layers.
 
-    layers: how many; start: `random` layers on the public embeddings, `pretrained` public layers of the whole model, the
+    layers: how many; start: `random` layers on the public embeddings, `pretrained` public layers of the full model, the
     `teacher`'s layers and head, or a `public` compressed model: the plug-in `model`, or one distilled here.
     layer_map: which layers are copied.
     """
@@ -40,8 +41,8 @@ class Student(Strict):
 
     @model_validator(mode="after")
     def _one_start(self) -> Student:
-        given = (self.model is not None) + (self.distilled is not None)
-        if (self.start == "public") != (given == 1):
+        named = (self.model is not None) + (self.distilled is not None)
+        if (self.start == "public") != (named == 1):
             raise ValueError("start: public needs exactly one of model and distilled, and no other start takes any")
         return self
 
@@ -62,12 +63,12 @@ class Split(Strict):
 
     @model_validator(mode="after")
     def _within(self) -> Split:
-        if self.whole > 1 + 1e-9:
-            raise ValueError(f"teacher {self.teacher:g} and student {self.student:g} sum to {self.whole:g}, which is more than 1")
+        if self.total > 1 + 1e-9:
+            raise ValueError(f"teacher {self.teacher:g} and student {self.student:g} sum to {self.total:g}, which is more than 1")
         return self
 
     @property
-    def whole(self) -> float:
+    def total(self) -> float:
         return self.teacher + self.student
 
 
@@ -84,8 +85,8 @@ class Teacher(Strict):
 
 
 class Drop(Strict):
-    """Structured DPIMP: `block_steps` DP steps, then `at_once` layers go, again until `layers` are left; the rest of the steps
-    fine-tunes.
+    """Structured DPIMP: `block_steps` DP steps, then `at_once` layers go, again until `layers` are left; the other steps
+    fine-tune.
 
     choose: `position`, the layers outside `layer_map`, from the `first` end on; `weights`, the layer whose weights have the
     smallest root mean square after the private steps. Neither looks at the data, so neither costs privacy.
@@ -100,16 +101,13 @@ class Drop(Strict):
 
     def blocks(self, depth: int) -> list[int]:
         """Return how many layers are dropped after each block."""
-        going, found = depth - self.layers, []
-        while going > 0:
-            found.append(min(self.at_once, going))
-            going -= found[-1]
-        return found
+        full, last = divmod(depth - self.layers, self.at_once)
+        return [self.at_once] * full + [last] * (last > 0)
 
 
 class Prune(Strict):
     """Unstructured DPIMP: `steps` DP steps, every `every`-th of which sets the smallest weights to zero, at event j of J a
-    share j/J x sparsity; then the surviving weights go back to their start and the rest of the steps trains them.
+    share j/J x sparsity; then the surviving weights go back to their start and the other steps train them.
 
     scope: of the magnitudes' comparison. rewind: what goes back; the head has no public start, `all` takes it to zero or label
     words; `none` goes on from where it is.
@@ -162,3 +160,35 @@ def vocabulary_of(model: str) -> int:
 def classes_of(task: str) -> list[str]:
     """Labels of a classification task."""
     return list(plugins.get("dataset", task).extra["classes"])
+
+
+def layer_map(choice: LayerMap, layers: int, depth: int) -> list[int]:
+    """Return the numbers of the `layers` layers that are kept of a model of `depth`, in order.
+
+    `spread`: every depth/layers-th from the first on (6 to 3: 0, 2, 4; 12 to 6: 0, 2, .. 10), as DistilBERT is initialized;
+    `first`, `last`; or the layers' numbers.
+
+    Raises:
+        ValueError: more layers than there are, a number that is no layer, too many or too few, or not in rising order.
+    """
+    if not 1 <= layers <= depth:
+        raise ValueError(f"layers {layers}: the model that they are taken from has {depth}")
+    if isinstance(choice, list):
+        if len(choice) != layers:
+            raise ValueError(f"layer_map {choice}: {len(choice)} layers, where layers says {layers}")
+        if bad := [k for k in choice if not 0 <= k < depth]:
+            raise ValueError(f"layer_map {choice}: {bad[0]} is out of range, the layers are 0 to {depth - 1}")
+        if any(b <= a for a, b in pairwise(choice)):
+            raise ValueError(f"layer_map {choice}: layers must rise, none twice")
+        return list(choice)
+    if choice == "first":
+        return list(range(layers))
+    if choice == "last":
+        return list(range(depth - layers, depth))
+    return [k * depth // layers for k in range(layers)]
+
+
+def drop_order(kept: list[int], depth: int, first: Literal["top", "bottom"]) -> list[int]:
+    """Return the layers to drop by position, one after another: those not kept, from the top down or from the bottom up."""
+    dropped = [k for k in range(depth) if k not in kept]
+    return dropped[::-1] if first == "top" else dropped

@@ -25,8 +25,8 @@ def prunable(encoder: nn.Module) -> dict[str, Tensor]:
 class Masks:
     """Which weights are zero for good.
 
-    Guarantee: masks are made of released weights, so they are post-processing; a masked weight gets no gradient, no noise and no
-    state of the optimizer, and stays exactly 0. (Its gradient still counts in an example's norm: the engine clips before.)
+    Guarantee: masks depend on released weights alone, so they are post-processing; a masked weight gets no gradient, no noise
+    and no state of the optimizer, and stays exactly 0. (Its gradient still counts in an example's norm: the engine clips before.)
 
     Raises:
         DpbenchError: nothing to prune.
@@ -107,16 +107,8 @@ class Masks:
 
 
 def start_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return copies of a module's trainable parameters, to rewind to."""
+    """Return copies of a module's trainable parameters, to go back to by `load_state_dict`."""
     return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
-
-
-def rewind_(module: nn.Module, start: dict[str, Tensor]) -> None:
-    """Set the parameters to what `start_of` returned."""
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if name in start:
-                parameter.copy_(start[name])
 
 
 def _largest(values: Tensor, count: int) -> Tensor:

@@ -1,19 +1,22 @@
-"""A small encoder, distilled from the first layers' whole model on public text: hidden states of the last layer, token by token.
+"""A small encoder, distilled from a public one on public text: hidden states of the last layer, token by token.
 
 Source: the hidden-state loss of XtremeDistil (Mukherjee and Awadallah, ACL 2020), task-agnostic; settings ours.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import time
 
 from pydantic import model_validator
 
-from dpbench.compression.layers import layer_map
-from dpbench.compression.parts import PublicStudent, depth_of
-from dpbench.data.public import PUBLIC
-from dpbench.execution.contract import Context
+from dpbench.compression.parts import PublicStudent, depth_of, layer_map
+from dpbench.data import registry as datasets
+from dpbench.data.public import PUBLIC, public_sentences
+from dpbench.execution.contract import Context, Outcome, metric
+from dpbench.execution.environment import require_device
+from dpbench.models import registry as models
 from dpbench.spec.expand import Uses
+from dpbench.spec.sources import Source
 
 
 class Settings(PublicStudent):
@@ -41,43 +44,43 @@ def uses(settings: Settings) -> Uses:
     return Uses(datasets=(PUBLIC,), models=(settings.model,))
 
 
-def distil(settings: Settings, context: Context) -> tuple[float, dict[str, Any], list[str]]:
+def run(settings: Settings, context: Context) -> Outcome:
     """Distil by AdamW with a linear decay on the mean squared difference of hidden states, over real tokens of random sentences.
 
     The mean is over all tokens of a batch, so that the loss is no sum over examples: there is nothing private about it.
 
-    Returns:
-        (last loss, facts for the record, files of the student).
+    Raises:
+        DpbenchError: no such device; what loading data and weights raises.
     """
     import numpy as np
     import torch
     from torch.optim.lr_scheduler import LambdaLR
 
     from dpbench.compression.cutting import keep_layers
-    from dpbench.compression.saved import CONFIG, ENCODER, WEIGHTS, save_encoder
-    from dpbench.data.public import public_sentences
-    from dpbench.models import registry as models
+    from dpbench.compression.saved import ENCODER, OF_ENCODER, save_encoder
+    from dpbench.tasks.forward import autocast
     from dpbench.tasks.text_classification.encoding import Encoded
 
+    device = require_device(settings.device)
     source, public = context.sources[f"model:{settings.model}"], context.sources[f"dataset:{PUBLIC}"]
     tokenizer = models.text_tokenizer(settings.model, source, public)
     lines = public_sentences(public)
     encoded = Encoded(tokenizer.encode(lines, settings.max_length), np.zeros(len(lines), dtype=np.int64), tokenizer.pad)
-    teacher = models.encoder(settings.model, source, settings.layers).to(settings.device).eval().requires_grad_(False)
+    teacher = models.encoder(settings.model, source, settings.layers).to(device).eval().requires_grad_(False)
     student = models.encoder(settings.model, source, settings.layers)
-    keep_layers(student, settings.kept).to(settings.device).train()
+    keep_layers(student, settings.kept).to(device).train()
     for name, parameter in student.named_parameters():
         parameter.requires_grad_("embeddings." not in name)
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=settings.learning_rate)
     draw = np.random.default_rng(np.random.SeedSequence([context.seed, 4]))
-    autocast = torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16")
     schedule = LambdaLR(optimizer, lambda step: 1 - step / settings.steps)
     losses: list[list[float]] = []
+    begun, worked = time.perf_counter(), time.process_time()
     for step in range(settings.steps):
         rows = draw.choice(len(lines), settings.batch_size, replace=len(lines) < settings.batch_size)
-        batch = {k: v.to(settings.device) for k, v in encoded.batch(rows).items()}
+        batch = {k: v.to(device) for k, v in encoded.batch(rows).items()}
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        with autocast:
+        with autocast(device, settings.precision):
             with torch.no_grad():
                 target = teacher(ids, mask).float()
             hidden = student(ids, mask).float()
@@ -89,7 +92,16 @@ def distil(settings: Settings, context: Context) -> tuple[float, dict[str, Any],
         losses.append([step + 1, float(loss.detach())])
         context.steps.write(step=step, loss=losses[-1][1])
         context.report(step + 1, settings.steps, f"public distillation, loss {losses[-1][1]:.4f}")
-    student.cpu().eval()
-    save_encoder(student, context.out / ENCODER)
+    metrics = [metric("loss", losses[-1][1], ""), metric("training_seconds", time.perf_counter() - begun, "s")]
+    if device.type == "cpu":
+        metrics.append(metric("processor_seconds", time.process_time() - worked, "s"))
+    save_encoder(student.cpu().eval(), context.out / ENCODER)
     facts = {"loss": losses[:: max(1, settings.steps // 20)], "lines": len(lines), "kept": settings.kept}
-    return losses[-1][1], facts, [CONFIG, WEIGHTS]
+    return Outcome(metrics, facts=facts, artefacts=OF_ENCODER, device=settings.device)
+
+
+def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
+    """Return remarks of a dry run: data schema and the model on the meta device."""
+    datasets.check(PUBLIC, sources[f"dataset:{PUBLIC}"])
+    models.encoder(settings.model, sources[f"model:{settings.model}"], settings.layers, meta=True)
+    return [f"layers {', '.join(map(str, settings.kept))} of {settings.model}, {settings.steps} steps on public text"]

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -47,10 +47,10 @@ def save_encoder(encoder: Encoder, folder: Path) -> None:
         encoder.model.save_pretrained(folder)
 
 
-def save(encoder: Encoder, rest: dict[str, Tensor], folder: Path) -> list[str]:
-    """Write an encoder and the other tensors of its classifier; returns the files."""
+def save(encoder: Encoder, head: dict[str, Tensor], folder: Path) -> list[str]:
+    """Write an encoder and the other tensors of its classifier; return the files."""
     save_encoder(encoder, folder / ENCODER)
-    save_file({name: value.detach().cpu().contiguous() for name, value in rest.items()}, folder / HEAD)
+    save_file({name: value.detach().cpu().contiguous() for name, value in head.items()}, folder / HEAD)
     return list(FILES)
 
 
@@ -60,29 +60,20 @@ def load_encoder(folder: Path) -> Encoder:
     Raises:
         DpbenchError: not there, or damaged.
     """
-    from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+    from transformers import AutoModel
 
     from dpbench.models.wrappers import Encoder
 
     try:
-        kind = BertConfig.from_pretrained(folder).model_type
-        classes: dict[str, Any] = {"bert": (BertModel, BertConfig), "roberta": (RobertaModel, RobertaConfig)}
-        model_class, config_class = classes[kind]
+        options = {"attn_implementation": "sdpa", "dtype": torch.float32, "local_files_only": True}
         with _no_bars():
-            model = model_class.from_pretrained(
-                folder,
-                config=config_class.from_pretrained(folder),
-                add_pooling_layer=False,
-                attn_implementation="sdpa",
-                dtype=torch.float32,
-                local_files_only=True,
-            )
+            model = AutoModel.from_pretrained(folder, add_pooling_layer=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise DpbenchError(f"{folder}: no encoder to load ({error})", "run again what should have left it") from error
     return Encoder(model)
 
 
-def load_rest(folder: Path) -> dict[str, Tensor]:
+def load_head(folder: Path) -> dict[str, Tensor]:
     """Return the other tensors that `save` wrote."""
     try:
         return load_file(folder / HEAD)

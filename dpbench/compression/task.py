@@ -7,26 +7,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from dpbench.compression import saved
 from dpbench.compression.config import Settings
 from dpbench.compression.cutting import keep_layers
-from dpbench.compression.distillation import distillation_losses
-from dpbench.compression.layers import layer_map
-from dpbench.compression.parts import classes_of
+from dpbench.compression.parts import classes_of, layer_map
 from dpbench.execution.contract import Context
 from dpbench.models import registry as models
 from dpbench.models.wrappers import Encoder
 from dpbench.spec.sources import Source
+from dpbench.tasks.text_classification import task as text_classification
 from dpbench.tasks.text_classification.model import Classifier, Head
-from dpbench.tasks.text_classification.task import TextTask
 
 
-class CompressedTask(TextTask):
-    """Text classification with a student in the whole model's place, where there is one, and its teacher's logits.
+class CompressedTask(text_classification.TextTask):
+    """Text classification with a student in the full model's place, where there is one, and its teacher's logits.
 
-    teacher: frozen and in eval mode, its logits [N, C] made once a row and kept; None without distillation.
+    teacher: frozen and in eval mode, its logits [N, C] computed once a row and kept; None without distillation.
     """
 
     settings: Settings
@@ -50,22 +48,21 @@ class CompressedTask(TextTask):
 
     def _encoder(self, context: Context) -> Encoder:
         settings, student = self.settings, self.settings.student
-        if student is None:
-            return super()._encoder(context)
-        source = context.sources[f"model:{settings.model}"]
-        if student.start == "public" and student.model is not None:
-            name = student.model
-            return models.encoder(name, context.sources[f"model:{name}"], student.layers, seed=context.seed)
-        if student.start == "public":
+        if student is not None and student.model is not None:
+            source = context.sources[f"model:{student.model}"]
+            return models.encoder(student.model, source, student.layers, seed=context.seed)
+        if student is not None and student.start == "public":
             return saved.load_encoder(context.artefacts("public_student", saved.OF_ENCODER) / saved.ENCODER)
-        if student.start == "teacher":
+        if student is not None and student.start == "teacher":
             encoder = saved.load_encoder(context.artefacts("teacher", saved.OF_ENCODER) / saved.ENCODER)
             return keep_layers(encoder, layer_map(student.layer_map, student.layers, encoder.model.config.num_hidden_layers))
-        whole = models.encoder(settings.model, source, settings.layers, seed=context.seed)
+        full = super()._encoder(context)
+        if student is None:
+            return full
         if student.start == "pretrained":
-            return keep_layers(whole, layer_map(student.layer_map, student.layers, settings.depth))
+            return keep_layers(full, layer_map(student.layer_map, student.layers, settings.depth))
         random = models.encoder(settings.model, Source(kind="scratch"), student.layers, seed=context.seed)
-        random.model.embeddings.load_state_dict(whole.model.embeddings.state_dict())
+        random.model.embeddings.load_state_dict(full.model.embeddings.state_dict())
         return random
 
     def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
@@ -98,27 +95,40 @@ class CompressedTask(TextTask):
 
     def save(self, folder: Path) -> list[str]:
         """Save the classifier for whoever loads it, a student's run or transformers; return the files."""
-        rest = {k: v for k, v in self.model.state_dict().items() if not k.startswith("encoder.")}
-        return saved.save(self.encoder, rest, folder)
+        head = {k: v for k, v in self.model.state_dict().items() if not k.startswith("encoder.")}
+        return saved.save(self.encoder, head, folder)
+
+
+def distillation_losses(student: Tensor, teacher: Tensor, labels: Tensor, weight: float, temperature: float) -> Tensor:
+    """Return losses [B] (1 - w) CE(y, student) + w t^2 KL(teacher_t || student_t), each of one example alone.
+
+    Source: Hinton et al., 2015; Mireshghallah et al., NeurIPS 2022, section 3. Whether they scale by t^2 is not known: ours.
+
+    Args:
+        student, teacher: [B, C] logits; no gradient goes to the teacher's. labels: [B].
+    """
+    hard = cross_entropy(student, labels, reduction="none")
+    soft = kl_div(
+        log_softmax(student / temperature, dim=-1),
+        log_softmax(teacher.detach() / temperature, dim=-1),
+        reduction="none",
+        log_target=True,
+    ).sum(-1)
+    return (1 - weight) * hard + weight * temperature**2 * soft
 
 
 def load_classifier(settings: Settings, folder: Path) -> Classifier:
     """Return the teacher that a run left, frozen and in eval mode."""
-    encoder, rest = saved.load_encoder(folder / saved.ENCODER), saved.load_rest(folder)
+    encoder, head = saved.load_encoder(folder / saved.ENCODER), saved.load_head(folder)
     model = Classifier(encoder, Head(encoder.width, settings.hidden, len(classes_of(settings.dataset))), settings)
-    model.load_state_dict(rest | {f"encoder.{k}": v for k, v in encoder.state_dict().items()})
+    model.load_state_dict(head | {f"encoder.{k}": v for k, v in encoder.state_dict().items()})
     return model.eval().requires_grad_(False)
 
 
 def meta_model(settings: Settings, sources: dict[str, Source]) -> nn.Module:
     """Return what is trained first, on the meta device."""
-    student = settings.student
-    name = settings.shape[0] if student is not None else settings.model
-    layers = student.layers if student is not None else settings.layers
-    source = sources.get(f"model:{name}", Source(kind="scratch"))
-    encoder = models.encoder(name, source, layers, meta=True)
-    head = Head(encoder.width, settings.hidden, len(classes_of(settings.dataset)))
-    model = Classifier(encoder, head, settings).to("meta")
-    if settings.freeze_embeddings:
-        encoder.model.embeddings.requires_grad_(False)
-    return model
+    if settings.student is None:
+        return text_classification.meta_model(settings, sources)
+    name, layers = settings.shape
+    shape = settings.model_copy(update={"model": name, "layers": layers})
+    return text_classification.meta_model(shape, {f"model:{name}": Source(kind="scratch")} | sources)

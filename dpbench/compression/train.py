@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from dpbench.compression import saved
 from dpbench.compression.callbacks import LayerDropping, MagnitudePruning
 from dpbench.compression.config import Settings
-from dpbench.compression.measures import epsilon_metrics, inference_metrics, size_metrics
+from dpbench.compression.cutting import sizes_of
 from dpbench.compression.task import CompressedTask
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context, Outcome, metric
-from dpbench.privacy.composition import Release, phases, release_in
-from dpbench.privacy.mechanism import Mechanism
-from dpbench.records.privacy import privacy_of
-from dpbench.records.schema import Record
-from dpbench.training.callbacks import LearningCurve
-from dpbench.training.run import fit
+from dpbench.privacy.composition import phases, release_in
+from dpbench.records.schema import Metric
+from dpbench.training import run
 
 
 def train(settings: Settings, context: Context) -> Outcome:
-    """Train the task's model, dropping layers or pruning weights on the way, and measure what is left.
+    """Train the task's model, dropping layers or pruning weights on the way, and measure the result.
 
-    Guarantee: that of the mechanism of all stages: phases have draws and noise of their own, and what is dropped or pruned is
+    Guarantee: that of the mechanism of all stages: phases draw rows and noise independently, and what is dropped or pruned is
     decided on released weights.
 
     Raises:
@@ -30,64 +26,58 @@ def train(settings: Settings, context: Context) -> Outcome:
     """
     task = CompressedTask(settings, context)
     teacher = context.parent("teacher") if settings.teacher is not None else None
-    plan = settings.plan(task.rows, len(task), context.seed, _spent(settings, teacher))
+    spent = () if teacher is None or settings.clipping is None else (release_in(teacher.mechanism, settings.relation),)
+    plan = settings.plan(task.rows, len(task), context.seed, spent)
     if teacher is not None and teacher.mechanism is not None and teacher.mechanism["seed"] == plan.seed:
         raise DpbenchError("teacher and student have one seed, so the same noise twice", "report this: it is a fault of the job")
     dropping = LayerDropping(settings.drop, task.encoder, settings.depth) if settings.drop is not None else None
     pruning = MagnitudePruning(settings.prune, task.model, task.encoder) if settings.prune is not None else None
-    curve = LearningCurve(task.model, task.evaluate, settings.steps, max(1, settings.steps // settings.curve_points))
-    curve.evaluate(0)
-    training = fit(
+    callbacks = [callback for callback in (dropping, pruning) if callback is not None]
+    outcome = run.train(
         settings,
         task,
-        settings.optimizer.build(task.parameter_groups()),
-        [plan] if dropping is None else phases(plan, dropping.phase_steps(plan.steps)),
         context,
-        [callback for callback in (dropping, pruning, curve) if callback is not None],
+        settings.curve_points,
+        callbacks,
+        plan=plan,
+        phases=None if dropping is None else phases(plan, dropping.phase_steps(plan.steps)),
         steps_of_schedule=None if pruning is None else lambda step: pruning.steps_of_schedule(step, settings.steps),
     )
-    privacy = privacy_of(plan)
-    start, end = curve.points[0][1], curve.points[-1][1]
-    metrics = [metric("accuracy", end, "%"), metric("gained", end - start, "%"), *epsilon_metrics(settings, privacy)]
-    metrics += [*size_metrics(settings, task, pruning), *inference_metrics(settings, context), *training.metrics(plan)]
-    facts = {
-        "train_rows": task.rows,
-        "rows_drawn_from": len(task),
-        "curve": curve.points,
-        **training.facts,
-        **task.facts,
-        **_teacher_facts(teacher),
-        **_compression_facts(settings, plan, dropping, pruning),
+    (_, start), *_, (_, end) = outcome.facts["curve"]
+    outcome.metrics.append(metric("gained", end - start, "%"))
+    outcome.metrics += [*size_metrics(settings, task, pruning), *inference_metrics(settings, context)]
+    if teacher is not None:
+        outcome.facts |= {"teacher_run": teacher.run, "teacher_curve": teacher.facts.get("curve", [])}
+    for callback in callbacks:
+        outcome.facts |= callback.facts(plan.steps)
+    if settings.save_model or not settings.compresses:
+        outcome.artefacts = task.save(context.out)
+    return outcome
+
+
+def inference_metrics(settings: Settings, context: Context) -> list[Metric]:
+    """Return latency and throughput of this run's shape, from the run that timed all shapes in turn."""
+    names = {"latency": "ms", "throughput": "examples/s"}
+    if settings.inference is None:
+        return [Metric(name=n, value=None, unit=u, note="inference is not timed at this tier") for n, u in names.items()]
+    record = context.parent("inference")
+    shape = {"model": settings.shape[0], "layers": str(settings.shape[1])}
+    return [m.model_copy(update={"labels": {}}) for m in record.metrics if m.labels == shape and m.name in names]
+
+
+def size_metrics(settings: Settings, task: CompressedTask, pruning: MagnitudePruning | None) -> list[Metric]:
+    """Return parameters, files and work of the encoder with its head: counted, not measured."""
+    parameters, nonzero = sizes_of(task.model)
+    masked = pruning.masks.size if pruning is not None else 0
+    tokens = settings.inference.tokens if settings.inference is not None else 32
+    values = {
+        "parameters": (parameters / 1e6, "M"),
+        "nonzero_parameters": (nonzero / 1e6, "M"),
+        "file_size": (saved.file_bytes(task.encoder) / 2**20, "MiB"),
+        "packed_size": (saved.packed_bytes(parameters, nonzero, masked) / 2**20, "MiB"),
+        "flops": (saved.flops_of(task.encoder, tokens) / 1e9, "GFLOP"),
     }
-    files = task.save(context.out) if settings.save_model or not settings.compresses else []
-    warnings = [*training.warnings, *settings.without_effect, *task.warnings]
-    return Outcome(metrics, plan.describe(), privacy, facts, files, warnings=warnings, device=settings.device)
-
-
-def _spent(settings: Settings, teacher: Record | None) -> tuple[Release, ...]:
-    """Return what the teacher has spent on the same rows."""
-    if teacher is None or settings.clipping is None:
-        return ()
-    return (release_in(teacher.mechanism, settings.relation),)
-
-
-def _teacher_facts(teacher: Record | None) -> dict[str, Any]:
-    if teacher is None:
-        return {}
-    return {"teacher_run": teacher.run, "teacher_curve": teacher.facts.get("curve", [])}
-
-
-def _compression_facts(
-    settings: Settings, plan: Mechanism, dropping: LayerDropping | None, pruning: MagnitudePruning | None
-) -> dict[str, Any]:
-    """Return what was dropped or pruned, and when."""
-    if dropping is not None:
-        return {"dropped": dropping.dropped, "kept": dropping.kept, "phases": dropping.phase_steps(plan.steps)}
-    if pruning is None or settings.prune is None:
-        return {}
-    return {
-        "sparsity": pruning.sparsities[-1],
-        "sparsities": pruning.sparsities,
-        "prunable_weights": pruning.masks.size,
-        "phases": [settings.prune.steps, plan.steps - settings.prune.steps],
-    }
+    metrics = [Metric(name=name, value=value, unit=unit, kind="counted") for name, (value, unit) in values.items()]
+    if pruning is not None:
+        metrics.append(Metric(name="sparsity", value=100 * pruning.sparsities[-1], unit="%", kind="counted"))
+    return metrics

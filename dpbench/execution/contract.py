@@ -14,7 +14,11 @@ from dpbench.errors import DpbenchError
 from dpbench.execution.tracking import StepLog
 from dpbench.files import sha256_file
 from dpbench.records.schema import Metric, Privacy, Record
+from dpbench.spec.models import Resources
 from dpbench.spec.sources import Source
+
+Parents = dict[str, tuple[str, dict[str, Any], int, Resources]]
+"""The runs that a run reads: role -> (job, settings, seed, resources)."""
 
 
 @dataclass

@@ -7,12 +7,16 @@ import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 import psutil
 
 from dpbench import __version__, paths
 from dpbench.errors import DpbenchError
 from dpbench.records.schema import Environment
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "torch",
@@ -101,8 +105,8 @@ def _git() -> tuple[str | None, bool | None]:
     return commit, None if changes is None else bool(changes)
 
 
-def require_device(device: str) -> None:
-    """Fail before long work if the device is not available.
+def require_device(device: str) -> torch.device:
+    """Return the device, or fail before long work if it is not available.
 
     Raises:
         DpbenchError: no CUDA device.
@@ -111,3 +115,4 @@ def require_device(device: str) -> None:
 
     if device == "cuda" and not torch.cuda.is_available():
         raise DpbenchError("this run needs a CUDA device and none is available", "choose another tier, or run on a GPU machine")
+    return torch.device(device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dpbench.compression.config import Settings, parents, uses
 from dpbench.execution.contract import Context, Outcome
 from dpbench.spec.sources import Source
@@ -26,9 +24,7 @@ def run(settings: Settings, context: Context) -> Outcome:
         DpbenchError: no such device, the mechanism is out of reach, a guard of the method or of pruning stopped the run.
     """
     from dpbench.compression.train import train
-    from dpbench.execution.environment import require_device
 
-    require_device(settings.device)
     return train(settings, context)
 
 
@@ -40,6 +36,5 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
 
     count = check_rows(settings, sources)
     model = meta_model(settings, sources).train()
-    plan: Any = settings.plan(count, count, 0) if count else settings.mechanism_of(None)
-    remarks = dry_run(settings, model, parameter_groups(settings, model), plan)
-    return [*remarks, f"epsilon {plan.epsilon():.3f} with its teacher"] if plan is not None and plan.spent else remarks
+    plan = settings.plan(count, count, 0) if count else settings.mechanism_of(0)
+    return dry_run(settings, model, plan, parameter_groups(settings, model))

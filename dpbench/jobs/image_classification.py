@@ -23,12 +23,10 @@ def run(settings: Settings, context: Context) -> Outcome:
     Raises:
         DpbenchError: no such device, the mechanism is out of reach, or a guard of the method stopped the run.
     """
-    from dpbench.execution.environment import require_device
     from dpbench.tasks.image_classification.task import ImageTask
     from dpbench.training.callbacks import WeightAverage
     from dpbench.training.run import train
 
-    require_device(settings.device)
     task = ImageTask(settings, context)
     averages = [] if settings.ema is None else [WeightAverage(task.model, settings.ema)]
     return train(settings, task, context, callbacks=averages)
@@ -36,11 +34,9 @@ def run(settings: Settings, context: Context) -> Outcome:
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     """Return remarks of a dry run: data schema, the model on the meta device with its method, and the budget."""
-    from dpbench.data import registry as datasets
+    from dpbench.tasks.checking import trained_rows
     from dpbench.tasks.image_classification.task import model_of
-    from dpbench.training.run import dry_run, trained_parameters
+    from dpbench.training.run import dry_run
 
-    count = datasets.check(settings.dataset, sources[f"dataset:{settings.dataset}"]).get("train")
-    model = model_of(settings, meta=True).train()
-    plan = settings.mechanism_of(min(count, settings.train_limit or count) if count else None)
-    return dry_run(settings, model, trained_parameters(model), plan)
+    count = trained_rows(settings, sources)
+    return dry_run(settings, model_of(settings, meta=True).train(), settings.mechanism_of(count))

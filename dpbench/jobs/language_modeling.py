@@ -24,23 +24,18 @@ def run(settings: Settings, context: Context) -> Outcome:
         DpbenchError: no such device, the text fills too few blocks, the mechanism is out of reach, or a guard of the method
             stopped the run.
     """
-    from dpbench.execution.environment import require_device
-    from dpbench.tasks.language_modeling.start import WEIGHTS
+    from dpbench.tasks.language_model import WEIGHTS
     from dpbench.tasks.language_modeling.task import LanguageModelingTask
-    from dpbench.training.callbacks import GradientClip
     from dpbench.training.run import train
 
-    require_device(settings.device)
     task = LanguageModelingTask(settings, context)
-    longest = settings.optimizer.gradient_clip
-    clips = [] if longest is None else [GradientClip(longest)]
-    outcome = train(settings, task, context, evaluate_every=settings.evaluate_every, callbacks=clips)
+    outcome = train(settings, task, context, evaluate_every=settings.evaluate_every)
     privacy, mechanism = outcome.privacy, outcome.mechanism or {}
     if privacy is not None:
         outcome.metrics.append(metric("noise_std", mechanism["noise_std"], ""))
         if privacy.epsilon is not None and settings.noise != "calibrated":
-            said = f"noise calibrated for epsilon {label(settings.epsilon)} and added as published gives {privacy.epsilon:.4g}"
-            outcome.warnings.append(said)
+            asked = label(settings.epsilon)
+            outcome.warnings.append(f"noise calibrated for epsilon {asked} and added as published gives {privacy.epsilon:.4g}")
     outcome.facts["trained_tokens"] = round(outcome.facts["mean_batch_size"] * settings.steps) * settings.tokens
     if settings.save_weights:
         task.save(context.out / WEIGHTS)
@@ -50,11 +45,11 @@ def run(settings: Settings, context: Context) -> Outcome:
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     """Return remarks of a dry run: data schema, the model on the meta device with its method, and the budget."""
-    from dpbench.data import registry as datasets
+    from dpbench.tasks.checking import checked_rows
     from dpbench.tasks.language_modeling.task import groups_of, model_of, parameter_groups
     from dpbench.training.run import dry_run
 
-    datasets.check(settings.dataset, sources[f"dataset:{settings.dataset}"])
+    checked_rows(settings, sources)
     model = model_of(settings, meta=True)
     plan = settings.mechanism(settings.train_blocks, settings.train_blocks, 0, groups_of(settings, model))
-    return dry_run(settings, model, parameter_groups(settings, model), plan)
+    return dry_run(settings, model, plan, parameter_groups(settings, model))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dpbench.execution.contract import Context, Outcome
 from dpbench.spec.sources import Source
-from dpbench.tasks.language_model import uses
-from dpbench.tasks.prompt_completion.config import Settings, parents
+from dpbench.tasks.language_model import parents, uses
+from dpbench.tasks.prompt_completion.config import Settings
 
 __all__ = ["Settings", "check", "parents", "run", "uses"]
 
@@ -13,7 +13,7 @@ PLUGIN = {
     "kind": "job",
     "name": "prompt_completion",
     "version": 1,
-    "summary": "train a language model on prompts and score how it goes on: label words, or answers of its own",
+    "summary": "train a language model on prompts and score how it goes on: label words, or answers that it writes",
     "parents": ["language_modeling"],
 }
 
@@ -28,23 +28,18 @@ def run(settings: Settings, context: Context) -> Outcome:
         DpbenchError: no such device, label words without a token, the mechanism is out of reach, or a guard of the method stopped
             the run.
     """
-    from dpbench.execution.environment import require_device
     from dpbench.tasks.prompt_completion.task import PromptTask
     from dpbench.training.run import train
 
-    require_device(settings.device)
     return train(settings, PromptTask(settings, context), context, None if settings.writes_answers else CURVE_POINTS)
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     """Return remarks of a dry run: data schema, the model on the meta device with its method, and the budget."""
-    from dpbench.data import registry as datasets
-    from dpbench.data.public import PUBLIC
+    from dpbench.tasks.checking import trained_rows
     from dpbench.tasks.prompt_completion.task import model_of
-    from dpbench.training.run import dry_run, trained_parameters
+    from dpbench.training.run import dry_run
 
-    rows = {name: datasets.check(name, sources[f"dataset:{name}"]) for name in (settings.dataset, PUBLIC)}
+    count = trained_rows(settings, sources)
     model = model_of(settings, settings.vocabulary, sources[f"model:{settings.model_name}"], meta=True)
-    count = rows[settings.dataset].get("train", 0)
-    plan = settings.mechanism_of(min(count, settings.train_limit or count))
-    return dry_run(settings, model, trained_parameters(model), plan)
+    return dry_run(settings, model, settings.mechanism_of(count))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dpbench.execution.contract import Context, Outcome
 from dpbench.spec.sources import Source
-from dpbench.tasks.language_model import uses
-from dpbench.tasks.table_to_text.config import Settings, parents
+from dpbench.tasks.language_model import parents, uses
+from dpbench.tasks.table_to_text.config import Settings
 
 __all__ = ["Settings", "check", "parents", "run", "uses"]
 
@@ -25,24 +25,20 @@ def run(settings: Settings, context: Context) -> Outcome:
         DpbenchError: no such device, a package that scores is missing, the mechanism is out of reach, or a guard of the method
             stopped the run.
     """
-    from dpbench.execution.environment import require_device
     from dpbench.metrics.text import require
-    from dpbench.tasks.table_to_text.task import TableToText, not_scored
+    from dpbench.tasks.table_to_text.task import TableToText
     from dpbench.training.run import train
 
-    require_device(settings.device)
     require()
     task = TableToText(settings, context)
     task.quicken()
-    outcome = train(settings, task, context)
-    outcome.metrics += not_scored()
-    return outcome
+    return train(settings, task, context)
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     """Return remarks of a dry run: data schema, the model on the meta device with its method, and the budget."""
     from dpbench.tasks.table_to_text.task import meta_model
-    from dpbench.training.run import dry_run, trained_parameters
+    from dpbench.training.run import dry_run
 
     model, count = meta_model(settings, sources)
-    return dry_run(settings, model, trained_parameters(model), settings.mechanism_of(count))
+    return dry_run(settings, model, settings.mechanism_of(count))

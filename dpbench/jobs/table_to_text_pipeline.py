@@ -1,12 +1,11 @@
-"""Train a language model cut into pipeline stages, a process each, and score what the whole then writes."""
+"""Train a language model cut into pipeline stages, a process each, and score what the trained model writes."""
 
 from __future__ import annotations
 
 from dpbench.execution.contract import Context, Outcome, metric, over_rounds
 from dpbench.records.schema import Metric
 from dpbench.spec.sources import Source
-from dpbench.tasks.language_model import uses
-from dpbench.tasks.table_to_text.config import parents
+from dpbench.tasks.language_model import parents, uses
 from dpbench.tasks.table_to_text.pipeline_config import COUNTED, Settings
 
 __all__ = ["Settings", "check", "parents", "run", "uses"]
@@ -22,7 +21,7 @@ PLUGIN = {
 SCORES = ("bleu", "rouge_1", "rouge_2", "rouge_l")
 BYTES = {
     "clipping_bytes": "collectives while gradients are bounded",
-    "guard_bytes": "collectives of the rest of a step",
+    "guard_bytes": "collectives of a step outside its backward passes",
     "activation_bytes": "messages from stage to stage",
 }
 NO_SCORE = "not scored: its weights are random, for those of the published model are not public"
@@ -39,37 +38,28 @@ def run(settings: Settings, context: Context) -> Outcome:
     from dpbench.metrics.text import require
     from dpbench.tasks.table_to_text import pipeline
     from dpbench.tasks.table_to_text.task import Rows, TableToText
+    from dpbench.training.run import outcome_of
 
     pipeline.require(settings)
     require()
     rows = TableToText(settings, context) if settings.score else Rows(settings, context)
     plan = settings.mechanism(len(rows), len(rows), context.seed)
     result = pipeline.train(settings, rows, plan, context)
-    training, timed = result.training, slice(COUNTED + 1, None)
+    training, sent, timed = result.training, result.bytes_per_example, slice(COUNTED + 1, None)
     rates = [tokens / seconds for tokens, seconds in zip(result.tokens, training.step_seconds, strict=True)]
     metrics = [
         over_rounds("throughput", "tokens/s", {}, rates[timed]),
         over_rounds("step_seconds", "s", {}, training.step_seconds[timed]),
-        *(_bytes(name, result.bytes_per_example) for name in BYTES),
+        *(Metric(name=name, value=sent.get(name), unit="B", note="" if name in sent else NO_BYTES) for name in BYTES),
     ]
     if isinstance(rows, TableToText):
-        scored = rows.score()
-        metrics += [metric(name, getattr(scored, name), "") for name in SCORES]
+        scores = rows.score()
+        metrics += [metric(name, scores[name], "") for name in SCORES]
         metrics.append(metric("text_loss", rows.text_loss(), "nats"))
     else:
         metrics += [Metric(name=name, value=None, unit="", note=NO_SCORE) for name in (*SCORES, "text_loss")]
-    privacy = settings.privacy(plan, training.unprotected)
-    metrics += [*settings.epsilon_metrics(plan, privacy), *training.metrics(plan)]
     facts = {"example": "one input with one text", "devices": settings.devices, "stages_are": settings.stages_are}
-    facts |= training.facts | result.facts | rows.facts
-    warnings = [*training.warnings, *settings.without_effect]
-    return Outcome(metrics, plan.describe(), privacy, facts, warnings=warnings, device=settings.device)
-
-
-def _bytes(name: str, per_example: dict[str, float]) -> Metric:
-    if name not in per_example:
-        return Metric(name=name, value=None, unit="B", note=NO_BYTES)
-    return metric(name, per_example[name], "B")
+    return outcome_of(settings, plan, training, metrics, facts | result.facts | rows.facts)
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
@@ -80,10 +70,10 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     """
     from dpbench.tasks.table_to_text import pipeline
     from dpbench.tasks.table_to_text.task import meta_model
-    from dpbench.training.run import dry_run, trained_parameters
+    from dpbench.training.run import dry_run
 
     pipeline.require(settings, machine=False)
     model, count = meta_model(settings, sources)
     layout = pipeline.stages_as_groups(settings, model)
-    remarks = dry_run(settings, model, trained_parameters(model), settings.mechanism_of(count), layout)
+    remarks = dry_run(settings, model, settings.mechanism_of(count), globalize_layout=layout)
     return [*remarks, f"{settings.devices} {settings.stages_are}", *pipeline.size_remarks(settings, model)]

@@ -1,4 +1,4 @@
-"""Train a text classifier: the whole encoder, or an MLP on a frozen encoder's features."""
+"""Train a text classifier: the full encoder, or an MLP on a frozen encoder's features."""
 
 from __future__ import annotations
 
@@ -26,11 +26,9 @@ def run(settings: Settings, context: Context) -> Outcome:
     Raises:
         DpbenchError: no such device, the mechanism is out of reach, or a guard of the method stopped the run.
     """
-    from dpbench.execution.environment import require_device
     from dpbench.tasks.text_classification import task
     from dpbench.training.run import train
 
-    require_device(settings.device)
     task_of_run = (task.FeatureTask if settings.training == "features" else task.TextTask)(settings, context)
     return train(settings, task_of_run, context, CURVE_POINTS[settings.training])
 
@@ -42,4 +40,4 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
 
     count = task.check_rows(settings, sources)
     model = task.meta_model(settings, sources).train()
-    return dry_run(settings, model, task.parameter_groups(settings, model), settings.mechanism_of(count))
+    return dry_run(settings, model, settings.mechanism_of(count), task.parameter_groups(settings, model))

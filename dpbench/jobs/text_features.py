@@ -1,33 +1,8 @@
 """Compute a frozen encoder's features of a classification dataset."""
 
-from __future__ import annotations
-
-from dpbench.execution.contract import Context, Outcome
-from dpbench.spec.sources import Source
-from dpbench.tasks.features import extracted
 from dpbench.tasks.text_classification.features import FeatureSettings as Settings
-from dpbench.tasks.text_classification.features import extract, uses
+from dpbench.tasks.text_classification.features import check, run, uses
 
 __all__ = ["Settings", "check", "run", "uses"]
 
 PLUGIN = {"kind": "job", "name": "text_features", "version": 1, "summary": "pooled features of a frozen encoder"}
-
-
-def run(settings: Settings, context: Context) -> Outcome:
-    """Write the features, and measure how many rows a second they take.
-
-    Raises:
-        DpbenchError: no such device; what loading data and weights raises.
-    """
-    return extracted(extract, settings, context)
-
-
-def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
-    """Return remarks of a dry run: data schema and the model on the meta device."""
-    from dpbench.data import registry as datasets
-    from dpbench.data.public import PUBLIC
-    from dpbench.models import registry as models
-
-    rows = {name: datasets.check(name, sources[f"dataset:{name}"]) for name in (settings.dataset, PUBLIC)}
-    models.encoder(settings.model, sources[f"model:{settings.model}"], settings.layers, meta=True)
-    return [f"{settings.dataset}: {rows[settings.dataset] or 'rows not known before they are fetched'}"]

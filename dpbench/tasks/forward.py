@@ -1,12 +1,19 @@
-"""How a task's forward pass runs: its precision, and which kernel its attention takes."""
+"""A task's forward pass: padded batches, its precision, and the kernel of its attention."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import pad_sequence
+
+
+def padded(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
+    """Return rows of token ids as one tensor [B, T], filled up with `value` to the longest."""
+    return pad_sequence([torch.as_tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=value)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

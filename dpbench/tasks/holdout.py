@@ -7,22 +7,18 @@ from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import Field
 
 from dpbench.errors import DpbenchError
+from dpbench.validation import omitted
 
 SHARE = 0.2
 """Of the training rows, as He et al. split those of SST-2."""
-HELD_OUT: Any = Field(
-    SHARE, gt=0, lt=1, exclude_if=lambda v: v == SHARE, description="Share of the training rows that is held out."
-)
+HELD_OUT: Any = omitted(SHARE, gt=0, lt=1, description="Share of the training rows that is held out.")
 
 ChosenBy = Literal["content"] | None
-CHOSEN_BY: Any = Field(
-    None,
-    exclude_if=lambda v: v is None,
-    description="Derived, no need to give it: rows are chosen by what they hold. Names such runs apart from those of an earlier "
-    "dpbench, which chose by the place of a row.",
+CHOSEN_BY: Any = omitted(
+    description="Derived, no need to give it: rows are chosen by what they hold. Such runs get other names than "
+    "those of an earlier dpbench, which chose by the place of a row."
 )
 
 S = TypeVar("S")
@@ -32,11 +28,11 @@ def state_choice(settings: S, chooses: bool) -> S:
     """Return settings that say in `chosen_by` whether they choose rows by content; for a validator at the end of a model.
 
     Raises:
-        ValueError: they were given it, and choose nothing.
+        ValueError: they name it, and choose nothing.
     """
     if getattr(settings, "chosen_by", None) is not None and not chooses:
         raise ValueError("chosen_by: nothing is chosen here, leave it out")
-    object.__setattr__(settings, "chosen_by", "content" if chooses else None)  # a frozen model that is still being made
+    object.__setattr__(settings, "chosen_by", "content" if chooses else None)  # a frozen model, while it is validated
     return settings
 
 
@@ -51,7 +47,7 @@ def is_held_out(keys: Iterable[bytes], share: float, where: str) -> np.ndarray:
     Guarantee: a row's place depends on that row alone, so adding or removing one changes one row of what can be drawn.
 
     Args:
-        keys: what tells a row apart: its text, its pixels; where: the dataset, for the error.
+        keys: what identifies a row: its text, its pixels; where: the dataset, for the error.
 
     Raises:
         DpbenchError: all rows or none are held out.

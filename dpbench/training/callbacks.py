@@ -17,10 +17,9 @@ class LearningCurve(Callback):
     points: [steps done, value of the first metric]; last: all metrics of the last evaluation, by name.
     """
 
-    def __init__(self, model: nn.Module, evaluate: Callable[[], dict[str, float]], steps: int, every: int) -> None:
+    def __init__(self, model: nn.Module, evaluate: Callable[[], dict[str, float]], every: int) -> None:
         """evaluate: returns metric -> value; every: steps between two points, of which the last is after the last step."""
-        self._model, self._evaluate, self._steps = model, evaluate, steps
-        self._every = every
+        self._model, self._evaluate, self._every = model, evaluate, every
         self.points: list[list[float]] = []
         self.last: dict[str, float] = {}
 
@@ -32,7 +31,7 @@ class LearningCurve(Callback):
         self.points.append([done, next(iter(self.last.values()))])
 
     def observe(self, trainer: Trainer) -> None:
-        if trainer.done % self._every == 0 or trainer.done == self._steps:
+        if trainer.done % self._every == 0 or trainer.done == trainer.steps:
             self.evaluate(trainer.done)
             trainer.log(validation=self.points[-1][1])
 

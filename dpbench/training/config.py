@@ -17,7 +17,7 @@ from dpbench.privacy.clipping.adaptive import Adaptive
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling, calibrated
 from dpbench.records.privacy import privacy_of
 from dpbench.records.schema import Metric, Privacy
-from dpbench.validation import Strict
+from dpbench.validation import Strict, omitted
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -45,12 +45,12 @@ class ClippingSettings(Strict):
     scope: str = "flat"
     bound: float = 1.0
     gamma: float = 0.01
-    allocation: Literal["global", "equal", "weighted"] = Field("global", exclude_if=lambda v: v == "global")
-    devices: int | None = Field(None, ge=1, exclude_if=lambda v: v is None, description="Virtual devices of scope per_device.")
-    given: list[float] | dict[str, float] | None = Field(
-        None, exclude_if=lambda v: v is None, description="Thresholds, one a group in order or by its label, instead of a bound."
+    allocation: Literal["global", "equal", "weighted"] = omitted("global")
+    devices: int | None = omitted(ge=1, description="Virtual devices of scope per_device.")
+    given: list[float] | dict[str, float] | None = omitted(
+        description="Thresholds, one a group in order or by its label, instead of a bound."
     )
-    adaptive: AdaptiveSettings | None = Field(None, exclude_if=lambda v: v is None)
+    adaptive: AdaptiveSettings | None = omitted()
 
     @model_validator(mode="after")
     def _one_bound(self) -> ClippingSettings:
@@ -71,21 +71,14 @@ class ClippingSettings(Strict):
         """Return the mechanism's clipping.
 
         Args:
-            bound: instead of the settings' own; groups: K, that the scope makes of the model, where the bound depends on it.
+            bound: instead of that of the settings; groups: K of the model under the scope, where the bound depends on it.
         """
-        return Clipping(
-            function=self.function,
-            scope=self.scope,
-            bound=self.total_bound(groups) if bound is None else bound,
-            gamma=self.gamma,
-            allocation=self.allocation,
-            devices=self.devices,
-            given=self.given,
-            adaptive=self.adaptive.build() if self.adaptive is not None else None,
-        )
+        same = {name: getattr(self, name) for name in ("function", "scope", "gamma", "allocation", "devices", "given")}
+        adaptive = self.adaptive.build() if self.adaptive is not None else None
+        return Clipping(bound=self.total_bound(groups) if bound is None else bound, adaptive=adaptive, **same)
 
     def total_bound(self, groups: int) -> float:
-        """Return the L2 bound of an example's whole gradient, in K groups."""
+        """Return the L2 bound of an example's full gradient, in K groups."""
         return self.bound
 
     @property
@@ -105,7 +98,7 @@ class ZerothSettings(Strict):
 class OptimizerSettings(Strict):
     """How the released gradient is used.
 
-    head_learning_rate: of the head alone; None: the same. by_bound: keep the learning rate times the whole bound, whatever
+    head_learning_rate: of the head alone; None: the same. by_bound: keep the learning rate times the total bound, whatever
     adaptive thresholds do: it falls as they grow. cosine: after `warmup_steps` of linear growth, down to `min_learning_rate` at
     the last step. gradient_clip: the released gradient is brought to at most this L2 norm; it follows the noise and costs no
     privacy.
@@ -113,14 +106,14 @@ class OptimizerSettings(Strict):
 
     name: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(gt=0)
-    head_learning_rate: float | None = Field(None, gt=0, exclude_if=lambda v: v is None)
-    momentum: float = Field(0.0, ge=0, lt=1, exclude_if=lambda v: v == 0)
+    head_learning_rate: float | None = omitted(gt=0)
+    momentum: float = omitted(0.0, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    min_learning_rate: float = Field(0.0, ge=0, exclude_if=lambda v: v == 0)
-    warmup_steps: int = Field(0, ge=0, exclude_if=lambda v: v == 0)
-    by_bound: bool = Field(False, exclude_if=lambda v: v is False)
-    gradient_clip: float | None = Field(None, gt=0, exclude_if=lambda v: v is None)
+    min_learning_rate: float = omitted(0.0, ge=0)
+    warmup_steps: int = omitted(0, ge=0)
+    by_bound: bool = omitted(False)
+    gradient_clip: float | None = omitted(gt=0)
 
     @model_validator(mode="after")
     def _fits_its_name(self) -> OptimizerSettings:
@@ -136,7 +129,7 @@ class OptimizerSettings(Strict):
         return self
 
     def build(self, groups: Sequence[dict[str, Any]]) -> Optimizer:
-        """Return the optimizer of some parameter groups, which may have learning rates and weight decays of their own."""
+        """Return the optimizer of some parameter groups, which may name their learning rate and weight decay."""
         import torch
 
         groups = [group for group in groups if group["params"]]
@@ -177,8 +170,8 @@ def check_spent(plan: Mechanism, epsilon: float) -> Mechanism:
     return plan
 
 
-class PrivacySettings(Strict):
-    """What makes a run's mechanism. `delta` may depend on n, the dataset's training rows."""
+class TrainingSettings(Strict):
+    """The settings of a training run beside those of its task. `delta` may depend on n, the dataset's training rows."""
 
     kinds: ClassVar[tuple[str, ...]] = ("engine",)
     """Kinds of methods that the run takes, see dpbench.methods.KINDS."""
@@ -191,22 +184,40 @@ class PrivacySettings(Strict):
     sampler: Literal["poisson", "fixed"] = "poisson"
     steps: int = Field(ge=1)
     expected_batch_size: float = Field(gt=0)
-    accounted_rows: int | None = Field(
-        None, ge=1, exclude_if=lambda v: v is None, description="n that the noise is calibrated for, if not the n there is."
-    )
+    accounted_rows: int | None = omitted(ge=1, description="n that the noise is calibrated for, if not the n there is.")
     caveats: list[str] = Field(default_factory=list, description="Reasons for which epsilon is only nominal.")
+    optimizer: OptimizerSettings
+    zeroth: ZerothSettings | None = omitted(description="Of a zeroth-order method, and only there.")
+    device: Literal["cpu", "cuda"] = "cpu"
 
     @model_validator(mode="after")
-    def _budget_belongs_to_the_method(self) -> PrivacySettings:
+    def _budget_belongs_to_the_method(self) -> TrainingSettings:
         if self.clips and (self.clipping is None or self.epsilon is None):
             raise ValueError(f"method {self.method} needs clipping and epsilon")
         if not self.clips and (self.clipping is not None or self.epsilon is not None):
             raise ValueError(f"method {self.method} takes neither clipping nor epsilon")
         return self
 
+    @model_validator(mode="after")
+    def _belong_together(self) -> TrainingSettings:
+        if self.by_zeroth != (self.zeroth is not None):
+            raise ValueError(
+                f"zeroth: {self.method} " + ("is no zeroth-order method" if self.zeroth else "needs it, if only as {}")
+            )
+        optimizer = self.optimizer
+        if self.zeroth is not None and (optimizer.name != "sgd" or optimizer.weight_decay or optimizer.momentum):
+            raise ValueError(f"{self.method} is SGD along a direction: optimizer name sgd, without weight decay")
+        if self.zeroth is not None and optimizer.head_learning_rate is not None:
+            raise ValueError(f"{self.method} moves all weights along one direction: it has one learning rate")
+        if optimizer.by_bound and self.clipping is None:
+            raise ValueError("by_bound needs clipping: without it there is no bound")
+        if self.steps == 0 and self.method != "nonprivate":
+            raise ValueError(f"steps: 0 trains nothing, so {self.method} has nothing to do: method nonprivate")
+        return self
+
     @property
     def plugin(self) -> plugins.Plugin:
-        """The plug-in that `engine` names.
+        """The plug-in that `method` names.
 
         Raises:
             DpbenchError: none of the kinds that the run takes.
@@ -238,7 +249,7 @@ class PrivacySettings(Strict):
     def without_effect(self) -> list[str]:
         """Warnings of settings that nobody reads."""
         clipping, warnings = self.clipping, []
-        usual = ClippingSettings.model_fields["gamma"].default  # a run's settings are written out whole: all of them are set
+        usual = ClippingSettings.model_fields["gamma"].default  # `model_fields_set` says nothing: a run names every setting
         if clipping is not None and clipping.function != "auto_s" and clipping.gamma != usual:
             warnings.append(f"gamma has no effect under {clipping.function}")
         if clipping is not None and clipping.function != "abadi" and clipping.bound != 1 and clipping.adaptive is None:
@@ -251,14 +262,14 @@ class PrivacySettings(Strict):
         return {"1/(2n)": 1 / (2 * rows), "n^-1.1": rows**-1.1}.get(str(self.delta)) or float(self.delta)
 
     def mechanism(self, rows: int, kept: int, seed: int, groups: int = 1) -> Mechanism:
-        """Return the one object that sampler, noise and accountant are made from.
+        """Return the one object that sampler, noise and accountant are built from.
 
         Args:
             rows: of the dataset, for delta; kept: rows that can be drawn.
             groups: K, that the clipping's scope makes of the model.
 
         Raises:
-            DpbenchError: no noise multiplier reaches epsilon, or the one that was found spends another.
+            DpbenchError: no noise multiplier reaches epsilon, or the result of the calibration spends another epsilon.
         """
         delta = self.delta_of(rows)
         sampling = Sampling(self.sampler, kept, min(self.expected_batch_size, kept))
@@ -280,8 +291,8 @@ class PrivacySettings(Strict):
             return check_spent(plan, self.epsilon)
         return replace(plan, sampling=sampling, target_epsilon=None)
 
-    def mechanism_of(self, count: int | None) -> Mechanism | None:
-        """Return the mechanism for a dry run, without noise where the number of rows is not known yet; None without steps."""
+    def mechanism_of(self, count: int) -> Mechanism | None:
+        """Return the mechanism for a dry run, without noise where the number of rows is not known (0); None without steps."""
         if self.steps == 0:
             return None
         if count:
@@ -295,19 +306,14 @@ class PrivacySettings(Strict):
         Args:
             unprotected: names of tensors that published code releases as they are.
         """
-        stated = privacy_of(plan)
-        why = self._why_not_finite(unprotected)
+        stated, why = privacy_of(plan), self.plugin.extra.get("why")
+        if self.plugin.kind == "published_engine":
+            names = ", ".join(self.plugin.extra["deviations"])
+            why = f"{names}: no finite epsilon, for {len(unprotected)} tensors are released without clipping and noise"
         if stated is None or why is None:
             return stated
         none = {"epsilon": None, "epsilon_rdp": None, "validity": "nominal", "reasons": [why, *plan.reasons]}
         return stated.model_copy(update=none)
-
-    def _why_not_finite(self, unprotected: Sequence[str]) -> str | None:
-        """Return why no finite epsilon holds, whatever the noise; None where one does."""
-        if self.plugin.kind == "published_engine":
-            names = ", ".join(self.plugin.extra["deviations"])
-            return f"{names}: no finite epsilon, for {len(unprotected)} tensors are released without clipping and noise"
-        return self.plugin.extra.get("why")
 
     def epsilon_metrics(self, plan: Mechanism, privacy: Privacy | None) -> list[Metric]:
         """Return the real epsilon, `none` with the reason where there is no finite one, and the one that was asked for."""
@@ -322,30 +328,3 @@ class PrivacySettings(Strict):
             return [none(privacy.reasons[0] if plan.noise_multiplier > 0 else "no noise"), stated]
         spent = plan.epsilon_of_epochs() if plan.sampling.kind == "fixed" else privacy.epsilon
         return [Metric(name="epsilon", value=spent, unit=""), stated]
-
-
-class TrainingSettings(PrivacySettings):
-    """The settings of a training run beside its task's: method, budget, optimizer, device."""
-
-    optimizer: OptimizerSettings
-    zeroth: ZerothSettings | None = Field(
-        None, exclude_if=lambda v: v is None, description="Of a zeroth-order method, and only there."
-    )
-    device: Literal["cpu", "cuda"] = "cpu"
-
-    @model_validator(mode="after")
-    def _belong_together(self) -> TrainingSettings:
-        if self.by_zeroth != (self.zeroth is not None):
-            raise ValueError(
-                f"zeroth: {self.method} " + ("is no zeroth-order method" if self.zeroth else "needs it, if only as {}")
-            )
-        optimizer = self.optimizer
-        if self.zeroth is not None and (optimizer.name != "sgd" or optimizer.weight_decay or optimizer.momentum):
-            raise ValueError(f"{self.method} is SGD along a direction: optimizer name sgd, without weight decay")
-        if self.zeroth is not None and optimizer.head_learning_rate is not None:
-            raise ValueError(f"{self.method} moves all weights along one direction: it has one learning rate")
-        if optimizer.by_bound and self.clipping is None:
-            raise ValueError("by_bound needs clipping: without it there is no bound")
-        if self.steps == 0 and self.method != "nonprivate":
-            raise ValueError(f"steps: 0 trains nothing, so {self.method} has nothing to do: method nonprivate")
-        return self

@@ -35,7 +35,6 @@ class Draws:
             self._require_released()
             self._drawn = len(drawn)
             yield drawn
-        self.finish()
 
     def counted(self, examples: int) -> None:
         """Call once a step, before the weights move where that can be: so many examples are in what is released, over all
@@ -45,7 +44,7 @@ class Draws:
             DpbenchError: nothing was drawn since the last call, or another number of examples.
         """
         if self._drawn is None:
-            raise DpbenchError(f"step {self.steps + 1} is released without a draw of its own", _REPORT)
+            raise DpbenchError(f"step {self.steps + 1} is released without a draw", _REPORT)
         if examples != self._drawn:
             what = f"step {self.steps + 1}: {examples} examples were counted, where {self._drawn} were drawn"
             raise DpbenchError(what, _REPORT)

@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from dpbench.execution.contract import Context, metric
 from dpbench.methods.protocol import Method, StepReport
 from dpbench.privacy.mechanism import Mechanism
 from dpbench.records.schema import Metric
 from dpbench.training.draws import Draws
-from dpbench.training.schedule import Rate, Schedule
 
 LINES = 200
 """Values of a list over steps that a record holds at most, about: thousands of them would make it hundreds of kilobytes."""
@@ -50,7 +50,7 @@ class Training:
     """What training did. Losses and clipped fractions are not private.
 
     batch_sizes, clipped_fractions, step_seconds: of each step; processor: seconds of this process' threads in all steps, on a
-    CPU; None on another device, which works apart; phases: steps of each.
+    CPU; None on another device, whose work this process does not see.
     """
 
     trainable_parameters: int = 0
@@ -60,7 +60,6 @@ class Training:
     clipped_fractions: list[float | None] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     processor: float | None = None
-    phases: list[int] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     threshold_facts: dict[str, Any] = field(default_factory=dict)
     threshold_metrics: list[Metric] = field(default_factory=list)
@@ -88,7 +87,7 @@ class Training:
 
         training_seconds: of all steps, with whatever else the machine did meanwhile; processor_seconds: beside it on a CPU,
         which other runs hardly move; clipped_fraction: mean over the steps that had examples, not private; noise_ratio: noise
-        multiplier of the gradients over that of the whole release, which is what adaptive thresholds cost: counted.
+        multiplier of the gradients over that of the full release, which is what adaptive thresholds cost: counted.
         """
         metrics = [metric("training_seconds", self.seconds, "s")]
         if self.processor is not None:
@@ -102,6 +101,17 @@ class Training:
             ratio = plan.gradient_noise_multiplier / plan.noise_multiplier
             metrics.append(Metric(name="noise_ratio", value=ratio, unit="x", kind="counted"))
         return [*metrics, *self.threshold_metrics]
+
+
+class _Schedule(LRScheduler):
+    """Sets the learning rate of every parameter group to a closed form of its largest one and of the steps done."""
+
+    def __init__(self, optimizer: Optimizer, rate: Callable[[float, int], float]) -> None:
+        self._rate = rate
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        return [self._rate(float(largest), self.last_epoch) for largest in self.base_lrs]
 
 
 class Callback:
@@ -139,7 +149,7 @@ class Trainer:
         attach: Attach,
         phases: Sequence[Mechanism],
         context: Context | None = None,
-        rate: Callable[[float, int, float], float] = lambda base, step, scale: base * scale,
+        rate: Callable[[float, int, float], float] = lambda largest, step, scale: largest * scale,
         callbacks: Sequence[Callback] = (),
         scale_by_bound: bool = False,
         title: str = "",
@@ -151,7 +161,7 @@ class Trainer:
             attach: attaches the method to (model, optimizer, mechanism), once a phase.
             phases: mechanisms that follow one another, see `composition.phases`; usually one.
             rate: (largest learning rate of a parameter group, step, factor) -> its learning rate.
-            scale_by_bound: keep the learning rates' product with the whole bound, so that SGD's steps do not grow with adaptive
+            scale_by_bound: keep the learning rates' product with the total bound, so that SGD's steps do not grow with adaptive
                 thresholds.
             title: of the method, for the progress line.
         """
@@ -161,8 +171,7 @@ class Trainer:
         self._method: Method | None = None
         self._scale_by_bound, self._first_sensitivity = scale_by_bound, math.inf
         self._line: dict[str, Any] = {}
-        with_scale: Rate = lambda base, step: rate(base, step, self._scale())  # noqa: E731
-        self._schedule = Schedule(optimizer, with_scale)
+        self._schedule = _Schedule(optimizer, lambda largest, step: rate(largest, step, self._scale()))
 
     def fit(self) -> Training:
         """Train; the task's model then holds the result.
@@ -214,8 +223,16 @@ class Trainer:
         draws.finish()
         released.remove()
         method.detach()
-        _describe(method, plan, training)
         training.processor = (training.processor or 0.0) + processor if on_cpu else None
+        training.trainable_parameters = sum(p.numel() for p in method.trainable.values())
+        training.unprotected, training.groups = method.unprotected, method.groups
+        training.warnings += [warning for warning in method.warnings() if warning not in training.warnings]
+        if (thresholds := method.thresholds) is not None:
+            training.threshold_facts = thresholds.facts
+            training.threshold_metrics = [
+                metric("clipped_share", 100 * fmean(thresholds.clipped), "%"),
+                metric("final_bound", math.hypot(*thresholds.trajectory[-1]), ""),
+            ]
 
     def _scale(self) -> float:
         if not self._scale_by_bound or self._method is None:
@@ -234,17 +251,3 @@ class Trainer:
         self.context.steps.write(**line, **self._line, **report.details)
         text = f"{self._title}, loss {loss:.3f} (not private)" if loss is not None else f"{self._title}, no loss"
         self.context.report(self.done, self.steps, text)
-
-
-def _describe(method: Method, plan: Mechanism, training: Training) -> None:
-    """Add what a method that is done with a phase leaves behind."""
-    training.trainable_parameters = sum(p.numel() for p in method.trainable.values())
-    training.unprotected, training.groups = method.unprotected, method.groups
-    training.phases.append(plan.steps)
-    training.warnings += [warning for warning in method.warnings() if warning not in training.warnings]
-    if (thresholds := method.thresholds) is not None:
-        training.threshold_facts = thresholds.facts
-        training.threshold_metrics = [
-            metric("clipped_share", 100 * fmean(thresholds.clipped), "%"),
-            metric("final_bound", math.hypot(*thresholds.trajectory[-1]), ""),
-        ]

@@ -12,9 +12,8 @@ from compress_runs import BASE, DROP, PLAIN, PRUNE, SOURCES, STUDENT, run, setti
 from dpbench.compression import config, saved
 from dpbench.compression import train as training
 from dpbench.compression.cutting import blocks_of
-from dpbench.compression.distillation import distillation_losses
 from dpbench.compression.pruning import Masks, prunable
-from dpbench.compression.task import CompressedTask, load_classifier
+from dpbench.compression.task import CompressedTask, distillation_losses, load_classifier
 from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
@@ -155,7 +154,7 @@ def test_where_students_start(tmp_path, teacher):
     copied = task_of(tmp_path, teacher, **STUDENT | {"student": over | {"start": "teacher"}}).model
     assert same(blocks_of(copied.encoder)[0], blocks_of(trained)[1])
     assert not same(blocks_of(copied.encoder)[0], blocks_of(public.encoder)[1])
-    assert torch.equal(copied.head.out.weight, saved.load_rest(teacher)["head.out.weight"])
+    assert torch.equal(copied.head.out.weight, saved.load_head(teacher)["head.out.weight"])
     random = task_of(tmp_path, student=over | {"start": "random"}).model
     assert not any(same(blocks_of(random.encoder)[0], b) for b in blocks_of(public.encoder))
     assert torch.equal(
@@ -259,7 +258,7 @@ def test_a_saved_compressed_model_is_one_for_transformers(tmp_path, over):
     found = run(tmp_path, settings(**over, save_model=True))
     assert found.artefacts == saved.FILES
     theirs = AutoModel.from_pretrained(tmp_path / saved.ENCODER, add_pooling_layer=False)
-    wanted = value(found, "parameters") * 1e6 - sum(v.numel() for k, v in saved.load_rest(tmp_path).items() if "head" in k)
+    wanted = value(found, "parameters") * 1e6 - sum(v.numel() for k, v in saved.load_head(tmp_path).items() if "head" in k)
     assert sum(p.numel() for p in theirs.parameters()) == round(wanted)
     if "prune" in over:
         weights = prunable(theirs).values()
@@ -337,7 +336,7 @@ def test_a_public_student_comes_nearer_to_the_whole_model(tmp_path, as_parent):
         (STUDENT | {"epsilon": None, "noise_multiplier": 0.1}, "a teacher needs epsilon"),
         ({"budget": "student", "student": {"layers": 1}}, "split: two private stages"),
         (STUDENT | {"budget": "student"}, "budget: student is for a private student without a teacher"),
-        ({"training": "features"}, "trains whole encoders"),
+        ({"training": "features"}, "trains full encoders"),
         ({"inference": {"shapes": SHAPES[1:]}}, r"inference\.shapes: 2 layers of tiny_bert are not among them"),
         ({"method": "dpzero"}, "unknown engine 'dpzero'"),
     ],

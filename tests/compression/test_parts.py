@@ -9,9 +9,9 @@ import torch
 
 from dpbench.compression import saved
 from dpbench.compression.cutting import blocks_of, forget, keep_layers, sizes_of, smallest_layers
-from dpbench.compression.distillation import distillation_losses
-from dpbench.compression.layers import drop_order, layer_map
-from dpbench.compression.pruning import Masks, prunable, rewind_, start_of
+from dpbench.compression.parts import drop_order, layer_map
+from dpbench.compression.pruning import Masks, prunable, start_of
+from dpbench.compression.task import distillation_losses
 from dpbench.errors import DpbenchError
 from dpbench.models import registry as models
 from dpbench.spec.sources import Source
@@ -203,7 +203,7 @@ def test_rewinding_brings_survivors_back_and_nothing_else():
             parameter.add_(torch.randn_like(parameter))
     masks = Masks(model)
     masks.prune_(0.5)
-    rewind_(model, start)
+    model.load_state_dict(start, strict=False)
     masks.apply_()
     for name, parameter in model.named_parameters():
         mask = next((m for n, m in masks.masks.items() if n == name), torch.ones_like(parameter, dtype=torch.bool))
@@ -231,7 +231,7 @@ def test_transformers_loads_what_was_saved(tmp_path, kind):
         wanted = model(ids, mask)
         torch.testing.assert_close(theirs(input_ids=ids, attention_mask=mask).last_hidden_state, wanted, atol=1e-6, rtol=1e-5)
         assert torch.equal(ours(ids, mask), wanted)
-    assert torch.equal(saved.load_rest(tmp_path)["head"], torch.ones(2))
+    assert torch.equal(saved.load_head(tmp_path)["head"], torch.ones(2))
     if kind == "pruned":
         found = prunable(theirs)
         zeros = sum(int((w == 0).sum()) for w in found.values())

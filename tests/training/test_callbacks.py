@@ -64,7 +64,7 @@ def train(own, folder, callbacks=lambda task: []):
 
 
 def curve_of(every):
-    return lambda task: [LearningCurve(task.model, task.evaluate, 7, every)]
+    return lambda task: [LearningCurve(task.model, task.evaluate, every)]
 
 
 @pytest.mark.parametrize("engine", ["nonprivate", "bookkeeping", "ghost", "opacus", "dpzero", "mezo"])

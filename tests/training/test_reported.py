@@ -45,7 +45,7 @@ def test_the_reported_accuracy_is_the_last_of_the_curve(name, tmp_path, monkeypa
 def test_a_curve_evaluates_no_model_but_the_one_at_hand(tmp_path):
     """The accuracy that is reported is that of the weights the job leaves."""
     task = task_of(CASES["features"], tmp_path)
-    curve = LearningCurve(task.model, task.evaluate, 4, 15)
+    curve = LearningCurve(task.model, task.evaluate, 15)
     curve.evaluate(4)
     assert curve.points == [[4, 100 * task.accuracy()[0]]]
 

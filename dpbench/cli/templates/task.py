@@ -36,10 +36,11 @@ def run(settings: Settings, context: Context) -> Outcome:
         units = {"accuracy": "%"}  # noqa: RUF012
 
         def __init__(self) -> None:
+            super().__init__(settings)
             generator = torch.Generator().manual_seed(context.seed)
             self.labels = torch.randint(0, 2, (settings.examples,), generator=generator)
             self.points = torch.randn(settings.examples, 8, generator=generator) + self.labels[:, None]
-            self.rows, self.facts, self.warnings = settings.examples, {}, []
+            self.rows = settings.examples
             torch.manual_seed(context.seed)
             self.model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def scaled(pixels: Tensor) -> Tensor:
-    """Return uint8 [B, C, H, W] as fp32 in -1 to 1: by public constants, not by the data's own mean, which would not be private.
+    """Return uint8 [B, C, H, W] as fp32 in -1 to 1: by public constants, not by the data's mean, which would not be private.
 
     Channels last in memory, where torch's convolutions and pooling are faster. Written to new memory, as `to(memory_format=...)`
     leaves images of one channel as they are, and with them all that a model makes of them.

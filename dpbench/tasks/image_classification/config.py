@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from dpbench import plugins
+from dpbench.execution.contract import Parents
 from dpbench.spec.expand import Uses
 from dpbench.spec.models import Resources
 from dpbench.tasks import holdout
 from dpbench.training.config import TrainingSettings
-from dpbench.validation import Strict
+from dpbench.validation import Strict, omitted
 
 
 class AugmentationSettings(Strict):
@@ -28,9 +29,7 @@ class Settings(TrainingSettings):
 
     dataset: str
     model: str
-    features: str | None = Field(
-        None, exclude_if=lambda v: v is None, description="Frozen model whose features are trained on instead of pixels."
-    )
+    features: str | None = omitted(description="Frozen model whose features are trained on instead of pixels.")
     augmentation: AugmentationSettings | None = None
     ema: float | None = Field(
         None, gt=0, lt=1, description="Decay of an average of the weights over steps, which is what is evaluated."
@@ -39,10 +38,8 @@ class Settings(TrainingSettings):
     precision: Literal["float32", "bfloat16"] = "float32"
     train_limit: int | None = Field(None, ge=1)
     train_evaluated: int = Field(2000, ge=1, description="Training images on which accuracy is measured too; not private.")
-    evaluate_on: Literal["test", "train_rest"] = Field(
-        "test",
-        exclude_if=lambda v: v == "test",
-        description="train_rest: training images that are then never drawn; for choosing settings.",
+    evaluate_on: Literal["test", "train_rest"] = omitted(
+        "test", description="train_rest: training images that are then never drawn; for choosing settings."
     )
     held_out: float = holdout.HELD_OUT
 
@@ -55,7 +52,7 @@ class Settings(TrainingSettings):
         if self.features is not None and self.augmentation is not None:
             raise ValueError("augmentation moves pixels, and features have none")
         if self.features is not None and self.evaluate_on == "train_rest":
-            raise ValueError("evaluate_on: train_rest takes images apart by their pixels, and features have none")
+            raise ValueError("evaluate_on: train_rest chooses images by their pixels, and features have none")
         return self
 
 
@@ -64,7 +61,7 @@ def uses(settings: Settings) -> Uses:
     return Uses(plugins=tuple(settings.deciding_plugins), datasets=(settings.dataset,), models=(settings.model,))
 
 
-def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any], int, Resources]]:
+def parents(settings: Settings, seed: int) -> Parents:
     """Return the run of features that training on them reads; they do not depend on the seed."""
     if settings.features is None:
         return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from dpbench.data import registry as datasets
 from dpbench.execution.contract import Context
 from dpbench.models import registry as models
 from dpbench.privacy.sampling import physical_batches
-from dpbench.spec.sources import Source
 from dpbench.tasks.features import FILE
 from dpbench.tasks.forward import autocast
 from dpbench.tasks.holdout import is_held_out
@@ -25,7 +23,7 @@ from dpbench.tasks.image_classification.augmentation import Moves, scaled
 from dpbench.tasks.image_classification.config import Settings
 from dpbench.training.run import TrainingTask
 
-_AUGMENTING = 5  # a stream of the seed of its own: sampling has 1 and 2, the noise 3, directions and public distillation 4
+_AUGMENTING = 5  # a separate stream of the seed: sampling has 1 and 2, the noise 3, directions and public distillation 4
 _EVALUATED = 500  # images of a forward pass without gradients
 
 
@@ -50,9 +48,7 @@ class ImageTask(TrainingTask):
     units = {"accuracy": "%", "train_accuracy": "%"}  # noqa: RUF012
 
     def __init__(self, settings: Settings, context: Context) -> None:
-        self.settings, self.device = settings, torch.device(settings.device)
-        self.facts: dict[str, Any] = {}
-        self.warnings: list[str] = []
+        super().__init__(settings)
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}
         self.prepare: Callable[[Tensor], Tensor] = scaled if settings.features is None else Tensor.float
         for split, (inputs, labels) in _stored(settings, context).items():
@@ -121,16 +117,11 @@ def _stored(settings: Settings, context: Context) -> dict[str, tuple[Tensor, Ten
         stored = load_file(context.artefact("features", FILE))
         return {split: (stored[f"{split}_x"], stored[f"{split}_y"]) for split in features.SPLITS}
     source = context.sources[f"dataset:{settings.dataset}"]
-    images, labels = _images(settings.dataset, "train", source, settings.train_limit)
+    images, labels = features.images_of(settings.dataset, "train", source, settings.train_limit)
     if settings.evaluate_on == "train_rest":
         out = is_held_out((image.tobytes() for image in images), settings.held_out, settings.dataset)
         evaluated, images, labels = (images[out], labels[out]), images[~out], labels[~out]
     else:
-        evaluated = _images(settings.dataset, settings.evaluate_on, source)
+        evaluated = features.images_of(settings.dataset, settings.evaluate_on, source)
     splits = {"train": (images, labels), settings.evaluate_on: evaluated}
     return {split: (torch.from_numpy(pixels), torch.as_tensor(of)) for split, (pixels, of) in splits.items()}
-
-
-def _images(task: str, split: str, source: Source, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    columns = datasets.load(task, split, source, limit).columns
-    return columns["image"], np.asarray(columns["labels" if "labels" in columns else "label"])

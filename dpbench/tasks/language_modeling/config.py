@@ -14,16 +14,17 @@ from dpbench.privacy.mechanism import Mechanism
 from dpbench.records.schema import Privacy
 from dpbench.spec.expand import Uses
 from dpbench.training.config import ClippingSettings, TrainingSettings
+from dpbench.validation import omitted
 
 
 class GroupClipping(ClippingSettings):
-    """One of bound (of an example's whole gradient), group_bound (of each of its K groups: sqrt(K) times that in all) and given
+    """One of bound (of an example's full gradient), group_bound (of each of its K groups: sqrt(K) times that in all) and given
     (of each group by itself)."""
 
     function: str = "abadi"
     scope: str
-    bound: float | None = Field(None, gt=0, exclude_if=lambda v: v is None)  # type: ignore[assignment]
-    group_bound: float | None = Field(None, gt=0, exclude_if=lambda v: v is None)
+    bound: float | None = omitted(gt=0)  # type: ignore[assignment]
+    group_bound: float | None = omitted(gt=0)
 
     @model_validator(mode="after")
     def _one_bound(self) -> GroupClipping:
@@ -44,7 +45,7 @@ class Settings(TrainingSettings):
 
     dataset: str = "wikitext2"
     size: str = Field(description="Size of the GPT-2 or Llama family.")
-    vocabulary: int | None = Field(None, ge=258, description="Of tokenizer and model; none: the size's own.")
+    vocabulary: int | None = Field(None, ge=258, description="Of tokenizer and model; none: that of the size.")
     tied: bool = Field(False, description="Whether the head is the token embedding.")
     tokens: int = Field(ge=2, description="T, tokens of a block.")
     train_blocks: int = Field(
@@ -76,13 +77,13 @@ class Settings(TrainingSettings):
         return self
 
     def mechanism(self, rows: int, kept: int, seed: int, groups: int = 1) -> Mechanism:
-        """Return the one object that sampler, noise and accountant are made from.
+        """Return the one object that sampler, noise and accountant are built from.
 
         Under `noise: flashdp_published` the noise multiplier is the one that the published update really has, see
-        `published_multiplier`; the stated epsilon is then no target, and the mechanism's own epsilon is the real one.
+        `published_multiplier`; the stated epsilon is then no target, and the mechanism's epsilon is the real one.
 
         Args:
-            rows, kept, groups: as in `PrivacySettings.mechanism`.
+            rows, kept, groups: as in `TrainingSettings.mechanism`.
         """
         stated = super().mechanism(rows, kept, seed, groups)
         if self.noise == "calibrated" or stated.clipping is None:

@@ -23,7 +23,7 @@ from dpbench.tasks.language_modeling.config import Settings
 from dpbench.training.run import TrainingTask
 
 _TOKENIZER_SPLIT = "test"
-"""The tokenizer is made of text that is neither trained on nor evaluated on, so that it tells nothing of the private blocks."""
+"""The tokenizer comes from text that is neither trained on nor evaluated on, so that it tells nothing of the private blocks."""
 
 
 class LanguageModelingTask(TrainingTask):
@@ -36,11 +36,9 @@ class LanguageModelingTask(TrainingTask):
     units = {"validation_loss": "nats/token", "perplexity": ""}  # noqa: RUF012
 
     def __init__(self, settings: Settings, context: Context) -> None:
-        self.settings, self.device = settings, torch.device(settings.device)
+        super().__init__(settings)
         source = context.sources[f"dataset:{settings.dataset}"]
         tokenizer, sha256 = bpe(settings.dataset, vocabulary_of(settings), source, _TOKENIZER_SPLIT)
-
-        self.warnings: list[str] = []
 
         def blocks(split: str, count: int) -> np.ndarray[Any, Any]:
             texts = datasets.load(settings.dataset, split, source).columns["text"]
@@ -84,7 +82,7 @@ class LanguageModelingTask(TrainingTask):
         return {"input_ids": self.train[torch.as_tensor(rows)].to(self.device)}
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Return [B] mean cross entropies of a block's own next tokens."""
+        """Return [B] mean cross entropies of a block's next tokens."""
         with autocast(self.device, self.settings.precision), attention(self.device, self.settings.functional):
             return models.language_model_losses(model, batch)
 

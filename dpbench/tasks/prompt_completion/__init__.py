@@ -1,1 +1,1 @@
-"""Prompt completion: a language model learns how prompts go on, by label words or with answers of its own."""
+"""Prompt completion: a language model learns how prompts go on, by label words or with answers that it writes."""

@@ -8,14 +8,12 @@ from pydantic import Field, model_validator
 
 from dpbench.data import asked
 from dpbench.tasks import holdout
-from dpbench.tasks.language_model import LanguageModelSettings
-from dpbench.tasks.language_modeling import start
-from dpbench.tasks.language_modeling.start import Parents, StartSettings
+from dpbench.tasks.language_model import LanguageModelSettings, StartSettings
 from dpbench.training.config import ZerothSettings
 
 
 class PromptStart(StartSettings):
-    """As in other tasks; how it is pre-trained is apart from how the run trains, so that runs of other tasks share it."""
+    """As in other tasks; it does not depend on how the run trains, so that runs of other tasks share it."""
 
     token_budget: int = Field(8192, ge=16, description="Tokens of a physical batch.")
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -28,17 +26,17 @@ class Settings(LanguageModelSettings):
 
     steps: int = Field(ge=0, description="0: the model is evaluated as it starts (zero-shot).")
     dataset: str = Field(description="A dataset with prompts, see dpbench.data.asked.")
-    vocabulary: int = Field(0, ge=0, description="Of a size: tokens of its BPE, which is made of public text.")
+    vocabulary: int = Field(0, ge=0, description="Of a size: tokens of its BPE, which public text decides.")
     start: PromptStart | None = None
     tied: bool = Field(False, description="Whether the head is the token embedding.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of the weights.")
     label_words: dict[str, str] | None = Field(
-        None, description="Class -> how a prompt goes on, its space first; none: the dataset's own."
+        None, description="Class -> how a prompt goes on, its space first; none: those of the dataset."
     )
     loss: Literal["candidates", "tokens"] = Field(
         "candidates",
         description="Of a classification. candidates: cross entropy over the classes' mean log-likelihoods; tokens: that of the "
-        "right words' own tokens, which is what answers always have.",
+        "right words' tokens, which is what answers always have.",
     )
     max_length: int = Field(ge=16, description="Tokens of a prompt and what follows; of a longer prompt the end is kept.")
     answer_length: int = Field(50, ge=2, description="Tokens of an answer, its end among them; longer ones are cut.")
@@ -55,7 +53,7 @@ class Settings(LanguageModelSettings):
 
     @property
     def writes_answers(self) -> bool:
-        """Whether the model writes answers of its own, rather than one of the label words."""
+        """Whether the model writes answers, rather than one of the label words."""
         return asked.require(self.dataset)
 
     @property
@@ -65,19 +63,19 @@ class Settings(LanguageModelSettings):
 
     @property
     def needs_no_gradient(self) -> bool:
-        """Whether no gradient is ever made."""
+        """Whether no gradient is ever computed."""
         return self.zeroth is not None or self.steps == 0
 
     @model_validator(mode="after")
     def _model_fits(self) -> Settings:
         if self.weights is not None and (self.start is not None or self.vocabulary):
-            raise ValueError("start and vocabulary belong to a size: weights have been trained, with a tokenizer of their own")
+            raise ValueError("start and vocabulary belong to a size: weights have been trained, with their tokenizer")
         if self.size is not None and not self.vocabulary:
             raise ValueError("vocabulary: a model of a size needs one")
         if self.start is not None and self.start.tokens < self.max_length:
             raise ValueError(f"start.tokens {self.start.tokens} is below max_length {self.max_length}")
         if self.start is not None and self.tied:
-            raise ValueError("tied: the model that start pre-trains has a head of its own")
+            raise ValueError("tied: the model that start pre-trains has a separate head")
         for name, is_set in (("dtype", self.dtype != "float32"), ("tied", self.tied)):
             if is_set and not self.needs_no_gradient:
                 raise ValueError(f"{name} {getattr(self, name)}: for zeroth-order methods and steps: 0 alone")
@@ -88,7 +86,7 @@ class Settings(LanguageModelSettings):
         if self.writes_answers:
             for name, is_set in (("label_words", self.label_words is not None), ("loss", self.loss != "candidates")):
                 if is_set:
-                    raise ValueError(f"{name}: {self.dataset} is answered in words of its own")
+                    raise ValueError(f"{name}: {self.dataset} is answered in free text")
             if self.answer_length >= self.max_length:
                 raise ValueError(
                     f"answer_length {self.answer_length} leaves no room for a prompt in max_length {self.max_length}"
@@ -99,11 +97,3 @@ class Settings(LanguageModelSettings):
             raise ValueError("evaluate_on: train_rest needs a train_limit, or nothing is left")
         by_content = self.train_limit is not None and (self.steps > 0 or self.evaluate_on == "train_rest")
         return holdout.state_choice(self, by_content)
-
-
-def parents(settings: Settings, seed: int) -> Parents:
-    """Return the run of the public model that training starts from, which does not depend on the seed."""
-    public = settings.start
-    if public is None:
-        return {}
-    return start.parents(public, settings.size, settings.vocabulary, public.token_budget, public.precision, settings.device)

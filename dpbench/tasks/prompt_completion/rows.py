@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dpbench.tasks.forward import padded
+
 
 class Rows:
     """Prompts as token ids, with the ways they may go on. prompts: of each row; candidates: of each row, one or more; label: [N]
@@ -38,22 +40,18 @@ class Rows:
         input_ids: [B, F, T] in F forms; at: [B, F, A] positions whose logits are about a candidate's tokens; tokens and real:
         [B, K, A] of the K candidates; label: [B].
         """
-        chosen = [self.candidates[i] for i in index]
-        forms, choices, ends = self.forms, len(chosen[0]), int(self.longest[index].max())
-        inputs = [[self.prompts[i] + way[:-1] for way in ways[:forms]] for i, ways in zip(index, chosen, strict=True)]
-        ids = torch.full((len(index), forms, max(len(form) for forms_of in inputs for form in forms_of)), self.pad)
-        at = torch.zeros(len(index), forms, ends, dtype=torch.long)
-        tokens = torch.zeros(len(index), choices, ends, dtype=torch.long)
-        real = torch.zeros(len(index), choices, ends, dtype=torch.bool)
-        for b, forms_of in enumerate(inputs):
-            begin = len(self.prompts[index[b]]) - 1
-            for f, form in enumerate(forms_of):
-                ids[b, f, : len(form)] = torch.tensor(form)
-                at[b, f] = torch.arange(begin, begin + ends).clamp(max=len(form) - 1)
-            for k, way in enumerate(chosen[b]):
-                tokens[b, k, : len(way)] = torch.tensor(way)
-                real[b, k, : len(way)] = True
-        return {"input_ids": ids, "at": at, "tokens": tokens, "real": real, "label": torch.as_tensor(self.label[index])}
+        ways = [way for i in index for way in self.candidates[i]]
+        forms = [self.prompts[i] + way[:-1] for i in index for way in self.candidates[i][: self.forms]]
+        tokens = padded(ways).view(len(index), -1, max(map(len, ways)))
+        begins = torch.tensor([len(self.prompts[i]) - 1 for i in index])[:, None, None]
+        ends = torch.tensor([len(form) - 1 for form in forms]).view(len(index), self.forms, 1)
+        return {
+            "input_ids": padded(forms, self.pad).view(len(index), self.forms, -1),
+            "at": (begins + torch.arange(tokens.shape[-1])).minimum(ends),
+            "tokens": tokens,
+            "real": padded([[1] * len(way) for way in ways]).view(tokens.shape).bool(),
+            "label": torch.as_tensor(self.label[index]),
+        }
 
 
 def scores(model: nn.Module, batch: dict[str, Tensor], trim: bool = True) -> Tensor:

@@ -13,21 +13,20 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dpbench import plugins
-from dpbench.data import asked, coding
+from dpbench.data import asked
 from dpbench.data.asked import Asked
 from dpbench.data.public import PUBLIC
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
-from dpbench.files import canonical_json, sha256_text
+from dpbench.files import canonical_json
 from dpbench.metrics import answers as answer_scores
-from dpbench.models import registry as models
 from dpbench.models.decoding import generate
 from dpbench.models.wrappers import fuse_gelu
 from dpbench.privacy.sampling import by_tokens
 from dpbench.spec.sources import Source
 from dpbench.tasks.forward import attention
 from dpbench.tasks.holdout import share_of
-from dpbench.tasks.language_modeling.start import WEIGHTS
+from dpbench.tasks.language_model import WEIGHTS, coding_of, load_model, output_facts
 from dpbench.tasks.prompt_completion.config import Settings
 from dpbench.tasks.prompt_completion.rows import Rows, scores
 from dpbench.tasks.text_classification.encoding import chosen_rows
@@ -42,6 +41,8 @@ _AT_ONCE = 4  # times the tokens of a training batch: evaluation keeps nothing o
 class PromptTask(TrainingTask):
     """The rows of a dataset, and the model with its initial weights, the same for all methods of a seed.
 
+    begin: ids that every prompt starts with; stop: the id that ends an answer: a model with published weights ends answers with
+    a line, as in Malladi et al.; one of ours with <eos>, for it knows no lines.
     facts: for the record; warnings: of answers that were cut.
 
     Raises:
@@ -52,9 +53,16 @@ class PromptTask(TrainingTask):
     units = {"accuracy": "%", "f1": "%", "exact_match": "%", "loss": "nats"}  # noqa: RUF012
 
     def __init__(self, settings: Settings, context: Context) -> None:
-        self.settings, self.device, self._context = settings, torch.device(settings.device), context
+        super().__init__(settings)
+        self._context = context
         model, public = context.sources[f"model:{settings.model_name}"], context.sources[f"dataset:{PUBLIC}"]
-        self.marks = Marks(settings, model, public)
+        self.coding: Any = coding_of(settings, model, public)
+        self.stop: int = self.coding.eos
+        self.begin: list[int] = []
+        if settings.weights is not None and model.kind != "scratch":
+            self.stop = self.coding.ids("\n")[-1]
+            bos = plugins.get("model", settings.weights).extra["architecture"].get("bos_token_id")
+            self.begin = [] if bos is None else [bos]
         self.cut: Counter[str] = Counter()
         self.words = [] if settings.writes_answers else self._words()
         train, self.evaluated = self._split(context)
@@ -64,19 +72,18 @@ class PromptTask(TrainingTask):
         self.rows = len(self.examples)
         self.asked = self._encoded(self.evaluated)
         weights = context.artefact("start", WEIGHTS) if settings.start else None
-        language_model = model_of(settings, self.marks.coding.vocabulary, model, context.seed, weights=weights)
+        language_model = model_of(settings, self.coding.vocabulary, model, context.seed, weights=weights)
         self.model = fuse_gelu(language_model).to(self.device)
         if settings.clips and not settings.by_zeroth and self.examples.forms > 1:
             what = f"loss: candidates makes {self.examples.forms} inputs of an example of {settings.dataset}"
             hint = "take loss: tokens, or label words of one token each"
             raise DpbenchError(f"{what}, and method {settings.method} takes one", hint)
-        self.facts: dict[str, Any] = {
+        self.facts = {
             "prompts_cut": self.cut["prompt"],
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "vocabulary": self.marks.coding.vocabulary,
-            "tokenizer_sha256": self.marks.coding.sha256,
+            "vocabulary": self.coding.vocabulary,
+            "tokenizer_sha256": self.coding.sha256,
         }
-        self.warnings: list[str] = []
         if len(self.examples):
             mean = float(self.examples.lengths.mean()) / self.examples.forms
             self.facts |= {"example": "one row: its prompt, and how it goes on", "mean_tokens": mean, "answers_cut": cut}
@@ -91,7 +98,7 @@ class PromptTask(TrainingTask):
         words = []
         texts = asked.label_words(self.settings.dataset, self.settings.label_words)
         for name, text in zip(plugins.get("dataset", self.settings.dataset).extra["classes"], texts, strict=True):
-            ids = self.marks.coding.ids(text)
+            ids = self.coding.ids(text)
             if not ids:
                 raise DpbenchError(f"label_words: {text!r} of {name} has no token", "choose another word")
             if len(ids) >= self.settings.max_length:
@@ -99,7 +106,7 @@ class PromptTask(TrainingTask):
                 raise DpbenchError(what, "choose shorter words, or raise max_length")
             words.append(ids)
         if len({tuple(ids) for ids in words}) < len(words):
-            raise DpbenchError("label_words: two classes have the same tokens", "choose words that the tokenizer tells apart")
+            raise DpbenchError("label_words: two classes have the same tokens", "choose words that the tokenizer distinguishes")
         return words
 
     def _split(self, context: Context) -> tuple[list[Asked], list[Asked]]:
@@ -131,12 +138,12 @@ class PromptTask(TrainingTask):
         room = settings.max_length - (settings.answer_length if settings.writes_answers else max(map(len, self.words)))
         prompts = [self._prompt(row.prompt, room) for row in rows]
         if settings.writes_answers:
-            return Rows(prompts, [[self._answer(row.answers[0])] for row in rows], [0] * len(rows), self.marks.coding.pad)
-        return Rows(prompts, [self.words] * len(rows), [int(row.label or 0) for row in rows], self.marks.coding.pad)
+            return Rows(prompts, [[self._answer(row.answers[0])] for row in rows], [0] * len(rows), self.coding.pad)
+        return Rows(prompts, [self.words] * len(rows), [int(row.label or 0) for row in rows], self.coding.pad)
 
     def _prompt(self, text: str, room: int) -> list[int]:
-        """Return its end, where it is longer than `room` tokens: the question stands there."""
-        ids, begin = self.marks.coding.ids(text), self.marks.begin
+        """Return its end, where it is longer than `room` tokens: the question comes last."""
+        ids, begin = self.coding.ids(text), self.begin
         kept = ids[-(room - len(begin)) :] if room > len(begin) else []
         self.cut["prompt"] += len(kept) < len(ids)
         if not kept:
@@ -144,7 +151,7 @@ class PromptTask(TrainingTask):
         return [*begin, *kept]
 
     def _answer(self, text: str) -> list[int]:
-        ids = [*self.marks.coding.ids(f" {text}"), self.marks.stop]
+        ids = [*self.coding.ids(f" {text}"), self.stop]
         self.cut["answer"] += len(ids) > self.settings.answer_length
         return ids[: self.settings.answer_length]
 
@@ -153,13 +160,10 @@ class PromptTask(TrainingTask):
         return by_tokens(drawn, self.examples.lengths, self.settings.token_budget)
 
     def batch(self, rows: np.ndarray[Any, Any]) -> dict[str, Tensor]:
-        return self._on_device(self.examples.batch(rows))
-
-    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(self.device) for name, value in batch.items()}
+        return self.to_device(self.examples.batch(rows))
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Return [B] cross entropies: over the candidates, or mean ones of the right one's own tokens."""
+        """Return [B] cross entropies: over the candidates, or mean ones of the tokens of the right one."""
         with attention(self.device, self.settings.functional):
             values = scores(model, batch, trim=not self.settings.functional)
         return cross_entropy(values, batch["label"], reduction="none") if values.shape[1] > 1 else -values[:, 0]
@@ -186,7 +190,7 @@ class PromptTask(TrainingTask):
         budget = _AT_ONCE * self.settings.token_budget
         with torch.inference_mode(), attention(self.device, self.settings.functional):
             for index in by_tokens(np.arange(len(self.asked)), self.asked.lengths, budget):
-                values[index] = scores(self.model, self._on_device(self.asked.batch(index))).cpu()
+                values[index] = scores(self.model, self.to_device(self.asked.batch(index))).cpu()
         return values
 
     def _write(self) -> dict[str, float]:
@@ -195,50 +199,22 @@ class PromptTask(TrainingTask):
             answers = generate(
                 self.model,  # type: ignore[arg-type]  # a LanguageModel
                 self.asked.prompts,
-                eos=self.marks.stop,
+                eos=self.stop,
                 limit=self.settings.max_length,
                 longest=self.settings.answer_length,
-                banned=self.marks.coding.banned,
+                banned=self.coding.banned,
                 rows=self.settings.decoding_rows,
                 device=self.device,
                 done=lambda count: self._context.report(count, len(self.asked), "prompts answered"),
             )
-        outputs = [self.marks.coding.text((), ids) for ids in answers]
+        outputs = [self.coding.text((), ids) for ids in answers]
         right = [row.answers for row in self.evaluated]
-        self.facts |= {
-            "empty_outputs": sum(not text for text in outputs),
-            "different_outputs": len(set(outputs)),
-            "outputs_sha256": sha256_text(canonical_json(outputs)),
-        }
+        self.facts |= output_facts(outputs)
         return {
             "f1": answer_scores.f1(outputs, right),
             "exact_match": answer_scores.exact_match(outputs, right),
             "loss": -float(self._scores().mean()),
         }
-
-
-class Marks:
-    """A model's tokenizer with its marks. begin: ids that every prompt starts with; stop: the id that ends an answer.
-
-    A model with published weights ends answers with a line, as in Malladi et al.; one of ours with <eos>, for it knows no lines.
-    """
-
-    def __init__(self, settings: Settings, model: Source, public: Source) -> None:
-        self.begin: list[int] = []
-        self.coding = self._coding(settings, model, public)
-        self.stop: int = self.coding.eos
-        if settings.weights is not None and model.kind != "scratch":
-            self.stop = self.coding.ids("\n")[-1]
-            bos = plugins.get("model", settings.weights).extra["architecture"].get("bos_token_id")
-            self.begin = [] if bos is None else [bos]
-
-    @staticmethod
-    def _coding(settings: Settings, model: Source, public: Source) -> coding.Pieces:
-        if settings.weights is not None:
-            return models.published_coding(settings.weights, model, public)
-        pieces = coding.coding("pieces", settings.dataset, settings.vocabulary, public)
-        assert isinstance(pieces, coding.Pieces)
-        return pieces
 
 
 def model_of(
@@ -252,17 +228,8 @@ def model_of(
     Raises:
         DpbenchError: the model has fewer positions than max_length; what loading weights raises.
     """
-    from safetensors.torch import load_file
-
     dtype = getattr(torch, settings.dtype)
-    if settings.weights is not None:
-        model = models.pretrained_language_model(settings.weights, source, seed, meta, dtype, settings.tied)
-        if model.context < settings.max_length:
-            raise DpbenchError(f"max_length {settings.max_length}: {settings.weights} has {model.context} positions", "lower it")
-        return model
-    assert settings.size is not None
-    positions = settings.start.tokens if settings.start else settings.max_length
-    model = models.language_model(settings.size, seed, settings.tied, dtype, meta, vocabulary, positions)
-    if weights is not None:
-        model.load_state_dict(load_file(weights))
+    model = load_model(settings, vocabulary, source, seed, meta, weights, dtype=dtype, tied=settings.tied)
+    if model.context < settings.max_length:
+        raise DpbenchError(f"max_length {settings.max_length}: {settings.weights} has {model.context} positions", "lower it")
     return model

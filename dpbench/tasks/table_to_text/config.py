@@ -6,9 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dpbench.tasks.language_model import LanguageModelSettings
-from dpbench.tasks.language_modeling import start
-from dpbench.tasks.language_modeling.start import Parents, StartSettings
+from dpbench.tasks.language_model import LanguageModelSettings, StartSettings
 from dpbench.validation import Strict
 
 
@@ -84,10 +82,3 @@ class Settings(LanguageModelSettings):
         if self.start is not None and self.start.tokens < self.positions:
             raise ValueError(f"start.tokens {self.start.tokens} is below the {self.positions} positions that are needed")
         return self
-
-
-def parents(settings: Settings, seed: int) -> Parents:
-    """Return the run of the public model that training starts from, which does not depend on the seed."""
-    return start.parents(
-        settings.start, settings.size, settings.vocabulary, settings.token_budget, settings.precision, settings.device
-    )

@@ -22,7 +22,7 @@ from dpbench.methods.engines.layers import Layout
 from dpbench.models.stages import stage_of
 from dpbench.privacy.mechanism import Mechanism
 from dpbench.privacy.sampling import batches
-from dpbench.tasks.language_modeling.start import WEIGHTS
+from dpbench.tasks.language_model import WEIGHTS
 from dpbench.tasks.table_to_text.pipeline_config import Settings
 from dpbench.tasks.table_to_text.task import Examples, Rows, TableToText
 from dpbench.training.run import attach_with, fit
@@ -75,12 +75,12 @@ def size_remarks(settings: Settings, model: nn.Module) -> list[str]:
 
 
 def stages_as_groups(settings: Settings, model: nn.Module) -> Callable[[Layout], Layout] | None:
-    """Return what makes groups of the stages on one process, where each stage has its own.
+    """Return what makes one group of each stage on one process, under scope per_device.
 
     Raises:
         DpbenchError: more stages than blocks.
     """
-    grouped = by_stage(model, settings.devices)  # type: ignore[arg-type]  # stands for all clippings: the model can be cut
+    grouped = by_stage(model, settings.devices)  # type: ignore[arg-type]  # for all clippings, as it checks that the model can be cut
     return grouped if settings.clipping is not None and settings.clipping.scope == "per_device" else None
 
 
@@ -98,17 +98,15 @@ def train(settings: Settings, rows: Rows, plan: Mechanism, context: Context) -> 
     Raises:
         DpbenchError: the model cannot be cut, a guard stopped the run, or a process failed.
     """
-    result = _virtually(settings, rows, plan, context) if settings.virtual else _in_processes(settings, rows, context)
+    if settings.virtual:
+        assert isinstance(rows, TableToText)
+        attach = attach_with(settings, stages_as_groups(settings, narrow_(rows.model, settings)))
+        optimizer = settings.optimizer.build(rows.parameter_groups())
+        result = Result(fit(settings, rows, optimizer, [plan], context, attach=attach), [])
+    else:
+        result = _in_processes(settings, rows, context)
     result.tokens = [int(rows.lengths[drawn].sum()) for drawn in batches(plan)]
     return result
-
-
-def _virtually(settings: Settings, rows: Rows, plan: Mechanism, context: Context) -> Result:
-    assert isinstance(rows, TableToText)
-    model = narrow_(rows.model, settings)
-    attach = attach_with(settings, stages_as_groups(settings, model))
-    optimizer = settings.optimizer.build(rows.parameter_groups())
-    return Result(fit(settings, rows, optimizer, [plan], context, attach=attach), [])
 
 
 def _in_processes(settings: Settings, rows: Rows, context: Context) -> Result:
@@ -117,7 +115,8 @@ def _in_processes(settings: Settings, rows: Rows, context: Context) -> Result:
 
     with tempfile.TemporaryDirectory(prefix="dpbench-") as name:
         folder = Path(name)
-        _leave_examples(rows, folder)
+        ids = np.concatenate([np.asarray(example, dtype=np.int64) for example in rows.ids])
+        np.savez(folder / EXAMPLES, ids=ids, lengths=rows.lengths, begins=np.asarray(rows.begins))
         request = {
             "settings": settings.model_dump(mode="json"),
             "folder": name,
@@ -145,30 +144,25 @@ def _in_processes(settings: Settings, rows: Rows, context: Context) -> Result:
     return _together(reports)
 
 
-def _leave_examples(rows: Rows, folder: Path) -> None:
-    ids = np.concatenate([np.asarray(example, dtype=np.int64) for example in rows.ids])
-    np.savez(folder / EXAMPLES, ids=ids, lengths=rows.lengths, begins=np.asarray(rows.begins))
-
-
 def examples(settings: Settings, request: dict[str, Any], device: torch.device) -> Examples:
     """Return, in a worker, the examples that the parent has left for it."""
     stored = np.load(Path(request["folder"]) / EXAMPLES)
-    ids = np.split(stored["ids"], np.cumsum(stored["lengths"])[:-1])
+    ids = [part.tolist() for part in np.split(stored["ids"], np.cumsum(stored["lengths"])[:-1])]
     return Examples(settings, device, ids, stored["begins"].tolist(), request["pad"])
 
 
 def _together(reports: list[dict[str, Any]]) -> Result:
     """Make one account of what all ranks have reported, in their order: the first rank's, with sums over all."""
     trained = [Training(**report["training"]) for report in reports]
-    whole, counted = trained[0], reports[0]["counted"]
+    training, counted = trained[0], reports[0]["counted"]
     facts = {
         "trainable_parameters_of_each_stage": [part.trainable_parameters for part in trained],
         "counted_examples": counted,
     }
-    whole.trainable_parameters = sum(part.trainable_parameters for part in trained)
-    whole.unprotected = [name for part in trained for name in part.unprotected]
+    training.trainable_parameters = sum(part.trainable_parameters for part in trained)
+    training.unprotected = [name for part in trained for name in part.unprotected]
     processors = [part.processor for part in trained if part.processor is not None]
-    whole.processor = sum(processors) if processors else None
+    training.processor = sum(processors) if processors else None
     sent = {name: sum(report["bytes"][name] for report in reports) for name in reports[0]["bytes"]}
     per_example = {name: total / counted for name, total in sent.items()} if counted else {}
-    return Result(whole, [], facts, per_example)
+    return Result(training, [], facts, per_example)

@@ -1,6 +1,6 @@
 """Settings of a language model that is trained in pipeline stages. No torch.
 
-Under scope per_device every stage clips its own trained parameters by their own norm, with threshold bound / sqrt(devices), and
+Under scope per_device every stage clips the parameters that it trains by their norm, with threshold bound / sqrt(devices), and
 adds its noise; under scope flat the stages exchange norms (He et al., ICLR 2023).
 """
 
@@ -24,7 +24,7 @@ class Settings(config.Settings):
     schedule: Literal["gpipe", "1f1b"] = "gpipe"
     micro_batches: int | None = Field(None, ge=1, description="Of a physical batch; None: as many as devices.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the weights that are not trained.")
-    score: bool = Field(True, description="false: random weights, made stage by stage; only steps are measured.")
+    score: bool = Field(True, description="false: random weights, drawn stage by stage; only steps are measured.")
 
     @property
     def pieces(self) -> int:
@@ -45,7 +45,7 @@ class Settings(config.Settings):
         if self.tuning.mode not in ("full", "lora"):
             raise ValueError(f"tuning.mode {self.tuning.mode}: every stage must have something to train (full or lora)")
         if self.clipping is not None and self.clipping.devices is not None:
-            raise ValueError("clipping.devices: the job's own devices say how many there are")
+            raise ValueError("clipping.devices: the job's `devices` say how many there are")
         if self.steps < COUNTED + 2:
             raise ValueError(f"steps {self.steps}: the first {COUNTED + 1} are not timed, so give more")
         if self.schedule == "1f1b" and self.pieces < self.devices:

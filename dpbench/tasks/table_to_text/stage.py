@@ -62,11 +62,11 @@ def train(request: dict[str, Any], rank: int) -> None:
 
 
 def stage(settings: Settings, request: dict[str, Any], rank: int, device: torch.device) -> LanguageStage:
-    """Return this rank's blocks: of the whole model with its weights, or made without the others where weights are random."""
+    """Return this rank's blocks: of the full model with its weights, or without building the others where weights are random."""
     source, weights = Source(**request["source"]), Path(request["start"]) if request["start"] else None
     with nullcontext() if settings.score else parameters_on_meta():
-        whole = model_of(settings, request["vocabulary"], source, request["seed"], weights=weights)
-    blocks = stage_of(pipeline.narrow_(whole, settings), rank, settings.devices)  # type: ignore[arg-type]
+        model = model_of(settings, request["vocabulary"], source, request["seed"], weights=weights)
+    blocks = stage_of(pipeline.narrow_(model, settings), rank, settings.devices)  # type: ignore[arg-type]
     if settings.score:
         blocks.to(device)
     else:
@@ -102,7 +102,7 @@ class Counter(Callback):
 
     def __init__(self) -> None:
         self.examples = 0
-        self._traffic = Traffic("rest")
+        self._traffic = Traffic("step")
         self._counting = ExitStack()
         self._over = False
 
@@ -114,7 +114,7 @@ class Counter(Callback):
             self.examples += len(data["input_ids"])
         self._traffic.phase = "backward"
         values = stages.backward(losses, data, real)
-        self._traffic.phase = "rest"
+        self._traffic.phase = "step"
         return values
 
     def step_done(self, trainer: Trainer) -> None:
@@ -127,7 +127,7 @@ class Counter(Callback):
         traffic = self._traffic
         return {
             "clipping_bytes": traffic.collectives["backward"],
-            "guard_bytes": traffic.collectives["rest"],
+            "guard_bytes": traffic.collectives["step"],
             "activation_bytes": traffic.messages["backward"],
         }
 

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from dpbench.data import coding, described
-from dpbench.data import registry as datasets
-from dpbench.data.coding import Coding
 from dpbench.data.described import Described
 from dpbench.data.public import PUBLIC
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
-from dpbench.files import canonical_json, sha256_text
+from dpbench.execution.environment import require_device
 from dpbench.metrics import text as metrics
-from dpbench.models import registry as models
 from dpbench.models import tuning
 from dpbench.models.decoding import generate
 from dpbench.models.wrappers import fuse_gelu
 from dpbench.privacy.sampling import by_tokens
 from dpbench.records.schema import Metric
 from dpbench.spec.sources import Source
-from dpbench.tasks.forward import attention, autocast
+from dpbench.tasks.checking import trained_rows
+from dpbench.tasks.forward import attention, autocast, padded
 from dpbench.tasks.holdout import share_of
-from dpbench.tasks.language_modeling.start import WEIGHTS
+from dpbench.tasks.language_model import WEIGHTS, coding_of, load_model, output_facts
 from dpbench.tasks.table_to_text.config import Settings
 from dpbench.training.run import TrainingTask
 
@@ -53,24 +50,22 @@ class Examples:
         return len(self.ids)
 
     def physical(self, drawn: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
-        """Pieces of a logical batch, by length."""
+        """Cut a logical batch into pieces of rows of similar length."""
         return by_tokens(drawn, self.lengths, self.settings.token_budget)
 
     def batch(self, rows: np.ndarray[Any, Any], tokens: int | None = None) -> dict[str, Tensor]:
-        """input_ids and targets [B, T] (targets only where the text is), count [B] targets of each example.
+        """Return input_ids and targets [B, T] (targets only where the text is), count [B] targets of each example.
 
         Args:
             tokens: T; None: of the longest of the rows.
         """
-        longest = int(self.lengths[rows].max()) if tokens is None else tokens
-        ids = torch.full((len(rows), longest), self.pad)
-        targets = torch.full((len(rows), longest), IGNORED)
-        for position, row in enumerate(rows):
-            tokens_of_row, begin = torch.tensor(self.ids[row]), self.begins[row]
-            ids[position, : len(tokens_of_row)] = tokens_of_row
-            targets[position, begin - 1 : len(tokens_of_row) - 1] = tokens_of_row[begin:]
-        count = (targets != IGNORED).sum(1)
-        return {"input_ids": ids.to(self.device), "targets": targets.to(self.device), "count": count.to(self.device)}
+        ids = padded([self.ids[row] for row in rows], self.pad)
+        ids = pad(ids, (0, 0 if tokens is None else tokens - ids.shape[1]), value=self.pad)
+        predicted = [[IGNORED] * (self.begins[row] - 1) + self.ids[row][self.begins[row] :] for row in rows]
+        targets = padded(predicted, IGNORED)
+        targets = pad(targets, (0, ids.shape[1] - targets.shape[1]), value=IGNORED)
+        batch = {"input_ids": ids, "targets": targets, "count": (targets != IGNORED).sum(1)}
+        return {name: value.to(self.device) for name, value in batch.items()}
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Return mean cross entropies [B] over each example's text, without its input."""
@@ -95,11 +90,12 @@ class Rows(Examples):
     """
 
     def __init__(self, settings: Settings, context: Context) -> None:
-        self.settings = settings
+        self.settings, device = settings, require_device(settings.device)
         source = context.sources[f"dataset:{settings.dataset}"]
         public = context.sources[f"dataset:{PUBLIC}"]
         model = context.sources[f"model:{settings.model_name}"]
-        self.coding = coding_of(settings, model, public)
+        kind: Literal["words", "pieces"] = "words" if settings.coding == "words" else "pieces"
+        self.coding = coding_of(settings, model, public, kind)
         train = described.one_text_each(described.load(settings.dataset, "train", source))
         if settings.evaluate_on == "train_rest":
             held_out = [is_held_out(row, settings.held_out) for row in train]
@@ -113,7 +109,7 @@ class Rows(Examples):
                 where = f"{settings.dataset} has no inputs {purpose}"
                 raise DpbenchError(f"{where} (evaluate_on: {settings.evaluate_on})", "see its files, or change held_out")
         ids, begins, cut = self.encoded(train[: settings.train_limit])
-        super().__init__(settings, torch.device(settings.device), ids, begins, self.coding.pad)
+        super().__init__(settings, device, ids, begins, self.coding.pad)
         self.facts = {
             "train_rows": len(self.ids),
             "train_rows_cut": cut,
@@ -123,7 +119,7 @@ class Rows(Examples):
         }
 
     def encoded(self, rows: list[Described]) -> tuple[list[list[int]], list[int], int]:
-        """Ids of each input with its first text, where the text begins, and how many of them were cut."""
+        """Return the ids of each input with its first text, where the text begins, and how many of them were cut."""
         ids, begins, cut = [], [], 0
         for row in rows:
             prompt, target = self.prompt(row), self.coding.target(row.fields, row.texts[0])
@@ -133,7 +129,7 @@ class Rows(Examples):
         return ids, begins, cut
 
     def prompt(self, row: Described) -> list[int]:
-        """Ids of an input, its end cut where it would leave no room for a text."""
+        """Return the ids of an input, its end cut where it would leave no room for a text."""
         ids = self.coding.prompt(row.fields)
         longest = self.settings.max_length - min(ROOM, self.settings.max_length // 2)
         return ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]]
@@ -160,23 +156,26 @@ class TableToText(Rows, TrainingTask):
 
     def evaluate(self) -> dict[str, float]:
         """Score texts for all inputs of the evaluated split."""
-        scored = self.score()
-        return {name: getattr(scored, name) for name in self.units}
+        scores = self.score()
+        return {name: scores[name] for name in self.units}
 
-    def score(self) -> Scored:
-        """Put all inputs of the evaluated split into words; return the texts with their scores."""
-        outputs = self._write()
+    def measured(self, values: Mapping[str, float]) -> list[Metric]:
+        """Return the scores, and those of the published tables that need what is not free to use, empty and with the reason."""
+        left_out = [Metric(name=name, value=None, unit="", note=why) for name, why in metrics.LEFT_OUT.items()]
+        return [*super().measured(values), *left_out]
+
+    def score(self) -> dict[str, float]:
+        """Put all inputs of the evaluated split into words; return every score of the texts by its name."""
+        outputs = self.write()
         references = [row.texts for row in self.inputs]
-        scored = Scored(
-            outputs,
-            samples(self.inputs, outputs, self.settings.samples),
-            sha256_text(canonical_json(outputs)),
-            metrics.bleu(outputs, references),
-            *metrics.rouge(outputs, references),
-            metrics.nist(outputs, references),
-        )
-        self.facts |= scored.facts | {"example": "one input with one text", "evaluated_on": self.settings.evaluate_on}
-        return scored
+        self.facts |= output_facts(outputs) | {
+            "evaluated_inputs": len(outputs),
+            "samples": samples(self.inputs, outputs, self.settings.samples),
+            "example": "one input with one text",
+            "evaluated_on": self.settings.evaluate_on,
+        }
+        scores = {"bleu": metrics.bleu(outputs, references), "nist": metrics.nist(outputs, references)}
+        return scores | dict(zip(("rouge_1", "rouge_2", "rouge_l"), metrics.rouge(outputs, references), strict=True))
 
     def text_loss(self) -> float:
         """Return the mean over all texts of the evaluated inputs of each one's mean cross entropy, in nats."""
@@ -187,12 +186,12 @@ class TableToText(Rows, TrainingTask):
             pieces = texts.physical(np.arange(len(texts)))
             return sum(float(texts.losses(self.model, texts.batch(rows)).double().sum()) for rows in pieces) / len(texts)
 
-    def _write(self) -> list[str]:
+    def write(self) -> list[str]:
         """Write a text for each input."""
         self.model.eval()
         decoding = self.settings.decoding
         with autocast(self.device, self.settings.precision):
-            found = generate(
+            continuations = generate(
                 self.model,  # type: ignore[arg-type]  # a LanguageModel or Prefixed
                 [self.prompt(row) for row in self.inputs],
                 eos=self.coding.eos,
@@ -204,50 +203,12 @@ class TableToText(Rows, TrainingTask):
                 device=self.device,
                 done=lambda count: self._context.report(count, len(self.inputs), "inputs put into words"),
             )
-        return [self.coding.text(row.fields, ids) for row, ids in zip(self.inputs, found, strict=True)]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """outputs: a text an input; samples: the best and worst of them; sha256: of all outputs."""
-
-    outputs: list[str]
-    samples: list[dict[str, Any]]
-    sha256: str
-    bleu: float
-    rouge_1: float
-    rouge_2: float
-    rouge_l: float
-    nist: float
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """For the record."""
-        return {
-            "evaluated_inputs": len(self.outputs),
-            "empty_outputs": sum(not text for text in self.outputs),
-            "different_outputs": len(set(self.outputs)),
-            "outputs_sha256": self.sha256,
-            "samples": self.samples,
-        }
-
-
-def not_scored() -> list[Metric]:
-    """Return the published scores that need what is not free to use, empty and with the reason."""
-    return [Metric(name=name, value=None, unit="", note=why) for name, why in metrics.LEFT_OUT.items()]
+        return [self.coding.text(row.fields, ids) for row, ids in zip(self.inputs, continuations, strict=True)]
 
 
 def is_held_out(row: Described, share: float) -> bool:
-    """Return whether an input is held out: by its own hash, so that its texts stay together."""
+    """Return whether an input is held out: by its hash, so that its texts stay together."""
     return share_of(described.linear(row.fields).encode()) < share
-
-
-def coding_of(settings: Settings, model: Source, public: Source) -> Coding:
-    """Return the tokenizer: made of public text, or the model's own (on random weights in its place, one of public text)."""
-    if settings.coding != "own":
-        return coding.coding(settings.coding, settings.dataset, settings.vocabulary, public)
-    assert settings.weights is not None
-    return models.published_coding(settings.weights, model, public)
 
 
 def model_of(
@@ -258,29 +219,17 @@ def model_of(
     Args:
         vocabulary: V of a model of a size; source: of published weights; weights: of the public start.
     """
-    from safetensors.torch import load_file
-
-    if settings.weights is not None:
-        kept = Source(kind="scratch") if settings.from_scratch else source
-        return tuned(settings, models.pretrained_language_model(settings.weights, kept, seed, meta), seed, meta).train()
-    assert settings.size is not None
-    positions = settings.start.tokens if settings.start else settings.positions
-    model = models.language_model(settings.size, seed=seed, meta=meta, vocabulary=vocabulary, context=positions)
-    if weights is not None:
-        model.load_state_dict(load_file(weights))
-    return tuned(settings, model, seed, meta).train()
-
-
-def tuned(settings: Settings, model: Any, seed: int, meta: bool) -> nn.Module:
-    """Return the model with what its tuning adds, and the rest frozen."""
+    model: Any = load_model(
+        settings, vocabulary, Source(kind="scratch") if settings.from_scratch else source, seed, meta, weights
+    )
     how = settings.tuning
     if how.mode == "last_layers":
-        return tuning.last_layers(model, how.layers)
-    if how.mode == "lora":
-        return tuning.lora(model, how.rank, how.alpha, seed, meta)
-    if how.mode == "prefix":
-        return tuning.prefix(model, how.length, how.width, seed, meta)
-    return model
+        model = tuning.last_layers(model, how.layers)
+    elif how.mode == "lora":
+        model = tuning.lora(model, how.rank, how.alpha, seed, meta)
+    elif how.mode == "prefix":
+        model = tuning.prefix(model, how.length, how.width, seed, meta)
+    return model.train()
 
 
 def samples(inputs: list[Described], outputs: list[str], count: int) -> list[dict[str, Any]]:
@@ -313,9 +262,9 @@ def meta_model(settings: Settings, sources: dict[str, Source]) -> tuple[nn.Modul
         DpbenchError: not a dataset of inputs and texts, or a file that does not have its schema.
     """
     described.require(settings.dataset)
-    rows = {name: datasets.check(name, sources[f"dataset:{name}"]) for name in (settings.dataset, PUBLIC)}
+    count = trained_rows(settings, sources)
     size = settings.vocabulary
     if settings.coding == "words":
         size = coding.most_words(settings.dataset, settings.vocabulary)
     model = model_of(settings, size, sources[f"model:{settings.model_name}"], meta=True)
-    return model, min(rows[settings.dataset].get("train", 0), settings.train_limit or 10**12)
+    return model, count

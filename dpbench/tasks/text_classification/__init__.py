@@ -1,1 +1,1 @@
-"""Classification of texts and of pairs of texts, by a whole encoder or by an MLP on its frozen features."""
+"""Classification of texts and of pairs of texts, by a full encoder or by an MLP on its frozen features."""

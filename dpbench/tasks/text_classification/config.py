@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from dpbench import plugins
 from dpbench.data.public import PUBLIC
+from dpbench.execution.contract import Parents
 from dpbench.spec.expand import Uses
 from dpbench.spec.models import Resources
 from dpbench.tasks import holdout
 from dpbench.training.config import TrainingSettings
-from dpbench.validation import Strict
+from dpbench.validation import Strict, omitted
 
 
 class LoraSettings(Strict):
-    """Low-rank adapters beside the attention's query and value products; the rest of the encoder is frozen."""
+    """Low-rank adapters beside the attention's query and value products; all else of the encoder is frozen."""
 
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
@@ -35,7 +36,7 @@ class Settings(TrainingSettings):
     head: Literal["zero", "label_words", "prompt_words", "prompt"] = Field(
         "zero",
         description="How it starts. label_words: at features of public phrases; prompt_words: at those of the dataset's prompt, "
-        "with each label word filled in; prompt: a masked language model's own, see dpbench.tasks.text_classification.prompting.",
+        "with each label word filled in; prompt: a masked language model's, see dpbench.tasks.text_classification.prompting.",
     )
     hidden: list[int] = Field(default_factory=list, description="Widths of the MLP between features and classes.")
     freeze_embeddings: bool = True
@@ -50,17 +51,13 @@ class Settings(TrainingSettings):
     token_budget: int = Field(2048, ge=16, description="Padded tokens of a physical batch.")
     precision: Literal["float32", "bfloat16"] = "float32"
     train_limit: int | None = Field(None, ge=1)
-    evaluate_on: Literal["validation", "train_rest"] = Field(
-        "validation",
-        exclude_if=lambda v: v == "validation",
-        description="train_rest: training rows that are then never drawn; for choosing settings.",
+    evaluate_on: Literal["validation", "train_rest"] = omitted(
+        "validation", description="train_rest: training rows that are then never drawn; for choosing settings."
     )
     held_out: float = holdout.HELD_OUT
-    lora: LoraSettings | None = Field(None, exclude_if=lambda v: v is None)
-    per_class: int | None = Field(
-        None, ge=1, exclude_if=lambda v: v is None, description="k: training rows of each class; fewer where it has fewer."
-    )
-    evaluate_limit: int | None = Field(None, ge=1, exclude_if=lambda v: v is None)
+    lora: LoraSettings | None = omitted()
+    per_class: int | None = omitted(ge=1, description="k: training rows of each class; fewer where it has fewer.")
+    evaluate_limit: int | None = omitted(ge=1)
     chosen_by: holdout.ChosenBy = holdout.CHOSEN_BY
 
     @model_validator(mode="after")
@@ -100,7 +97,7 @@ def uses(settings: Settings) -> Uses:
     return Uses(plugins=tuple(settings.deciding_plugins), datasets=(settings.dataset, PUBLIC), models=(settings.model,))
 
 
-def parents(settings: Settings, seed: int) -> dict[str, tuple[str, dict[str, Any], int, Resources]]:
+def parents(settings: Settings, seed: int) -> Parents:
     """Return the run of features that training on features reads; it does not depend on the seed."""
     if settings.training == "full":
         return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from dpbench.errors import DpbenchError
 from dpbench.models import registry as models
 from dpbench.privacy.sampling import by_tokens
 from dpbench.spec.sources import Source
+from dpbench.tasks.forward import autocast, padded
 from dpbench.tasks.text_classification.config import are_pairs
 from dpbench.tasks.text_classification.prompting import Prompt
 
@@ -45,13 +45,8 @@ class Encoded:
     def batch(self, index: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         """Return input_ids and attention_mask [B, T], label [B], of prompts mask_at [B]; T is the longest of the batch."""
         rows = [self.ids[i] for i in index]
-        longest = max(len(row) for row in rows)
-        ids = torch.full((len(rows), longest), self.pad, dtype=torch.long)
-        mask = torch.zeros(len(rows), longest, dtype=torch.long)
-        for at, row in enumerate(rows):
-            ids[at, : len(row)] = torch.as_tensor(row)
-            mask[at, : len(row)] = 1
-        batch = {"input_ids": ids, "attention_mask": mask, "label": torch.as_tensor(self.labels[index])}
+        mask = padded([[1] * len(row) for row in rows])
+        batch = {"input_ids": padded(rows, self.pad), "attention_mask": mask, "label": torch.as_tensor(self.labels[index])}
         return batch if self.mask_at is None else batch | {"mask_at": torch.as_tensor(self.mask_at[index])}
 
 
@@ -68,7 +63,7 @@ class TextData:
         self.prompt = Prompt.of(dataset, self.tokenizer) if prompts else None
 
     def split(self, name: str, limit: int | None = None) -> tuple[Encoded, list[str]]:
-        """Return a split's first `limit` examples, encoded, and a text of each that tells it apart. A pair is one input."""
+        """Return a split's first `limit` examples, encoded, and a text that identifies each. A pair is one input."""
         texts, pairs, labels = self._texts(name, limit)
         return self.encode(texts, labels, pairs), _keys(texts, pairs)
 
@@ -122,7 +117,7 @@ def chosen_rows(rows: int, limit: int | None) -> np.ndarray:
 
 
 def train_keys(task: str, source: Source, limit: int | None) -> list[str]:
-    """Return a text of each training row that tells it apart, as `TextData.split` does, without encoding any."""
+    """Return a text that identifies each training row, as `TextData.split` does, without encoding any."""
     columns = datasets.load(task, "train", source, limit).columns
     return _keys(columns["text"], columns.get("text_pair"))
 
@@ -145,13 +140,13 @@ def in_pieces(encoded: Encoded, budget: int) -> Iterator[tuple[np.ndarray, dict[
         yield index, encoded.batch(index)
 
 
-def features(encoder: nn.Module, encoded: Encoded, budget: int, autocast: torch.autocast | None = None) -> Tensor:
-    """Return [N, H] pooled features in fp32, without gradients."""
+def features(encoder: nn.Module, encoded: Encoded, budget: int, precision: str = "float32") -> Tensor:
+    """Return [N, H] pooled features in fp32, without gradients, of a forward pass in a precision."""
     out = torch.empty(len(encoded.ids), encoder.width)  # type: ignore[arg-type]
     device = next(encoder.parameters()).device
     with torch.inference_mode():
         for index, batch in in_pieces(encoded, budget):
             batch = {k: v.to(device) for k, v in batch.items()}
-            with nullcontext() if autocast is None else autocast:
+            with autocast(device, precision):
                 out[torch.as_tensor(index)] = pooled(encoder, batch).float().cpu()
     return out

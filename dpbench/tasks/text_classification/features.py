@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import time
+from typing import Literal
 
 from pydantic import Field
 
 from dpbench.data.public import PUBLIC
-from dpbench.execution.contract import Context
+from dpbench.execution.contract import Context, Outcome
+from dpbench.execution.environment import require_device
+from dpbench.models import registry as models
 from dpbench.spec.expand import Uses
-from dpbench.tasks.features import FILE
-from dpbench.validation import Strict
+from dpbench.spec.sources import Source
+from dpbench.tasks.checking import checked_rows
+from dpbench.tasks.features import outcome_of
+from dpbench.validation import Strict, omitted
 
 
 class FeatureSettings(Strict):
@@ -23,9 +28,7 @@ class FeatureSettings(Strict):
     token_budget: int = Field(2048, ge=16, description="Padded tokens of a physical batch.")
     precision: Literal["float32", "bfloat16"] = "float32"
     train_limit: int | None = Field(None, ge=1)
-    evaluate_limit: int | None = Field(
-        None, ge=1, exclude_if=lambda v: v is None, description="Rows of the validation split, by `encoding.chosen_rows`."
-    )
+    evaluate_limit: int | None = omitted(ge=1, description="Rows of the validation split, by `encoding.chosen_rows`.")
     device: Literal["cpu", "cuda"] = "cpu"
 
 
@@ -34,32 +37,29 @@ def uses(settings: FeatureSettings) -> Uses:
     return Uses(datasets=(settings.dataset, PUBLIC), models=(settings.model,))
 
 
-def extract(settings: FeatureSettings, context: Context) -> tuple[dict[str, Any], float]:
-    """Write `FILE`: features of train and validation rows (fp16 [N, H], of pairs [N, 2H]), labels [N], the mean of public text.
+def run(settings: FeatureSettings, context: Context) -> Outcome:
+    """Write the file: features of train and validation rows (fp16 [N, H], of pairs [N, 2H]), labels [N], the mean of public text.
 
     The texts of a pair go through the encoder one by one; public pairs are sentences with the next one.
 
-    Returns:
-        (facts for the record, seconds).
+    Raises:
+        DpbenchError: no such device; what loading data and weights raises.
     """
-    import time
-
     import torch
-    from safetensors.torch import save_file
 
-    from dpbench.models import registry as models
     from dpbench.tasks.text_classification.config import are_pairs, feature_width
     from dpbench.tasks.text_classification.encoding import TextData, chosen_rows, compared, features
 
+    device = require_device(settings.device)
     data = TextData(settings.dataset, settings.model, context.sources, settings.max_length)
     encoder = models.encoder(settings.model, context.sources[f"model:{settings.model}"], settings.layers)
-    encoder.to(settings.device).eval()
-    autocast = torch.autocast(settings.device, dtype=torch.bfloat16) if settings.precision == "bfloat16" else None
+    encoder.to(device).eval()
+    forward = (settings.token_budget, settings.precision)
     begun = time.perf_counter()
-    public = features(encoder, data.public_lines(), settings.token_budget, autocast)
+    public = features(encoder, data.public_lines(), *forward)
     tensors = {"public_mean": (compared(public[:-1], public[1:]) if are_pairs(settings.dataset) else public).mean(0)}
     if data.plugin.extra.get("label_phrases") is not None:
-        means = [features(encoder, texts, settings.token_budget, autocast).mean(0) for texts in data.label_phrases()]
+        means = [features(encoder, texts, *forward).mean(0) for texts in data.label_phrases()]
         tensors["label_phrases"] = torch.stack(means)
     counts = {}
     for number, split in enumerate(("train", "validation")):
@@ -68,13 +68,20 @@ def extract(settings: FeatureSettings, context: Context) -> tuple[dict[str, Any]
         if split == "validation" and settings.evaluate_limit is not None:
             chosen = chosen_rows(len(encoded.ids), settings.evaluate_limit)
             encoded, second = encoded.part(chosen), None if second is None else second.part(chosen)
-        rows = features(encoder, encoded, settings.token_budget, autocast)
+        rows = features(encoder, encoded, *forward)
         if second is not None:
-            rows = compared(rows, features(encoder, second, settings.token_budget, autocast))
+            rows = compared(rows, features(encoder, second, *forward))
         tensors[f"{split}_x"] = rows.half()
         tensors[f"{split}_y"] = torch.as_tensor(encoded.labels)
         counts[split] = len(encoded.ids)
     seconds = time.perf_counter() - begun
-    save_file(tensors, context.out / FILE)
     width = feature_width(settings.dataset, encoder.width)
-    return {"rows": counts, "width": width, "tokenizer_sha256": data.tokenizer.sha256}, seconds
+    facts = {"rows": counts, "width": width, "tokenizer_sha256": data.tokenizer.sha256}
+    return outcome_of(context, tensors, facts, seconds, settings.device)
+
+
+def check(settings: FeatureSettings, sources: dict[str, Source]) -> list[str]:
+    """Return remarks of a dry run: data schema and the model on the meta device."""
+    rows = checked_rows(settings, sources)
+    models.encoder(settings.model, sources[f"model:{settings.model}"], settings.layers, meta=True)
+    return [f"{settings.dataset}: {rows or 'rows not known before they are fetched'}"]

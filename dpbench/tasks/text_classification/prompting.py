@@ -50,45 +50,40 @@ class Prompt:
         Raises:
             DpbenchError: it declares none; the tokenizer has no mask; a label word is not one token.
         """
-        plugin = plugins.get("dataset", task)
-        declared = plugin.extra.get("prompt")
-        if declared is None:
-            raise DpbenchError(f"dataset {task} declares no prompt", "take head: zero, or add one to its plug-in")
-        found = {text: tokenizer.tokenizer.token_to_id(text) for text in ("<mask>", "[MASK]")}
-        known = [(text, number) for text, number in found.items() if number is not None]
+        template, words = _declared(task)
+        ids = {text: tokenizer.tokenizer.token_to_id(text) for text in ("<mask>", "[MASK]")}
+        known = [(text, number) for text, number in ids.items() if number is not None]
         if not tokenizer.published or not known:
-            raise DpbenchError("head: prompt needs a masked language model's own tokenizer", "take head: zero for random weights")
-        words = declared["words"]
-        return cls(declared["template"], *known[0], [_one_token(tokenizer, words[c], task) for c in plugin.extra["classes"]])
-
-    def put(self, text: str, pair: str | None) -> str:
-        """Return the prompt around one example."""
-        return self.template.replace(MASK, self.mask).replace("{text_pair}", pair or "").replace("{text}", text)
+            raise DpbenchError("head: prompt needs a masked language model's tokenizer", "take head: zero for random weights")
+        return cls(template, *known[0], [_one_token(tokenizer, word, task) for word in words])
 
     def encode(
         self, tokenizer: TextTokenizer, texts: Sequence[str], pairs: Sequence[str] | None, longest: int
     ) -> list[list[int]]:
-        """Ids of each example in its prompt, at most `longest`: the texts lose words from their ends, the longer one first, and
-        the prompt none.
+        """Return the ids of each example in its prompt, at most `longest`.
+
+        The texts lose words from their ends, the longer one first, and the prompt none.
 
         Raises:
             DpbenchError: the prompt alone is longer.
         """
         inner = tokenizer.tokenizer
         inner.no_truncation()
-        found = []
+        encoded = []
         for number, text in enumerate(texts):
             words = [text.split(" "), pairs[number].split(" ") if pairs is not None else []]
             while True:
-                ids = inner.encode(self.put(" ".join(words[0]), " ".join(words[1]))).ids
+                first, second = (" ".join(part) for part in words)
+                prompt = self.template.replace(MASK, self.mask).replace("{text_pair}", second).replace("{text}", first)
+                ids = inner.encode(prompt).ids
                 if len(ids) <= longest:
                     break
                 longer = max(words, key=len)
                 if not longer:
                     raise DpbenchError(f"max_length {longest} leaves no room for the prompt", f"use {len(ids)} or more")
                 del longer[-max(1, (len(ids) - longest) // 4) :]
-            found.append(ids)
-        return found
+            encoded.append(ids)
+        return encoded
 
     def places(self, ids: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
         """Return the position [N] of each input's mask token."""
@@ -101,11 +96,17 @@ def filled(task: str) -> list[str]:
     Raises:
         DpbenchError: the dataset declares no prompt.
     """
-    plugin = plugins.get("dataset", task)
-    if (declared := plugin.extra.get("prompt")) is None:
+    template, words = _declared(task)
+    bare = template.replace("{text_pair}", "").replace("{text}", "")
+    return [bare.replace(MASK, word).strip() for word in words]
+
+
+def _declared(task: str) -> tuple[str, list[str]]:
+    """Return the template of a dataset's prompt, and the label word of each class in their order."""
+    extra = plugins.get("dataset", task).extra
+    if (declared := extra.get("prompt")) is None:
         raise DpbenchError(f"dataset {task} declares no prompt", "take head: zero, or add one to its plug-in")
-    bare = declared["template"].replace("{text_pair}", "").replace("{text}", "")
-    return [bare.replace(MASK, declared["words"][name]).strip() for name in plugin.extra["classes"]]
+    return declared["template"], [declared["words"][name] for name in extra["classes"]]
 
 
 def _one_token(tokenizer: TextTokenizer, word: str, task: str) -> int:
@@ -159,13 +160,10 @@ def prompted(name: str, encoder: nn.Module, classes: int, source: Source | None,
         return Prompted(encoder, head)
     dense, norm, bias = _HEADS[plugin.extra["family"]]
     names = {f"{dense}.weight", f"{dense}.bias", f"{norm}.weight", f"{norm}.bias", bias}
-    found = tensors_of(sources.file_of(plugin, source, sources.WEIGHTS), names)
+    tensors = tensors_of(sources.file_of(plugin, source, sources.WEIGHTS), names)
     rows = torch.as_tensor(list(words))
-    with torch.no_grad():
-        head.dense.weight.copy_(found[f"{dense}.weight"])
-        head.dense.bias.copy_(found[f"{dense}.bias"])
-        head.norm.weight.copy_(found[f"{norm}.weight"])
-        head.norm.bias.copy_(found[f"{norm}.bias"])
-        head.out.weight.copy_(encoder.model.embeddings.word_embeddings.weight[rows])  # type: ignore[union-attr,index]
-        head.out.bias.copy_(found[bias][rows])
+    state = {f"dense.{kind}": tensors[f"{dense}.{kind}"] for kind in ("weight", "bias")}
+    state |= {f"norm.{kind}": tensors[f"{norm}.{kind}"] for kind in ("weight", "bias")}
+    state["out.weight"] = encoder.model.embeddings.word_embeddings.weight[rows]  # type: ignore[union-attr,index]
+    head.load_state_dict(state | {"out.bias": tensors[bias][rows]})
     return Prompted(encoder, head)

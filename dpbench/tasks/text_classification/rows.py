@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 def kept_rows(settings: Settings, labels: np.ndarray, texts: Callable[[], list[str]], classes: list[str]) -> np.ndarray:
     """Return the indices of the rows that `class_keep` leaves.
 
-    Guarantee: whether a row stays depends on its own texts and label and on public constants alone, so adding or removing one
-    row changes one row of what is left: the mechanism's epsilon is that of the whole dataset. Copies of a row are kept together.
+    Guarantee: whether a row stays depends on its texts and label and on public constants alone, so adding or removing one
+    row changes one row of what is left: the mechanism's epsilon is that of the full dataset. Copies of a row are kept together.
 
     Args:
-        labels: [N]; texts: gives the text that tells each row apart, and is asked only where something is left out.
+        labels: [N]; texts: gives the text that identifies each row, and is asked only where something is left out.
 
     Raises:
         DpbenchError: a share of a class that the dataset does not have.
@@ -41,7 +41,7 @@ def kept_rows(settings: Settings, labels: np.ndarray, texts: Callable[[], list[s
 class RowSplit:
     """Which training rows can be drawn, and which are held out to be evaluated on, where the settings ask for that.
 
-    drawn, held_out: indices, both of rows that `class_keep` leaves; held_out None: a split of its own is evaluated on.
+    drawn, held_out: indices, both of rows that `class_keep` leaves; held_out None: another split is evaluated on.
     rows: n, training rows without those held out and before `class_keep`, which is what the mechanism protects; with
     `per_class` the rows of that choice, which is then the dataset. warnings: of classes with fewer rows than `per_class`.
 
@@ -49,12 +49,12 @@ class RowSplit:
     removing a row leaves all others where they were. `per_class` orders the rows of a class by a hash of the public seed and
     their texts and takes the first: removing a row that was not chosen changes nothing, and removing one that was lets the next
     of its class in, if there is one. So epsilon holds between choices that differ by one row, as the mechanism's relation says;
-    between whole datasets of which one has a row more, the choices differ by one row removed and one added: group privacy of
+    between full datasets of which one has a row more, the choices differ by one row removed and one added: group privacy of
     two rows under `add_or_remove`, the relation itself under `replace_one`.
     """
 
     def __init__(self, settings: Settings, labels: np.ndarray, texts: Callable[[], list[str]], seed: int) -> None:
-        """labels: [N]; texts: gives what tells each row apart, asked only where rows are chosen; seed: of `per_class`."""
+        """labels: [N]; texts: gives what identifies each row, asked only where rows are chosen; seed: of `per_class`."""
         classes: list[str] = plugins.get("dataset", settings.dataset).extra["classes"]
         texts = cache(texts)
         self.drawn = kept_rows(settings, labels, texts, classes)

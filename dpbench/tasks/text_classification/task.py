@@ -12,16 +12,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dpbench import plugins
-from dpbench.data import registry as datasets
-from dpbench.data.public import PUBLIC
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.models import registry as models
 from dpbench.models.wrappers import Encoder
 from dpbench.privacy.sampling import by_tokens, physical_batches
 from dpbench.spec.sources import Source
+from dpbench.tasks.checking import trained_rows
+from dpbench.tasks.features import FILE
 from dpbench.tasks.forward import attention, autocast
-from dpbench.tasks.text_classification import features as feature_files
 from dpbench.tasks.text_classification.config import Settings, are_pairs, feature_width
 from dpbench.tasks.text_classification.encoding import TextData, chosen_rows, features, in_pieces, train_keys
 from dpbench.tasks.text_classification.model import Classifier, Head, freeze, make_head, prepared
@@ -33,7 +32,7 @@ _PHYSICAL = 4096  # rows of features in a physical batch
 
 
 def parameter_groups(settings: Settings, model: nn.Module) -> list[dict[str, Any]]:
-    """Return the trained parameters, the head's with a learning rate of its own if it has one."""
+    """Return the trained parameters, the head's with its learning rate, if it has one."""
     head = [p for n, p in model.named_parameters() if p.requires_grad and (n.startswith("head.") or isinstance(model, Head))]
     ids = {id(p) for p in head}
     body = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
@@ -42,15 +41,9 @@ def parameter_groups(settings: Settings, model: nn.Module) -> list[dict[str, Any
 
 
 class _Classification(TrainingTask):
-    """What both forms share. index: rows that can be drawn; evaluated_rows: how many accuracy is measured on."""
+    """What training on texts and training on features share."""
 
     units = {"accuracy": "%"}  # noqa: RUF012
-    evaluated_rows: int
-
-    def __init__(self, settings: Settings, context: Context) -> None:
-        self.settings, self.device = settings, torch.device(settings.device)
-        self.warnings: list[str] = []
-        self.facts: dict[str, Any] = {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.settings, self.model)
@@ -66,10 +59,10 @@ class _Classification(TrainingTask):
 
 
 class TextTask(_Classification):
-    """Fine-tuning of a whole encoder, on token ids."""
+    """Fine-tuning of a full encoder, on token ids. index: training rows that can be drawn."""
 
     def __init__(self, settings: Settings, context: Context) -> None:
-        super().__init__(settings, context)
+        super().__init__(settings)
         data = TextData(settings.dataset, settings.model, context.sources, settings.max_length, settings.head == "prompt")
         self.train, keys = data.split("train", settings.train_limit)
         split = RowSplit(settings, self.train.labels, lambda: keys, context.seed)
@@ -114,7 +107,7 @@ class TextTask(_Classification):
         return by_tokens(self.index[drawn], self.lengths, self.settings.token_budget)
 
     def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
-        return {name: value.to(self.device) for name, value in self.train.batch(rows).items()}
+        return self.to_device(self.train.batch(rows))
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Return [B] cross entropies."""
@@ -130,7 +123,7 @@ class TextTask(_Classification):
         right = 0
         with torch.inference_mode(), autocast(self.device, self.settings.precision):
             for _, batch in in_pieces(self.evaluated, 2 * self.settings.token_budget):
-                batch = {name: value.to(self.device) for name, value in batch.items()}
+                batch = self.to_device(batch)
                 right += int((self.model(batch).argmax(-1) == batch["label"]).sum())
         return right / len(self.evaluated.ids), len(self.evaluated.ids)
 
@@ -139,18 +132,18 @@ class FeatureTask(_Classification):
     """An MLP on features that a parent run has left."""
 
     def __init__(self, settings: Settings, context: Context) -> None:
-        super().__init__(settings, context)
-        stored = load_file(context.artefact("features", feature_files.FILE))
+        super().__init__(settings)
+        stored = load_file(context.artefact("features", FILE))
         classes: list[str] = plugins.get("dataset", settings.dataset).extra["classes"]
         centre = stored["public_mean"]
         labels = stored["train_y"].numpy()
 
         def keys() -> list[str]:
-            """Tell rows apart as they were when the features were made: both runs are named after the same files."""
+            """Identify rows as when the features were computed: both runs are named after the same files."""
             rows = train_keys(settings.dataset, context.sources[f"dataset:{settings.dataset}"], settings.train_limit)
             if len(rows) != len(labels):
                 what = f"{settings.dataset} has {len(rows)} training rows, and its features {len(labels)}"
-                raise DpbenchError(what, "make the features again")
+                raise DpbenchError(what, "compute the features again")
             return rows
 
         split = RowSplit(settings, labels, keys, context.seed)
@@ -201,15 +194,10 @@ class FeatureTask(_Classification):
             return float((self.model(x).argmax(-1) == y).float().mean()), len(y)
 
 
-def check_rows(settings: Settings, sources: dict[str, Source]) -> int | None:
-    """Check the files at hand against their schemas; return the rows that training has, None where that is not known.
-
-    Raises:
-        DpbenchError: a file does not have its schema; names file and column.
-    """
-    rows = {name: datasets.check(name, sources[f"dataset:{name}"]) for name in (settings.dataset, PUBLIC)}
-    count = rows[settings.dataset].get("train")
-    if settings.per_class is not None and count:
+def check_rows(settings: Settings, sources: dict[str, Source]) -> int:
+    """Return how many rows training can draw, 0 where that is not known, after checking the files as `trained_rows` does."""
+    count = trained_rows(settings, sources)
+    if settings.per_class is not None:
         count = min(count, settings.per_class * len(plugins.get("dataset", settings.dataset).extra["classes"]))
     return count
 

@@ -57,7 +57,7 @@ def trained(own, context, plan=None, seed=1):
     context.seed = seed
     task = LanguageModelingTask(own, context)
     plan = plan or own.mechanism(task.rows, len(task), seed, task.groups)
-    curve = LearningCurve(task.model, task.evaluate, plan.steps, own.evaluate_every)
+    curve = LearningCurve(task.model, task.evaluate, own.evaluate_every)
     curve.evaluate(0)
     training = fit(own, task, own.optimizer.build(task.parameter_groups()), [plan], context, [curve])
     return torch.tensor([loss for _, loss in curve.points], dtype=torch.float64), training

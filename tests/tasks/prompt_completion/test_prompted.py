@@ -18,7 +18,7 @@ from dpbench.jobs import table_to_text as generate
 from dpbench.models import registry as models
 from dpbench.models import sources
 from dpbench.spec.expand import merge
-from dpbench.tasks.language_modeling.start import WEIGHTS as START_FILE
+from dpbench.tasks.language_model import WEIGHTS as START_FILE
 from dpbench.tasks.prompt_completion import task as module
 from dpbench.tasks.prompt_completion.rows import scores
 from dpbench.tasks.prompt_completion.task import PromptTask, model_of
@@ -86,8 +86,8 @@ def metrics(outcome):
         ({"dtype": "float8"}, "dtype"),
         ({"label_words": {"negative": " bad", "positive": ""}}, "those of positive are empty"),
         ({"label_words": {"negative": " bad"}}, "its classes are negative, positive"),
-        (ANSWERS | {"label_words": LONG}, "label_words: squad is answered in words of its own"),
-        (ANSWERS | {"loss": "tokens"}, "loss: squad is answered in words of its own"),
+        (ANSWERS | {"label_words": LONG}, "label_words: squad is answered in free text"),
+        (ANSWERS | {"loss": "tokens"}, "loss: squad is answered in free text"),
         (ANSWERS | {"answer_length": 160}, "answer_length 160 leaves no room for a prompt"),
         ({"evaluate_on": "train_rest", "train_limit": None}, "train_rest needs a train_limit"),
         ({"dataset": "e2e_nlg"}, "dataset e2e_nlg has no prompts"),
@@ -159,7 +159,7 @@ def test_answers_are_trained_on_their_tokens_and_their_end(context):
     task = PromptTask(settings(**ANSWERS), context)
     row = next(i for i, own in enumerate(task.examples.candidates) if len(own[0]) < 10)
     (way,) = task.examples.candidates[row]
-    assert way[-1] == task.marks.stop
+    assert way[-1] == task.stop
     loss = float(task.losses(task.model, task.batch(np.array([row]))).detach()[0])
     assert loss == pytest.approx(-reference(task.model, task.examples.prompts[row], way), abs=1e-4)
 
@@ -177,7 +177,7 @@ def test_of_a_long_prompt_the_end_is_kept(context):
     task = PromptTask(settings(max_length=16), context)
     assert task.facts["prompts_cut"] > 20
     assert max(map(len, task.examples.prompts)) == 16 - max(map(len, task.words))
-    ending = task.marks.coding.ids(" It was")
+    ending = task.coding.ids(" It was")
     assert all(prompt[-len(ending) :] == ending for prompt in task.examples.prompts)
     with pytest.raises(DpbenchError, match=r"has 1[6-9] tokens, max_length is 16"):
         PromptTask(settings(max_length=16, label_words={"negative": " q!q!q!q!q!q!q!q!", "positive": " x"}), context)
@@ -245,7 +245,7 @@ def test_answers_are_scored_after_the_last_step(context, task, monkeypatch):
 def test_right_answers_score_a_hundred(context, monkeypatch):
     """What is written is compared with the answers of its own row."""
     task = PromptTask(settings(**ANSWERS), context)
-    ways = [task.marks.coding.ids(f" The {row.answers[0]}!") for row in task.evaluated]
+    ways = [task.coding.ids(f" The {row.answers[0]}!") for row in task.evaluated]
     monkeypatch.setattr(module, "generate", lambda *args, **rest: ways)
     found = task.evaluate()
     assert (found["f1"], found["exact_match"]) == (100.0, 100.0)
@@ -274,7 +274,7 @@ def test_written_answers_end_at_their_length_or_their_mark(context, monkeypatch)
     monkeypatch.setattr(module, "generate", generate_)
     task = PromptTask(settings(**ANSWERS), context)
     assert task.evaluate()["f1"] == 0
-    assert (given["eos"], given["longest"], given["limit"]) == (task.marks.stop, 10, 160)
+    assert (given["eos"], given["longest"], given["limit"]) == (task.stop, 10, 160)
     assert max(map(len, given["prompts"])) <= 150
 
 
@@ -430,8 +430,8 @@ def test_published_weights_with_their_own_tokenizer(published, over):
     context, tokenizer = published
     task = PromptTask(settings(**WEIGHTS | over), context)
     assert all(prompt[0] == 2 for prompt in task.examples.prompts)  # </s>, as OPT was trained
-    assert task.marks.stop == tokenizer.encode("\n").ids[-1]
-    assert {1, 380, 399} <= set(task.marks.coding.banned)
+    assert task.stop == tokenizer.encode("\n").ids[-1]
+    assert {1, 380, 399} <= set(task.coding.banned)
     found = job.run(settings(**WEIGHTS | over), context)
     assert found.facts["vocabulary"] == 400
     assert found.privacy.epsilon <= 6.0
@@ -441,7 +441,7 @@ def test_answers_of_published_weights_end_with_the_line_or_the_text(published):
     context, tokenizer = published
     task = PromptTask(settings(**WEIGHTS | ANSWERS), context)
     ids = tokenizer.encode(" great").ids
-    assert task.marks.coding.text((), [*ids, 2, *ids]) == "great"
+    assert task.coding.text((), [*ids, 2, *ids]) == "great"
 
 
 def test_max_length_beyond_the_positions_is_named(context):

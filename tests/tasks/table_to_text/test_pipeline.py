@@ -75,7 +75,7 @@ def context(sources, start, tmp_path):
     ("over", "says"),
     [
         ({"tuning": {"mode": "last_layers"}}, "every stage must have something to train"),
-        ({"clipping": {"devices": 2}}, "the job's own devices"),
+        ({"clipping": {"devices": 2}}, "the job's `devices`"),
         ({"steps": 2}, "the first 2 are not timed"),
         ({"schedule": "1f1b", "micro_batches": 1}, "wants as many micro-batches"),
         ({"score": False}, "a size with random weights"),

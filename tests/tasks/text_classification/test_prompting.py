@@ -158,7 +158,7 @@ def test_of_a_pair_the_longer_text_is_cut_first():
             "label word 'terrible' of sst2 is 9 tokens",
         ),
         (lambda: Prompt.of("qqp", own_tokenizer()), "dataset qqp declares no prompt"),
-        (lambda: TextData("sst2", "tiny_bert", SCRATCH, 16, prompts=True), "needs a masked language model's own tokenizer"),
+        (lambda: TextData("sst2", "tiny_bert", SCRATCH, 16, prompts=True), "needs a masked language model's tokenizer"),
     ],
 )
 def test_what_cannot_be_prompted_says_why(change, says):
