@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
@@ -44,6 +45,8 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.dpi": 72,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
 }
 _Panel = tuple[tuple[str, str], ...]
 
@@ -228,7 +231,7 @@ def _save(figure: Figure, plot: Plot) -> bytes:
     """Return a figure as SVG without date or creator, with a title for screen readers."""
     out = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(out, format="svg", transparent=True, metadata=metadata)
+    FigureCanvasSVG(figure).print_svg(out, metadata=metadata)  # `savefig` would draw twice: once to lay out
     text = re.sub(r"<metadata>.*?</metadata>", "", out.getvalue(), flags=re.DOTALL).replace(_INK, "currentColor")
     text = text.replace(f"'{_MEASURED}'", _SHOWN)
     opening = re.compile(r"(<svg\b[^>]*?)>")
