@@ -1,8 +1,11 @@
-"""Guard the cells of CSV files against being read as formulas."""
+"""Write CSV whose cells no spreadsheet reads as formulas."""
 
 from __future__ import annotations
 
+import csv
+import io
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
@@ -15,3 +18,12 @@ def cell(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA) and _NUMBER.fullmatch(value) is None:
         return f"'{value}"
     return value
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows as CSV with a header; None and a missing column are an empty field."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writerow({name: cell(name) for name in columns})
+    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
+    return out.getvalue()

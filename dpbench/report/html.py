@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,6 @@ SYMBOLS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "≈", 
 def slug(*parts: str) -> str:
     """Return an id for an element: `claim-automatic-glue_base-A1`."""
     return "-".join("".join(c if c.isalnum() or c in "_-" else "_" for c in part) for part in parts)
-
-
-def header_rows(block: Block) -> list[list[tuple[str, int]]]:
-    """Return for each column axis its (text, number of columns it spans), with equal neighbours joined."""
-    texts = [block.column_texts(c) for c in block.columns]
-    rows = []
-    for level in range(len(block.column_axes)):
-        groups = [(key[-1], len(list(group))) for key, group in groupby(texts, key=lambda t: t[: level + 1])]
-        rows.append(groups)
-    return rows
 
 
 def only_place(block: Block) -> str:
@@ -63,7 +52,6 @@ def environment() -> Environment:
     jinja.filters |= {"short": short, "spell": spell, "slug": slug, "words": lambda text: str(text).replace("_", " ")}
     functions: dict[str, Any] = {
         "blocks": blocks,
-        "header_rows": header_rows,
         "only_place": only_place,
         "href": href,
         "hint": hint,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
 from dpbench.report.data import ORIGINS, Entry, TableData, place_text
 from dpbench.report.words import EMPTY, MARKS, label_text, number
@@ -51,6 +53,18 @@ class Block:
     slots: list[list[Slot]]
     legend: list[str] = field(default_factory=list)
     footnotes: list[str] = field(default_factory=list)
+
+    @property
+    def row_heads(self) -> list[str]:
+        return [axis.replace("_", " ") for axis in self.row_axes]
+
+    def header_rows(self) -> list[list[tuple[str, int]]]:
+        """Return for each column axis its (text, number of columns it spans), with equal neighbours joined."""
+        texts = [self.column_texts(c) for c in self.columns]
+        return [
+            [(key[-1], len(list(group))) for key, group in groupby(texts, key=itemgetter(slice(depth)))]
+            for depth in range(1, len(self.column_axes) + 1)
+        ]
 
     def row_values(self, row: dict[str, str]) -> list[str]:
         """Return the axis values alone, for tables that have the names of the row axes in their header."""
