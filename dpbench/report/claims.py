@@ -11,7 +11,7 @@ from pydantic import Field
 
 from dpbench.errors import DpbenchError
 from dpbench.files import read_json, write_atomic
-from dpbench.report.data import Entry, TableData, place_text
+from dpbench.report.data import Entry, Place, TableData, place_text
 from dpbench.report.pairing import Pairing, Verdict, judge_pairing, pairs_of, unmet
 from dpbench.report.words import short, spell
 from dpbench.spec.expand import matches
@@ -69,7 +69,7 @@ class Judgement(Strict):
     others: list[Evidence] = Field(default_factory=list)
 
 
-def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Evidence | None:
+def _evidence(claim: Claim, table: TableData, place: Place) -> Evidence | None:
     """Judge a claim on the entries of one place; None where no pair of cells has values."""
     place_entries = [e for e in table.entries if e.place == place]
     entries = [e for e in place_entries if e.metric == claim.test.metric]
@@ -98,6 +98,7 @@ def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Ev
     preconditions_fail, pairings = not pairings, pairings or uninformative
     if not pairings:
         return None
+    origin, tier, machine = place
     verdict = min((p.verdict for p in pairings), key=_WORST.index)
     reasons = list(dict.fromkeys(r for p in pairings if p.verdict == verdict for r in p.reasons))
     if missing and verdict == "reproduced":
@@ -108,22 +109,18 @@ def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Ev
         verdict = "inconclusive"
     synthetic, simulated = any(e.synthetic for e in used), any(e.simulated for e in used)
     if verdict != "inconclusive":
-        weak = [
-            reason
-            for reason, holds in (
-                ("the smoke tier proves that the code runs, not what the paper says", place[1] == "smoke"),
-                ("the data or weights are synthetic", synthetic),
-                ("the values are simulated", simulated),
-            )
-            if holds
-        ]
-        if weak:
+        weaknesses = {
+            "the smoke tier proves that the code runs, not what the paper says": tier == "smoke",
+            "the data or weights are synthetic": synthetic,
+            "the values are simulated": simulated,
+        }
+        if weak := [reason for reason, holds in weaknesses.items() if holds]:
             reasons.append(f"would be {verdict}, but {' and '.join(weak)}")
             verdict = "inconclusive"
     return Evidence(
-        origin=place[0],
-        tier=place[1],
-        machine=place[2],
+        origin=origin,
+        tier=tier,
+        machine=machine,
         verdict=verdict,
         synthetic=synthetic,
         simulated=simulated,
@@ -202,10 +199,7 @@ def judge(table: TableData) -> list[Judgement]:
             Judgement(
                 paper=table.paper,
                 table=table.table,
-                id=claim.id,
-                says=claim.says,
-                source=claim.source,
-                scale=claim.scale,
+                **claim.model_dump(exclude={"test"}),
                 metric=claim.test.metric,
                 unit=unit,
                 compares=compares,

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dpbench.files import canonical_json
-from dpbench.records.schema import Metric
 from dpbench.records.store import LeftOut, Stored
-from dpbench.report.current import Current, Place
-from dpbench.report.data import CellState, Entry, RecordInfo, StaleRecord, TableData, TierInfo
+from dpbench.report.current import Current
+from dpbench.report.data import ORIGINS, CellState, Entry, Place, RecordInfo, StaleRecord, TableData, TierInfo
 from dpbench.report.deviations import deviations
 from dpbench.report.values import entry_of
 from dpbench.report.words import environment_line, source_line
@@ -88,28 +87,16 @@ def _redundant_places(gathered: dict[tuple[Place, Key], _CellRecords], requested
 
 
 def _entries(spec: TableSpec, gathered: dict[tuple[Place, Key], _CellRecords]) -> list[Entry]:
-    entries: list[Entry] = []
-    for item in published(spec):
-        entries.append(
-            Entry(
-                origin="published",
-                labels=item.labels,
-                metric=item.metric,
-                value=item.value,
-                unit=item.unit,
-                spread=item.spread,
-                spread_kind=item.spread_kind,
-                source=item.source,
-            )
-        )
+    entries = [Entry(origin="published", **item.model_dump()) for item in published(spec)]
     for (place, _), cell in gathered.items():
         by_seed = cell.best()
         for name, metric in spec.metrics.items():
-            by_seed_metrics: dict[int, tuple[Metric, Stored]] = {}
-            for seed, stored in sorted(by_seed.items()):
-                for candidate in stored.record.metrics:
-                    if candidate.name == name and candidate.labels == cell.select:
-                        by_seed_metrics[seed] = (candidate, stored)
+            by_seed_metrics = {
+                seed: (candidate, stored)
+                for seed, stored in sorted(by_seed.items())
+                for candidate in stored.record.metrics
+                if candidate.name == name and candidate.labels == cell.select
+            }
             if by_seed_metrics:
                 entries.append(entry_of(place, cell.labels, name, metric.unit, by_seed_metrics))
     return entries
@@ -129,7 +116,31 @@ def _axis_order(spec: TableSpec, tier: str, labels: Iterable[dict[str, str]]) ->
     return {axis: list(values) for axis, values in order.items()}
 
 
-def _state(entries: list[Entry], tier: str, in_tier: bool, why: str | None) -> str:
+def _keys(plan: Plan) -> tuple[set[Key], dict[Key, str]]:
+    """Return the cells of a plan, and those that it skips with the reason."""
+    return {tuple(c.labels.values()) for c in plan.cells}, {tuple(labels.values()): why for labels, why in plan.skipped}
+
+
+def _cells(spec: TableSpec, plan: Plan, current: Current, entries: list[Entry]) -> list[CellState]:
+    """Return the cells of the plan, of the published table and of all entries, each with its state."""
+    paper_cells, paper_skipped = _keys(current.plan("paper"))
+    in_tier, tier_skipped = _keys(plan)
+    skipped = paper_skipped | tier_skipped
+    by_cell: dict[Key, list[Entry]] = {key: [] for key in (*in_tier, *paper_cells, *skipped)}
+    for entry in entries:
+        by_cell.setdefault(tuple(entry.labels[a] for a in spec.axes), []).append(entry)
+    return [
+        CellState(
+            labels=dict(zip(spec.axes, key, strict=True)),
+            state=_state(cell_entries, plan.tier, None if key in in_tier else skipped.get(key)),
+            in_tier=key in in_tier,
+            kept=key in paper_skipped,
+        )
+        for key, cell_entries in by_cell.items()
+    ]
+
+
+def _state(entries: list[Entry], tier: str, why: str | None) -> str:
     """Return what is known of a cell, in words; the strongest statement wins."""
     valued = [e for e in entries if e.value is not None]
     here = sorted((e for e in valued if e.origin == "here"), key=lambda e: e.tier != tier)
@@ -214,44 +225,18 @@ def build_table(
     def order(labels: dict[str, str]) -> tuple[int, ...]:
         return tuple(rank[axis][labels[axis]] for axis in spec.axes)
 
-    metric_names = list(spec.metrics)
-    origins = ("published", "recorded", "here")
+    metric_rank = {name: i for i, name in enumerate(spec.metrics)}
     entries.sort(
         key=lambda e: (
             order(e.labels),
-            metric_names.index(e.metric) if e.metric in metric_names else len(metric_names),
-            origins.index(e.origin),
+            metric_rank.get(e.metric, len(metric_rank)),
+            ORIGINS.index(e.origin),
             -TIERS.index(e.tier) if e.tier else 0,
             e.machine,
         )
     )
 
-    in_tier = {tuple(c.labels.values()) for c in plan.cells}
-    skipped = {tuple(labels.values()): why for labels, why in plan.skipped}
-    known: dict[Key, dict[str, str]] = {tuple(c.labels.values()): c.labels for c in plan.cells}
-    known |= {tuple(labels.values()): labels for labels, _ in plan.skipped}
-    published_cells = set()
-    for labels, why in current.paper_cells():
-        known.setdefault(tuple(labels.values()), labels)
-        if why is not None and tuple(labels.values()) not in in_tier:
-            skipped.setdefault(tuple(labels.values()), why)
-        if why is not None:
-            published_cells.add(tuple(labels.values()))
-    by_cell: dict[Key, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        key = tuple(entry.labels[a] for a in spec.axes)
-        known.setdefault(key, {a: entry.labels[a] for a in spec.axes})
-        by_cell[key].append(entry)
-    cells = [
-        CellState(
-            labels=labels,
-            state=_state(by_cell[key], tier, key in in_tier, skipped.get(key)),
-            in_tier=key in in_tier,
-            kept=key in published_cells,
-        )
-        for key, labels in sorted(known.items(), key=lambda item: order(item[1]))
-    ]
-
+    cells = sorted(_cells(spec, plan, current, entries), key=lambda cell: order(cell.labels))
     used = {run for e in entries for run in e.runs}
     shown = [s for s in (*local, *recorded) if s.record.run in used or current.is_part(s.record)]
     tiers_with_values = {e.tier for e in entries if e.tier}

@@ -15,6 +15,8 @@ from dpbench.validation import Strict
 
 Origin = Literal["published", "recorded", "here"]
 ORIGINS: tuple[Origin, ...] = ("published", "recorded", "here")
+Place = tuple[Origin, str, str]
+"""(origin, tier, machine): what one column of values in a table shares."""
 
 
 class Entry(Strict):
@@ -59,8 +61,7 @@ class Entry(Strict):
         return self.value is not None or bool(self.text)
 
     @property
-    def place(self) -> tuple[Origin, str, str]:
-        """(origin, tier, machine): what one column of values in a table shares."""
+    def place(self) -> Place:
         return self.origin, self.tier, self.machine
 
     @property
@@ -68,7 +69,7 @@ class Entry(Strict):
         return place_text(self.place)
 
 
-def place_text(place: tuple[str, str, str]) -> str:
+def place_text(place: Place) -> str:
     """Return a place in words: `published`, `recorded (gpu, a100)`, `here (laptop)`."""
     origin, tier, machine = place
     inside = ", ".join(part for part in (tier, machine) if part)
@@ -159,7 +160,7 @@ class TableData(Strict):
     def name(self) -> str:
         return f"{self.paper}/{self.table}"
 
-    def find(self, labels: dict[str, str], metric: str, place: tuple[str, str, str]) -> Entry | None:
+    def find(self, labels: dict[str, str], metric: str, place: Place) -> Entry | None:
         """Return the entry of a cell and metric from one place."""
         for entry in self.entries:
             if entry.metric == metric and entry.place == place and entry.labels == labels:

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from dpbench.report.data import Entry, TableData
+from dpbench.report.panels import grid, panel_axes
 from dpbench.report.words import label_text, number
 from dpbench.spec.models import Plot
 
@@ -21,12 +22,10 @@ def figure(table: TableData, plot: Plot, entries: list[Entry]) -> Figure:
     low, high = min(values), max(values)
     digits = min(1, table.metrics[plot.metric].digits)
     across = 1 if len(panels) == 1 else 2
-    down = -(-len(panels) // across)
     rows = max(len({e.labels[plot.series] for e in panel_entries}) for panel_entries in panels.values())
-    fig = Figure(figsize=(5.0 * across, down * (0.34 * rows + 1.1) + 0.2), layout="constrained")
-    flat = list(fig.subplots(down, across, squeeze=False).flat)
+    fig, axes_of_panels = grid(len(panels), across, 0.34 * rows + 1.1, 0.2)
     colours = colormaps[_COLOURS]
-    for axes, (names, panel_entries) in zip(flat, panels.items(), strict=False):
+    for axes, (names, panel_entries) in zip(axes_of_panels, panels.items(), strict=True):
         xs, ys = (_present(table, axis, panel_entries) for axis in (plot.x, plot.series))
         for entry in panel_entries:
             share = 0.5 if high == low else ((entry.value or 0.0) - low) / (high - low)
@@ -41,8 +40,6 @@ def figure(table: TableData, plot: Plot, entries: list[Entry]) -> Figure:
         axes.set_xlabel(plot.x.replace("_", " "))
         axes.set_ylabel(plot.series.replace("_", " "))
         axes.set_title(", ".join(names), loc="left")
-    for axes in flat[len(panels) :]:
-        axes.remove()
     return fig
 
 
@@ -53,9 +50,8 @@ def _present(table: TableData, axis: str, entries: list[Entry]) -> list[str]:
 
 
 def _panels(table: TableData, plot: Plot, entries: list[Entry]) -> dict[tuple[str, ...], list[Entry]]:
-    """Return title -> entries. An axis that is neither x nor series is in the title if its values differ or the plot names it."""
-    axes = [a for a in table.axes if a not in (plot.x, plot.series)]
-    axes = [a for a in axes if a in plot.panels or len({e.labels[a] for e in entries}) > 1]
+    """Return title -> entries."""
+    axes = panel_axes(table, plot, entries)
     panels: dict[tuple[str, ...], list[Entry]] = {}
     for entry in entries:
         title = (*(label_text(a, entry.labels[a]) for a in axes), entry.place_text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dpbench.report.data import Entry, TableData
 from dpbench.report.layout import Block, blocks, interval_of, marks_of, published_in
-from dpbench.report.words import label_text, number, short, spell
+from dpbench.report.words import number, short, spell
 
 SYMBOLS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "≈", "not run": "○"}
 
@@ -50,20 +51,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     jinja.filters |= {"short": short, "spell": spell, "slug": slug, "words": lambda text: str(text).replace("_", " ")}
-    functions: dict[str, Any] = {
-        "blocks": blocks,
-        "only_place": only_place,
-        "href": href,
-        "hint": hint,
-        "slug": slug,
-        "label_text": label_text,
-        "number": number,
-        "marks_of": marks_of,
-        "interval_of": interval_of,
-        "published_in": published_in,
-        "symbols": SYMBOLS,
-    }
-    jinja.globals |= functions
+    functions: list[Callable[..., Any]] = [blocks, only_place, href, hint, slug, number, marks_of, interval_of, published_in]
+    jinja.globals |= {function.__name__: function for function in functions} | {"symbols": SYMBOLS}
     return jinja
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 
-from dpbench.report.data import ORIGINS, Entry, TableData, place_text
-from dpbench.report.words import EMPTY, MARKS, label_text, number
+from dpbench.report.data import ORIGINS, Entry, Place, TableData, place_text
+from dpbench.report.words import EMPTY, MARKS, heading, label_text, number
 from dpbench.spec.models import TIERS, MetricSpec
 
 MOST_EMPTY_ROWS = 12
@@ -18,7 +18,7 @@ class Column:
     """One column. labels: column axis -> value; place: (origin, tier, machine), None where no value of the column is known."""
 
     labels: dict[str, str]
-    place: tuple[str, str, str] | None
+    place: Place | None
 
     @property
     def place_text(self) -> str:
@@ -79,8 +79,7 @@ class Block:
 
     @property
     def heading(self) -> str:
-        unit = f" ({self.spec.unit})" if self.spec.unit else ""
-        return f"{self.metric.replace('_', ' ')}{unit}"
+        return heading(self.metric, self.spec.unit)
 
     @property
     def better(self) -> str:
@@ -112,24 +111,24 @@ def _projections(table: TableData, axes: list[str], keep: set[tuple[str, ...]]) 
     return [dict(zip(axes, values, strict=True)) for values in ordered]
 
 
-def _places(entries: list[Entry], labels: dict[str, str], tier: str) -> list[tuple[str, str, str]]:
+def _places(entries: list[Entry], labels: dict[str, str], tier: str) -> list[Place]:
     """Return the places with a value in a column: published, recorded (largest tier first), here.
 
     Tiers that share all runs are shown once, as the tier of the table or else as the largest.
     """
     column_entries = [e for e in entries if e.known and all(e.labels[a] == v for a, v in labels.items())]
-    runs: dict[tuple[str, str, str], set[str]] = {}
+    runs: dict[Place, set[str]] = {}
     for entry in column_entries:
         runs.setdefault(entry.place, set()).update(entry.runs)
     order = sorted(runs, key=lambda p: (p[1] != tier, -TIERS.index(p[1]) if p[1] else 0))
-    shown: list[tuple[str, str, str]] = []
+    shown: list[Place] = []
     for place in order:
         if not any(p[0] == place[0] != "published" and p[2] == place[2] and runs[place] <= runs[p] for p in shown):
             shown.append(place)
     return sorted(shown, key=lambda p: (ORIGINS.index(p[0]), -TIERS.index(p[1]) if p[1] else 0, p[2]))
 
 
-def _slot(table: TableData, metric: str, labels: dict[str, str], place: tuple[str, str, str] | None) -> Slot:
+def _slot(table: TableData, metric: str, labels: dict[str, str], place: Place | None) -> Slot:
     entry = table.find(labels, metric, place) if place else None
     if entry is not None and entry.value is not None:
         digits = table.metrics[metric].digits
@@ -139,7 +138,7 @@ def _slot(table: TableData, metric: str, labels: dict[str, str], place: tuple[st
     return Slot(None, EMPTY, why=_why_empty(table, labels, place, entry))
 
 
-def _why_empty(table: TableData, labels: dict[str, str], place: tuple[str, str, str] | None, entry: Entry | None) -> str:
+def _why_empty(table: TableData, labels: dict[str, str], place: Place | None, entry: Entry | None) -> str:
     cell = next((c for c in table.cells if c.labels == labels), None)
     skipped = cell.state if cell is not None and cell.state.startswith("skipped:") else ""
     if place is not None and place[0] == "published":

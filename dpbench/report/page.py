@@ -25,12 +25,6 @@ _WIDE = 480  # points, of two panels side by side; a narrower plot fits on the s
 
 
 @dataclass(frozen=True)
-class _Tier:
-    tier: str
-    rows: list[tuple[str, str, str]]
-
-
-@dataclass(frozen=True)
 class _PrivacyStatement:
     """One privacy statement and where it applies. cells: in words, each with its first run."""
 
@@ -41,7 +35,7 @@ class _PrivacyStatement:
 
 @dataclass(frozen=True)
 class _View:
-    """A table with the content of its section."""
+    """A table with the content of its section. tiers: tier -> (setting, value, whose); coverage: origin -> cells with a value."""
 
     table: TableData
     blocks: list[Block]
@@ -52,20 +46,9 @@ class _View:
     measured: bool
     privacy: list[_PrivacyStatement]
     notes: list[str]
-    tiers: list[_Tier]
-    cells: int
+    tiers: dict[str, list[tuple[str, str, str]]]
     coverage: dict[str, int]
     states: str
-
-
-@dataclass(frozen=True)
-class _Paper:
-    key: str
-    views: list[_View]
-
-    @property
-    def deviations(self) -> list[Any]:
-        return self.views[0].table.deviations
 
 
 def inline_svg(text: str, name: str) -> Markup:
@@ -98,7 +81,7 @@ def _privacy(table: TableData) -> list[_PrivacyStatement]:
     return statements
 
 
-def _tier_rows(info: TierInfo) -> _Tier:
+def _tier_rows(info: TierInfo) -> list[tuple[str, str, str]]:
     rows = [(key, _spell(value), whose(key, info.origin)) for key, value in flatten(info.settings)]
     for axis, values in info.axes.items():
         for label, changed in values.items():
@@ -107,8 +90,7 @@ def _tier_rows(info: TierInfo) -> _Tier:
     for override in info.overrides:
         cells = ", ".join(f"{axis} {' or '.join(v) if isinstance(v, list) else v}" for axis, v in override.where.items())
         rows += [(f"{cells}: {key}", _spell(value), whose(key, info.origin)) for key, value in flatten(override.settings)]
-    rows.append(("seeds", ", ".join(map(str, info.seeds)), whose("seeds", info.origin)))
-    return _Tier(info.tier, rows)
+    return [*rows, ("seeds", ", ".join(map(str, info.seeds)), whose("seeds", info.origin))]
 
 
 def _spell(value: Any) -> str:
@@ -141,8 +123,7 @@ def _view(table: TableData, judgements: list[Judgement], svgs: Svgs) -> _View:
         measured=any(e.origin != "published" for e in valued),
         privacy=_privacy(table),
         notes=notes,
-        tiers=[_tier_rows(info) for info in table.tiers],
-        cells=len(table.cells),
+        tiers={info.tier: _tier_rows(info) for info in table.tiers},
         coverage={o: len({tuple(e.labels.values()) for e in valued if e.origin == o}) for o in ORIGINS},
         states=_states(table),
     )
@@ -171,7 +152,7 @@ def render(tables: list[TableData], claims: list[Judgement], svgs: Svgs, scope: 
         tiers=list(dict.fromkeys(t.tier for t in tables)),
         newest=max((i.created for infos in records.values() for i in infos), default=""),
         views=views,
-        papers=[_Paper(key, paper_views) for key, paper_views in by_paper.items()],
+        papers=by_paper,
         claims=claims,
         verdicts=VERDICTS,
         records=dict(sorted(records.items())),
