@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpbench import methods
+from dpbench.measure.rounds import wait_for
 from dpbench.methods import timing
 from dpbench.methods.protocol import Method
 from dpbench.models import registry as models
@@ -48,13 +49,9 @@ class Bench:
         """Return the seconds of a step, without attaching and warm-up."""
         method = self.attach(name)
         try:
-            return self.settings.seconds_per_step(lambda: self.step(method), self._wait)
+            return self.settings.seconds_per_step(lambda: self.step(method), lambda: wait_for(self.device.type))
         finally:
             method.detach()
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 class _TwoClasses(nn.Module):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from dpbench import methods, plugins
+from dpbench.measure.rounds import seconds_per_call, turns
 from dpbench.methods import timing
 from dpbench.models.language import language_model_family
 from dpbench.privacy.mechanism import Clipping, Mechanism
@@ -79,12 +79,7 @@ class StepSettings(Strict):
         for _ in range(self.warmup):
             step()
         gc.collect()
-        wait()
-        start = time.perf_counter()
-        for _ in range(self.steps):
-            step()
-        wait()
-        return (time.perf_counter() - start) / self.steps
+        return seconds_per_call(step, self.steps, wait)
 
 
 class Closer(Strict):
@@ -118,13 +113,11 @@ class ThroughputSettings(StepSettings):
         return self.rounds + (self.closer.rounds if self.closer is not None and engine in self.closer.methods else 0)
 
     def turns(self, engines: list[str]) -> Iterator[tuple[int, list[str]]]:
-        """Yield (round, its engines in order). The order rotates, so that no engine always follows the same one."""
-        common = engines
-        for number in range(self.rounds + (self.closer.rounds if self.closer is not None else 0)):
-            if self.closer is not None and number >= self.rounds:
-                common = [engine for engine in engines if engine in self.closer.methods]
-            turn = number % max(len(common), 1)
-            yield number, common[turn:] + common[:turn]
+        """Yield (round, its engines in order): the common rounds, then those of `closer`."""
+        yield from turns(engines, range(self.rounds))
+        if self.closer is not None:
+            close = [engine for engine in engines if engine in self.closer.methods]
+            yield from turns(close, range(self.rounds, self.rounds + self.closer.rounds))
 
     @model_validator(mode="after")
     def _closer_methods_are_there(self) -> ThroughputSettings:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from dpbench import methods, plugins
 from dpbench.execution.contract import Context, Outcome
-from dpbench.measure import throughput
+from dpbench.measure.rounds import split_missing
 from dpbench.records.schema import Metric
 from dpbench.spec.expand import Uses
 from dpbench.spec.sources import Source
@@ -80,8 +80,7 @@ def run(settings: Settings, context: Context) -> Outcome:
 
     The examples are generated, so no result has an epsilon.
     """
-    runnable, skipped = throughput.skip_missing(settings.engines)
-    notes = {m.labels["engine"]: m.note for m in skipped}
+    runnable, notes = split_missing(settings.engines)
     metrics: list[Metric] = []
     parts = [(e, p, o) for e in settings.engines for p in settings.precisions for o in settings.optimizers]
     for done, (engine, precision, optimizer) in enumerate(parts):
