@@ -1,5 +1,8 @@
 """The processes of one group on this machine, started and ended together as torchrun does. This module imports no torch.
 
+It is not `torch.distributed.launcher.elastic_launch`, which brings back results only when all workers have ended, cannot tell a
+lack of memory from another failure, and does not notice a group that hangs.
+
 A worker is `python -m MODULE`. It finds RANK, WORLD_SIZE and LOCAL_RANK in its environment, reads one line of JSON from its
 standard input (`receive`), and sends its messages as lines of JSON (`say`). It exits when its input closes, so that none outlives
 the parent. A last line {"failure": {what, hint, out_of_memory, lost}} says why it is about to fail; `lost` says whether the

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -100,17 +101,17 @@ def run(settings: Settings, context: Context) -> Outcome:
     return Outcome(metrics)
 
 
+@dataclass(frozen=True)
 class Trained:
     """The result of a training.
 
-    Attributes:
-        weights: the weights after training.
-        moved: the relative distance from the initial weights.
-        least_clipped: the share of clipped examples in the step with the fewest.
+    moved: the relative distance of the weights from the initial ones; least_clipped: the share of clipped examples in the step
+    with the fewest.
     """
 
-    def __init__(self, weights: list[Tensor], moved: float, least_clipped: float) -> None:
-        self.weights, self.moved, self.least_clipped = weights, moved, least_clipped
+    weights: list[Tensor]
+    moved: float
+    least_clipped: float
 
 
 class _Examples:

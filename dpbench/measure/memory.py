@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -21,6 +22,9 @@ from dpbench.errors import DpbenchError, is_out_of_memory
 from dpbench.execution.processes import die_with
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkContext, SpawnContext
+
     from dpbench.execution.contract import Context
     from dpbench.measure.config import StepSettings, ThroughputSettings
 
@@ -91,7 +95,7 @@ def _cuda_memory(settings: ThroughputSettings, engine: str, ids: np.ndarray, see
 
 @contextmanager
 def peak_meter(device: str) -> Iterator[Callable[[Callable[[], Any]], float]]:
-    """Yield a function that takes a step and returns the peak bytes of live tensors; on a CPU those made inside the block."""
+    """Yield a function that takes a step and returns the peak bytes of live tensors; on a CPU those created inside the block."""
     if device == "cuda":
         import torch
 
@@ -166,23 +170,24 @@ def _import_model() -> None:
     import dpbench.methods.engines.base  # noqa: F401
 
 
-def _in_fork(settings: ThroughputSettings, engine: str, ids: np.ndarray, seed: int, threads: int) -> dict[str, Any]:
-    if not hasattr(os, "fork"):
-        return _answer(settings, engine, ids, seed, threads)
-    read, write = os.pipe()
-    worker = os.getpid()
-    child = os.fork()
-    if child == 0:
-        die_with(worker)
-        os.close(read)
-        with os.fdopen(write, "w") as pipe:
-            json.dump(_answer(settings, engine, ids, seed, threads), pipe)
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    return json.loads(text) if text else {"peaks": out_of_memory(settings, "its process was ended")}
+def _in_fork(*arguments: Any) -> dict[str, Any]:
+    """Return `_answer(*arguments)` from a fork of this process; a process without fork starts a new one."""
+    processes: ForkContext | SpawnContext = get_context("fork") if hasattr(os, "fork") else get_context("spawn")
+    receiver, sender = processes.Pipe(duplex=False)
+    child = processes.Process(target=_send_answer, args=(sender, os.getpid(), *arguments))
+    child.start()
+    sender.close()
+    try:
+        answer: dict[str, Any] = receiver.recv()
+    except EOFError:  # the kernel ended it, because memory ran out
+        answer = {"peaks": out_of_memory(arguments[0], "its process was ended")}
+    child.join()
+    return answer
+
+
+def _send_answer(sender: Connection, owner: int, *arguments: Any) -> None:
+    die_with(owner)
+    sender.send(_answer(*arguments))
 
 
 def _answer(settings: ThroughputSettings, engine: str, ids: np.ndarray, seed: int, threads: int) -> dict[str, Any]:

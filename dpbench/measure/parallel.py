@@ -11,9 +11,9 @@ from typing import Any
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context, Outcome
 from dpbench.execution.environment import require_device
+from dpbench.measure.config import WAYS
+from dpbench.measure.config import ParallelSettings as Settings
 from dpbench.measure.memory import Peaks, out_of_memory
-from dpbench.measure.parallel_config import WAYS
-from dpbench.measure.parallel_config import ParallelSettings as Settings
 from dpbench.measure.rounds import split_missing, unmeasured
 from dpbench.measure.throughput import UNITS, batch_ids, metrics_of
 from dpbench.models.language import language_model_size

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from dpbench.distributed.launch import say
 from dpbench.distributed.worker import serve
+from dpbench.measure.config import ParallelSettings as Settings
 from dpbench.measure.memory import STEPS, Peaks, peak_meter, process_peak
-from dpbench.measure.parallel_config import ParallelSettings as Settings
 from dpbench.measure.rounds import turns, wait_for
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Slot:
-    """One place in the grid. entry: None where it is empty; why: the reason for that, given in a footnote."""
+    """One place in the grid. entry: None where it is empty; why: the reason for that, which a footnote states."""
 
     entry: Entry | None
     text: str

@@ -52,7 +52,7 @@ class _View:
 
 
 def inline_svg(text: str, name: str) -> Markup:
-    """Return an SVG for use inside a page: without prolog and foreign addresses, its ids made unique by `name`."""
+    """Return an SVG for use inside a page: without prolog and foreign addresses, with ids that `name` makes unique."""
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     ids = set(re.findall(r'\bid="([^"]+)"', body))
@@ -100,7 +100,7 @@ def _spell(value: Any) -> str:
 
 
 def _states(table: TableData) -> str:
-    """Count the states: `4 recorded, 2 not run`; the reasons of skipped cells are given at the table itself."""
+    """Count the states: `4 recorded, 2 not run`; the reasons of skipped cells are at the table itself."""
     counts = Counter(cell.state.split(":")[0] for cell in table.cells)
     return ", ".join(f"{count} {state}" for state, count in counts.most_common())
 
