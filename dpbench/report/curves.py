@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from dpbench.report.data import Entry, TableData
+from dpbench.report.data import Entry, TableData, grouped
 from dpbench.report.panels import grid
 from dpbench.report.words import heading, label_text
 from dpbench.spec.models import Plot
@@ -85,10 +85,7 @@ def _row(entry: Entry, plot: Plot, lines: list[str], names: dict[tuple[str, ...]
 
 def _panels(plot: Plot, drawn: list[tuple[Entry, Curve]]) -> dict[tuple[str, ...], list[tuple[Entry, Curve]]]:
     """Return the curves of each panel (place, value of x, values of the panel axes); reference rows are in every panel."""
-    panels: dict[tuple[str, ...], list[tuple[Entry, Curve]]] = {}
-    for entry, curve in drawn:
-        key = (entry.place_text, entry.labels[plot.x], *(entry.labels[a] for a in plot.panels))
-        panels.setdefault(key, []).append((entry, curve))
+    panels = grouped(drawn, lambda pair: (pair[0].place_text, *(pair[0].labels[a] for a in (plot.x, *plot.panels))))
     for place, x, *panel_values in [key for key in panels if key[1] == _REFERENCE]:
         others = [key for key in panels if key[0] == place and list(key[2:]) == panel_values and key[1] != x]
         for other in others:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -12,6 +13,9 @@ from dpbench.report.deviations import Deviation
 from dpbench.spec.models import Claim, MetricSpec, Override, Plot, Source
 from dpbench.spec.related import Related
 from dpbench.validation import Strict
+
+T = TypeVar("T")
+K = TypeVar("K")
 
 Origin = Literal["published", "recorded", "here"]
 ORIGINS: tuple[Origin, ...] = ("published", "recorded", "here")
@@ -67,6 +71,14 @@ class Entry(Strict):
     @property
     def place_text(self) -> str:
         return place_text(self.place)
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Return the items of each key, keys and items in the order in which they come."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def place_text(place: Place) -> str:

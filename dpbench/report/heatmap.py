@@ -6,7 +6,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dpbench.report.data import Entry, TableData
+from dpbench.report.data import Entry, TableData, grouped
 from dpbench.report.panels import grid, panel_axes
 from dpbench.report.words import label_text, number
 from dpbench.spec.models import Plot
@@ -17,7 +17,8 @@ _MIDDLE = 0.55  # of the scale: below it cells are dark, and their text is white
 
 def figure(table: TableData, plot: Plot, entries: list[Entry]) -> Figure:
     """Draw `entries`, which all have values: `x` across, `series` down, one colour scale for all panels."""
-    panels = _panels(table, plot, entries)
+    axes_in_titles = panel_axes(table, plot, entries)
+    panels = grouped(entries, lambda e: (*(label_text(a, e.labels[a]) for a in axes_in_titles), e.place_text))
     values = [entry.value or 0.0 for entry in entries]
     low, high = min(values), max(values)
     digits = min(1, table.metrics[plot.metric].digits)
@@ -47,13 +48,3 @@ def _present(table: TableData, axis: str, entries: list[Entry]) -> list[str]:
     """Return the values of an axis that have an entry, in the table's order."""
     present = {e.labels[axis] for e in entries}
     return [value for value in table.axes[axis] if value in present]
-
-
-def _panels(table: TableData, plot: Plot, entries: list[Entry]) -> dict[tuple[str, ...], list[Entry]]:
-    """Return title -> entries."""
-    axes = panel_axes(table, plot, entries)
-    panels: dict[tuple[str, ...], list[Entry]] = {}
-    for entry in entries:
-        title = (*(label_text(a, entry.labels[a]) for a in axes), entry.place_text)
-        panels.setdefault(title, []).append(entry)
-    return panels

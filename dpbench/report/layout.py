@@ -168,6 +168,11 @@ def without_smoke(table: TableData, entries: list[Entry]) -> list[Entry]:
     return [e for e in entries if e.tier != "smoke"]
 
 
+def with_values(table: TableData) -> list[Entry]:
+    """Return the entries that have a value, without smoke values beside others."""
+    return [e for e in without_smoke(table, table.entries) if e.value is not None]
+
+
 def _known_rows(rows: list[dict[str, str]], entries: list[Entry]) -> tuple[list[dict[str, str]], int]:
     """Return the rows to show, those with an entry first, and the number of rows that are only counted.
 
@@ -219,8 +224,8 @@ def _explain_texts(slots: list[list[Slot]]) -> list[str]:
 def sources_used(table: TableData) -> list[str]:
     """Return the data and models of recorded values and of this machine's, one line for each place that has any."""
     lines: dict[str, dict[str, None]] = {}
-    for entry in without_smoke(table, table.entries):
-        if entry.value is not None and entry.origin != "published":
+    for entry in with_values(table):
+        if entry.origin != "published":
             lines.setdefault(entry.place_text, {}).update(dict.fromkeys(entry.sources))
     return [f"{place}: {'; '.join(sources)}" for place, sources in lines.items() if sources]
 

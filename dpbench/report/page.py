@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from dpbench.records.schema import Privacy
 from dpbench.report.claims import VERDICTS, Judgement
-from dpbench.report.data import ORIGINS, Entry, RecordInfo, TableData, TierInfo
+from dpbench.report.data import ORIGINS, Entry, RecordInfo, TableData, TierInfo, grouped
 from dpbench.report.html import environment, slug
-from dpbench.report.layout import Block, blocks, sources_used, without_smoke
+from dpbench.report.layout import Block, blocks, sources_used, with_values
 from dpbench.report.rows import rows_used
 from dpbench.report.words import flatten, spell, whose
 from dpbench.spec.models import Plot
@@ -106,7 +106,7 @@ def _states(table: TableData) -> str:
 
 
 def _view(table: TableData, judgements: list[Judgement], svgs: Svgs) -> _View:
-    valued = [e for e in without_smoke(table, table.entries) if e.value is not None]
+    valued = with_values(table)
     plots = []
     for plot in table.plots:
         if (svg := svgs.get((table.paper, table.table, plot.name))) is not None:
@@ -137,10 +137,8 @@ def render(tables: list[TableData], claims: list[Judgement], svgs: Svgs, scope: 
         scope: with `recorded` the head says that the report contains nothing of this machine.
     """
     views = [_view(table, claims, svgs) for table in tables]
-    by_paper: dict[str, list[_View]] = {}
     records: dict[str, list[RecordInfo]] = {}
     for view in views:
-        by_paper.setdefault(view.table.paper, []).append(view)
         for info in view.table.records:
             same = records.setdefault(info.run, [])
             if all(info.machine != other.machine for other in same):
@@ -152,7 +150,7 @@ def render(tables: list[TableData], claims: list[Judgement], svgs: Svgs, scope: 
         tiers=list(dict.fromkeys(t.tier for t in tables)),
         newest=max((i.created for infos in records.values() for i in infos), default=""),
         views=views,
-        papers=by_paper,
+        papers=grouped(views, lambda view: view.table.paper),
         claims=claims,
         verdicts=VERDICTS,
         records=dict(sorted(records.items())),

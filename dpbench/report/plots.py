@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from dpbench.report import curves, heatmap, scatter
-from dpbench.report.data import Entry, Place, TableData
+from dpbench.report.data import Entry, Place, TableData, grouped
 from dpbench.report.layout import marks_of, without_smoke
 from dpbench.report.panels import grid, panel_axes
 from dpbench.report.words import MARKS, heading, label_text
@@ -56,20 +56,18 @@ def _panels(table: TableData, plot: Plot, entries: list[Entry]) -> dict[_Panel, 
     """Return the entries of each panel, in the table's order."""
     axes = panel_axes(table, plot, entries)
     panel_per_place = plot.kind == "lines" and _far_apart(entries)
-    panels: dict[_Panel, list[Entry]] = {}
-    for entry in entries:
-        where = (("", entry.place_text),) if panel_per_place else ()
-        panels.setdefault(tuple((a, entry.labels[a]) for a in axes) + where, []).append(entry)
+
+    def panel(entry: Entry) -> _Panel:
+        return tuple((a, entry.labels[a]) for a in axes) + ((("", entry.place_text),) if panel_per_place else ())
+
     order = {a: {v: i for i, v in enumerate(table.axes[a])} for a in axes}
-    return dict(sorted(panels.items(), key=lambda item: [order[a][v] if a else v for a, v in item[0]]))
+    return dict(sorted(grouped(entries, panel).items(), key=lambda item: [order[a][v] if a else v for a, v in item[0]]))
 
 
 def _far_apart(entries: list[Entry]) -> bool:
     """Return whether one place's values would look like zero on the axis of another's."""
-    largest: dict[Place, float] = {}
-    for entry in entries:
-        largest[entry.place] = max(largest.get(entry.place, 0.0), abs(entry.value or 0.0))
-    return max(largest.values()) > 4 * min(largest.values())
+    largest = [max(abs(e.value or 0.0) for e in of_place) for of_place in grouped(entries, lambda e: e.place).values()]
+    return max(largest) > 4 * min(largest)
 
 
 def _number(label: str) -> float:
@@ -196,7 +194,7 @@ def draw(table: TableData, plot: Plot) -> bytes:
         legend_rows = -(-len(legend) // (2 * across))
         figure, axes_of_panels = grid(len(panels), across, 2.35, 0.3, legend=0.25 * legend_rows)
         for axes, (panel, panel_entries) in zip(axes_of_panels, panels.items(), strict=True):
-            getattr(drawing, plot.kind)(axes, panel_entries)
+            (drawing.lines if plot.kind == "lines" else drawing.intervals)(axes, panel_entries)
             axes.set_title(", ".join(label_text(a, v) if a else v for a, v in panel), loc="left")
             axes.set_ylabel(heading(plot.metric, table.metrics[plot.metric].unit, "\n"))
             axes.grid(axis="y", color=_INK, alpha=0.18, linewidth=0.8)

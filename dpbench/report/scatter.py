@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dpbench.report.data import Entry, TableData
+from dpbench.report.data import Entry, TableData, grouped
 from dpbench.report.panels import grid
 from dpbench.report.words import heading, label_text
 from dpbench.spec.models import Plot
@@ -30,10 +30,7 @@ def points_of(table: TableData, plot: Plot, entries: list[Entry]) -> list[Point]
 
 def figure(table: TableData, plot: Plot, points: list[Point], colours: list[str]) -> Figure:
     """Draw `points`, at least one."""
-    panels: dict[tuple[str, ...], list[Point]] = {}
-    for across, entry in points:
-        title = (*(label_text(a, entry.labels[a]) for a in plot.panels), entry.place_text)
-        panels.setdefault(title, []).append((across, entry))
+    panels = grouped(points, lambda point: (*(label_text(a, point[1].labels[a]) for a in plot.panels), point[1].place_text))
     columns = 1 if len(panels) == 1 else 2
     fig, panel_axes = grid(len(panels), columns, 2.6, 0.5)
     handles: dict[str, Any] = {}
