@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dpbench import methods
 from dpbench.measure.rounds import wait_for
 from dpbench.methods import timing
+from dpbench.methods.engines.batches import Losses
 from dpbench.methods.protocol import Method
 from dpbench.models import registry as models
 
@@ -82,13 +83,13 @@ def _model(settings: ThroughputSettings, seed: int, meta: bool) -> nn.Module:
     )
 
 
-def _losses(settings: ThroughputSettings, device: str) -> Any:
+def _losses(settings: ThroughputSettings, device: str) -> Losses:
     """Return the function losses(model, batch), under autocast where the settings say so."""
-    losses = _classification_losses if settings.classifies else models.language_model_losses
+    losses: Losses = _classification_losses if settings.classifies else models.language_model_losses
     if settings.dtype != "amp":
         return losses
 
-    def under_autocast(model: Any, batch: Any) -> Any:
+    def under_autocast(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         with torch.autocast(device, dtype=torch.bfloat16):
             return losses(model, batch)
 

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
@@ -120,11 +120,11 @@ class _Examples:
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         self.model, self._x, self._y = model, x, y
 
-    def physical(self, drawn: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
+    def physical(self, drawn: np.ndarray) -> Iterator[np.ndarray]:
         if len(drawn):
             yield drawn
 
-    def batch(self, rows: np.ndarray[Any, Any]) -> dict[str, Tensor]:
+    def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
         return {"x": self._x[rows], "y": self._y[rows]}
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -141,7 +141,7 @@ def train(settings: Settings, engine: str, precision: str, optimizer: Optimizer,
     from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
     from dpbench.training.trainer import Trainer
 
-    dtype = {"float64": torch.float64, "float32": torch.float32}[precision]
+    dtype = getattr(torch, precision)
     model, x, y = _problem(settings, seed)
     model, x = model.to(dtype).train(), x.to(dtype)
     initial = [p.detach().clone() for p in model.parameters()]

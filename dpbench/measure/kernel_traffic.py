@@ -97,7 +97,7 @@ class _Layer:
 
         from dpbench.methods import engines
 
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+        dtype = getattr(torch, settings.dtype)
         shape = (settings.batch_size, settings.tokens)
         self.model = torch.nn.Linear(settings.inputs, settings.outputs, device=device, dtype=dtype)
         self.x = torch.randn(*shape, settings.inputs, device=device, dtype=dtype, requires_grad=True)

@@ -94,12 +94,12 @@ def _cuda_memory(settings: ThroughputSettings, engine: str, ids: np.ndarray, see
 
 
 @contextmanager
-def peak_meter(device: str) -> Iterator[Callable[[Callable[[], Any]], float]]:
+def peak_meter(device: str) -> Iterator[Callable[[Callable[[], object]], float]]:
     """Yield a function that takes a step and returns the peak bytes of live tensors; on a CPU those created inside the block."""
     if device == "cuda":
         import torch
 
-        def peak_on_gpu(step: Callable[[], Any]) -> float:
+        def peak_on_gpu(step: Callable[[], object]) -> float:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             step()
@@ -115,7 +115,7 @@ def peak_meter(device: str) -> Iterator[Callable[[Callable[[], Any]], float]]:
 
     with PeakBytes() as tensors:
 
-        def peak_on_cpu(step: Callable[[], Any]) -> float:
+        def peak_on_cpu(step: Callable[[], object]) -> float:
             tensors.reset_peak()
             step()
             return float(tensors.peak)

@@ -15,6 +15,8 @@ from dpbench.measure.rounds import turns, wait_for
 if TYPE_CHECKING:
     from torch import nn
 
+    from dpbench.models.wrappers import LanguageModel
+
 
 def main() -> None:
     serve(measure)
@@ -65,20 +67,20 @@ def rounds(settings: Settings, request: dict[str, Any], rank: int) -> None:
                 say({"engine": engine, "seconds": seconds})
 
 
-def whole_model(settings: Settings, meta: bool = False) -> Any:
+def whole_model(settings: Settings, meta: bool = False) -> LanguageModel:
     """Build the language model with its parameters on the meta device, and with `meta` also its buffers."""
     import torch
 
     from dpbench.models.registry import language_model, language_model_size
     from dpbench.models.seeded import parameters_on_meta
 
-    dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+    dtype = getattr(torch, settings.dtype)
     context = max(settings.tokens, language_model_size(settings.size)["context"])
     with nullcontext() if meta else parameters_on_meta():
         return language_model(settings.size, dtype=dtype, meta=meta, context=context)
 
 
-def parts_of(settings: Settings, model: Any) -> list[nn.Module]:
+def parts_of(settings: Settings, model: LanguageModel) -> list[nn.Module]:
     """Return the modules of the ranks: the stages of a pipeline, or the model itself."""
     from dpbench.models.stages import stage_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from dpbench.methods import timing
 from dpbench.records.schema import Metric
@@ -19,7 +19,7 @@ def turns(names: Sequence[T], rounds: range) -> Iterator[tuple[int, list[T]]]:
         yield number, [*names[first:], *names[:first]]
 
 
-def seconds_per_call(call: Callable[[], Any], calls: int, wait: Callable[[], Any] = lambda: None) -> float:
+def seconds_per_call(call: Callable[[], object], calls: int, wait: Callable[[], object] = lambda: None) -> float:
     """Return the mean seconds of a call; `wait` returns when all pending work is done."""
     wait()
     start = time.perf_counter()

@@ -6,6 +6,7 @@ import statistics
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from dpbench.report.data import Entry, TableData, grouped
 from dpbench.report.panels import grid
@@ -41,7 +42,7 @@ def figure(table: TableData, plot: Plot, entries: list[Entry], colours: list[str
     panels = _panels(plot, drawn)
     across = 1 if len(panels) == 1 else 2
     fig, panel_axes = grid(len(panels), across, 2.8, 0.3, legend=0.25 * len(names) / across)
-    handles: dict[tuple[str, ...], Any] = {}
+    handles: dict[tuple[str, ...], Line2D] = {}
     for axes, ((place, *values), panel_curves) in zip(panel_axes, panels.items(), strict=True):
         for entry, curve in panel_curves:
             row = _row(entry, plot, lines, names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from markupsafe import Markup
 
@@ -93,7 +93,7 @@ def _tier_rows(info: TierInfo) -> list[tuple[str, str, str]]:
     return [*rows, ("seeds", ", ".join(map(str, info.seeds)), whose("seeds", info.origin))]
 
 
-def _spell(value: Any) -> str:
+def _spell(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(_spell, value)) or "none"
     return "none" if value is None or value == {} else str(value)

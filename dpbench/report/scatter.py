@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from dpbench.report.data import Entry, TableData, grouped
 from dpbench.report.panels import grid
@@ -33,7 +34,7 @@ def figure(table: TableData, plot: Plot, points: list[Point], colours: list[str]
     panels = grouped(points, lambda point: (*(label_text(a, point[1].labels[a]) for a in plot.panels), point[1].place_text))
     columns = 1 if len(panels) == 1 else 2
     fig, panel_axes = grid(len(panels), columns, 2.6, 0.5)
-    handles: dict[str, Any] = {}
+    handles: dict[str, Line2D] = {}
     areas = _areas(table, plot, points)
     for axes, (title, panel_points) in zip(panel_axes, panels.items(), strict=True):
         for number, value in enumerate(table.axes[plot.series]):

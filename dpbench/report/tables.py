@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from dpbench.files import write_atomic
 from dpbench.report.cells import csv_text
@@ -21,7 +20,7 @@ _PRIVACY = ["epsilon", "epsilon_rdp", "target_epsilon", "delta", "noise_multipli
 _ORIGINS = ["source", "sources", "warnings", "note"]
 
 
-def _field(value: Any) -> Any:
+def _field(value: object) -> object:
     """Return a value for a CSV field: lists and mappings are JSON, and empty ones an empty field."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -41,7 +40,7 @@ def to_csv(table: TableData) -> str:
     columns = ["paper", "table", *_PLACE, *axes, "metric", *_VALUES, *_KINDS, *privacy, *_ORIGINS]
     rows = []
     for entry in table.entries:
-        row: dict[str, Any] = {"paper": table.paper, "table": table.table, "metric": entry.metric}
+        row: dict[str, object] = {"paper": table.paper, "table": table.table, "metric": entry.metric}
         row |= {name: getattr(entry, name) for name in _PLACE} | entry.labels
         row |= {name: _field(getattr(entry, name)) for name in values}
         row["n"] = entry.n or None  # not known for a published value
