@@ -11,7 +11,7 @@ from pydantic import Field
 
 from dpbench.errors import DpbenchError
 from dpbench.files import read_json, write_atomic
-from dpbench.report.data import Entry, Place, TableData, place_text
+from dpbench.report.data import Entry, Place, TableData
 from dpbench.report.pairing import Pairing, Verdict, judge_pairing, pairs_of, unmet
 from dpbench.report.words import short, spell
 from dpbench.spec.expand import matches
@@ -41,7 +41,7 @@ class Evidence(Strict):
 
     @property
     def place(self) -> str:
-        return place_text((self.origin, self.tier, self.machine))
+        return Place(self.origin, self.tier, self.machine).text
 
     @property
     def decisive(self) -> Pairing:
@@ -74,7 +74,7 @@ def _evidence(claim: Claim, table: TableData, place: Place) -> Evidence | None:
     place_entries = [e for e in table.entries if e.place == place]
     entries = [e for e in place_entries if e.metric == claim.test.metric]
     pairings, missing, used, left_out, uninformative = [], [], [], [], []
-    cells = next((info.cells for info in table.tiers if info.tier == place[1]), [])
+    cells = next((info.cells for info in table.tiers if info.tier == place.tier), [])
     for of, against, pairs in pairs_of(claim.test, entries, table.rows + table.columns, cells):
         valued = [(a, b) for a, b in pairs if a.value is not None and b.value is not None]
         if not valued:
@@ -98,7 +98,6 @@ def _evidence(claim: Claim, table: TableData, place: Place) -> Evidence | None:
     preconditions_fail, pairings = not pairings, pairings or uninformative
     if not pairings:
         return None
-    origin, tier, machine = place
     verdict = min((p.verdict for p in pairings), key=_WORST.index)
     reasons = list(dict.fromkeys(r for p in pairings if p.verdict == verdict for r in p.reasons))
     if missing and verdict == "reproduced":
@@ -110,7 +109,7 @@ def _evidence(claim: Claim, table: TableData, place: Place) -> Evidence | None:
     synthetic, simulated = any(e.synthetic for e in used), any(e.simulated for e in used)
     if verdict != "inconclusive":
         weaknesses = {
-            "the smoke tier proves that the code runs, not what the paper says": tier == "smoke",
+            "the smoke tier proves that the code runs, not what the paper says": place.tier == "smoke",
             "the data or weights are synthetic": synthetic,
             "the values are simulated": simulated,
         }
@@ -118,9 +117,7 @@ def _evidence(claim: Claim, table: TableData, place: Place) -> Evidence | None:
             reasons.append(f"would be {verdict}, but {' and '.join(weak)}")
             verdict = "inconclusive"
     return Evidence(
-        origin=origin,
-        tier=tier,
-        machine=machine,
+        **place._asdict(),
         verdict=verdict,
         synthetic=synthetic,
         simulated=simulated,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dpbench.files import canonical_json
 from dpbench.records.store import LeftOut, Stored
 from dpbench.report.current import Current
-from dpbench.report.data import ORIGINS, CellState, Entry, Place, RecordInfo, StaleRecord, TableData, TierInfo
+from dpbench.report.data import CellState, Entry, Place, RecordInfo, StaleRecord, TableData, TierInfo
 from dpbench.report.deviations import deviations
 from dpbench.report.values import entry_of
 from dpbench.report.words import environment_line, source_line
@@ -51,16 +51,17 @@ def _gather(
         cell_records = gathered.setdefault(key, _CellRecords(labels, select, defaultdict(dict)))
         cell_records.by_sources[_fingerprint(stored)].setdefault(seed, stored)
 
+    requested = Place("here", plan.tier)
     local_by_run = {s.record.run: s for s in local}
     for cell in plan.cells:
         if cell.run in local_by_run:
-            add(("here", plan.tier, ""), cell.labels, cell.select, cell.seed, local_by_run[cell.run])
+            add(requested, cell.labels, cell.select, cell.seed, local_by_run[cell.run])
     for stored in (*local, *recorded):
         for request in current.cells_of(stored.record):
-            place: Place = ("recorded", request.tier, stored.machine) if stored.machine else ("here", request.tier, "")
-            if place != ("here", plan.tier, ""):  # the plan above names the runs of this machine at this tier
+            place = Place("recorded" if stored.machine else "here", request.tier, stored.machine or "")
+            if place != requested:  # the plan above names the runs of this machine at this tier
                 add(place, request.labels, request.select, stored.record.config["seed"], stored)
-    redundant = _redundant_places(gathered, ("here", plan.tier, ""))
+    redundant = _redundant_places(gathered, requested)
     return {key: cell_records for key, cell_records in gathered.items() if key[0] not in redundant}
 
 
@@ -79,8 +80,8 @@ def _redundant_places(gathered: dict[tuple[Place, Key], _CellRecords], requested
         runs[place] |= {stored.record.run for by_seed in cell_records.by_sources.values() for stored in by_seed.values()}
 
     def within(place: Place, other: Place) -> bool:
-        same = (place[0], place[2]) == (other[0], other[2]) and place != other
-        larger = TIERS.index(other[1]) > TIERS.index(place[1])
+        same = (place.origin, place.machine) == (other.origin, other.machine) and place != other
+        larger = TIERS.index(other.tier) > TIERS.index(place.tier)
         return same and (runs[place] < runs[other] or (runs[place] == runs[other] and larger))
 
     return {place for place in runs if place != requested and any(within(place, other) for other in runs)}
@@ -226,15 +227,7 @@ def build_table(
         return tuple(rank[axis][labels[axis]] for axis in spec.axes)
 
     metric_rank = {name: i for i, name in enumerate(spec.metrics)}
-    entries.sort(
-        key=lambda e: (
-            order(e.labels),
-            metric_rank.get(e.metric, len(metric_rank)),
-            ORIGINS.index(e.origin),
-            -TIERS.index(e.tier) if e.tier else 0,
-            e.machine,
-        )
-    )
+    entries.sort(key=lambda e: (order(e.labels), metric_rank.get(e.metric, len(metric_rank)), e.place.order))
 
     cells = sorted(_cells(spec, plan, current, entries), key=lambda cell: order(cell.labels))
     used = {run for e in entries for run in e.runs}

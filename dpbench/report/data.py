@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field
 
 from dpbench.records.schema import Privacy, Request
 from dpbench.records.store import LeftOut
 from dpbench.report.deviations import Deviation
-from dpbench.spec.models import Claim, MetricSpec, Override, Plot, Source
+from dpbench.spec.models import TIERS, Claim, MetricSpec, Override, Plot, Source
 from dpbench.spec.related import Related
 from dpbench.validation import Strict
 
@@ -19,8 +19,25 @@ K = TypeVar("K")
 
 Origin = Literal["published", "recorded", "here"]
 ORIGINS: tuple[Origin, ...] = ("published", "recorded", "here")
-Place = tuple[Origin, str, str]
-"""(origin, tier, machine): what one column of values in a table shares."""
+
+
+class Place(NamedTuple):
+    """What one column of values in a table shares: their origin and, if they were run, tier and machine."""
+
+    origin: Origin
+    tier: str = ""
+    machine: str = ""
+
+    @property
+    def text(self) -> str:
+        """The place in words: `published`, `recorded (gpu, a100)`, `here (laptop)`."""
+        inside = ", ".join(part for part in (self.tier, self.machine) if part)
+        return f"{self.origin} ({inside})" if inside else self.origin
+
+    @property
+    def order(self) -> tuple[int, int, str]:
+        """A sort key: published, recorded, here; the largest tier first."""
+        return ORIGINS.index(self.origin), -TIERS.index(self.tier) if self.tier else 0, self.machine
 
 
 class Entry(Strict):
@@ -66,11 +83,11 @@ class Entry(Strict):
 
     @property
     def place(self) -> Place:
-        return self.origin, self.tier, self.machine
+        return Place(self.origin, self.tier, self.machine)
 
     @property
     def place_text(self) -> str:
-        return place_text(self.place)
+        return self.place.text
 
 
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
@@ -79,13 +96,6 @@ def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups
-
-
-def place_text(place: Place) -> str:
-    """Return a place in words: `published`, `recorded (gpu, a100)`, `here (laptop)`."""
-    origin, tier, machine = place
-    inside = ", ".join(part for part in (tier, machine) if part)
-    return f"{origin} ({inside})" if inside else origin
 
 
 class CellState(Strict):

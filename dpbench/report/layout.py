@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 
-from dpbench.report.data import ORIGINS, Entry, Place, TableData, place_text
+from dpbench.report.data import Entry, Place, TableData, grouped
 from dpbench.report.words import EMPTY, MARKS, heading, label_text, number
 from dpbench.spec.models import TIERS, MetricSpec
 
@@ -15,14 +15,14 @@ MOST_EMPTY_ROWS = 12
 
 @dataclass(frozen=True)
 class Column:
-    """One column. labels: column axis -> value; place: (origin, tier, machine), None where no value of the column is known."""
+    """One column. labels: column axis -> value; place: None where no value of the column is known."""
 
     labels: dict[str, str]
     place: Place | None
 
     @property
     def place_text(self) -> str:
-        return place_text(self.place) if self.place else EMPTY
+        return self.place.text if self.place else EMPTY
 
 
 @dataclass(frozen=True)
@@ -117,15 +117,14 @@ def _places(entries: list[Entry], labels: dict[str, str], tier: str) -> list[Pla
     Tiers that share all runs are shown once, as the tier of the table or else as the largest.
     """
     column_entries = [e for e in entries if e.known and all(e.labels[a] == v for a, v in labels.items())]
-    runs: dict[Place, set[str]] = {}
-    for entry in column_entries:
-        runs.setdefault(entry.place, set()).update(entry.runs)
-    order = sorted(runs, key=lambda p: (p[1] != tier, -TIERS.index(p[1]) if p[1] else 0))
+    by_place = grouped(column_entries, lambda e: e.place)
+    runs = {place: {run for e in entries_there for run in e.runs} for place, entries_there in by_place.items()}
     shown: list[Place] = []
-    for place in order:
-        if not any(p[0] == place[0] != "published" and p[2] == place[2] and runs[place] <= runs[p] for p in shown):
+    for place in sorted(runs, key=lambda p: (p.tier != tier, -TIERS.index(p.tier) if p.tier else 0)):
+        same_machine = [p for p in shown if p.origin == place.origin != "published" and p.machine == place.machine]
+        if not any(runs[place] <= runs[p] for p in same_machine):
             shown.append(place)
-    return sorted(shown, key=lambda p: (ORIGINS.index(p[0]), -TIERS.index(p[1]) if p[1] else 0, p[2]))
+    return sorted(shown, key=lambda p: p.order)
 
 
 def _slot(table: TableData, metric: str, labels: dict[str, str], place: Place | None) -> Slot:
@@ -141,7 +140,7 @@ def _slot(table: TableData, metric: str, labels: dict[str, str], place: Place | 
 def _why_empty(table: TableData, labels: dict[str, str], place: Place | None, entry: Entry | None) -> str:
     cell = next((c for c in table.cells if c.labels == labels), None)
     skipped = cell.state if cell is not None and cell.state.startswith("skipped:") else ""
-    if place is not None and place[0] == "published":
+    if place is not None and place.origin == "published":
         return skipped if skipped and entry is None else "not read off the paper"
     if entry is not None:
         return f"skipped: {entry.note.removeprefix('skipped:').strip()}"
@@ -149,9 +148,9 @@ def _why_empty(table: TableData, labels: dict[str, str], place: Place | None, en
         return "no such cell"
     if skipped:
         return skipped
-    if place is not None and place[0] == "recorded":
+    if place is not None and place.origin == "recorded":
         return "not recorded"
-    if place is not None and place[1] == table.tier and not cell.in_tier:
+    if place is not None and place.tier == table.tier and not cell.in_tier:
         return f"not part of the {table.tier} tier"
     return "not run"
 

@@ -94,13 +94,13 @@ class _Drawing:
         self.series = [v for v in table.axes[plot.series] if v in present]
         self.colour = {v: COLOURS[i % len(COLOURS)] for i, v in enumerate(table.axes[plot.series])}
         places = dict.fromkeys(e.place for e in entries)
-        self.places = sorted(places, key=lambda p: (p[0] != "here", p[1:]))
+        self.places = sorted(places, key=lambda p: (p.origin != "here", p.tier, p.machine))
         self.x_order = {v: i for i, v in enumerate(table.axes[plot.x])}
 
     def style(self, place: Place, colour: str) -> dict[str, Any]:
         """Return the colour and the marker of a place, filled for this machine."""
         marker = _MARKERS[self.places.index(place) % len(_MARKERS)]
-        return {"color": colour, "marker": marker, "markerfacecolor": colour if place[0] == "here" else "none"}
+        return {"color": colour, "marker": marker, "markerfacecolor": colour if place.origin == "here" else "none"}
 
     def dash(self, place: Place) -> Any:
         return _DASHES[self.places.index(place) % len(_DASHES)] if self.plot.kind == "lines" else "none"

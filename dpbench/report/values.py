@@ -47,9 +47,7 @@ def entry_of(
         notes += missing
     first = records[0]
     return Entry(
-        origin=place[0],
-        tier=place[1],
-        machine=place[2],
+        **place._asdict(),
         labels=labels,
         metric=name,
         value=statistics.fmean(by_seed.values()) if by_seed else None,
