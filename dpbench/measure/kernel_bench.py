@@ -109,12 +109,9 @@ class Bench:
         device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
         torch.manual_seed(seed)
         module = _module(case).to(device, dtype)
-        rows = (settings.batch_size, settings.tokens)
-        width = case.sizes[-1]
-        x = torch.randint(0, case.sizes[0], rows) if case.op == "embedding" else torch.randn(*rows, case.sizes[0])
-        self.use = Use(
-            x.to(device) if case.op == "embedding" else x.to(device, dtype), torch.randn(*rows, width).to(device, dtype)
-        )
+        rows, first = (settings.batch_size, settings.tokens), case.sizes[0]
+        x = torch.randint(0, first, rows) if case.op == "embedding" else torch.randn(*rows, first).to(dtype)
+        self.use = Use(x.to(device), torch.randn(*rows, case.sizes[-1]).to(device, dtype))
         self.leaves: dict[str, Leaf] = {name: find_layers(module, name)[0].leaf for name in settings.kernels}
         self.expected_norms, gradients = _oracle(module, self.use)
         bound = float(self.expected_norms.median())  # so that half the examples are clipped
