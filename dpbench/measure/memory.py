@@ -52,8 +52,13 @@ def measure_memory(
     reserved memory.
     """
     if settings.device == "cuda":
+        import torch
+
         for engine in engines:
-            yield engine, _cuda_memory(settings, engine, ids, context.seed)
+            peaks_or_reason = _peaks_or_reason(settings, engine, ids, context.seed)
+            gc.collect()
+            torch.cuda.empty_cache()
+            yield engine, peaks_or_reason
         return
     request = {
         "settings": settings.model_dump(),
@@ -81,16 +86,14 @@ def measure_memory(
         yield engine, out_of_memory(settings, "its process was ended")
 
 
-def _cuda_memory(settings: ThroughputSettings, engine: str, ids: np.ndarray, seed: int) -> Peaks | str:
-    import torch
-
+def _peaks_or_reason(settings: ThroughputSettings, engine: str, ids: np.ndarray, seed: int) -> Peaks | str:
+    """Return what `measure` returns, or the text for a step that did not fit."""
     try:
         return measure(settings, engine, ids, seed)
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         return out_of_memory(settings, error)
-    finally:
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -195,10 +198,8 @@ def _answer(settings: ThroughputSettings, engine: str, ids: np.ndarray, seed: in
 
     torch.set_num_threads(threads)
     try:
-        return {"peaks": measure(settings, engine, ids, seed)}
+        return {"peaks": _peaks_or_reason(settings, engine, ids, seed)}
     except Exception as error:
-        if is_out_of_memory(error):
-            return {"peaks": out_of_memory(settings, error)}
         return {"error": f"{type(error).__name__}: {error}"}
 
 
