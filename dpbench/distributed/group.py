@@ -15,7 +15,7 @@ from dpbench.methods.engines.exchange import Exchange, Tally
 from dpbench.privacy.mechanism import Mechanism
 
 if TYPE_CHECKING:
-    from dpbench.methods.engines.base import Handle
+    from dpbench.methods.engines.attached import Attached
 
 
 class Group:
@@ -111,7 +111,7 @@ class Grouped(Exchange):
     def __init__(self, group: Group) -> None:
         self.group = group
 
-    def release_counts(self, handle: Handle, counts: list[float], std: float) -> list[float]:
+    def release_counts(self, handle: Attached, counts: list[float], std: float) -> list[float]:
         """Return (counts of all ranks) + N(0, std^2), the same on all of them.
 
         Guarantee: one draw of noise over the group: rank 0 adds it to its counts before they are summed.

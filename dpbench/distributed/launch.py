@@ -1,5 +1,8 @@
 """The processes of one group on this machine, started and ended together as torchrun does. This module imports no torch.
 
+It is not `torch.distributed.launcher.elastic_launch`, which brings back results only when all workers have ended, cannot tell a
+lack of memory from another failure, and does not notice a group that hangs.
+
 A worker is `python -m MODULE`. It finds RANK, WORLD_SIZE and LOCAL_RANK in its environment, reads one line of JSON from its
 standard input (`receive`), and sends its messages as lines of JSON (`say`). It exits when its input closes, so that none outlives
 the parent. A last line {"failure": {what, hint, out_of_memory, lost}} says why it is about to fail; `lost` says whether the
@@ -26,6 +29,9 @@ from dpbench.errors import DpbenchError
 STORE = "DPBENCH_STORE"
 """Environment variable: the file through which the workers find each other."""
 
+Message = dict[str, Any]
+"""A line of JSON between a worker and its parent."""
+
 _TAIL = 1500  # characters of a dead worker's log that an error shows
 _KILLED = (-9, 137)
 _BREATH = 1.0  # seconds: when a rank dies others fail because of it, and may report that before its death is noticed
@@ -39,7 +45,7 @@ class RankError(DpbenchError):
         self.out_of_memory = out_of_memory
 
 
-def run_group(module: str, request: dict[str, Any], size: int, silence: float) -> Iterator[tuple[int, dict[str, Any]]]:
+def run_group(module: str, request: Message, size: int, silence: float) -> Iterator[tuple[int, Message]]:
     """Yield (rank, message) until all workers have ended. No worker is left, however this ends.
 
     Args:
@@ -60,16 +66,16 @@ def run_group(module: str, request: dict[str, Any], size: int, silence: float) -
 _to_parent: list[TextIO] = []
 
 
-def receive() -> dict[str, Any]:
+def receive() -> Message:
     """Return a worker's request. From here on the worker ends when its parent does, and standard output goes to the log."""
-    request: dict[str, Any] = json.loads(sys.stdin.readline())
+    request: Message = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     _to_parent.append(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
     return request
 
 
-def say(message: dict[str, Any]) -> None:
+def say(message: Message) -> None:
     """Send one message from a worker to its parent."""
     print(json.dumps(message), file=_to_parent[0], flush=True)
 
@@ -80,8 +86,8 @@ def _end_with_the_parent() -> None:
 
 
 class _Worker:
-    def __init__(self, module: str, request: dict[str, Any], rank: int, size: int, folder: Path) -> None:
-        self.rank, self.failure = rank, {}  # type: int, dict[str, Any]
+    def __init__(self, module: str, request: Message, rank: int, size: int, folder: Path) -> None:
+        self.rank, self.failure = rank, {}  # type: int, Message
         self._log = folder / f"log{rank}"
         environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
         environment[STORE] = str(folder / "store")
@@ -106,7 +112,7 @@ class _Worker:
             messages.put((self, line))
         messages.put((self, None))
 
-    def hear(self, message: dict[str, Any]) -> bool:
+    def hear(self, message: Message) -> bool:
         """Return whether the message reports the worker's failure, which is then kept."""
         self.failure = message.get("failure", self.failure)
         return "failure" in message
@@ -130,7 +136,7 @@ class _Worker:
         return RankError(f"rank {self.rank} ended with exit code {code}: {self._log.read_text()[-_TAIL:].strip()}")
 
 
-def _listen(workers: list[_Worker], silence: float) -> Iterator[tuple[int, dict[str, Any]]]:
+def _listen(workers: list[_Worker], silence: float) -> Iterator[tuple[int, Message]]:
     messages: queue.Queue[tuple[_Worker, str | None]] = queue.Queue()
     for worker in workers:
         threading.Thread(target=worker.listen, args=(messages,), daemon=True).start()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dpbench.distributed.group import Group, Grouped
 from dpbench.errors import DpbenchError
-from dpbench.methods.engines.base import Handle
+from dpbench.methods.engines.attached import Attached
 from dpbench.methods.engines.exchange import Tally
 from dpbench.privacy.noise import in_memory_order
 
@@ -35,7 +35,7 @@ class Replicas(Grouped):
     def total(self, tally: Tally, steps: int, fault: DpbenchError | None) -> Tally:
         return self.group.total(tally, fault, steps=steps)
 
-    def release_(self, handle: Handle, sums: list[tuple[Tensor, float]], divisor: float) -> None:
+    def release_(self, handle: Attached, sums: list[tuple[Tensor, float]], divisor: float) -> None:
         """Replace each (sum, std) by (sum over all ranks + N(0, std^2)) / divisor, in place, with the same bits on every rank.
 
         Guarantee: every element gets one draw of noise of std `std` over the group.
@@ -48,7 +48,7 @@ class Replicas(Grouped):
         for sent in waiting:
             sent.receive()
 
-    def _noise_local_part(self, handle: Handle, bucket: list[tuple[Tensor, float]], divisor: float) -> None:
+    def _noise_local_part(self, handle: Attached, bucket: list[tuple[Tensor, float]], divisor: float) -> None:
         """Add noise to this rank's part of each tensor, and divide all parts."""
         noised, others = [], []
         for values, std in bucket:

@@ -21,6 +21,7 @@ from dpbench.distributed.group import Group, Grouped
 from dpbench.errors import DpbenchError
 from dpbench.kernels.fallback.cpu import FallbackLeaf
 from dpbench.kernels.leaf import accumulation_dtype
+from dpbench.methods.engines.attached import Attached
 from dpbench.methods.engines.base import Handle
 from dpbench.methods.engines.exchange import Tally
 from dpbench.methods.engines.layers import Layer
@@ -47,7 +48,7 @@ class Shards(Grouped):
         self._rooms[id(parameter)] = room
         return room[: parameter.shape[0]]
 
-    def finished(self, handle: Handle, layers: Sequence[Layer]) -> None:
+    def finished(self, handle: Attached, layers: Sequence[Layer]) -> None:
         for layer in layers:
             for parameter in layer.parameters.values():
                 if id(parameter) in self._rooms:
@@ -67,7 +68,7 @@ class Shards(Grouped):
     def total(self, tally: Tally, steps: int, fault: DpbenchError | None) -> Tally:
         return self.group.total(tally, fault, steps=steps)
 
-    def summed(self, handle: Handle, parameter: Tensor) -> Tensor:
+    def summed(self, handle: Attached, parameter: Tensor) -> Tensor:
         """Return this rank's shard of the sum, which torch forms in plain training and this class otherwise."""
         running_sum = handle.pop_sum(parameter)
         if isinstance(running_sum, DTensor):
@@ -76,7 +77,7 @@ class Shards(Grouped):
             return self._shards.pop(id(parameter))
         return torch.zeros_like(_local(parameter), dtype=accumulation_dtype(parameter))
 
-    def release_(self, handle: Handle, sums: list[tuple[Tensor, float]], divisor: float) -> None:
+    def release_(self, handle: Attached, sums: list[tuple[Tensor, float]], divisor: float) -> None:
         """Replace each rank's shard by its part of (sum + N(0, std^2)) / divisor, in place.
 
         Guarantee: shards do not overlap, so every element gets one draw of noise, from the rank that keeps it.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
 
 _NAMESPACES = ("c10d", "_c10d_functional")
 _TAKES = ("recv_", "recv_any_source_", "wait_tensor")
@@ -28,7 +32,9 @@ class Traffic(TorchDispatchMode):
         self.messages: Counter[str] = Counter()
         self.collectives: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         name = func._schema.name.split("::")[1]
         if func.namespace in _NAMESPACES and name not in _TAKES:
             to = self.messages if name == "send" else self.collectives

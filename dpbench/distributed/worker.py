@@ -6,16 +6,15 @@ import datetime
 import os
 import traceback
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from dpbench.distributed.launch import STORE, receive, say
+from dpbench.distributed.launch import STORE, Message, receive, say
 from dpbench.errors import DpbenchError, is_out_of_memory
 
 
-def serve(work: Callable[[dict[str, Any], int], None]) -> None:
+def serve(work: Callable[[Message, int], None]) -> None:
     """Run a worker: read one request, join the group, call `work(request, rank)` and leave the group, or report the failure.
 
     It uses the request's `device`, `threads` and `patience`, which is the number of seconds that a collective may take.
@@ -33,7 +32,7 @@ def serve(work: Callable[[dict[str, Any], int], None]) -> None:
         os._exit(1)  # without the usual cleanup, which waits for the other ranks
 
 
-def _why(error: BaseException) -> dict[str, Any]:
+def _why(error: BaseException) -> Message:
     text = str(error) or type(error).__name__
     if isinstance(error, DpbenchError):
         what, hint, lost = error.what, error.hint, False

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dpbench import methods
+from dpbench.measure.rounds import wait_for
 from dpbench.methods import timing
+from dpbench.methods.engines.batches import Losses
 from dpbench.methods.protocol import Method
 from dpbench.models import registry as models
 
@@ -48,13 +50,9 @@ class Bench:
         """Return the seconds of a step, without attaching and warm-up."""
         method = self.attach(name)
         try:
-            return self.settings.seconds_per_step(lambda: self.step(method), self._wait)
+            return self.settings.seconds_per_step(lambda: self.step(method), lambda: wait_for(self.device.type))
         finally:
             method.detach()
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 class _TwoClasses(nn.Module):
@@ -85,13 +83,13 @@ def _model(settings: ThroughputSettings, seed: int, meta: bool) -> nn.Module:
     )
 
 
-def _losses(settings: ThroughputSettings, device: str) -> Any:
+def _losses(settings: ThroughputSettings, device: str) -> Losses:
     """Return the function losses(model, batch), under autocast where the settings say so."""
-    losses = _classification_losses if settings.classifies else models.language_model_losses
+    losses: Losses = _classification_losses if settings.classifies else models.language_model_losses
     if settings.dtype != "amp":
         return losses
 
-    def under_autocast(model: Any, batch: Any) -> Any:
+    def under_autocast(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         with torch.autocast(device, dtype=torch.bfloat16):
             return losses(model, batch)
 

@@ -1,15 +1,15 @@
-"""Settings of timed training steps. No torch."""
+"""Settings of timed training steps, on one process or several. No torch."""
 
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from dpbench import methods, plugins
+from dpbench.measure.rounds import seconds_per_call, turns
 from dpbench.methods import timing
 from dpbench.models.language import language_model_family
 from dpbench.privacy.mechanism import Clipping, Mechanism
@@ -79,12 +79,7 @@ class StepSettings(Strict):
         for _ in range(self.warmup):
             step()
         gc.collect()
-        wait()
-        start = time.perf_counter()
-        for _ in range(self.steps):
-            step()
-        wait()
-        return (time.perf_counter() - start) / self.steps
+        return seconds_per_call(step, self.steps, wait)
 
 
 class Closer(Strict):
@@ -118,13 +113,11 @@ class ThroughputSettings(StepSettings):
         return self.rounds + (self.closer.rounds if self.closer is not None and engine in self.closer.methods else 0)
 
     def turns(self, engines: list[str]) -> Iterator[tuple[int, list[str]]]:
-        """Yield (round, its engines in order). The order rotates, so that no engine always follows the same one."""
-        common = engines
-        for number in range(self.rounds + (self.closer.rounds if self.closer is not None else 0)):
-            if self.closer is not None and number >= self.rounds:
-                common = [engine for engine in engines if engine in self.closer.methods]
-            turn = number % max(len(common), 1)
-            yield number, common[turn:] + common[:turn]
+        """Yield (round, its engines in order): the common rounds, then those of `closer`."""
+        yield from turns(engines, range(self.rounds))
+        if self.closer is not None:
+            close = [engine for engine in engines if engine in self.closer.methods]
+            yield from turns(close, range(self.rounds, self.rounds + self.closer.rounds))
 
     @model_validator(mode="after")
     def _closer_methods_are_there(self) -> ThroughputSettings:
@@ -135,4 +128,50 @@ class ThroughputSettings(StepSettings):
             raise ValueError(f"lora_rank: adapters are timed on encoders alone, and {self.size} is none")
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
             raise ValueError(f"micro_batch {self.micro_batch} is more than batch_size {self.batch_size}")
+        return self
+
+
+WAYS = {"ddp": "replicas", "fsdp": "shards", "gpipe": "stages", "1f1b": "stages"}
+"""Mode -> the distributed form that an engine must support."""
+
+
+class ParallelSettings(StepSettings):
+    """Settings of one row of cells: a model, a mode, a number of processes."""
+
+    mode: Literal["ddp", "fsdp", "gpipe", "1f1b"] = Field(description="ddp, fsdp: data parallel; gpipe, 1f1b: a pipeline.")
+    processes: int = Field(ge=1, description="One a GPU; on a CPU they share its cores.")
+    micro_batch: int | None = Field(
+        None, ge=1, description="Examples a backward pass of one process; None: its whole share, or for a pipeline B / processes."
+    )
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def pipeline(self) -> bool:
+        return WAYS[self.mode] == "stages"
+
+    def scope_of(self, engine: str) -> str | None:
+        """Return the scope as on one process; in a pipeline per_layer."""
+        scope = super().scope_of(engine)
+        return "per_layer" if scope and self.pipeline else scope
+
+    @property
+    def share(self) -> int:
+        """Return the examples of a step that one process computes."""
+        return self.batch_size if self.pipeline else self.batch_size // self.processes
+
+    @property
+    def physical(self) -> int:
+        """Return the examples of a backward pass of one process."""
+        return self.micro_batch or max(self.batch_size // self.processes, 1)
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ParallelSettings:
+        if not self.pipeline and self.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by {self.processes} processes: their shares would differ"
+            )
+        if self.share % self.physical:
+            raise ValueError(f"micro_batch {self.physical} does not divide the {self.share} examples of a process")
+        if self.mode == "1f1b" and self.share // self.physical < self.processes:
+            raise ValueError(f"1f1b on {self.processes} stages wants as many micro-batches, or more: lower micro_batch")
         return self

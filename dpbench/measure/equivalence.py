@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from dpbench import methods, plugins
 from dpbench.execution.contract import Context, Outcome
-from dpbench.measure import throughput
+from dpbench.measure.rounds import split_missing
 from dpbench.records.schema import Metric
 from dpbench.spec.expand import Uses
 from dpbench.spec.sources import Source
@@ -80,8 +81,7 @@ def run(settings: Settings, context: Context) -> Outcome:
 
     The examples are generated, so no result has an epsilon.
     """
-    runnable, skipped = throughput.skip_missing(settings.engines)
-    notes = {m.labels["engine"]: m.note for m in skipped}
+    runnable, notes = split_missing(settings.engines)
     metrics: list[Metric] = []
     parts = [(e, p, o) for e in settings.engines for p in settings.precisions for o in settings.optimizers]
     for done, (engine, precision, optimizer) in enumerate(parts):
@@ -101,17 +101,17 @@ def run(settings: Settings, context: Context) -> Outcome:
     return Outcome(metrics)
 
 
+@dataclass(frozen=True)
 class Trained:
     """The result of a training.
 
-    Attributes:
-        weights: the weights after training.
-        moved: the relative distance from the initial weights.
-        least_clipped: the share of clipped examples in the step with the fewest.
+    moved: the relative distance of the weights from the initial ones; least_clipped: the share of clipped examples in the step
+    with the fewest.
     """
 
-    def __init__(self, weights: list[Tensor], moved: float, least_clipped: float) -> None:
-        self.weights, self.moved, self.least_clipped = weights, moved, least_clipped
+    weights: list[Tensor]
+    moved: float
+    least_clipped: float
 
 
 class _Examples:
@@ -120,11 +120,11 @@ class _Examples:
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         self.model, self._x, self._y = model, x, y
 
-    def physical(self, drawn: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
+    def physical(self, drawn: np.ndarray) -> Iterator[np.ndarray]:
         if len(drawn):
             yield drawn
 
-    def batch(self, rows: np.ndarray[Any, Any]) -> dict[str, Tensor]:
+    def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
         return {"x": self._x[rows], "y": self._y[rows]}
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -141,7 +141,7 @@ def train(settings: Settings, engine: str, precision: str, optimizer: Optimizer,
     from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
     from dpbench.training.trainer import Trainer
 
-    dtype = {"float64": torch.float64, "float32": torch.float32}[precision]
+    dtype = getattr(torch, precision)
     model, x, y = _problem(settings, seed)
     model, x = model.to(dtype).train(), x.to(dtype)
     initial = [p.detach().clone() for p in model.parameters()]

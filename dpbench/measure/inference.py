@@ -5,6 +5,7 @@ from __future__ import annotations
 from dpbench.compression.parts import Inference, depth_of
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context, Outcome, over_rounds
+from dpbench.measure.rounds import seconds_per_call
 from dpbench.spec.expand import Uses
 from dpbench.spec.sources import Source
 
@@ -20,7 +21,7 @@ def uses(settings: Settings) -> Uses:
 
 def run(settings: Settings, context: Context) -> Outcome:
     """Time every shape once a round, in turn; the first round is a warm-up and left out."""
-    import time
+    from functools import partial
 
     import torch
 
@@ -30,28 +31,23 @@ def run(settings: Settings, context: Context) -> Outcome:
     encoders = [models.encoder(shape.model, scratch, shape.layers).eval() for shape in settings.shapes]
     one, many = (torch.ones(n, settings.tokens, dtype=torch.long) for n in (1, settings.batch_size))
 
-    def seconds(encoder: torch.nn.Module, ids: torch.Tensor, calls: int) -> float:
-        mask = torch.ones_like(ids)
-        start = time.perf_counter()
-        for _ in range(calls):
-            encoder(ids, mask)
-        return (time.perf_counter() - start) / calls
-
     latency: list[list[float]] = [[] for _ in encoders]
     throughput: list[list[float]] = [[] for _ in encoders]
     with torch.inference_mode():
         for number in range(settings.rounds + 1):
             for k, encoder in enumerate(encoders):
-                measured = 1e3 * seconds(encoder, one, 5), settings.batch_size / seconds(encoder, many, 1)
+                slow = seconds_per_call(partial(encoder, one, torch.ones_like(one)), 5)
+                fast = seconds_per_call(partial(encoder, many, torch.ones_like(many)), 1)
                 if number:
-                    latency[k].append(measured[0])
-                    throughput[k].append(measured[1])
+                    latency[k].append(1e3 * slow)
+                    throughput[k].append(settings.batch_size / fast)
             context.report(number, settings.rounds, "inference")
             context.steps.write(step=number, latency_ms=[round(v[-1], 4) for v in latency] if number else None)
     metrics = []
-    for shape, slow, fast in zip(settings.shapes, latency, throughput, strict=True):
+    for shape, milliseconds, rates in zip(settings.shapes, latency, throughput, strict=True):
         labels = {"model": shape.model, "layers": str(shape.layers)}
-        metrics += [over_rounds("latency", "ms", labels, slow), over_rounds("throughput", "examples/s", labels, fast)]
+        metrics.append(over_rounds("latency", "ms", labels, milliseconds))
+        metrics.append(over_rounds("throughput", "examples/s", labels, rates))
     return Outcome(metrics, facts={"threads": context.threads, "tokens": settings.tokens, "batch_size": settings.batch_size})
 
 

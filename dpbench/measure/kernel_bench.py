@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context, Outcome, over_rounds
+from dpbench.measure.rounds import seconds_per_call, turns, unmeasured, wait_for
 from dpbench.records.schema import Metric
 from dpbench.spec.expand import Uses
 from dpbench.spec.sources import Source
 from dpbench.validation import Strict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dpbench.kernels.leaf import Leaf, Sums, Use
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-2}
 """The largest relative error of a clipped sum against fp64 on the same rounded inputs (DESIGN, section 8)."""
@@ -102,26 +109,23 @@ class Bench:
         device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
         torch.manual_seed(seed)
         module = _module(case).to(device, dtype)
-        rows = (settings.batch_size, settings.tokens)
-        width = case.sizes[-1]
-        x = torch.randint(0, case.sizes[0], rows) if case.op == "embedding" else torch.randn(*rows, case.sizes[0])
-        self.use = Use(
-            x.to(device) if case.op == "embedding" else x.to(device, dtype), torch.randn(*rows, width).to(device, dtype)
-        )
-        self.leaves = {name: find_layers(module, name)[0].leaf for name in settings.kernels}
+        rows, first = (settings.batch_size, settings.tokens), case.sizes[0]
+        x = torch.randint(0, first, rows) if case.op == "embedding" else torch.randn(*rows, first).to(dtype)
+        self.use = Use(x.to(device), torch.randn(*rows, case.sizes[-1]).to(device, dtype))
+        self.leaves: dict[str, Leaf] = {name: find_layers(module, name)[0].leaf for name in settings.kernels}
         self.expected_norms, gradients = _oracle(module, self.use)
         bound = float(self.expected_norms.median())  # so that half the examples are clipped
         function = plugins.get("function", settings.function).load()
         self.factor = Factor(settings.function, bound, 0.01, function.factor)
         factors = self.factor(self.expected_norms)
-        self.expected_sums: dict[str, Any] = {}
+        self.expected_sums: dict[str, Tensor] = {}
         for factor, gradients_of_example in zip(factors, gradients, strict=True):
             for name, value in gradients_of_example.items():
                 self.expected_sums[name] = (
                     self.expected_sums[name].add_(value * factor) if name in self.expected_sums else value * factor
                 )
 
-    def clip(self, kernels: str) -> tuple[Any, Any]:
+    def clip(self, kernels: str) -> tuple[Tensor, Sums]:
         """Return the (norms, sums) of one call, into fresh sums."""
         import torch
 
@@ -147,31 +151,21 @@ class Bench:
 
     def seconds(self, kernels: str, calls: int) -> float:
         """Return the seconds of a call, between two waits for the device."""
-        self._wait()
-        start = time.perf_counter()
-        for _ in range(calls):
-            self.clip(kernels)
-        self._wait()
-        return (time.perf_counter() - start) / calls
-
-    def _wait(self) -> None:
-        if self.settings.device == "cuda":
-            import torch
-
-            torch.cuda.synchronize()
+        return seconds_per_call(lambda: self.clip(kernels), calls, lambda: wait_for(self.settings.device))
 
 
-def _module(case: Case) -> Any:
+def _module(case: Case) -> nn.Module:
     from torch import nn
 
+    first, last = case.sizes[0], case.sizes[-1]
     if case.op == "linear":
-        return nn.Linear(*case.sizes)
+        return nn.Linear(first, last)
     if case.op == "embedding":
-        return nn.Embedding(*case.sizes)
-    return nn.LayerNorm(*case.sizes) if case.op == "layernorm" else nn.RMSNorm(*case.sizes, eps=1e-5)
+        return nn.Embedding(first, last)
+    return nn.LayerNorm(first) if case.op == "layernorm" else nn.RMSNorm(first, eps=1e-5)
 
 
-def _oracle(module: Any, use: Any) -> tuple[Any, Any]:
+def _oracle(module: nn.Module, use: Use) -> tuple[Tensor, Iterator[dict[str, Tensor]]]:
     """Return ([B] norms, a generator of each example's gradients), by plain autograd in fp64, one example at a time."""
     import copy
 
@@ -179,17 +173,17 @@ def _oracle(module: Any, use: Any) -> tuple[Any, Any]:
 
     wide = copy.deepcopy(module).double()
 
-    def gradients() -> Any:
+    def gradients() -> Iterator[dict[str, Tensor]]:
         for x, g in zip(use.x, use.g, strict=True):
             out = wide(x.double() if x.is_floating_point() else x)
             values = torch.autograd.grad((out * g.double()).sum(), list(wide.parameters()))
             yield {name: value for (name, _), value in zip(wide.named_parameters(), values, strict=True)}
 
-    norms = [sum(value.square().sum() for value in gradients_of_example.values()).sqrt() for gradients_of_example in gradients()]
-    return torch.stack(norms), gradients()
+    squares = [functools.reduce(torch.add, (v.square().sum() for v in example.values())) for example in gradients()]
+    return torch.stack(squares).sqrt(), gradients()
 
 
-def _relative(actual: Any, expected: Any) -> float:
+def _relative(actual: Tensor, expected: Tensor) -> float:
     error = float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-30))
     return error if math.isfinite(error) else math.inf
 
@@ -236,12 +230,13 @@ def _measure(case: Case, settings: Settings, context: Context) -> list[Metric]:
     from dpbench.kernels import launch
 
     bench = Bench(case, settings, context.seed)
-    metrics, correct = [], []
+    metrics: list[Metric] = []
+    correct: list[str] = []
+    kernels: str
     for kernels in settings.kernels:
         labels = {"op": case.op, "shape": case.label, "kernels": kernels}
         if kernels == "native" and case.op == "embedding":
-            units = {"error of norms": "relative", "error of sums": "relative", "time": "ms"}
-            metrics += [Metric(name=n, value=None, unit=u, labels=labels, note=_NONE_IN_C) for n, u in units.items()]
+            metrics += unmeasured({"error of norms": "relative", "error of sums": "relative", "time": "ms"}, labels, _NONE_IN_C)
             continue
         norms, sums = bench.error(kernels)
         accurate = norms <= NORMS and sums <= TOLERANCE[settings.dtype]
@@ -252,23 +247,22 @@ def _measure(case: Case, settings: Settings, context: Context) -> list[Metric]:
             correct.append(kernels)
         else:
             note = "not timed: in the interpreter" if accurate else f"{_WRONG} by {sums:.1e} in the sum, {norms:.1e} in the norms"
-            metrics.append(Metric(name="time", value=None, unit="ms", labels=labels, note=note))
+            metrics += unmeasured({"time": "ms"}, labels, note)
     calls = {kernels: bench.repeats(kernels) for kernels in correct}
     seconds_of_kernels: dict[str, list[float]] = {kernels: [] for kernels in correct}
-    for number in range(settings.rounds):
-        turn = number % max(1, len(correct))
-        for kernels in correct[turn:] + correct[:turn]:
+    for number, order in turns(correct, range(settings.rounds)):
+        for kernels in order:
             seconds = bench.seconds(kernels, calls[kernels])
             seconds_of_kernels[kernels].append(seconds)
             context.steps.write(round=number, op=case.op, shape=case.label, kernels=kernels, seconds=seconds)
     element = 4 if settings.dtype == "float32" else 2
     moved, flops = case.work(settings.batch_size, settings.tokens, element)
-    for kernels, seconds in seconds_of_kernels.items():
+    for kernels, rounds in seconds_of_kernels.items():
         labels = {"op": case.op, "shape": case.label, "kernels": kernels}
         metrics += [
-            over_rounds("time", "ms", labels, [s * 1e3 for s in seconds]),
-            over_rounds("bandwidth", "GB/s", labels, [moved / s / 1e9 for s in seconds]),
-            over_rounds("rate", "GFLOP/s", labels, [flops / s / 1e9 for s in seconds]),
+            over_rounds("time", "ms", labels, [s * 1e3 for s in rounds]),
+            over_rounds("bandwidth", "GB/s", labels, [moved / s / 1e9 for s in rounds]),
+            over_rounds("rate", "GFLOP/s", labels, [flops / s / 1e9 for s in rounds]),
         ]
     return metrics
 

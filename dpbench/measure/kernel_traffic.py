@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -10,7 +9,8 @@ from pydantic import Field
 from dpbench import plugins
 from dpbench.execution.contract import Context, Outcome, over_rounds
 from dpbench.execution.environment import require_device
-from dpbench.measure import throughput
+from dpbench.measure.config import BASELINE
+from dpbench.measure.rounds import seconds_per_call, split_missing, unmeasured, wait_for
 from dpbench.methods import timing
 from dpbench.privacy.mechanism import Clipping, Mechanism
 from dpbench.records.schema import Metric
@@ -60,15 +60,15 @@ def run(settings: Settings, context: Context) -> Outcome:
         DpbenchError: there is no such device.
     """
     require_device(settings.device)
-    runnable, skipped = throughput.skip_missing(settings.engines)
-    metrics = [_metric(m.labels["engine"], name, None, m.note) for m in skipped if m.name == "throughput" for name in UNITS]
+    runnable, reasons = split_missing(settings.engines)
+    metrics = [m for engine, why in reasons.items() for m in unmeasured(UNITS, {"engine": engine}, why, "counted")]
     counted = {}
     for done, engine in enumerate(runnable):
         context.report(done, len(runnable), f"counting {engine}")
         work = counted[engine] = count(settings, engine)
         metrics.append(_metric(engine, "bytes_moved", sum(work.bytes) / 2**20))
         metrics.append(_metric(engine, "flops", sum(work.flops) / 1e9))
-    if (base := counted.get(throughput.BASELINE)) is not None:
+    if (base := counted.get(BASELINE)) is not None:
         for engine, work in counted.items():
             metrics.append(_metric(engine, "bytes_ratio", sum(work.bytes) / sum(base.bytes)))
             metrics.append(_metric(engine, "flops_ratio", sum(work.flops) / sum(base.flops)))
@@ -79,15 +79,13 @@ def run(settings: Settings, context: Context) -> Outcome:
 
 def count(settings: Settings, engine: str) -> Work:
     """Return the work of one step on tensors without storage: forward, backward, noise and an SGD update, equal for all."""
-    from dpbench.simulate.cost import Cost, Work
+    from dpbench.simulate.cost import Cost
 
     cost = Cost()
     layer = _Layer(settings, engine, "meta")
     with cost:
-        layer.passes()
-        layer.release()
+        layer.step()
     layer.handle.detach()
-    assert isinstance(cost.work, Work)
     return cost.work
 
 
@@ -99,7 +97,7 @@ class _Layer:
 
         from dpbench.methods import engines
 
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+        dtype = getattr(torch, settings.dtype)
         shape = (settings.batch_size, settings.tokens)
         self.model = torch.nn.Linear(settings.inputs, settings.outputs, device=device, dtype=dtype)
         self.x = torch.randn(*shape, settings.inputs, device=device, dtype=dtype, requires_grad=True)
@@ -107,10 +105,8 @@ class _Layer:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0)
         self.handle = engines.attach(engine, self.model, self.optimizer, mechanism(settings, engine))
 
-    def passes(self) -> None:
+    def step(self) -> None:
         self.handle.backward(_losses, {"x": self.x, "weights": self.weights})
-
-    def release(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -121,24 +117,18 @@ def _losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def _timed(settings: Settings, engines: list[str]) -> list[Metric]:
-    import torch
-
     milliseconds: dict[str, list[float]] = {engine: [] for engine in engines}
     layers = {engine: _Layer(settings, engine, "cuda") for engine in engines}
     for number in range(-3, settings.rounds):
         for engine, layer in layers.items():
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            layer.passes()
-            layer.release()
-            torch.cuda.synchronize()
+            seconds = seconds_per_call(layer.step, 1, lambda: wait_for("cuda"))
             if number >= 0:
-                milliseconds[engine].append(1e3 * (time.perf_counter() - start))
+                milliseconds[engine].append(1e3 * seconds)
     return [over_rounds("time", UNITS["time"], {"engine": engine}, values) for engine, values in milliseconds.items()]
 
 
-def _metric(engine: str, name: str, value: float | None, note: str = "") -> Metric:
-    return Metric(name=name, value=value, unit=UNITS[name], labels={"engine": engine}, kind="counted", note=note)
+def _metric(engine: str, name: str, value: float) -> Metric:
+    return Metric(name=name, value=value, unit=UNITS[name], labels={"engine": engine}, kind="counted")
 
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:

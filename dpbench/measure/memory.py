@@ -11,8 +11,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -20,28 +22,43 @@ from dpbench.errors import DpbenchError, is_out_of_memory
 from dpbench.execution.processes import die_with
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkContext, SpawnContext
+
     from dpbench.execution.contract import Context
+    from dpbench.measure.config import StepSettings, ThroughputSettings
 
 STEPS = 2
 
-Peaks = dict[str, Any]
-"""`tensors` are the peak bytes of each measured step, `process` those of the process, 0 if unknown."""
+
+class Peaks(TypedDict):
+    """Peak bytes: `tensors` of live tensors in each measured step, `process` those of the process, 0 if unknown."""
+
+    tensors: list[float]
+    process: float
 
 
-def out_of_memory(settings: Any, why: object) -> str:
+def out_of_memory(settings: StepSettings, why: object) -> str:
     """Return the text in place of the values of a step that did not fit."""
     return f"OOM: {settings.batch_size} examples of {settings.tokens} tokens ({str(why).splitlines()[0]})"
 
 
-def measure_memory(settings: Any, engines: list[str], ids: np.ndarray, context: Context) -> Iterator[tuple[str, Peaks | str]]:
+def measure_memory(
+    settings: ThroughputSettings, engines: list[str], ids: np.ndarray, context: Context
+) -> Iterator[tuple[str, Peaks | str]]:
     """Yield (engine, peak bytes of a step or why there are none), one engine after another.
 
     `tensors` counts live tensors. `process` is, on the CPU, the peak of a fresh process that does nothing else, and on a GPU the
     reserved memory.
     """
     if settings.device == "cuda":
+        import torch
+
         for engine in engines:
-            yield engine, _cuda_memory(settings, engine, ids, context.seed)
+            peaks_or_reason = _peaks_or_reason(settings, engine, ids, context.seed)
+            gc.collect()
+            torch.cuda.empty_cache()
+            yield engine, peaks_or_reason
         return
     request = {
         "settings": settings.model_dump(),
@@ -64,41 +81,79 @@ def measure_memory(settings: Any, engines: list[str], ids: np.ndarray, context: 
             unmeasured.remove(answer["engine"])
             if "error" in answer:
                 raise DpbenchError(f"engine {answer['engine']}: {answer['error']}")
-            yield answer["engine"], answer["found"]
+            yield answer["engine"], answer["peaks"]
     for engine in unmeasured:  # the kernel ended the worker itself, because memory ran out
         yield engine, out_of_memory(settings, "its process was ended")
 
 
-def _cuda_memory(settings: Any, engine: str, ids: np.ndarray, seed: int) -> Peaks | str:
-    import torch
+def _peaks_or_reason(settings: ThroughputSettings, engine: str, ids: np.ndarray, seed: int) -> Peaks | str:
+    """Return what `measure` returns, or the text for a step that did not fit."""
+    try:
+        return measure(settings, engine, ids, seed)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return out_of_memory(settings, error)
 
+
+@contextmanager
+def peak_meter(device: str) -> Iterator[Callable[[Callable[[], object]], float]]:
+    """Yield a function that takes a step and returns the peak bytes of live tensors; on a CPU those created inside the block."""
+    if device == "cuda":
+        import torch
+
+        def peak_on_gpu(step: Callable[[], object]) -> float:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            step()
+            torch.cuda.synchronize()
+            return float(torch.cuda.max_memory_allocated())
+
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        yield peak_on_gpu
+        return
+    from dpbench.simulate.peak import PeakBytes
+
+    with PeakBytes() as tensors:
+
+        def peak_on_cpu(step: Callable[[], object]) -> float:
+            tensors.reset_peak()
+            step()
+            return float(tensors.peak)
+
+        yield peak_on_cpu
+
+
+def measure(settings: ThroughputSettings, engine: str, ids: np.ndarray, seed: int) -> Peaks:
+    """Return the peak bytes of the process, and of live tensors in each of a few steps after one that allocates the optimizer."""
     from dpbench.measure.bench import Bench
 
-    gc.collect()
-    torch.cuda.empty_cache()
-    bench = handle = None
-    try:
+    with peak_meter(settings.device) as peak_of:
         bench = Bench(settings, ids, seed)
         handle = bench.attach(engine)
         bench.step(handle)
-        peaks = []
-        for _ in range(STEPS):
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            bench.step(handle)
-            torch.cuda.synchronize()
-            peaks.append(float(torch.cuda.max_memory_allocated()))
-        return {"tensors": peaks, "process": float(torch.cuda.max_memory_reserved())}
-    except torch.OutOfMemoryError as error:
-        return out_of_memory(settings, error)
-    finally:
-        del bench, handle
-        gc.collect()
-        torch.cuda.empty_cache()
+        peaks = [peak_of(lambda: bench.step(handle)) for _ in range(STEPS)]
+    return {"tensors": peaks, "process": process_peak(settings.device)}
+
+
+def process_peak(device: str) -> float:
+    """Return the peak reserved bytes of a GPU, or resident bytes of this process; 0 where the system does not report them."""
+    if device == "cuda":
+        import torch
+
+        return float(torch.cuda.max_memory_reserved())
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def main() -> None:
-    """Read one request and answer for every engine: {"engine", "found": bytes or why not} or {"engine", "error"}."""
+    """Read one request and answer for every engine: {"engine", "peaks": bytes or why not} or {"engine", "error"}."""
     request = json.load(sys.stdin)
     die_with(request["owner"])
     _import_model()
@@ -118,62 +173,34 @@ def _import_model() -> None:
     import dpbench.methods.engines.base  # noqa: F401
 
 
-def _in_fork(settings: Any, engine: str, ids: np.ndarray, seed: int, threads: int) -> dict[str, Any]:
-    if not hasattr(os, "fork"):
-        return _answer(settings, engine, ids, seed, threads)
-    read, write = os.pipe()
-    worker = os.getpid()
-    child = os.fork()
-    if child == 0:
-        die_with(worker)
-        os.close(read)
-        with os.fdopen(write, "w") as pipe:
-            json.dump(_answer(settings, engine, ids, seed, threads), pipe)
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    return json.loads(text) if text else {"found": out_of_memory(settings, "its process was ended")}
-
-
-def _answer(settings: Any, engine: str, ids: np.ndarray, seed: int, threads: int) -> dict[str, Any]:
+def _in_fork(*arguments: Any) -> dict[str, Any]:
+    """Return `_answer(*arguments)` from a fork of this process; a process without fork starts a new one."""
+    processes: ForkContext | SpawnContext = get_context("fork") if hasattr(os, "fork") else get_context("spawn")
+    receiver, sender = processes.Pipe(duplex=False)
+    child = processes.Process(target=_send_answer, args=(sender, os.getpid(), *arguments))
+    child.start()
+    sender.close()
     try:
-        return {"found": measure(settings, engine, ids, seed, threads)}
-    except Exception as error:
-        if is_out_of_memory(error):
-            return {"found": out_of_memory(settings, error)}
-        return {"error": f"{type(error).__name__}: {error}"}
+        answer: dict[str, Any] = receiver.recv()
+    except EOFError:  # the kernel ended it, because memory ran out
+        answer = {"peaks": out_of_memory(arguments[0], "its process was ended")}
+    child.join()
+    return answer
 
 
-def measure(settings: Any, engine: str, ids: np.ndarray, seed: int, threads: int) -> dict[str, Any]:
-    """Return the peak bytes of the process, and of live tensors in each of a few steps after one that allocates the optimizer."""
+def _send_answer(sender: Connection, owner: int, *arguments: Any) -> None:
+    die_with(owner)
+    sender.send(_answer(*arguments))
+
+
+def _answer(settings: ThroughputSettings, engine: str, ids: np.ndarray, seed: int, threads: int) -> dict[str, Any]:
     import torch
 
-    from dpbench.measure.bench import Bench
-    from dpbench.simulate.peak import PeakBytes
-
     torch.set_num_threads(threads)
-    with PeakBytes() as tensors:
-        bench = Bench(settings, ids, seed)
-        handle = bench.attach(engine)
-        bench.step(handle)
-        peaks = []
-        for _ in range(STEPS):
-            tensors.reset_peak()
-            bench.step(handle)
-            peaks.append(float(tensors.peak))
-    return {"tensors": peaks, "process": _process_peak()}
-
-
-def _process_peak() -> float:
-    """Return the peak resident bytes of this process; 0 where the system does not report them."""
     try:
-        import resource
-    except ImportError:
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)
+        return {"peaks": _peaks_or_reason(settings, engine, ids, seed)}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 if __name__ == "__main__":

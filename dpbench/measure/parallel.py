@@ -11,12 +11,12 @@ from typing import Any
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context, Outcome
 from dpbench.execution.environment import require_device
-from dpbench.measure.memory import out_of_memory
-from dpbench.measure.parallel_config import WAYS
-from dpbench.measure.parallel_config import ParallelSettings as Settings
-from dpbench.measure.throughput import batch_ids, empty_metrics, metrics_of, skip_missing
+from dpbench.measure.config import WAYS
+from dpbench.measure.config import ParallelSettings as Settings
+from dpbench.measure.memory import Peaks, out_of_memory
+from dpbench.measure.rounds import split_missing, unmeasured
+from dpbench.measure.throughput import UNITS, batch_ids, metrics_of
 from dpbench.models.language import language_model_size
-from dpbench.records.schema import Metric
 from dpbench.spec.expand import Uses
 from dpbench.spec.sources import Source
 
@@ -38,7 +38,7 @@ def run(settings: Settings, context: Context) -> Outcome:
             engine could be measured.
     """
     require_devices(settings)
-    runnable, metrics = _runnable(settings)
+    runnable, reasons = _runnable(settings)
     ids, facts = batch_ids(settings, context.sources[f"dataset:{settings.dataset}"])
     request = {
         "settings": settings.model_dump(),
@@ -57,8 +57,9 @@ def run(settings: Settings, context: Context) -> Outcome:
             if not getattr(error, "out_of_memory", False) or (engine := results.engine_of_memory) is None:
                 raise
             runnable.remove(engine)  # the others start again in new processes, without its memory
-            metrics += empty_metrics(engine, out_of_memory(settings, error.what))
+            reasons[engine] = out_of_memory(settings, error.what)
             results = None
+    metrics = [m for engine, why in reasons.items() for m in unmeasured(UNITS, {"engine": engine}, why)]
     if results is not None:
         for engine in runnable:
             metrics += metrics_of(settings, engine, results.rounds, results.memory)
@@ -73,10 +74,10 @@ class _Results:
     def __init__(self, engines: list[str], rounds: int, context: Context) -> None:
         self.engines, self._context = list(engines), context
         self._total, self._done = len(engines) * (rounds + 1), 0
-        self.memory: dict[str, dict[str, Any]] = {}
+        self.memory: dict[str, Peaks] = {}
         self.rounds: dict[str, list[float]] = {engine: [] for engine in engines}
         self.facts: dict[str, Any] = {}
-        self._peaks: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
+        self._peaks: dict[str, list[Peaks]] = {engine: [] for engine in engines}
 
     @property
     def engine_of_memory(self) -> str | None:
@@ -95,7 +96,7 @@ class _Results:
             else:
                 self.facts |= message
 
-    def _memory(self, engine: str, peaks: dict[str, Any], processes: int) -> None:
+    def _memory(self, engine: str, peaks: Peaks, processes: int) -> None:
         self._peaks[engine].append(peaks)
         if len(self._peaks[engine]) == processes:
             steps = zip(*(peaks_of_rank["tensors"] for peaks_of_rank in self._peaks[engine]), strict=True)
@@ -114,8 +115,8 @@ class _Results:
         self._context.report(self._done, self._total, text)
 
 
-def _runnable(settings: Settings) -> tuple[list[str], list[Metric]]:
-    """Return the engines whose package is installed, and empty metrics that say why for the others.
+def _runnable(settings: Settings) -> tuple[list[str], dict[str, str]]:
+    """Return the engines whose package is installed, and for each of the others why it is skipped.
 
     Raises:
         DpbenchError: an engine does not run in this mode.
@@ -124,7 +125,7 @@ def _runnable(settings: Settings) -> tuple[list[str], list[Metric]]:
 
     for engine in settings.methods:
         parallel.require(engine, WAYS[settings.mode])
-    return skip_missing(settings.methods)
+    return split_missing(settings.methods)
 
 
 def require_devices(settings: Settings) -> None:
@@ -151,8 +152,8 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     from dpbench.measure.ranks import parts_of, whole_model
     from dpbench.methods import engines
 
-    runnable, metrics = _runnable(settings)
-    remarks = sorted({f"{m.labels['engine']}: {m.note}" for m in metrics})
+    runnable, reasons = _runnable(settings)
+    remarks = sorted(f"{engine}: {why}" for engine, why in reasons.items())
     model = whole_model(settings, meta=True)
     parts = parts_of(settings, model)
     for part in parts:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from dpbench.distributed.launch import say
 from dpbench.distributed.worker import serve
-from dpbench.measure.memory import STEPS
-from dpbench.measure.parallel_config import ParallelSettings as Settings
+from dpbench.measure.config import ParallelSettings as Settings
+from dpbench.measure.memory import STEPS, Peaks, peak_meter, process_peak
+from dpbench.measure.rounds import turns, wait_for
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from dpbench.models.wrappers import LanguageModel
 
 
 def main() -> None:
@@ -27,42 +30,23 @@ def measure(request: dict[str, Any], rank: int) -> None:
     rounds(settings, request, rank)
 
 
-def memory(settings: Settings, request: dict[str, Any], rank: int, engine: str) -> dict[str, Any]:
+def memory(settings: Settings, request: dict[str, Any], rank: int, engine: str) -> Peaks:
     """Return the peak bytes of this rank in each of a few steps, after one that allocates the optimizer's state.
 
     All tensors are new. `tensors` counts live tensors, on a GPU by its allocator. `process` is the reserved memory on a GPU, and
     0 on a CPU, where the process has measured other engines before.
     """
-    import torch
-
-    from dpbench.simulate.peak import PeakBytes
-
-    cuda = settings.device == "cuda"
-    peaks = []
     gc.collect()
-    if cuda:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    with nullcontext() if cuda else PeakBytes() as tensors:
-        bench = Bench(settings, request, rank)
-        attached = bench.attach(engine)
+    with peak_meter(settings.device) as peak_of:
+        attached = Bench(settings, request, rank).attach(engine)
         attached.step()
-        for _ in range(STEPS):
-            if tensors is None:
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-            else:
-                tensors.reset_peak()
-            attached.step()
-            if tensors is None:
-                torch.cuda.synchronize()
-            peaks.append(float(torch.cuda.max_memory_allocated() if tensors is None else tensors.peak))
+        peaks = [peak_of(attached.step) for _ in range(STEPS)]
         attached.detach()
-    return {"tensors": peaks, "process": float(torch.cuda.max_memory_reserved()) if cuda else 0.0}
+    return {"tensors": peaks, "process": process_peak("cuda") if settings.device == "cuda" else 0.0}
 
 
 def rounds(settings: Settings, request: dict[str, Any], rank: int) -> None:
-    """Time a step of every engine in every round; the order rotates, so that no engine always follows the same one."""
+    """Time a step of every engine in every round, in turn."""
     from dpbench.measure.throughput import keep_freed_memory
     from dpbench.privacy import gaussian
 
@@ -76,29 +60,27 @@ def rounds(settings: Settings, request: dict[str, Any], rank: int) -> None:
         say(facts)
     gc.collect()
     bench = Bench(settings, request, rank)
-    engines = request["engines"]
-    for number in range(settings.rounds):
-        turn = number % len(engines)
-        for engine in engines[turn:] + engines[:turn]:
+    for _, engines in turns(request["engines"], range(settings.rounds)):
+        for engine in engines:
             seconds = bench.timed(engine)
             if rank == 0:
                 say({"engine": engine, "seconds": seconds})
 
 
-def whole_model(settings: Settings, meta: bool = False) -> Any:
+def whole_model(settings: Settings, meta: bool = False) -> LanguageModel:
     """Build the language model with its parameters on the meta device, and with `meta` also its buffers."""
     import torch
 
     from dpbench.models.registry import language_model, language_model_size
     from dpbench.models.seeded import parameters_on_meta
 
-    dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+    dtype = getattr(torch, settings.dtype)
     context = max(settings.tokens, language_model_size(settings.size)["context"])
     with nullcontext() if meta else parameters_on_meta():
         return language_model(settings.size, dtype=dtype, meta=meta, context=context)
 
 
-def parts_of(settings: Settings, model: Any) -> list[nn.Module]:
+def parts_of(settings: Settings, model: LanguageModel) -> list[nn.Module]:
     """Return the modules of the ranks: the stages of a pipeline, or the model itself."""
     from dpbench.models.stages import stage_of
 
@@ -163,11 +145,9 @@ class Bench:
             attached.detach()
 
     def _all_here(self) -> None:
-        import torch
         import torch.distributed as dist
 
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device.type)
         dist.barrier()
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from dpbench.execution.contract import Context, Outcome
 from dpbench.measure import throughput
+from dpbench.measure.rounds import unmeasured
 from dpbench.methods import timing
 from dpbench.models.language import language_model_family
 from dpbench.records.schema import Metric
@@ -72,7 +73,8 @@ def run(settings: Settings, context: Context) -> Outcome:
     for done, engine in enumerate(settings.methods):
         context.report(done, total, f"simulating {engine}")
         if missing := timing.missing(engine):
-            metrics += _empty(settings, engine, f"skipped: {missing}")
+            for where in settings.devices:
+                metrics += unmeasured(UNITS, {"engine": engine, "device": where}, f"skipped: {missing}", "simulated")
             continue
         estimates = {}
         for batch in sorted({*BATCHES, settings.batch_size}):
@@ -128,14 +130,6 @@ def _on_device(peak: float, sheet: Device, labels: dict[str, str], note: str) ->
         note=note if fits else f"OOM: {needed:.0f} MiB of {available:.0f}",
         text="" if fits else "OOM",
     )
-
-
-def _empty(settings: Settings, engine: str, why: str) -> list[Metric]:
-    return [
-        Metric(name=name, value=None, unit=unit, labels={"engine": engine, "device": where}, kind="simulated", note=why)
-        for where in settings.devices
-        for name, unit in UNITS.items()
-    ]
 
 
 def printed(arguments: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from dpbench.execution.contract import Context, Outcome
 from dpbench.execution.environment import require_device
 from dpbench.measure import throughput
 from dpbench.measure.memory import measure_memory
+from dpbench.measure.rounds import split_missing
 from dpbench.records.schema import Metric
 from dpbench.spec.expand import Uses
 from dpbench.spec.sources import Source
@@ -52,8 +53,8 @@ def run(settings: Settings, context: Context) -> Outcome:
     timing = _timing(settings)
     require_device(settings.device)
     ids, facts = throughput.batch_ids(timing, context.sources[f"dataset:{settings.dataset}"])
-    runnable, skipped = throughput.skip_missing(settings.methods)
-    metrics = [_metric(m.labels["engine"], name, None, m.note) for m in skipped if m.name == "peak_memory" for name in UNITS]
+    runnable, reasons = split_missing(settings.methods)
+    metrics = [_metric(engine, name, None, why) for engine, why in reasons.items() for name in UNITS]
     workspace = DEVICES["h100_80"].workspace if _hopper(settings.device) else DEVICES["a100_80"].workspace
     for done, (engine, peaks_or_reason) in enumerate(measure_memory(timing, runnable, ids, context)):
         context.report(done, len(runnable), f"memory of {engine}")

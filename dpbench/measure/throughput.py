@@ -14,10 +14,14 @@ from dpbench.execution.environment import require_device
 from dpbench.measure.config import BASELINE, StepSettings
 from dpbench.measure.config import ThroughputSettings as Settings
 from dpbench.measure.memory import Peaks, measure_memory, out_of_memory
+from dpbench.measure.rounds import split_missing, unmeasured
 from dpbench.methods import timing
 from dpbench.records.schema import Metric
 from dpbench.spec.expand import Uses
 from dpbench.spec.sources import Source
+
+UNITS = {"throughput": "tokens/s", "seconds_per_step": "s", "throughput_ratio": "x"}
+UNITS |= {"peak_memory": "MiB", "memory_ratio": "x", "process_peak": "MiB"}
 
 
 def uses(settings: Settings) -> Uses:
@@ -38,7 +42,7 @@ def run(settings: Settings, context: Context) -> Outcome:
 
     require_device(settings.device)
     ids, facts = batch_ids(settings, context.sources[f"dataset:{settings.dataset}"])
-    runnable, metrics = skip_missing(settings.methods)
+    runnable, reasons = split_missing(settings.methods)
     total = len(runnable) + sum(map(settings.rounds_of, runnable))
     done = 0
     memory: dict[str, Peaks] = {}
@@ -46,7 +50,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     for engine, peaks_or_reason in measure_memory(settings, list(runnable), ids, context):
         if isinstance(peaks_or_reason, str):
             runnable.remove(engine)
-            metrics += empty_metrics(engine, peaks_or_reason)
+            reasons[engine] = peaks_or_reason
         else:
             memory[engine] = peaks_or_reason
         done += 1
@@ -55,9 +59,8 @@ def run(settings: Settings, context: Context) -> Outcome:
     facts["noise_is_compiled"] = settings.device == "cpu" and gaussian.compiled() is not None
     facts["kernels_are_compiled"] = settings.device == "cpu" and settings.kernels != "torch" and native.unavailable() is None
     facts["freed_memory_is_kept"] = keep_freed_memory() if settings.device == "cpu" else True
-    rounds, reasons = _rounds(settings, context, ids, runnable, done, total) if runnable else ({}, {})
-    for engine, why in reasons.items():
-        metrics += empty_metrics(engine, why)
+    rounds, reasons_of_rounds = _rounds(settings, context, ids, runnable, done, total) if runnable else ({}, {})
+    metrics = [m for engine, why in (reasons | reasons_of_rounds).items() for m in unmeasured(UNITS, {"engine": engine}, why)]
     for engine in rounds:
         metrics += metrics_of(settings, engine, rounds, memory)
     facts["mechanisms"] = {engine: settings.mechanism(engine).describe() for engine in runnable}
@@ -111,25 +114,6 @@ def metrics_of(settings: StepSettings, engine: str, rounds: dict[str, list[float
     return metrics
 
 
-def empty_metrics(engine: str, why: str) -> list[Metric]:
-    units = {"throughput": "tokens/s", "seconds_per_step": "s", "throughput_ratio": "x"}
-    units |= {"peak_memory": "MiB", "memory_ratio": "x", "process_peak": "MiB"}
-    text = "OOM" if why.startswith("OOM") else ""
-    labels = {"engine": engine}
-    return [Metric(name=name, value=None, unit=unit, labels=labels, note=why, text=text) for name, unit in units.items()]
-
-
-def skip_missing(engines: list[str]) -> tuple[list[str], list[Metric]]:
-    """Return the engines whose package is installed, and empty metrics that say why for the others."""
-    runnable, metrics = [], []
-    for engine in engines:
-        if missing := timing.missing(engine):
-            metrics += empty_metrics(engine, f"skipped: {missing}")
-        else:
-            runnable.append(engine)
-    return runnable, metrics
-
-
 def batch_ids(settings: StepSettings, source: Source) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the tokens [B, T] of a step, from the public text, and facts about their tokenizer."""
     from dpbench.data import registry as datasets
@@ -172,8 +156,8 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     Raises:
         DpbenchError: an engine cannot protect the model.
     """
-    runnable, metrics = skip_missing(settings.methods)
-    remarks = sorted({f"{m.labels['engine']}: {m.note}" for m in metrics})
+    runnable, reasons = split_missing(settings.methods)
+    remarks = sorted(f"{engine}: {why}" for engine, why in reasons.items())
     from dpbench.measure.bench import Bench
 
     bench = Bench(settings, np.zeros((settings.batch_size, settings.tokens), dtype=np.int64), seed=0, meta=True)

@@ -9,9 +9,12 @@ import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dpbench.errors import DpbenchError
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics import BLEU
 
 References = Sequence[Sequence[str]]
 """One or more texts for each output."""
@@ -42,7 +45,7 @@ def _check(outputs: Sequence[str], references: References) -> None:
 
 
 @cache
-def _bleu(sentence: bool) -> Any:
+def _bleu(sentence: bool) -> BLEU:
     from sacrebleu.metrics import BLEU
 
     return BLEU(lowercase=True, tokenize="13a", effective_order=sentence)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from dpbench.errors import DpbenchError
 from dpbench.files import read_json, write_atomic
-from dpbench.report.data import Entry, TableData, place_text
+from dpbench.report.data import Entry, Place, TableData
 from dpbench.report.pairing import Pairing, Verdict, judge_pairing, pairs_of, unmet
 from dpbench.report.words import short, spell
 from dpbench.spec.expand import matches
@@ -41,7 +41,7 @@ class Evidence(Strict):
 
     @property
     def place(self) -> str:
-        return place_text((self.origin, self.tier, self.machine))
+        return Place(self.origin, self.tier, self.machine).text
 
     @property
     def decisive(self) -> Pairing:
@@ -69,12 +69,12 @@ class Judgement(Strict):
     others: list[Evidence] = Field(default_factory=list)
 
 
-def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Evidence | None:
+def _evidence(claim: Claim, table: TableData, place: Place) -> Evidence | None:
     """Judge a claim on the entries of one place; None where no pair of cells has values."""
     place_entries = [e for e in table.entries if e.place == place]
     entries = [e for e in place_entries if e.metric == claim.test.metric]
     pairings, missing, used, left_out, uninformative = [], [], [], [], []
-    cells = next((info.cells for info in table.tiers if info.tier == place[1]), [])
+    cells = next((info.cells for info in table.tiers if info.tier == place.tier), [])
     for of, against, pairs in pairs_of(claim.test, entries, table.rows + table.columns, cells):
         valued = [(a, b) for a, b in pairs if a.value is not None and b.value is not None]
         if not valued:
@@ -108,22 +108,16 @@ def _evidence(claim: Claim, table: TableData, place: tuple[str, str, str]) -> Ev
         verdict = "inconclusive"
     synthetic, simulated = any(e.synthetic for e in used), any(e.simulated for e in used)
     if verdict != "inconclusive":
-        weak = [
-            reason
-            for reason, holds in (
-                ("the smoke tier proves that the code runs, not what the paper says", place[1] == "smoke"),
-                ("the data or weights are synthetic", synthetic),
-                ("the values are simulated", simulated),
-            )
-            if holds
-        ]
-        if weak:
+        weaknesses = {
+            "the smoke tier proves that the code runs, not what the paper says": place.tier == "smoke",
+            "the data or weights are synthetic": synthetic,
+            "the values are simulated": simulated,
+        }
+        if weak := [reason for reason, holds in weaknesses.items() if holds]:
             reasons.append(f"would be {verdict}, but {' and '.join(weak)}")
             verdict = "inconclusive"
     return Evidence(
-        origin=place[0],
-        tier=place[1],
-        machine=place[2],
+        **place._asdict(),
         verdict=verdict,
         synthetic=synthetic,
         simulated=simulated,
@@ -202,10 +196,7 @@ def judge(table: TableData) -> list[Judgement]:
             Judgement(
                 paper=table.paper,
                 table=table.table,
-                id=claim.id,
-                says=claim.says,
-                source=claim.source,
-                scale=claim.scale,
+                **claim.model_dump(exclude={"test"}),
                 metric=claim.test.metric,
                 unit=unit,
                 compares=compares,

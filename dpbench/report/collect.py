@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dpbench.files import canonical_json
-from dpbench.records.schema import Metric
 from dpbench.records.store import LeftOut, Stored
-from dpbench.report.current import Current, Place
-from dpbench.report.data import CellState, Entry, RecordInfo, StaleRecord, TableData, TierInfo
+from dpbench.report.current import Current
+from dpbench.report.data import CellState, Entry, Place, RecordInfo, StaleRecord, TableData, TierInfo
 from dpbench.report.deviations import deviations
 from dpbench.report.values import entry_of
 from dpbench.report.words import environment_line, source_line
@@ -52,16 +51,17 @@ def _gather(
         cell_records = gathered.setdefault(key, _CellRecords(labels, select, defaultdict(dict)))
         cell_records.by_sources[_fingerprint(stored)].setdefault(seed, stored)
 
+    requested = Place("here", plan.tier)
     local_by_run = {s.record.run: s for s in local}
     for cell in plan.cells:
         if cell.run in local_by_run:
-            add(("here", plan.tier, ""), cell.labels, cell.select, cell.seed, local_by_run[cell.run])
+            add(requested, cell.labels, cell.select, cell.seed, local_by_run[cell.run])
     for stored in (*local, *recorded):
         for request in current.cells_of(stored.record):
-            place: Place = ("recorded", request.tier, stored.machine) if stored.machine else ("here", request.tier, "")
-            if place != ("here", plan.tier, ""):  # the plan above names the runs of this machine at this tier
+            place = Place("recorded" if stored.machine else "here", request.tier, stored.machine or "")
+            if place != requested:  # the plan above names the runs of this machine at this tier
                 add(place, request.labels, request.select, stored.record.config["seed"], stored)
-    redundant = _redundant_places(gathered, ("here", plan.tier, ""))
+    redundant = _redundant_places(gathered, requested)
     return {key: cell_records for key, cell_records in gathered.items() if key[0] not in redundant}
 
 
@@ -80,36 +80,24 @@ def _redundant_places(gathered: dict[tuple[Place, Key], _CellRecords], requested
         runs[place] |= {stored.record.run for by_seed in cell_records.by_sources.values() for stored in by_seed.values()}
 
     def within(place: Place, other: Place) -> bool:
-        same = (place[0], place[2]) == (other[0], other[2]) and place != other
-        larger = TIERS.index(other[1]) > TIERS.index(place[1])
+        same = (place.origin, place.machine) == (other.origin, other.machine) and place != other
+        larger = TIERS.index(other.tier) > TIERS.index(place.tier)
         return same and (runs[place] < runs[other] or (runs[place] == runs[other] and larger))
 
     return {place for place in runs if place != requested and any(within(place, other) for other in runs)}
 
 
 def _entries(spec: TableSpec, gathered: dict[tuple[Place, Key], _CellRecords]) -> list[Entry]:
-    entries: list[Entry] = []
-    for item in published(spec):
-        entries.append(
-            Entry(
-                origin="published",
-                labels=item.labels,
-                metric=item.metric,
-                value=item.value,
-                unit=item.unit,
-                spread=item.spread,
-                spread_kind=item.spread_kind,
-                source=item.source,
-            )
-        )
+    entries = [Entry(origin="published", **item.model_dump()) for item in published(spec)]
     for (place, _), cell in gathered.items():
         by_seed = cell.best()
         for name, metric in spec.metrics.items():
-            by_seed_metrics: dict[int, tuple[Metric, Stored]] = {}
-            for seed, stored in sorted(by_seed.items()):
-                for candidate in stored.record.metrics:
-                    if candidate.name == name and candidate.labels == cell.select:
-                        by_seed_metrics[seed] = (candidate, stored)
+            by_seed_metrics = {
+                seed: (candidate, stored)
+                for seed, stored in sorted(by_seed.items())
+                for candidate in stored.record.metrics
+                if candidate.name == name and candidate.labels == cell.select
+            }
             if by_seed_metrics:
                 entries.append(entry_of(place, cell.labels, name, metric.unit, by_seed_metrics))
     return entries
@@ -129,7 +117,31 @@ def _axis_order(spec: TableSpec, tier: str, labels: Iterable[dict[str, str]]) ->
     return {axis: list(values) for axis, values in order.items()}
 
 
-def _state(entries: list[Entry], tier: str, in_tier: bool, why: str | None) -> str:
+def _keys(plan: Plan) -> tuple[set[Key], dict[Key, str]]:
+    """Return the cells of a plan, and those that it skips with the reason."""
+    return {tuple(c.labels.values()) for c in plan.cells}, {tuple(labels.values()): why for labels, why in plan.skipped}
+
+
+def _cells(spec: TableSpec, plan: Plan, current: Current, entries: list[Entry]) -> list[CellState]:
+    """Return the cells of the plan, of the published table and of all entries, each with its state."""
+    paper_cells, paper_skipped = _keys(current.plan("paper"))
+    in_tier, tier_skipped = _keys(plan)
+    skipped = paper_skipped | tier_skipped
+    by_cell: dict[Key, list[Entry]] = {key: [] for key in (*in_tier, *paper_cells, *skipped)}
+    for entry in entries:
+        by_cell.setdefault(tuple(entry.labels[a] for a in spec.axes), []).append(entry)
+    return [
+        CellState(
+            labels=dict(zip(spec.axes, key, strict=True)),
+            state=_state(cell_entries, plan.tier, None if key in in_tier else skipped.get(key)),
+            in_tier=key in in_tier,
+            kept=key in paper_skipped,
+        )
+        for key, cell_entries in by_cell.items()
+    ]
+
+
+def _state(entries: list[Entry], tier: str, why: str | None) -> str:
     """Return what is known of a cell, in words; the strongest statement wins."""
     valued = [e for e in entries if e.value is not None]
     here = sorted((e for e in valued if e.origin == "here"), key=lambda e: e.tier != tier)
@@ -214,44 +226,10 @@ def build_table(
     def order(labels: dict[str, str]) -> tuple[int, ...]:
         return tuple(rank[axis][labels[axis]] for axis in spec.axes)
 
-    metric_names = list(spec.metrics)
-    origins = ("published", "recorded", "here")
-    entries.sort(
-        key=lambda e: (
-            order(e.labels),
-            metric_names.index(e.metric) if e.metric in metric_names else len(metric_names),
-            origins.index(e.origin),
-            -TIERS.index(e.tier) if e.tier else 0,
-            e.machine,
-        )
-    )
+    metric_rank = {name: i for i, name in enumerate(spec.metrics)}
+    entries.sort(key=lambda e: (order(e.labels), metric_rank.get(e.metric, len(metric_rank)), e.place.order))
 
-    in_tier = {tuple(c.labels.values()) for c in plan.cells}
-    skipped = {tuple(labels.values()): why for labels, why in plan.skipped}
-    known: dict[Key, dict[str, str]] = {tuple(c.labels.values()): c.labels for c in plan.cells}
-    known |= {tuple(labels.values()): labels for labels, _ in plan.skipped}
-    published_cells = set()
-    for labels, why in current.paper_cells():
-        known.setdefault(tuple(labels.values()), labels)
-        if why is not None and tuple(labels.values()) not in in_tier:
-            skipped.setdefault(tuple(labels.values()), why)
-        if why is not None:
-            published_cells.add(tuple(labels.values()))
-    by_cell: dict[Key, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        key = tuple(entry.labels[a] for a in spec.axes)
-        known.setdefault(key, {a: entry.labels[a] for a in spec.axes})
-        by_cell[key].append(entry)
-    cells = [
-        CellState(
-            labels=labels,
-            state=_state(by_cell[key], tier, key in in_tier, skipped.get(key)),
-            in_tier=key in in_tier,
-            kept=key in published_cells,
-        )
-        for key, labels in sorted(known.items(), key=lambda item: order(item[1]))
-    ]
-
+    cells = sorted(_cells(spec, plan, current, entries), key=lambda cell: order(cell.labels))
     used = {run for e in entries for run in e.runs}
     shown = [s for s in (*local, *recorded) if s.record.run in used or current.is_part(s.record)]
     tiers_with_values = {e.tier for e in entries if e.tier}

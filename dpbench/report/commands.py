@@ -107,9 +107,7 @@ def write_recorded_report(out: Path) -> None:
         for spec in all_tables()
     ]
     svgs = {
-        (table.paper, table.table, plot.name): plots.draw(table, plot).decode()
-        for table in table_data
-        for plot in load_named(table.name).plots
+        (table.paper, table.table, plot.name): plots.draw(table, plot).decode() for table in table_data for plot in table.plots
     }
     judged = [j for table in table_data for j in claims.judge(table)]
     write_atomic(out, page.render(table_data, judged, svgs, "recorded"))

@@ -6,9 +6,11 @@ import statistics
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from dpbench.report.data import Entry, TableData
-from dpbench.report.words import label_text
+from dpbench.report.data import Entry, TableData, grouped
+from dpbench.report.panels import grid
+from dpbench.report.words import heading, label_text
 from dpbench.spec.models import Plot
 
 Curve = list[tuple[float, float]]
@@ -39,12 +41,9 @@ def figure(table: TableData, plot: Plot, entries: list[Entry], colours: list[str
     style = {row: (colours[i % len(colours)], dashes[i // len(colours) % len(dashes)], widths[i]) for i, row in enumerate(names)}
     panels = _panels(plot, drawn)
     across = 1 if len(panels) == 1 else 2
-    down = -(-len(panels) // across)
-    fig = Figure(figsize=(5.0 * across, 2.8 * down + 0.25 * len(names) / across + 0.3), layout="constrained")
-    flat = list(fig.subplots(down, across, squeeze=False).flat)
-    handles: dict[tuple[str, ...], Any] = {}
-    unit = table.metrics[plot.metric].unit
-    for axes, ((place, *values), panel_curves) in zip(flat, panels.items(), strict=False):
+    fig, panel_axes = grid(len(panels), across, 2.8, 0.3, legend=0.25 * len(names) / across)
+    handles: dict[tuple[str, ...], Line2D] = {}
+    for axes, ((place, *values), panel_curves) in zip(panel_axes, panels.items(), strict=True):
         for entry, curve in panel_curves:
             row = _row(entry, plot, lines, names)
             colour, dash, width = style[row]
@@ -52,11 +51,9 @@ def figure(table: TableData, plot: Plot, entries: list[Entry], colours: list[str
             handles[row] = drawing[0]
         where = ", ".join(label_text(a, v) for a, v in zip([plot.x, *plot.panels], values, strict=True))
         axes.set_title(f"{where}\n{place}", loc="left")
-        axes.set_ylabel(plot.metric.replace("_", " ") + (f"\n({unit})" if unit else ""))
+        axes.set_ylabel(heading(plot.metric, table.metrics[plot.metric].unit, "\n"))
         axes.set_xlabel("steps")
         axes.grid(axis="y", alpha=0.18, linewidth=0.8)
-    for axes in flat[len(panels) :]:
-        axes.remove()
     fig.legend(handles=[handles[row] for row in names], loc="outside upper left", ncols=across, frameon=False, handlelength=2.2)
     return fig
 
@@ -89,10 +86,7 @@ def _row(entry: Entry, plot: Plot, lines: list[str], names: dict[tuple[str, ...]
 
 def _panels(plot: Plot, drawn: list[tuple[Entry, Curve]]) -> dict[tuple[str, ...], list[tuple[Entry, Curve]]]:
     """Return the curves of each panel (place, value of x, values of the panel axes); reference rows are in every panel."""
-    panels: dict[tuple[str, ...], list[tuple[Entry, Curve]]] = {}
-    for entry, curve in drawn:
-        key = (entry.place_text, entry.labels[plot.x], *(entry.labels[a] for a in plot.panels))
-        panels.setdefault(key, []).append((entry, curve))
+    panels = grouped(drawn, lambda pair: (pair[0].place_text, *(pair[0].labels[a] for a in (plot.x, *plot.panels))))
     for place, x, *panel_values in [key for key in panels if key[1] == _REFERENCE]:
         others = [key for key in panels if key[0] == place and list(key[2:]) == panel_values and key[1] != x]
         for other in others:

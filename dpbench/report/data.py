@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field
 
 from dpbench.records.schema import Privacy, Request
 from dpbench.records.store import LeftOut
 from dpbench.report.deviations import Deviation
-from dpbench.spec.models import Claim, MetricSpec, Override, Plot, Source
+from dpbench.spec.models import TIERS, Claim, MetricSpec, Override, Plot, Source
 from dpbench.spec.related import Related
 from dpbench.validation import Strict
 
+T = TypeVar("T")
+K = TypeVar("K")
+
 Origin = Literal["published", "recorded", "here"]
 ORIGINS: tuple[Origin, ...] = ("published", "recorded", "here")
+
+
+class Place(NamedTuple):
+    """What one column of values in a table shares: their origin and, if they were run, tier and machine."""
+
+    origin: Origin
+    tier: str = ""
+    machine: str = ""
+
+    @property
+    def text(self) -> str:
+        """The place in words: `published`, `recorded (gpu, a100)`, `here (laptop)`."""
+        inside = ", ".join(part for part in (self.tier, self.machine) if part)
+        return f"{self.origin} ({inside})" if inside else self.origin
+
+    @property
+    def order(self) -> tuple[int, int, str]:
+        """A sort key: published, recorded, here; the largest tier first."""
+        return ORIGINS.index(self.origin), -TIERS.index(self.tier) if self.tier else 0, self.machine
 
 
 class Entry(Strict):
@@ -59,20 +82,20 @@ class Entry(Strict):
         return self.value is not None or bool(self.text)
 
     @property
-    def place(self) -> tuple[Origin, str, str]:
-        """(origin, tier, machine): what one column of values in a table shares."""
-        return self.origin, self.tier, self.machine
+    def place(self) -> Place:
+        return Place(self.origin, self.tier, self.machine)
 
     @property
     def place_text(self) -> str:
-        return place_text(self.place)
+        return self.place.text
 
 
-def place_text(place: tuple[str, str, str]) -> str:
-    """Return a place in words: `published`, `recorded (gpu, a100)`, `here (laptop)`."""
-    origin, tier, machine = place
-    inside = ", ".join(part for part in (tier, machine) if part)
-    return f"{origin} ({inside})" if inside else origin
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Return the items of each key, keys and items in the order in which they come."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 class CellState(Strict):
@@ -159,7 +182,7 @@ class TableData(Strict):
     def name(self) -> str:
         return f"{self.paper}/{self.table}"
 
-    def find(self, labels: dict[str, str], metric: str, place: tuple[str, str, str]) -> Entry | None:
+    def find(self, labels: dict[str, str], metric: str, place: Place) -> Entry | None:
         """Return the entry of a cell and metric from one place."""
         for entry in self.entries:
             if entry.metric == metric and entry.place == place and entry.labels == labels:

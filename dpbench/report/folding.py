@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
-from dpbench.report.data import Entry
+from dpbench.report.data import Entry, grouped
 from dpbench.spec.models import Fold
 
 _FOLDS: dict[Fold, Callable[[Sequence[float]], float]] = {
@@ -25,16 +25,13 @@ def folded(entries: list[Entry], over: dict[str, Fold], cells: list[dict[str, st
     Args:
         entries: the entries of one metric, place and side; cells: the labels of all cells of this side at that place's tier.
     """
-    groups: dict[tuple[tuple[str, str], ...], list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(_unfolded(entry.labels, over), []).append(entry)
     return [
         _fold(dict(labels), members, over, [c for c in cells if _unfolded(c, over) == labels])
-        for labels, members in groups.items()
+        for labels, members in grouped(entries, lambda e: _unfolded(e.labels, over)).items()
     ]
 
 
-def _unfolded(labels: dict[str, str], over: dict[str, Fold]) -> tuple[tuple[str, str], ...]:
+def _unfolded(labels: dict[str, str], over: Container[str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((axis, value) for axis, value in labels.items() if axis not in over))
 
 
@@ -68,6 +65,6 @@ def _value(labelled_values: list[tuple[dict[str, str], float]], over: dict[str, 
     for axis, fold in over.items():
         groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
         for labels, value in labelled_values:
-            groups.setdefault(tuple((a, v) for a, v in labels.items() if a != axis), []).append(value)
+            groups.setdefault(_unfolded(labels, [axis]), []).append(value)
         labelled_values = [(dict(labels), _FOLDS[fold](values)) for labels, values in groups.items()]
     return labelled_values[0][1]

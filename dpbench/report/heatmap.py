@@ -6,7 +6,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dpbench.report.data import Entry, TableData
+from dpbench.report.data import Entry, TableData, grouped
+from dpbench.report.panels import grid, panel_axes
 from dpbench.report.words import label_text, number
 from dpbench.spec.models import Plot
 
@@ -16,17 +17,16 @@ _MIDDLE = 0.55  # of the scale: below it cells are dark, and their text is white
 
 def figure(table: TableData, plot: Plot, entries: list[Entry]) -> Figure:
     """Draw `entries`, which all have values: `x` across, `series` down, one colour scale for all panels."""
-    panels = _panels(table, plot, entries)
+    axes_in_titles = panel_axes(table, plot, entries)
+    panels = grouped(entries, lambda e: (*(label_text(a, e.labels[a]) for a in axes_in_titles), e.place_text))
     values = [entry.value or 0.0 for entry in entries]
     low, high = min(values), max(values)
     digits = min(1, table.metrics[plot.metric].digits)
     across = 1 if len(panels) == 1 else 2
-    down = -(-len(panels) // across)
     rows = max(len({e.labels[plot.series] for e in panel_entries}) for panel_entries in panels.values())
-    fig = Figure(figsize=(5.0 * across, down * (0.34 * rows + 1.1) + 0.2), layout="constrained")
-    flat = list(fig.subplots(down, across, squeeze=False).flat)
+    fig, axes_of_panels = grid(len(panels), across, 0.34 * rows + 1.1, 0.2)
     colours = colormaps[_COLOURS]
-    for axes, (names, panel_entries) in zip(flat, panels.items(), strict=False):
+    for axes, (names, panel_entries) in zip(axes_of_panels, panels.items(), strict=True):
         xs, ys = (_present(table, axis, panel_entries) for axis in (plot.x, plot.series))
         for entry in panel_entries:
             share = 0.5 if high == low else ((entry.value or 0.0) - low) / (high - low)
@@ -41,8 +41,6 @@ def figure(table: TableData, plot: Plot, entries: list[Entry]) -> Figure:
         axes.set_xlabel(plot.x.replace("_", " "))
         axes.set_ylabel(plot.series.replace("_", " "))
         axes.set_title(", ".join(names), loc="left")
-    for axes in flat[len(panels) :]:
-        axes.remove()
     return fig
 
 
@@ -50,14 +48,3 @@ def _present(table: TableData, axis: str, entries: list[Entry]) -> list[str]:
     """Return the values of an axis that have an entry, in the table's order."""
     present = {e.labels[axis] for e in entries}
     return [value for value in table.axes[axis] if value in present]
-
-
-def _panels(table: TableData, plot: Plot, entries: list[Entry]) -> dict[tuple[str, ...], list[Entry]]:
-    """Return title -> entries. An axis that is neither x nor series is in the title if its values differ or the plot names it."""
-    axes = [a for a in table.axes if a not in (plot.x, plot.series)]
-    axes = [a for a in axes if a in plot.panels or len({e.labels[a] for e in entries}) > 1]
-    panels: dict[tuple[str, ...], list[Entry]] = {}
-    for entry in entries:
-        title = (*(label_text(a, entry.labels[a]) for a in axes), entry.place_text)
-        panels.setdefault(title, []).append(entry)
-    return panels

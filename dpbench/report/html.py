@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dpbench.report.data import Entry, TableData
 from dpbench.report.layout import Block, blocks, interval_of, marks_of, published_in
-from dpbench.report.words import label_text, number, short, spell
+from dpbench.report.words import number, short, spell
 
 SYMBOLS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "≈", "not run": "○"}
 
@@ -18,16 +18,6 @@ SYMBOLS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "≈", 
 def slug(*parts: str) -> str:
     """Return an id for an element: `claim-automatic-glue_base-A1`."""
     return "-".join("".join(c if c.isalnum() or c in "_-" else "_" for c in part) for part in parts)
-
-
-def header_rows(block: Block) -> list[list[tuple[str, int]]]:
-    """Return for each column axis its (text, number of columns it spans), with equal neighbours joined."""
-    texts = [block.column_texts(c) for c in block.columns]
-    rows = []
-    for level in range(len(block.column_axes)):
-        groups = [(key[-1], len(list(group))) for key, group in groupby(texts, key=lambda t: t[: level + 1])]
-        rows.append(groups)
-    return rows
 
 
 def only_place(block: Block) -> str:
@@ -61,21 +51,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     jinja.filters |= {"short": short, "spell": spell, "slug": slug, "words": lambda text: str(text).replace("_", " ")}
-    functions: dict[str, Any] = {
-        "blocks": blocks,
-        "header_rows": header_rows,
-        "only_place": only_place,
-        "href": href,
-        "hint": hint,
-        "slug": slug,
-        "label_text": label_text,
-        "number": number,
-        "marks_of": marks_of,
-        "interval_of": interval_of,
-        "published_in": published_in,
-        "symbols": SYMBOLS,
-    }
-    jinja.globals |= functions
+    functions: list[Callable[..., Any]] = [blocks, only_place, href, hint, slug, number, marks_of, interval_of, published_in]
+    jinja.globals |= {function.__name__: function for function in functions} | {"symbols": SYMBOLS}
     return jinja
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
-from dpbench.report.data import ORIGINS, Entry, TableData, place_text
-from dpbench.report.words import EMPTY, MARKS, label_text, number
+from dpbench.report.data import Entry, Place, TableData, grouped
+from dpbench.report.words import EMPTY, MARKS, heading, label_text, number
 from dpbench.spec.models import TIERS, MetricSpec
 
 MOST_EMPTY_ROWS = 12
@@ -13,19 +15,19 @@ MOST_EMPTY_ROWS = 12
 
 @dataclass(frozen=True)
 class Column:
-    """One column. labels: column axis -> value; place: (origin, tier, machine), None where no value of the column is known."""
+    """One column. labels: column axis -> value; place: None where no value of the column is known."""
 
     labels: dict[str, str]
-    place: tuple[str, str, str] | None
+    place: Place | None
 
     @property
     def place_text(self) -> str:
-        return place_text(self.place) if self.place else EMPTY
+        return self.place.text if self.place else EMPTY
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One place in the grid. entry: None where it is empty; why: the reason for that, given in a footnote."""
+    """One place in the grid. entry: None where it is empty; why: the reason for that, which a footnote states."""
 
     entry: Entry | None
     text: str
@@ -52,6 +54,18 @@ class Block:
     legend: list[str] = field(default_factory=list)
     footnotes: list[str] = field(default_factory=list)
 
+    @property
+    def row_heads(self) -> list[str]:
+        return [axis.replace("_", " ") for axis in self.row_axes]
+
+    def header_rows(self) -> list[list[tuple[str, int]]]:
+        """Return for each column axis its (text, number of columns it spans), with equal neighbours joined."""
+        texts = [self.column_texts(c) for c in self.columns]
+        return [
+            [(key[-1], len(list(group))) for key, group in groupby(texts, key=itemgetter(slice(depth)))]
+            for depth in range(1, len(self.column_axes) + 1)
+        ]
+
     def row_values(self, row: dict[str, str]) -> list[str]:
         """Return the axis values alone, for tables that have the names of the row axes in their header."""
         return ["∞" if row[axis] == "inf" else row[axis] for axis in self.row_axes]
@@ -65,8 +79,7 @@ class Block:
 
     @property
     def heading(self) -> str:
-        unit = f" ({self.spec.unit})" if self.spec.unit else ""
-        return f"{self.metric.replace('_', ' ')}{unit}"
+        return heading(self.metric, self.spec.unit)
 
     @property
     def better(self) -> str:
@@ -98,24 +111,23 @@ def _projections(table: TableData, axes: list[str], keep: set[tuple[str, ...]]) 
     return [dict(zip(axes, values, strict=True)) for values in ordered]
 
 
-def _places(entries: list[Entry], labels: dict[str, str], tier: str) -> list[tuple[str, str, str]]:
+def _places(entries: list[Entry], labels: dict[str, str], tier: str) -> list[Place]:
     """Return the places with a value in a column: published, recorded (largest tier first), here.
 
     Tiers that share all runs are shown once, as the tier of the table or else as the largest.
     """
     column_entries = [e for e in entries if e.known and all(e.labels[a] == v for a, v in labels.items())]
-    runs: dict[tuple[str, str, str], set[str]] = {}
-    for entry in column_entries:
-        runs.setdefault(entry.place, set()).update(entry.runs)
-    order = sorted(runs, key=lambda p: (p[1] != tier, -TIERS.index(p[1]) if p[1] else 0))
-    shown: list[tuple[str, str, str]] = []
-    for place in order:
-        if not any(p[0] == place[0] != "published" and p[2] == place[2] and runs[place] <= runs[p] for p in shown):
+    by_place = grouped(column_entries, lambda e: e.place)
+    runs = {place: {run for e in entries_there for run in e.runs} for place, entries_there in by_place.items()}
+    shown: list[Place] = []
+    for place in sorted(runs, key=lambda p: (p.tier != tier, -TIERS.index(p.tier) if p.tier else 0)):
+        same_machine = [p for p in shown if p.origin == place.origin != "published" and p.machine == place.machine]
+        if not any(runs[place] <= runs[p] for p in same_machine):
             shown.append(place)
-    return sorted(shown, key=lambda p: (ORIGINS.index(p[0]), -TIERS.index(p[1]) if p[1] else 0, p[2]))
+    return sorted(shown, key=lambda p: p.order)
 
 
-def _slot(table: TableData, metric: str, labels: dict[str, str], place: tuple[str, str, str] | None) -> Slot:
+def _slot(table: TableData, metric: str, labels: dict[str, str], place: Place | None) -> Slot:
     entry = table.find(labels, metric, place) if place else None
     if entry is not None and entry.value is not None:
         digits = table.metrics[metric].digits
@@ -125,10 +137,10 @@ def _slot(table: TableData, metric: str, labels: dict[str, str], place: tuple[st
     return Slot(None, EMPTY, why=_why_empty(table, labels, place, entry))
 
 
-def _why_empty(table: TableData, labels: dict[str, str], place: tuple[str, str, str] | None, entry: Entry | None) -> str:
+def _why_empty(table: TableData, labels: dict[str, str], place: Place | None, entry: Entry | None) -> str:
     cell = next((c for c in table.cells if c.labels == labels), None)
     skipped = cell.state if cell is not None and cell.state.startswith("skipped:") else ""
-    if place is not None and place[0] == "published":
+    if place is not None and place.origin == "published":
         return skipped if skipped and entry is None else "not read off the paper"
     if entry is not None:
         return f"skipped: {entry.note.removeprefix('skipped:').strip()}"
@@ -136,9 +148,9 @@ def _why_empty(table: TableData, labels: dict[str, str], place: tuple[str, str, 
         return "no such cell"
     if skipped:
         return skipped
-    if place is not None and place[0] == "recorded":
+    if place is not None and place.origin == "recorded":
         return "not recorded"
-    if place is not None and place[1] == table.tier and not cell.in_tier:
+    if place is not None and place.tier == table.tier and not cell.in_tier:
         return f"not part of the {table.tier} tier"
     return "not run"
 
@@ -153,6 +165,11 @@ def without_smoke(table: TableData, entries: list[Entry]) -> list[Entry]:
     if table.tier == "smoke" or not any(e.tier not in ("", "smoke") and e.value is not None for e in entries):
         return entries
     return [e for e in entries if e.tier != "smoke"]
+
+
+def with_values(table: TableData) -> list[Entry]:
+    """Return the entries that have a value, without smoke values beside others."""
+    return [e for e in without_smoke(table, table.entries) if e.value is not None]
 
 
 def _known_rows(rows: list[dict[str, str]], entries: list[Entry]) -> tuple[list[dict[str, str]], int]:
@@ -206,8 +223,8 @@ def _explain_texts(slots: list[list[Slot]]) -> list[str]:
 def sources_used(table: TableData) -> list[str]:
     """Return the data and models of recorded values and of this machine's, one line for each place that has any."""
     lines: dict[str, dict[str, None]] = {}
-    for entry in without_smoke(table, table.entries):
-        if entry.value is not None and entry.origin != "published":
+    for entry in with_values(table):
+        if entry.origin != "published":
             lines.setdefault(entry.place_text, {}).update(dict.fromkeys(entry.sources))
     return [f"{place}: {'; '.join(sources)}" for place, sources in lines.items() if sources]
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpbench.files import canonical_json, write_atomic, write_atomic_with
 from dpbench.records.store import Stored
-from dpbench.report.cells import cell
+from dpbench.report.cells import csv_text
 from dpbench.report.words import source_line
 
 LONG_SCHEMA_VERSION = 1
@@ -94,16 +92,7 @@ def write_long(rows: list[Row], csv_path: Path, parquet_path: Path) -> None:
     Raises:
         DpbenchError: a file cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)  # None becomes an empty field
-    write_atomic(csv_path, text.getvalue())
-    metadata = {b"dpbench_long_schema": str(LONG_SCHEMA_VERSION).encode()}
-    schema = pa.schema(list(_TYPES.items()), metadata=metadata)
+    write_atomic(csv_path, csv_text(COLUMNS, rows))
+    schema = pa.schema(list(_TYPES.items()), metadata={"dpbench_long_schema": str(LONG_SCHEMA_VERSION)})
     table = pa.Table.from_pylist(rows, schema=schema)
-
-    def fill(handle: IO[bytes]) -> None:
-        pq.write_table(table, handle)
-
-    write_atomic_with(parquet_path, fill)
+    write_atomic_with(parquet_path, lambda handle: pq.write_table(table, handle))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from markupsafe import Markup
 
 from dpbench.records.schema import Privacy
 from dpbench.report.claims import VERDICTS, Judgement
-from dpbench.report.data import ORIGINS, Entry, RecordInfo, TableData, TierInfo
+from dpbench.report.data import ORIGINS, Entry, RecordInfo, TableData, TierInfo, grouped
 from dpbench.report.html import environment, slug
-from dpbench.report.layout import Block, blocks, sources_used, without_smoke
+from dpbench.report.layout import Block, blocks, sources_used, with_values
 from dpbench.report.rows import rows_used
 from dpbench.report.words import flatten, spell, whose
 from dpbench.spec.models import Plot
@@ -22,12 +22,6 @@ Svgs = dict[tuple[str, str, str], str]
 """(paper, table, plot) -> SVG text."""
 
 _WIDE = 480  # points, of two panels side by side; a narrower plot fits on the screen of a phone
-
-
-@dataclass(frozen=True)
-class _Tier:
-    tier: str
-    rows: list[tuple[str, str, str]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,7 @@ class _PrivacyStatement:
 
 @dataclass(frozen=True)
 class _View:
-    """A table with the content of its section."""
+    """A table with the content of its section. tiers: tier -> (setting, value, whose); coverage: origin -> cells with a value."""
 
     table: TableData
     blocks: list[Block]
@@ -52,24 +46,13 @@ class _View:
     measured: bool
     privacy: list[_PrivacyStatement]
     notes: list[str]
-    tiers: list[_Tier]
-    cells: int
+    tiers: dict[str, list[tuple[str, str, str]]]
     coverage: dict[str, int]
     states: str
 
 
-@dataclass(frozen=True)
-class _Paper:
-    key: str
-    views: list[_View]
-
-    @property
-    def deviations(self) -> list[Any]:
-        return self.views[0].table.deviations
-
-
 def inline_svg(text: str, name: str) -> Markup:
-    """Return an SVG for use inside a page: without prolog and foreign addresses, its ids made unique by `name`."""
+    """Return an SVG for use inside a page: without prolog and foreign addresses, with ids that `name` makes unique."""
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     ids = set(re.findall(r'\bid="([^"]+)"', body))
@@ -98,7 +81,7 @@ def _privacy(table: TableData) -> list[_PrivacyStatement]:
     return statements
 
 
-def _tier_rows(info: TierInfo) -> _Tier:
+def _tier_rows(info: TierInfo) -> list[tuple[str, str, str]]:
     rows = [(key, _spell(value), whose(key, info.origin)) for key, value in flatten(info.settings)]
     for axis, values in info.axes.items():
         for label, changed in values.items():
@@ -107,24 +90,23 @@ def _tier_rows(info: TierInfo) -> _Tier:
     for override in info.overrides:
         cells = ", ".join(f"{axis} {' or '.join(v) if isinstance(v, list) else v}" for axis, v in override.where.items())
         rows += [(f"{cells}: {key}", _spell(value), whose(key, info.origin)) for key, value in flatten(override.settings)]
-    rows.append(("seeds", ", ".join(map(str, info.seeds)), whose("seeds", info.origin)))
-    return _Tier(info.tier, rows)
+    return [*rows, ("seeds", ", ".join(map(str, info.seeds)), whose("seeds", info.origin))]
 
 
-def _spell(value: Any) -> str:
+def _spell(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(_spell, value)) or "none"
     return "none" if value is None or value == {} else str(value)
 
 
 def _states(table: TableData) -> str:
-    """Count the states: `4 recorded, 2 not run`; the reasons of skipped cells are given at the table itself."""
+    """Count the states: `4 recorded, 2 not run`; the reasons of skipped cells are at the table itself."""
     counts = Counter(cell.state.split(":")[0] for cell in table.cells)
     return ", ".join(f"{count} {state}" for state, count in counts.most_common())
 
 
 def _view(table: TableData, judgements: list[Judgement], svgs: Svgs) -> _View:
-    valued = [e for e in without_smoke(table, table.entries) if e.value is not None]
+    valued = with_values(table)
     plots = []
     for plot in table.plots:
         if (svg := svgs.get((table.paper, table.table, plot.name))) is not None:
@@ -141,8 +123,7 @@ def _view(table: TableData, judgements: list[Judgement], svgs: Svgs) -> _View:
         measured=any(e.origin != "published" for e in valued),
         privacy=_privacy(table),
         notes=notes,
-        tiers=[_tier_rows(info) for info in table.tiers],
-        cells=len(table.cells),
+        tiers={info.tier: _tier_rows(info) for info in table.tiers},
         coverage={o: len({tuple(e.labels.values()) for e in valued if e.origin == o}) for o in ORIGINS},
         states=_states(table),
     )
@@ -156,10 +137,8 @@ def render(tables: list[TableData], claims: list[Judgement], svgs: Svgs, scope: 
         scope: with `recorded` the head says that the report contains nothing of this machine.
     """
     views = [_view(table, claims, svgs) for table in tables]
-    by_paper: dict[str, list[_View]] = {}
     records: dict[str, list[RecordInfo]] = {}
     for view in views:
-        by_paper.setdefault(view.table.paper, []).append(view)
         for info in view.table.records:
             same = records.setdefault(info.run, [])
             if all(info.machine != other.machine for other in same):
@@ -171,7 +150,7 @@ def render(tables: list[TableData], claims: list[Judgement], svgs: Svgs, scope: 
         tiers=list(dict.fromkeys(t.tier for t in tables)),
         newest=max((i.created for infos in records.values() for i in infos), default=""),
         views=views,
-        papers=[_Paper(key, paper_views) for key, paper_views in by_paper.items()],
+        papers=grouped(views, lambda view: view.table.paper),
         claims=claims,
         verdicts=VERDICTS,
         records=dict(sorted(records.items())),

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Iterator
 from typing import Literal
 
+from pydantic import Field
+
 from dpbench.report.data import Entry
 from dpbench.report.folding import folded
 from dpbench.spec.expand import matches
@@ -36,15 +38,15 @@ class Pairing(Strict):
 
     of: dict[str, str]
     against: dict[str, str]
-    verdict: Verdict
-    estimate: float | None
-    low: float | None
-    high: float | None
+    verdict: Verdict = "inconclusive"
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
     n: int
     over: Literal["seeds", "rounds"]
-    cells: list[CellEstimate]
-    reasons: list[str]
-    shortfall: float | None
+    cells: list[CellEstimate] = Field(default_factory=list)
+    reasons: list[str] = Field(default_factory=list)
+    shortfall: float | None = None
 
 
 def pairs_of(
@@ -150,67 +152,41 @@ def unmet(condition: Precondition, labels: dict[str, str], entries: list[Entry])
     return f"at {where} there is no {condition.metric} of {', '.join(condition.of.values())}"
 
 
-def _compare(compares: str, of: float, against: float) -> float:
-    return of - against if compares == "difference" else of / against
-
-
 def judge_pairing(test: ClaimTest, of: dict[str, str], against: dict[str, str], pairs: list[tuple[Entry, Entry]]) -> Pairing:
     """Judge one comparison on pairs of entries that have values.
 
     Ratios are combined on the log scale, so that halving and doubling cancel.
     """
     compares, side, threshold = test.threshold
+    ratio = compares == "ratio"
     over, series = _series(pairs)
-    reasons: list[str] = []
-    estimate = low = high = None
+    valued = [(a, a.value, b, b.value) for a, b in pairs if a.value is not None and b.value is not None]
+    compared = [value for step in series for pair in step for value in pair] + [v for _, x, _, y in valued for v in (x, y)]
+    if ratio and min(compared, default=1.0) <= 0:
+        reason = "a ratio needs values above 0"
+        return Pairing(of=of, against=against, n=len(series), over=over, reasons=[reason])
+    steps = [statistics.fmean(math.log(a / b) if ratio else a - b for a, b in step) for step in series]
     verdict: Verdict = "inconclusive"
-    numbers = [v for step in series for pair in step for v in pair] + [e.value or 0.0 for pair in pairs for e in pair]
-    if compares == "ratio" and any(v <= 0 for v in numbers):
-        reasons.append("a ratio needs values above 0")
-        return _pairing(of, against, verdict, (None, None, None), len(series), over, [], reasons, None)
-    log = compares == "ratio"
-    steps = [statistics.fmean(math.log(a / b) if log else a - b for a, b in step) for step in series]
+    reason = f"a single {over.rstrip('s')} gives no interval" if steps else "the two sides have no seed in common"
+    estimate, low, high = steps[0] if steps else None, None, None
     if len(steps) >= 2:
-        bounds = t_interval(steps)
-        estimate, low, high = (math.exp(v) for v in bounds) if log else bounds
-        verdict = decide(low, high, side, threshold)
-        if verdict == "inconclusive":
-            reasons.append("the interval holds the threshold")
+        estimate, low, high = t_interval(steps)
     elif steps and all(e.counted for pair in pairs for e in pair):
-        estimate = low = high = math.exp(steps[0]) if log else steps[0]
-        verdict = decide(estimate, estimate, side, threshold)
-    elif steps:
-        estimate = math.exp(steps[0]) if log else steps[0]
-        reasons.append("a single seed gives no interval" if over == "seeds" else "a single round gives no interval")
-    else:
-        reasons.append("the two sides have no seed in common")
+        low = high = estimate
+    if ratio:
+        estimate, low, high = (None if bound is None else math.exp(bound) for bound in (estimate, low, high))
+    if low is not None and high is not None:
+        verdict, reason = decide(low, high, side, threshold), "the interval holds the threshold"
     cells = [
         CellEstimate(
             labels={k: v for k, v in a.labels.items() if k not in test.of and k not in test.against},
-            of=a.value,
-            against=b.value,
-            compared=_compare(compares, a.value, b.value),
+            of=x,
+            against=y,
+            compared=x / y if ratio else x - y,
             runs=list(dict.fromkeys([*a.runs, *b.runs])),
         )
-        for a, b in pairs
-        if a.value is not None and b.value is not None
+        for a, x, b, y in valued
     ]
-    shortfall = None if estimate is None else (threshold - estimate if side == "at_least" else estimate - threshold)
-    return _pairing(of, against, verdict, (estimate, low, high), len(steps), over, cells, reasons, shortfall)
-
-
-def _pairing(
-    of: dict[str, str],
-    against: dict[str, str],
-    verdict: Verdict,
-    interval: tuple[float | None, float | None, float | None],
-    n: int,
-    over: Literal["seeds", "rounds"],
-    cells: list[CellEstimate],
-    reasons: list[str],
-    shortfall: float | None,
-) -> Pairing:
-    estimate, low, high = interval
     return Pairing(
         of=of,
         against=against,
@@ -218,9 +194,9 @@ def _pairing(
         estimate=estimate,
         low=low,
         high=high,
-        n=n,
+        n=len(steps),
         over=over,
         cells=cells,
-        reasons=reasons,
-        shortfall=shortfall,
+        reasons=[reason] if verdict == "inconclusive" else [],
+        shortfall=None if estimate is None else (threshold - estimate if side == "at_least" else estimate - threshold),
     )

@@ -11,14 +11,16 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from dpbench.report import curves, heatmap, scatter
-from dpbench.report.data import Entry, TableData
+from dpbench.report.data import Entry, Place, TableData, grouped
 from dpbench.report.layout import marks_of, without_smoke
-from dpbench.report.words import MARKS, label_text
+from dpbench.report.panels import grid, panel_axes
+from dpbench.report.words import MARKS, heading, label_text
 from dpbench.spec.models import Plot
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C8C8C", "#882255", "#999933", "#332288"]
@@ -44,29 +46,28 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.dpi": 72,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
 }
 _Panel = tuple[tuple[str, str], ...]
 
 
 def _panels(table: TableData, plot: Plot, entries: list[Entry]) -> dict[_Panel, list[Entry]]:
-    """Return the entries of each panel. An axis that is neither x nor series gets panels too, if its values differ."""
-    axes = [a for a in table.axes if a not in (plot.x, plot.series)]
-    axes = [a for a in axes if a in plot.panels or len({e.labels[a] for e in entries}) > 1]
+    """Return the entries of each panel, in the table's order."""
+    axes = panel_axes(table, plot, entries)
     panel_per_place = plot.kind == "lines" and _far_apart(entries)
-    panels: dict[_Panel, list[Entry]] = {}
-    for entry in entries:
-        where = (("", entry.place_text),) if panel_per_place else ()
-        panels.setdefault(tuple((a, entry.labels[a]) for a in axes) + where, []).append(entry)
+
+    def panel(entry: Entry) -> _Panel:
+        return tuple((a, entry.labels[a]) for a in axes) + ((("", entry.place_text),) if panel_per_place else ())
+
     order = {a: {v: i for i, v in enumerate(table.axes[a])} for a in axes}
-    return dict(sorted(panels.items(), key=lambda item: [order[a][v] if a else v for a, v in item[0]]))
+    return dict(sorted(grouped(entries, panel).items(), key=lambda item: [order[a][v] if a else v for a, v in item[0]]))
 
 
 def _far_apart(entries: list[Entry]) -> bool:
     """Return whether one place's values would look like zero on the axis of another's."""
-    largest: dict[tuple[str, str, str], float] = {}
-    for entry in entries:
-        largest[entry.place] = max(largest.get(entry.place, 0.0), abs(entry.value or 0.0))
-    return max(largest.values()) > 4 * min(largest.values())
+    largest = [max(abs(e.value or 0.0) for e in of_place) for of_place in grouped(entries, lambda e: e.place).values()]
+    return max(largest) > 4 * min(largest)
 
 
 def _number(label: str) -> float:
@@ -93,11 +94,16 @@ class _Drawing:
         self.series = [v for v in table.axes[plot.series] if v in present]
         self.colour = {v: COLOURS[i % len(COLOURS)] for i, v in enumerate(table.axes[plot.series])}
         places = dict.fromkeys(e.place for e in entries)
-        self.places = sorted(places, key=lambda p: (p[0] != "here", p[1:]))
+        self.places = sorted(places, key=lambda p: (p.origin != "here", p.tier, p.machine))
         self.x_order = {v: i for i, v in enumerate(table.axes[plot.x])}
 
-    def marker(self, place: tuple[str, str, str]) -> str:
-        return _MARKERS[[*map(tuple, self.places)].index(place) % len(_MARKERS)]
+    def style(self, place: Place, colour: str) -> dict[str, Any]:
+        """Return the colour and the marker of a place, filled for this machine."""
+        marker = _MARKERS[self.places.index(place) % len(_MARKERS)]
+        return {"color": colour, "marker": marker, "markerfacecolor": colour if place.origin == "here" else "none"}
+
+    def dash(self, place: Place) -> Any:
+        return _DASHES[self.places.index(place) % len(_DASHES)] if self.plot.kind == "lines" else "none"
 
     def lines(self, axes: Axes, entries: list[Entry]) -> None:
         entries = [e for e in entries if math.isfinite(_number(e.labels[self.plot.x]))]
@@ -110,10 +116,8 @@ class _Drawing:
                         [_number(e.labels[self.plot.x]) for e in drawn],
                         [e.value or 0.0 for e in drawn],
                         yerr=list(zip(*(_reach(e) for e in drawn), strict=True)),
-                        color=self.colour[value],
-                        marker=self.marker(place),
-                        markerfacecolor=self.colour[value] if place[0] == "here" else "none",
-                        linestyle=_DASHES[self.places.index(place) % len(_DASHES)],
+                        **self.style(place, self.colour[value]),
+                        linestyle=self.dash(place),
                         markersize=5,
                         linewidth=1.6,
                         elinewidth=1,
@@ -141,9 +145,7 @@ class _Drawing:
                 [position],
                 [entry.value or 0.0],
                 yerr=[[side] for side in _reach(entry)],
-                color=self.colour[value],
-                marker=self.marker(place),
-                markerfacecolor=self.colour[value] if place[0] == "here" else "none",
+                **self.style(place, self.colour[value]),
                 linestyle="none",
                 markersize=6,
                 elinewidth=1.6,
@@ -154,24 +156,15 @@ class _Drawing:
         axes.margins(y=0.15)
 
     def legend(self, entries: Iterable[Entry]) -> list[Line2D]:
-        marks: dict[tuple[str, str, str], str] = {}
+        marks: dict[Place, str] = {}
         for entry in entries:
             seen = marks.get(entry.place, "") + marks_of(entry)
             marks[entry.place] = "".join(m for m in MARKS if m in seen)
         handles = [Line2D([], [], color=self.colour[v], linewidth=3, label=label_text(self.plot.series, v)) for v in self.series]
         for place in self.places:
             entry = next(e for e in entries if e.place == place)
-            handles.append(
-                Line2D(
-                    [],
-                    [],
-                    color=_INK,
-                    marker=self.marker(place),
-                    markerfacecolor=_INK if place[0] == "here" else "none",
-                    linestyle=_DASHES[self.places.index(place) % len(_DASHES)] if self.plot.kind == "lines" else "none",
-                    label=f"{entry.place_text}{marks[place]}",
-                )
-            )
+            label = f"{entry.place_text}{marks[place]}"
+            handles.append(Line2D([], [], **self.style(place, _INK), linestyle=self.dash(place), label=label))
         return handles
 
 
@@ -197,23 +190,17 @@ def draw(table: TableData, plot: Plot) -> bytes:
             return _save(scatter.figure(table, plot, points, COLOURS), plot) if points else _not_run(plot)
         drawing, panels = _Drawing(table, plot, entries), _panels(table, plot, entries)
         across = 1 if len(panels) <= 3 else 2
-        down = -(-len(panels) // across)
         legend = drawing.legend(entries)
         legend_rows = -(-len(legend) // (2 * across))
-        height = 2.35 * down + 0.25 * legend_rows + 0.3
-        figure = Figure(figsize=(5.0 * across, height), layout="constrained")
-        grid = figure.subplots(down, across, squeeze=False)
-        spec, flat = table.metrics[plot.metric], list(grid.flat)
-        for axes, (panel, panel_entries) in zip(flat, panels.items(), strict=False):
-            getattr(drawing, plot.kind)(axes, panel_entries)
+        figure, axes_of_panels = grid(len(panels), across, 2.35, 0.3, legend=0.25 * legend_rows)
+        for axes, (panel, panel_entries) in zip(axes_of_panels, panels.items(), strict=True):
+            (drawing.lines if plot.kind == "lines" else drawing.intervals)(axes, panel_entries)
             axes.set_title(", ".join(label_text(a, v) if a else v for a, v in panel), loc="left")
-            axes.set_ylabel(f"{plot.metric.replace('_', ' ')}" + (f"\n({spec.unit})" if spec.unit else ""))
+            axes.set_ylabel(heading(plot.metric, table.metrics[plot.metric].unit, "\n"))
             axes.grid(axis="y", color=_INK, alpha=0.18, linewidth=0.8)
             axes.set_axisbelow(True)
-        for axes in flat[-across:] if len(panels) == len(flat) else flat[-across - 1 : len(panels)]:
+        for axes in axes_of_panels[-across:]:
             axes.set_xlabel(plot.x.replace("_", " "))
-        for axes in flat[len(panels) :]:
-            axes.remove()
         figure.legend(handles=legend, loc="outside upper left", ncols=2 * across, frameon=False, handlelength=2.2)
         return _save(figure, plot)
 
@@ -228,7 +215,7 @@ def _save(figure: Figure, plot: Plot) -> bytes:
     """Return a figure as SVG without date or creator, with a title for screen readers."""
     out = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(out, format="svg", transparent=True, metadata=metadata)
+    FigureCanvasSVG(figure).print_svg(out, metadata=metadata)  # `savefig` would draw twice: once to lay out
     text = re.sub(r"<metadata>.*?</metadata>", "", out.getvalue(), flags=re.DOTALL).replace(_INK, "currentColor")
     text = text.replace(f"'{_MEASURED}'", _SHOWN)
     opening = re.compile(r"(<svg\b[^>]*?)>")

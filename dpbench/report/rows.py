@@ -6,16 +6,14 @@ from typing import Any
 
 from dpbench import plugins
 from dpbench.report.data import RecordInfo, TableData
-from dpbench.report.layout import without_smoke
+from dpbench.report.layout import with_values
 
 
 def rows_used(table: TableData) -> list[str]:
     """Return a line per place and dataset: `here (laptop), qnli: trained on 9,999 of 104,743 rows, evaluated on 5,463`."""
     records = {(info.run, info.machine): info for info in table.records}
     lines: dict[str, None] = {}
-    for entry in without_smoke(table, table.entries):
-        if entry.value is None or entry.origin == "published":
-            continue
+    for entry in with_values(table):
         for run in entry.runs:
             info = records.get((run, entry.machine))
             if info is not None and (text := _rows_text(info)):

@@ -6,9 +6,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from dpbench.report.data import Entry, TableData
-from dpbench.report.words import label_text
+from dpbench.report.data import Entry, TableData, grouped
+from dpbench.report.panels import grid
+from dpbench.report.words import heading, label_text
 from dpbench.spec.models import Plot
 
 _MARKERS = "os^Dvp"
@@ -29,17 +31,12 @@ def points_of(table: TableData, plot: Plot, entries: list[Entry]) -> list[Point]
 
 def figure(table: TableData, plot: Plot, points: list[Point], colours: list[str]) -> Figure:
     """Draw `points`, at least one."""
-    panels: dict[tuple[str, ...], list[Point]] = {}
-    for across, entry in points:
-        title = (*(label_text(a, entry.labels[a]) for a in plot.panels), entry.place_text)
-        panels.setdefault(title, []).append((across, entry))
+    panels = grouped(points, lambda point: (*(label_text(a, point[1].labels[a]) for a in plot.panels), point[1].place_text))
     columns = 1 if len(panels) == 1 else 2
-    rows = -(-len(panels) // columns)
-    fig = Figure(figsize=(5.0 * columns, 2.6 * rows + 0.5), layout="constrained")
-    flat = list(fig.subplots(rows, columns, squeeze=False).flat)
-    handles: dict[str, Any] = {}
+    fig, panel_axes = grid(len(panels), columns, 2.6, 0.5)
+    handles: dict[str, Line2D] = {}
     areas = _areas(table, plot, points)
-    for axes, (title, panel_points) in zip(flat, panels.items(), strict=False):
+    for axes, (title, panel_points) in zip(panel_axes, panels.items(), strict=True):
         for number, value in enumerate(table.axes[plot.series]):
             drawn = [point for point in panel_points if point[1].labels[plot.series] == value]
             if not drawn:
@@ -47,38 +44,24 @@ def figure(table: TableData, plot: Plot, points: list[Point], colours: list[str]
             xs, ys = zip(*((across, entry.value or 0.0) for across, entry in drawn), strict=True)
             colour = colours[number % len(colours)]
             path = len(drawn) == len(set(xs)) > 1  # cells that share an x have no order along a line
-            style: dict[str, Any] = {
-                "color": colour,
-                "marker": _MARKERS[number % len(_MARKERS)],
-                "linewidth": 1.2 if path else 0.0,
-            }
+            marker = _MARKERS[number % len(_MARKERS)]
+            style: dict[str, Any] = {"color": colour, "marker": marker, "linewidth": 1.2 if path else 0.0}
             (line,) = axes.plot(xs, ys, label=label_text(plot.series, value), **style, markersize=0 if plot.area else None)
             if plot.area:
-                axes.scatter(
-                    xs,
-                    ys,
-                    [areas[id(entry)] for _, entry in drawn],
-                    color=colour,
-                    marker=style["marker"],
-                    alpha=0.75,
-                    linewidths=0,
-                )
+                sizes = [areas[id(entry)] for _, entry in drawn]
+                axes.scatter(xs, ys, sizes, color=colour, marker=marker, alpha=0.75, linewidths=0)
                 (line,) = axes.plot([], [], label=line.get_label(), **style)
             if len(drawn) > 1 and not path:
                 values = [entry.value or 0.0 for _, entry in panel_points]
-                _annotate(
-                    axes, drawn, _varying(plot, panel_points), colour, number % 2 == 0, _CLOSE * (max(values) - min(values))
-                )
+                close = _CLOSE * (max(values) - min(values))
+                _annotate(axes, drawn, _varying(plot, panel_points), colour, number % 2 == 0, close)
             if path or value not in handles:
                 handles[value] = line
         axes.set_title(", ".join(title), loc="left")
-        for metric, put in ((plot.x, axes.set_xlabel), (plot.metric, axes.set_ylabel)):
-            unit = table.metrics[metric].unit
-            put(metric.replace("_", " ") + (f" ({unit})" if unit else ""))
+        axes.set_xlabel(heading(plot.x, table.metrics[plot.x].unit))
+        axes.set_ylabel(heading(plot.metric, table.metrics[plot.metric].unit))
         axes.set_xlim(left=0)
         axes.grid(alpha=0.18, linewidth=0.8)
-    for axes in flat[len(panels) :]:
-        axes.remove()
     fig.legend(handles=[*handles.values()], loc="outside upper left", ncols=2 * columns, frameon=False, handlelength=2.2)
     return fig
 

@@ -6,8 +6,7 @@ import statistics
 
 from dpbench.records.schema import Metric
 from dpbench.records.store import Stored
-from dpbench.report.current import Place
-from dpbench.report.data import Entry
+from dpbench.report.data import Entry, Place
 from dpbench.report.words import source_line
 
 
@@ -27,7 +26,8 @@ def entry_of(
     by_seed = {seed: metric.value for seed, (metric, _) in by_seed_metrics.items() if metric.value is not None}
     missing = [f"seed {seed}: {m.note}" for seed, (m, _) in by_seed_metrics.items() if m.value is None]
     metrics = [metric for metric, _ in by_seed_metrics.values() if metric.value is not None]
-    spread, spread_kind, low, high, rounds = None, "", None, None, []
+    spread = low = high = None
+    spread_kind, rounds = "", list[float]()
     n = len(by_seed)
     if n >= 2:
         spread, spread_kind = statistics.stdev(by_seed.values()), f"standard deviation over {n} seeds"
@@ -47,9 +47,7 @@ def entry_of(
         notes += missing
     first = records[0]
     return Entry(
-        origin=place[0],
-        tier=place[1],
-        machine=place[2],
+        **place._asdict(),
         labels=labels,
         metric=name,
         value=statistics.fmean(by_seed.values()) if by_seed else None,

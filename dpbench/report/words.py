@@ -62,6 +62,11 @@ def number(value: float, digits: int) -> str:
     return text[1:] if text.startswith("-") and float(text) == 0 else text
 
 
+def heading(metric: str, unit: str, between: str = " ") -> str:
+    """Return the name of a metric with its unit: `peak memory (MiB)`."""
+    return metric.replace("_", " ") + (f"{between}({unit})" if unit else "")
+
+
 def short(value: float | None, significant: int = 4) -> str:
     """Return a number for prose; a dash for None."""
     if value is None:

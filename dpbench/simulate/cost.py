@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from dpbench.simulate.peak import PeakBytes
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload, OpOverloadPacket
 
 aten = torch.ops.aten
 
@@ -52,7 +56,9 @@ class Cost(PeakBytes):
         super().__init__(quantum)
         self.work = Work()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         packet = func._overloadpacket
         if torch.is_inference_mode_enabled() and func._can_decompose():  # elsewhere autograd has decomposed it before
@@ -68,10 +74,11 @@ class Cost(PeakBytes):
             args = (args[0], _all_chosen(args[1]))
         out = _largest(packet, args) if packet in (aten.nonzero, aten.unique_dim) else func(*args, **kwargs)
         self.count(tree_iter(out))
-        self._note(func, packet, args, kwargs, out)
+        self._note(func, args, kwargs, out)
         return out
 
-    def _note(self, func: Any, packet: Any, args: Any, kwargs: Any, out: Any) -> None:
+    def _note(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: object) -> None:
+        packet = func._overloadpacket
         if packet in _FREE or func.is_view:
             return
         inputs = {id(v): v for v in tree_iter((args, kwargs)) if isinstance(v, Tensor)}
@@ -94,27 +101,29 @@ class Cost(PeakBytes):
         self.work.add(flops, read + written, half)
 
 
-def _mutated(func: Any, args: Any) -> list[Tensor]:
+def _mutated(func: OpOverload, args: tuple[Any, ...]) -> list[Tensor]:
     """Return the arguments that an operation writes to."""
     declared = zip(func._schema.arguments, args, strict=False)
     return [v for a, v in declared if a.alias_info is not None and a.alias_info.is_write and isinstance(v, Tensor)]
 
 
-def _bytes(value: Any) -> int:
+def _bytes(value: object) -> int:
     """Return the bytes that an operation reads or writes of a tensor; an expanded one is not larger than its storage."""
     return min(value.numel() * value.element_size(), value.untyped_storage().nbytes()) if isinstance(value, Tensor) else 0
 
 
-def _all_chosen(indices: Any) -> list[Any]:
+def _all_chosen(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Replace every mask among the indices by positions, as if all of it were true."""
-    out: list[Any] = []
+    out: list[Tensor | None] = []
     for index in indices:
-        masks = isinstance(index, Tensor) and index.dtype == torch.bool
-        out += [torch.zeros(index.numel(), dtype=torch.long, device=index.device)] * index.dim() if masks else [index]
+        if index is not None and index.dtype == torch.bool:
+            out += [torch.zeros(index.numel(), dtype=torch.long, device=index.device)] * index.dim()
+        else:
+            out.append(index)
     return out
 
 
-def _largest(packet: Any, args: Any) -> Any:
+def _largest(packet: OpOverloadPacket, args: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
     value = args[0]
     if packet is aten.nonzero:
         return torch.empty(value.numel(), value.dim(), dtype=torch.long, device=value.device)

@@ -9,16 +9,18 @@ import numpy as np
 from dpbench.execution.contract import Context
 from dpbench.execution.tracking import StepLog
 from dpbench.measure import memory, throughput
+from dpbench.measure.rounds import split_missing, unmeasured
 from dpbench.validation import parse
 
 
 def test_missing_peers_are_reasons_not_holes(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "opacus" else real(name, *a))
-    runnable, metrics = throughput.skip_missing(["nonprivate", "opacus", "fused"])
+    runnable, reasons = split_missing(["nonprivate", "opacus", "fused"])
     assert runnable == ["nonprivate", "fused"]
-    assert {m.note for m in metrics} == {"skipped: opacus is not installed (pip install opacus)"}
-    assert all(m.value is None for m in metrics)
+    assert reasons == {"opacus": "skipped: opacus is not installed (pip install opacus)"}
+    metrics = unmeasured(throughput.UNITS, {"engine": "opacus"}, reasons["opacus"])
+    assert all(m.value is None and m.note == reasons["opacus"] for m in metrics)
 
 
 def test_memory_worker_measures_every_engine(tmp_path):

@@ -27,7 +27,7 @@ def settings(size="tiny", **more):
 
 
 def peak(method, **more):
-    return max(memory.measure(settings(**more), method, IDS, 0, 1)["tensors"])
+    return max(memory.measure(settings(**more), method, IDS, 0)["tensors"])
 
 
 @pytest.mark.parametrize("size", ["tiny_bert", "tiny", "opt_tiny"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from step_settings import setting
 
 from dpbench import plugins
@@ -21,7 +20,7 @@ def measured(own):
         size=own.size, tokens=own.tokens, batch_size=own.batch_size, micro_batch=own.micro_batch, methods=[own.engine]
     )
     ids = np.random.default_rng(0).integers(0, 512, (own.batch_size, own.tokens))
-    return max(memory.measure(timing, own.engine, ids, 0, torch.get_num_threads())["tensors"])
+    return max(memory.measure(timing, own.engine, ids, 0)["tensors"])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
