@@ -15,6 +15,7 @@ THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 """Workers side by side have a core each."""
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # helpers that tests of several folders share
+pytest.register_assert_rewrite("kernel_oracles")
 
 # Before any test module is imported: libraries read these once, when they are.
 for _variable in ("DPBENCH_DATA", "DPBENCH_MODELS", "DPBENCH_ROOT", "TRITON_INTERPRET"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_leaves import MAKERS, conv, fresh, hold, norms_of, of_sum, relative, sums
+from kernel_oracles import MAKERS, conv, fresh, hold, norms_of, of_sum, relative, sums
 from torch import nn
 
 from dpbench.kernels.conv import cpu

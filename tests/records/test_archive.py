@@ -14,7 +14,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from test_store import record
+from example_records import record
 
 from dpbench.cli import main, recording
 from dpbench.errors import DpbenchError

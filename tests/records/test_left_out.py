@@ -7,8 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_meaning import FAULTS, put, sound, text_of
-from test_store import record
+from example_records import FAULTS, put, record, sound, text_of
 
 from dpbench.cli import main
 from dpbench.execution.study import config_of, resolver, study_at
@@ -36,7 +35,7 @@ def tree(tmp_path, monkeypatch):
 
 
 def test_readers_of_many_go_on_without_the_bad_ones(tree, capsys):
-    """Every fault of test_meaning at once, among sound records, here and recorded."""
+    """Every fault of `example_records` at once, among sound records, here and recorded."""
     bad, lines_of_file = 0, []
     for key, value, _ in FAULTS:
         values = sound()

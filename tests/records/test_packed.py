@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_store import record
+from example_records import record
 
 from dpbench import paths
 from dpbench.cli import main

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from guarded import with_fault
-from test_leaves import norms_of, relative
+from kernel_oracles import norms_of, relative
 
 from dpbench.kernels.linear import onchip, plan, reference
 from dpbench.kernels.linear import triton as ours

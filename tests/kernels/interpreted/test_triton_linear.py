@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from guarded import SENTINEL, amid, guards_hold, with_fault
-from test_leaves import FUNCTIONS, norms_of, oracle_linear, relative
+from kernel_oracles import FUNCTIONS, norms_of, oracle_linear, relative
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from guarded import SENTINEL, amid, guards_hold, with_fault
-from test_leaves import hold, norms_of, oracle_embedding, oracle_layernorm, oracle_rmsnorm, relative
+from kernel_oracles import hold, norms_of, oracle_embedding, oracle_layernorm, oracle_rmsnorm, relative
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 

@@ -1,0 +1,183 @@
+"""Kernels of every kind with small inputs, their fp64 oracles, and the comparison of the two."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from dpbench.kernels.conv import reference as conv_reference
+from dpbench.kernels.conv.cpu import ConvLeaf
+from dpbench.kernels.embedding import reference as embedding_reference
+from dpbench.kernels.embedding.cpu import EmbeddingLeaf
+from dpbench.kernels.groupnorm import reference as groupnorm_reference
+from dpbench.kernels.groupnorm.cpu import GroupNormLeaf
+from dpbench.kernels.layernorm import reference as layernorm_reference
+from dpbench.kernels.layernorm.cpu import LayerNormLeaf
+from dpbench.kernels.layernorm.native import NativeLayerNormLeaf
+from dpbench.kernels.leaf import Factor, Sums, Use
+from dpbench.kernels.linear import native as linear_native
+from dpbench.kernels.linear import reference as linear_reference
+from dpbench.kernels.linear.cpu import Conv1DLeaf, LinearLeaf
+from dpbench.kernels.rmsnorm import reference as rmsnorm_reference
+from dpbench.kernels.rmsnorm.cpu import RMSNormLeaf
+from dpbench.kernels.rmsnorm.native import NativeRMSNormLeaf
+from dpbench.privacy.clipping import abadi, auto_s, auto_v
+
+FUNCTIONS = {"abadi": abadi, "auto_v": auto_v, "auto_s": auto_s}
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-12))
+
+
+def of_sum(found: torch.Tensor, factors: torch.Tensor, gradients: torch.Tensor) -> float:
+    """Error of a weighted sum, relative to it."""
+    return relative(found, torch.einsum("b,b...->...", factors.double(), gradients))
+
+
+def of_terms(found: torch.Tensor, factors: torch.Tensor, gradients: torch.Tensor) -> float:
+    """Error of a weighted sum, against the length of its terms: in one dimension they may cancel, even to exactly 0."""
+    terms = factors.double()[:, None] * gradients.flatten(1)
+    return float((found.double().flatten() - terms.sum(0)).norm() / terms.norm(dim=1).sum().clamp(min=1e-12))
+
+
+def sums(leaf):
+    return Sums({n: torch.zeros_like(p, dtype=torch.float32) for n, p in leaf.parameters.items()})
+
+
+def fresh(leaf):
+    """Sums that nobody has written yet: full of NaN."""
+    tensors = {n: torch.full_like(p, float("nan"), dtype=torch.float32) for n, p in leaf.parameters.items()}
+    return Sums(tensors, tensors)
+
+
+def oracle_linear(leaf, use):
+    """name -> [B, ...] fp64 per-example gradients."""
+    x = use.x.reshape(len(use.x), -1, use.x.shape[-1])
+    g = use.g.reshape(len(use.g), -1, use.g.shape[-1])
+    weight, bias = linear_reference.per_example(x, g)
+    if leaf.transposed:
+        weight = weight.mT
+    return {"weight": weight, "bias": bias}
+
+
+def oracle_layernorm(leaf, use):
+    size = leaf.module.weight.numel()
+    x, g = use.x.reshape(len(use.x), -1, size), use.g.reshape(len(use.g), -1, size)
+    weight, bias = layernorm_reference.per_example(x, g, leaf.module.eps)
+    return {"weight": weight, "bias": bias}
+
+
+def oracle_embedding(leaf, use):
+    batch = len(use.g)
+    ids, g = use.x.reshape(batch, -1), use.g.reshape(batch, -1, use.g.shape[-1])
+    return {"weight": embedding_reference.per_example(ids, g, leaf.module.num_embeddings, leaf.module.padding_idx)}
+
+
+def linear(shape, dtype=torch.float32, inputs=13, outputs=7, bias=True):
+    torch.manual_seed(sum(shape))
+    leaf = LinearLeaf(nn.Linear(inputs, outputs, bias=bias).to(dtype))
+    return leaf, Use(torch.randn(*shape, inputs).to(dtype), torch.randn(*shape, outputs).to(dtype)), oracle_linear
+
+
+def conv1d(shape, dtype=torch.float32):
+    torch.manual_seed(sum(shape))
+    leaf = Conv1DLeaf(Conv1D(7, 13).to(dtype))
+    return leaf, Use(torch.randn(*shape, 13).to(dtype), torch.randn(*shape, 7).to(dtype)), oracle_linear
+
+
+def layernorm(shape, dtype=torch.float32):
+    torch.manual_seed(sum(shape))
+    leaf = LayerNormLeaf(nn.LayerNorm(11).to(dtype))
+    return leaf, Use(torch.randn(*shape, 11).to(dtype), torch.randn(*shape, 11).to(dtype)), oracle_layernorm
+
+
+def embedding(shape, dtype=torch.float32):
+    torch.manual_seed(sum(shape))
+    leaf = EmbeddingLeaf(nn.Embedding(5, 9, padding_idx=2).to(dtype))
+    return leaf, Use(torch.randint(0, 5, shape), torch.randn(*shape, 9).to(dtype)), oracle_embedding
+
+
+def rmsnorm(shape, dtype=torch.float32):
+    torch.manual_seed(sum(shape))
+    leaf = RMSNormLeaf(nn.RMSNorm(11, eps=1e-3).to(dtype))
+    return leaf, Use(torch.randn(*shape, 11).to(dtype), torch.randn(*shape, 11).to(dtype)), oracle_rmsnorm
+
+
+def oracle_rmsnorm(leaf, use):
+    size = leaf.module.weight.numel()
+    x, g = use.x.reshape(len(use.x), -1, size), use.g.reshape(len(use.g), -1, size)
+    return {"weight": rmsnorm_reference.per_example(x, g, 1e-3)}
+
+
+def groupnorm(shape, dtype=torch.float32):
+    torch.manual_seed(sum(shape))
+    batch, *positions = shape
+    leaf = GroupNormLeaf(nn.GroupNorm(3, 12).to(dtype))
+    return leaf, Use(torch.randn(batch, 12, *positions).to(dtype), torch.randn(batch, 12, *positions).to(dtype)), oracle_groupnorm
+
+
+def oracle_groupnorm(leaf, use):
+    weight, bias = groupnorm_reference.per_example(use.x, use.g, leaf.module.num_groups, leaf.module.eps)
+    return {"weight": weight, "bias": bias}
+
+
+def conv(shape, dtype=torch.float32, **options):
+    """[B, T] is an nn.Conv1d over T positions, [B, H, W] an nn.Conv2d, [B, D, H, W] an nn.Conv3d."""
+    torch.manual_seed(sum(shape))
+    batch, *positions = shape
+    kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(positions)]
+    module = kind(4, 6, **({"kernel_size": 3, "padding": 1} | options)).to(dtype)
+    x = torch.randn(batch, 4, *positions).to(dtype)
+    return ConvLeaf(module), Use(x, torch.randn_like(module(x)).detach()), oracle_conv
+
+
+def oracle_conv(leaf, use):
+    return conv_reference.per_example(leaf.module, use.x, use.g)
+
+
+MAKERS = {"linear": linear, "conv1d": conv1d, "layernorm": layernorm, "embedding": embedding}
+MAKERS |= {"rmsnorm": rmsnorm, "groupnorm": groupnorm, "conv": conv}
+
+
+def in_c(make, leaf_class):
+    def made(*args, **options):
+        leaf, use, oracle = make(*args, **options)
+        return leaf_class(leaf.module), use, oracle
+
+    return made
+
+
+if linear_native.NativeLinearLeaf.refuses(nn.Linear(1, 1)) is None:
+    MAKERS |= {
+        "linear_in_c": in_c(linear, linear_native.NativeLinearLeaf),
+        "conv1d_in_c": in_c(conv1d, linear_native.NativeConv1DLeaf),
+        "layernorm_in_c": in_c(layernorm, NativeLayerNormLeaf),
+        "rmsnorm_in_c": in_c(rmsnorm, NativeRMSNormLeaf),
+    }
+SHAPES = [(1, 1), (3, 1), (4, 5), (2, 37), (5, 3, 4)]
+
+
+def norms_of(gradients):
+    return torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0).sqrt()
+
+
+def hold(leaf, use, oracle, tolerance=1e-5, error=of_sum):
+    """The three ways a leaf can be asked, against its oracle."""
+    wanted = {n: g for n, g in oracle(leaf, use).items() if n in leaf.names}
+    norms = norms_of(wanted)
+    assert relative(leaf.sq_norms(use).sqrt(), norms) < tolerance
+    factors = torch.rand(len(use.g))
+    into = sums(leaf)
+    leaf.add_weighted(use, factors, into)
+    for name, gradient in wanted.items():
+        assert error(into[name], factors, gradient) < tolerance, name
+    bound = max(float(norms.median()), 0.1)  # half the examples are above it
+    for name, function in FUNCTIONS.items():
+        scale = function.factor(norms, bound, 0.01)
+        for into in (sums(leaf), fresh(leaf)):
+            found = leaf.clip_into(use, Factor(name, bound, 0.01, function.factor), into)
+            assert relative(found, norms) < tolerance, name
+            for tensor, gradient in wanted.items():
+                assert error(into[tensor], scale, gradient) < tolerance, (name, tensor)
