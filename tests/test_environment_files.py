@@ -30,13 +30,13 @@ def asked() -> dict[str, Requirement]:
 
 def pins(lines: list[str]) -> dict[str, str]:
     """Package -> the one version it is pinned at."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for requirement in map(Requirement, lines):
         name, (exact,) = canonicalize_name(requirement.name), requirement.specifier
-        assert name not in found, f"{name} stands twice"
+        assert name not in versions, f"{name} stands twice"
         assert (exact.operator, requirement.url) == ("==", None), f"{requirement} is not a pin"
-        found[name] = exact.version
-    return found
+        versions[name] = exact.version
+    return versions
 
 
 def lock() -> dict[str, str]:

@@ -16,11 +16,11 @@ TEST_MODULES = {path.stem for path in TESTS.rglob("*.py") if path.stem == "conft
 
 def modules() -> dict[str, Path]:
     """Dotted name -> file of every module of the package."""
-    found = {}
+    paths = {}
     for path in PACKAGE.rglob("*.py"):
         parts = ["dpbench", *path.relative_to(PACKAGE).with_suffix("").parts]
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return paths
 
 
 def imports(path: Path, known: Iterable[str]) -> set[str]:

@@ -26,11 +26,11 @@ def teacher(epsilon=2.0, steps=12):
 
 @pytest.mark.parametrize("target", [2.5, 8.0])
 def test_both_stages_together_spend_the_target_within_one_percent(target):
-    found = calibrated_beside([release_of(teacher())], SECOND, 20, CLIPPING, target, DELTA)
-    assert 0.99 * target <= found.epsilon() <= target
+    composition = calibrated_beside([release_of(teacher())], SECOND, 20, CLIPPING, target, DELTA)
+    assert 0.99 * target <= composition.epsilon() <= target
     alone = calibrated(SECOND, 20, CLIPPING, target, DELTA)
-    assert found.noise_multiplier > alone.noise_multiplier
-    assert found.mechanism.epsilon() < found.epsilon() < 2.0 + found.mechanism.epsilon()
+    assert composition.noise_multiplier > alone.noise_multiplier
+    assert composition.mechanism.epsilon() < composition.epsilon() < 2.0 + composition.mechanism.epsilon()
 
 
 def test_a_composition_is_what_dp_accounting_says_of_both_events():
@@ -50,8 +50,8 @@ def test_two_equal_stages_are_one_of_twice_the_steps():
     half = Release(1.0, 0.04, 10)
     once = accounting.composed((Release(1.0, 0.04, 20),), delta=DELTA)
     assert accounting.composed((half, half), delta=DELTA) == pytest.approx(once, rel=1e-6)
-    whole = accounting.epsilon(noise_multiplier=1.0, sample_rate=0.04, steps=20, delta=DELTA)
-    assert once == whole
+    epsilon_of_twice = accounting.epsilon(noise_multiplier=1.0, sample_rate=0.04, steps=20, delta=DELTA)
+    assert once == epsilon_of_twice
 
 
 def test_a_budget_spent_twice_is_refused():
@@ -79,16 +79,16 @@ def test_a_stage_without_noise_is_refused():
 
 
 def test_a_record_gives_back_the_stage():
-    made = teacher()
-    assert release_in(made.describe()) == release_of(made)
+    stage = teacher()
+    assert release_in(stage.describe()) == release_of(stage)
 
 
 def test_what_is_recorded_names_all_stages():
     spent = release_of(teacher())
-    found = calibrated_beside([spent], SECOND, 20, CLIPPING, 4.0, DELTA, seed=5).describe()
-    assert found["stages_before"] == [{"noise_multiplier": spent.noise_multiplier, "sample_rate": 0.04, "steps": 12}]
-    assert found["target_epsilon"] == 4.0
-    assert found["steps"] == 20
+    description = calibrated_beside([spent], SECOND, 20, CLIPPING, 4.0, DELTA, seed=5).describe()
+    assert description["stages_before"] == [{"noise_multiplier": spent.noise_multiplier, "sample_rate": 0.04, "steps": 12}]
+    assert description["target_epsilon"] == 4.0
+    assert description["steps"] == 20
 
 
 def noise_of(seed):
@@ -137,11 +137,11 @@ def test_a_calibration_behind_a_teacher_is_kept(monkeypatch, tmp_path):
 @pytest.mark.parametrize("relation", ["add_or_remove", "replace_one"])
 def test_a_composition_is_of_its_own_relation(relation):
     """Calibrated, asked and guarded under it."""
-    found = calibrated_beside([Release(2.0, 0.04, 5)], SECOND, 8, CLIPPING, 3.0, DELTA, relation=relation)
-    parts = (Release(2.0, 0.04, 5), release_of(found.mechanism))
+    composition = calibrated_beside([Release(2.0, 0.04, 5)], SECOND, 8, CLIPPING, 3.0, DELTA, relation=relation)
+    parts = (Release(2.0, 0.04, 5), release_of(composition.mechanism))
     assert 2.97 <= accounting.composed(parts, delta=DELTA, relation=relation) <= 3.0
-    assert found.epsilon() == accounting.composed(parts, delta=DELTA, relation=relation)
-    assert found.relation == relation
+    assert composition.epsilon() == accounting.composed(parts, delta=DELTA, relation=relation)
+    assert composition.relation == relation
 
 
 def test_a_stage_before_of_another_relation_or_noise_is_refused():
@@ -160,11 +160,11 @@ def test_phases_that_are_no_phases_are_named(steps):
 
 
 def test_what_a_composition_is_made_of_is_checked():
-    own = teacher()
+    teacher_stage = teacher()
     for spent in ([Release(1.0, 0.1, 1)], ((1.0, 0.1, 1),), None):
         with pytest.raises(DpbenchError, match="tuple of releases"):
-            Composition(own, spent)
+            Composition(teacher_stage, spent)
     with pytest.raises(DpbenchError, match="target_epsilon"):
-        Composition(own, (), float("nan"))
+        Composition(teacher_stage, (), float("nan"))
     with pytest.raises(DpbenchError, match="unknown randomness"):
         calibrated_beside([], SECOND, 8, CLIPPING, 3.0, DELTA, randomness="Secret")

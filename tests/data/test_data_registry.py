@@ -61,19 +61,19 @@ def test_every_dataset_declares_what_the_registry_reads(name):
         for split in plugin.extra["files"]:
             examples = registry.load(name, split, source)
             assert len(examples) > 100
-            own = [key for key in plugin.extra["columns"] if key not in registry.attributes(name)]
-            assert list(examples.columns) == own + (["labels"] if registry.attributes(name) else [])
+            columns = [key for key in plugin.extra["columns"] if key not in registry.attributes(name)]
+            assert list(examples.columns) == columns + (["labels"] if registry.attributes(name) else [])
 
 
 def test_auto_takes_local_then_hub_then_embedded(sst2, on_hub, monkeypatch):
     assert registry.resolve("sst2").kind == "local"
     monkeypatch.delenv("DPBENCH_DATA")
-    found = registry.resolve("sst2")
-    assert (found.kind, found.revision, found.files) == ("hub", on_hub["revision"], {})
+    resolved = registry.resolve("sst2")
+    assert (resolved.kind, resolved.revision, resolved.files) == ("hub", on_hub["revision"], {})
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(sst2))
-    found = registry.resolve("sst2")
-    assert (found.kind, found.revision, found.synthetic) == ("embedded", "v1", True)
-    assert "synthetic" in found.says
+    resolved = registry.resolve("sst2")
+    assert (resolved.kind, resolved.revision, resolved.synthetic) == ("embedded", "v1", True)
+    assert "synthetic" in resolved.says
 
 
 def test_local_source_states_the_hash_of_each_file(sst2):
@@ -124,11 +124,11 @@ def test_data_folder_that_does_not_exist(monkeypatch, tmp_path):
     assert any("no such folder" in line for line in registry.where("sst2"))
 
 
-@pytest.mark.parametrize("wanted", ["auto", "local"])
-def test_half_a_dataset_is_an_error(sst2, wanted):
+@pytest.mark.parametrize("source_name", ["auto", "local"])
+def test_half_a_dataset_is_an_error(sst2, source_name):
     (sst2 / "validation.parquet").unlink()
     with pytest.raises(DpbenchError, match=r"validation\.parquet: missing"):
-        registry.resolve("sst2", wanted)
+        registry.resolve("sst2", source_name)
 
 
 def test_a_data_folder_without_this_dataset_falls_back(sst2):

@@ -30,8 +30,8 @@ def key(name):
 def test_two_processes_release_what_one_does(both, name):
     """Steps with an empty batch and with an empty share among them; fp32 sums in another order: 1e-6."""
     two, one = both[0]["equality"][key(name)]
-    for found, wanted in zip(two["gradients"], one["gradients"], strict=True):
-        assert float((found - wanted).norm()) <= 1e-6 * max(float(wanted.norm()), 1e-6)
+    for actual, expected in zip(two["gradients"], one["gradients"], strict=True):
+        assert float((actual - expected).norm()) <= 1e-6 * max(float(expected.norm()), 1e-6)
     assert two["tallies"] == one["tallies"]
     assert two["sensitivity"] == one["sensitivity"]
     if name != "nonprivate":
@@ -44,9 +44,9 @@ def test_replicas_stay_the_same_bits(both, name):
 
 
 def test_replicas_start_from_rank_0s_weights(both):
-    wanted = both[0]["equality"][key("fused-per_layer")][0]["weights"]
-    assert torch.equal(both[0]["other_weights_at_first"], wanted)
-    assert torch.equal(both[1]["other_weights_at_first"], wanted)
+    first_weights = both[0]["equality"][key("fused-per_layer")][0]["weights"]
+    assert torch.equal(both[0]["other_weights_at_first"], first_weights)
+    assert torch.equal(both[1]["other_weights_at_first"], first_weights)
 
 
 def test_sums_sent_in_buckets_or_one_by_one_are_the_same(both):
@@ -55,28 +55,28 @@ def test_sums_sent_in_buckets_or_one_by_one_are_the_same(both):
 
 
 def test_the_tables_baseline_is_torchs_own_and_takes_the_same_step(both):
-    found = both[0]["baseline"]
-    assert found["kind"] == "TorchReplicas"
-    assert float((found["torch"] - found["ours"]).norm()) < 1e-6 * float(found["ours"].norm())
+    baseline = both[0]["baseline"]
+    assert baseline["kind"] == "TorchReplicas"
+    assert float((baseline["torch"] - baseline["ours"]).norm()) < 1e-6 * float(baseline["ours"].norm())
 
 
-def one_draw(found):
+def one_draw(noises):
     """Whether every eighth of every step has the std of one draw: 5 025 elements give it to 5 / sqrt(2 x 5 025) = 5 %. An eighth
     is less than the half of a tensor that one rank perturbs: a whole would hide noise twice on one half and none on the other."""
-    for noise in found["noise"]:
+    for noise in noises["noise"]:
         for part in noise.chunk(8):
-            if abs(float(part.std()) / found["std"] - 1) > 5 / math.sqrt(2 * len(part)):
+            if abs(float(part.std()) / noises["std"] - 1) > 5 / math.sqrt(2 * len(part)):
                 return False
     return True
 
 
 @pytest.mark.parametrize("kind", ["right", "secret"])
 def test_the_noise_is_one_draw(both, kind):
-    found = both[0]["noises"][kind]
-    assert one_draw(found)
-    assert torch.equal(found["weights"], both[1]["noises"][kind]["weights"])
-    values = torch.cat(found["noise"])
-    assert abs(float(values.mean())) < 5 * found["std"] / math.sqrt(len(values))
+    noises = both[0]["noises"][kind]
+    assert one_draw(noises)
+    assert torch.equal(noises["weights"], both[1]["noises"][kind]["weights"])
+    values = torch.cat(noises["noise"])
+    assert abs(float(values.mean())) < 5 * noises["std"] / math.sqrt(len(values))
     assert len(values.unique()) > 0.99 * len(values)  # no stretch has another's numbers
 
 
@@ -99,8 +99,8 @@ def test_thresholds_adapt_to_the_examples_of_all_ranks(both, name):
     two, one = both[0]["adaptive"][(*key(name), 0.0)]
     assert two["trajectory"] == one["trajectory"]
     assert len({tuple(bounds) for bounds in one["trajectory"]}) == 5
-    for found, wanted in zip(two["gradients"], one["gradients"], strict=True):
-        assert float((found - wanted).norm()) <= 1e-6 * max(float(wanted.norm()), 1e-6)
+    for actual, expected in zip(two["gradients"], one["gradients"], strict=True):
+        assert float((actual - expected).norm()) <= 1e-6 * max(float(expected.norm()), 1e-6)
 
 
 @pytest.mark.parametrize("name", ENGINES[1:])
@@ -152,16 +152,16 @@ def test_one_bad_example_of_the_group_is_counted_and_adds_nothing(both):
 @pytest.mark.parametrize("randomness", ["seeded", "secret"])
 def test_the_logical_batch_is_dealt_without_loss(both, randomness):
     clipping = Clipping(scope="per_layer", bound=0.5)
-    whole = Mechanism(Sampling("poisson", 100, 30.0), 10, clipping, seed=0)
+    plan_of_all = Mechanism(Sampling("poisson", 100, 30.0), 10, clipping, seed=0)
     sizes = []
-    for first, second, wanted in zip(
-        both[0]["dealing"][randomness], both[1]["dealing"][randomness], sampling.batches(whole), strict=True
+    for first, second, expected_rows in zip(
+        both[0]["dealing"][randomness], both[1]["dealing"][randomness], sampling.batches(plan_of_all), strict=True
     ):
         assert not set(first) & set(second)
         assert 0 <= len(first) - len(second) <= 1
         sizes.append(len(first) + len(second))
         if randomness == "seeded":
-            assert sorted(first + second) == wanted.tolist()
+            assert sorted(first + second) == expected_rows.tolist()
     assert len(set(sizes)) > 1  # 10 Poisson batches of 30 +- 4.6
 
 

@@ -36,7 +36,7 @@ def smoke_config() -> dict:
     return next(iter(plan.runs.values())).config
 
 
-def dpbench(words, environment, **given):
+def dpbench(words, environment, **options):
     return subprocess.run(
         [sys.executable, "-m", "dpbench", *words],
         env=environment,
@@ -44,7 +44,7 @@ def dpbench(words, environment, **given):
         text=True,
         timeout=280,
         check=False,
-        **given,
+        **options,
     )
 
 
@@ -280,10 +280,10 @@ def _alive(process: int) -> bool:
         return False
 
 
-def _wait(found, seconds: float = 60.0):
+def _wait(condition, seconds: float = 60.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if answer := found():
+        if answer := condition():
             return answer
         time.sleep(0.05)
     raise AssertionError("waited in vain")

@@ -87,10 +87,10 @@ def test_rmsnorm_without_eps_takes_that_of_its_input(eps, dtype):
     x = (torch.randn(3, 4, 8) * 1e-2).to(dtype)
     out = module(x)
     g = torch.randn_like(out).detach()
-    (wanted,) = torch.autograd.grad((out * g).sum(), [module.weight])
+    (expected_gradient,) = torch.autograd.grad((out * g).sum(), [module.weight])
     into = {"weight": torch.zeros(8)}
     RMSNormLeaf(module).add_weighted(Use(x, g), torch.ones(3), Sums(into))
-    assert relative(into["weight"], wanted) < (1e-5 if dtype == torch.float32 else 2e-2)
+    assert relative(into["weight"], expected_gradient) < (1e-5 if dtype == torch.float32 else 2e-2)
 
 
 def test_rmsnorm_of_transformers():
@@ -102,8 +102,8 @@ def test_rmsnorm_of_transformers():
 
 def test_norms_of_large_tensors_do_not_drift():
     values = torch.rand(3_000_017)
-    wanted = values.double().square().sum()
-    assert abs(float(linear_cpu.squared(values)) / float(wanted) - 1) < 4e-6  # of the square: half of it in the norm
+    exact = values.double().square().sum()
+    assert abs(float(linear_cpu.squared(values)) / float(exact) - 1) < 4e-6  # of the square: half of it in the norm
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,11 @@ def test_norms_of_large_tensors_do_not_drift():
 def test_fallback_equals_autograd_one_example_at_a_time(module, x):
     leaf = FallbackLeaf(module)
     g = torch.randn_like(module(x))
-    wanted = []
+    example_gradients = []
     for i in range(len(x)):
         out = module(x[i : i + 1])
-        wanted.append(torch.autograd.grad((out * g[i : i + 1]).sum(), list(module.parameters())))
-    oracle = {n: torch.stack([w[k] for w in wanted]).double() for k, n in enumerate(leaf.names)}
+        example_gradients.append(torch.autograd.grad((out * g[i : i + 1]).sum(), list(module.parameters())))
+    oracle = {n: torch.stack([w[k] for w in example_gradients]).double() for k, n in enumerate(leaf.names)}
     hold(leaf, Use(x, g), lambda *_: oracle)
 
 
@@ -142,10 +142,10 @@ def test_a_non_finite_example_adds_nothing(kind):
         norms = leaf.clip_into(use, Factor("abadi", 0.5, 0.0, abadi.factor), into)
     assert torch.isfinite(norms).tolist() == [True, False, False, True]
     good = Use(use.x[[0, 3]], use.g[[0, 3]])
-    wanted = oracle(leaf, good)
-    scale = abadi.factor(norms_of({n: g for n, g in wanted.items() if n in leaf.names}), 0.5, 0.0)
+    expected_gradients = oracle(leaf, good)
+    scale = abadi.factor(norms_of({n: g for n, g in expected_gradients.items() if n in leaf.names}), 0.5, 0.0)
     for name in leaf.names:
-        assert relative(into[name], torch.einsum("b,b...->...", scale, wanted[name])) < 1e-5
+        assert relative(into[name], torch.einsum("b,b...->...", scale, expected_gradients[name])) < 1e-5
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -194,11 +194,11 @@ def test_a_gram_norm_says_no_less_where_tokens_cancel(tokens, inputs, outputs, n
     half_x, half_g = torch.randn(4, tokens // 2, inputs), torch.randn(4, tokens // 2, outputs)
     x = torch.cat([half_x, half_x + noise * torch.randn_like(half_x)], 1)
     g = torch.cat([half_g, -half_g], 1)
-    found = linear_cpu.gram_sq_norms(x, g).double()
+    sq_norms = linear_cpu.gram_sq_norms(x, g).double()
     true = norms_of({"weight": linear_reference.per_example(x, g)[0]}).square()
     terms = (x.double().square().sum(2) * g.double().square().sum(2)).sum(1)
-    assert (found >= true * (1 - 1e-5)).all()
-    assert (found <= true + 1e-5 * terms).all()  # and not much more
+    assert (sq_norms >= true * (1 - 1e-5)).all()
+    assert (sq_norms <= true + 1e-5 * terms).all()  # and not much more
 
 
 @pytest.mark.parametrize("function", ["auto_v", "auto_s", "abadi"])

@@ -50,9 +50,9 @@ def test_adamws_own_epsilon_is_all_that_is_left(tmp_path):
 
 def test_an_identity_of_clipped_examples_is_not_judged_on_others(tmp_path):
     metrics = metrics_of(tmp_path, **ABADI | {"bound": 3.0}, optimizers=["momentum"])
-    own = metrics["agreement", "momentum", "paper"]
-    assert own.value is None
-    assert "not all" in own.note
+    momentum_agreement = metrics["agreement", "momentum", "paper"]
+    assert momentum_agreement.value is None
+    assert "not all" in momentum_agreement.note
 
 
 def test_equal_weights_agree_to_all_digits_and_one_that_moved_counts():

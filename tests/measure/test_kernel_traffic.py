@@ -38,11 +38,11 @@ def test_per_example_gradients_are_seen_in_the_bytes():
 def test_a_missing_peer_leaves_its_reason(monkeypatch):
     from dpbench.measure import throughput
 
-    given = job.Settings(inputs=4, outputs=4, tokens=4, engines=["nonprivate", "opacus"])
+    peer_settings = job.Settings(inputs=4, outputs=4, tokens=4, engines=["nonprivate", "opacus"])
     skipped = throughput.empty_metrics("opacus", "skipped: x")
     monkeypatch.setattr(throughput, "skip_missing", lambda names: (["nonprivate"], skipped))
-    found = job.run(given, _context())
-    assert {m.name for m in found.metrics if m.labels["engine"] == "opacus" and m.note == "skipped: x"} == set(job.UNITS)
+    outcome = job.run(peer_settings, _context())
+    assert {m.name for m in outcome.metrics if m.labels["engine"] == "opacus" and m.note == "skipped: x"} == set(job.UNITS)
 
 
 def _context():

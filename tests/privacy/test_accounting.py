@@ -18,8 +18,8 @@ SETTING = {"sample_rate": 0.02, "steps": 30, "delta": 1e-5}
 @pytest.mark.parametrize("target", [0.5, 3.0, 8.0])
 @pytest.mark.parametrize("relation", ["add_or_remove", "replace_one"])
 def test_calibration_is_within_one_percent_from_below(target, relation):
-    found = accounting.calibrate(target, relation=relation, **SETTING)
-    spent = accounting.epsilon(noise_multiplier=found, relation=relation, **SETTING)
+    noise_multiplier = accounting.calibrate(target, relation=relation, **SETTING)
+    spent = accounting.epsilon(noise_multiplier=noise_multiplier, relation=relation, **SETTING)
     assert 0.99 * target <= spent <= target
 
 
@@ -68,15 +68,15 @@ def test_far_too_little_noise_has_its_epsilon_in_seconds(noise_multiplier):
         first, second = norm.logcdf(mu / 2 - epsilon / mu), epsilon + norm.logcdf(-mu / 2 - epsilon / mu)
         return first + math.log1p(-math.exp(second - first)) - math.log(delta)
 
-    wanted = brentq(beyond, mu**2 / 2, mu**2 / 2 + 10 * mu)
-    found = accounting.epsilon(noise_multiplier=noise_multiplier, sample_rate=1.0, steps=3, delta=delta)
-    assert wanted <= found <= 1.005 * wanted
+    exact_epsilon = brentq(beyond, mu**2 / 2, mu**2 / 2 + 10 * mu)
+    least_epsilon = accounting.epsilon(noise_multiplier=noise_multiplier, sample_rate=1.0, steps=3, delta=delta)
+    assert exact_epsilon <= least_epsilon <= 1.005 * exact_epsilon
 
 
 def test_published_multipliers_come_out():
     """Derived independently for the GLUE recipe: SST-2, 202 steps of 1000 of 67,349, delta n^-1.1, epsilon 3."""
-    found = accounting.calibrate(3.0, sample_rate=1000 / 67349, steps=202, delta=67349**-1.1)
-    assert found == pytest.approx(0.77, abs=0.01)
+    noise_multiplier = accounting.calibrate(3.0, sample_rate=1000 / 67349, steps=202, delta=67349**-1.1)
+    assert noise_multiplier == pytest.approx(0.77, abs=0.01)
 
 
 def test_replace_one_doubles_in_pld_and_is_unsupported_in_rdp():
@@ -129,10 +129,10 @@ def test_one_laplace_release_is_the_textbooks():
 
 
 def test_laplace_is_calibrated_and_kept_apart_from_gaussian():
-    found = accounting.calibrate(3.0, noise="laplace", **SETTING)
-    spent = accounting.epsilon(noise_multiplier=found, noise="laplace", **SETTING)
+    noise_multiplier = accounting.calibrate(3.0, noise="laplace", **SETTING)
+    spent = accounting.epsilon(noise_multiplier=noise_multiplier, noise="laplace", **SETTING)
     assert 2.97 <= spent <= 3.0
-    assert found != accounting.calibrate(3.0, **SETTING)
+    assert noise_multiplier != accounting.calibrate(3.0, **SETTING)
 
 
 def test_unknown_noise_is_named():
@@ -190,7 +190,7 @@ def test_a_delta_below_what_pld_carries_is_one_error_and_no_infinity(delta, rela
     setting = {"sample_rate": 1.0, "steps": 10, "delta": delta, "relation": relation}
     for ask in (
         accounting.calibrate,
-        lambda noise_multiplier, **rest: accounting.epsilon(noise_multiplier=noise_multiplier, **rest),
+        lambda noise_multiplier, **options: accounting.epsilon(noise_multiplier=noise_multiplier, **options),
     ):
         with pytest.raises(DpbenchError, match=r"delta .* is below 1e-14"):
             ask(3.0, **setting)
@@ -213,17 +213,21 @@ def test_a_delta_below_what_pld_carries_is_one_error_and_no_infinity(delta, rela
 )
 def test_calibration_keeps_its_promise_at_both_ends(target, steps, delta):
     """At most the target and within 1 % of it, and of the closed form's noise."""
-    found = accounting.calibrate(target, sample_rate=1.0, steps=steps, delta=delta)
-    assert 0.99 * target <= accounting.epsilon(noise_multiplier=found, sample_rate=1.0, steps=steps, delta=delta) <= target
-    assert 0.98 * target <= closed_form(math.sqrt(steps) / found, delta) <= target
+    noise_multiplier = accounting.calibrate(target, sample_rate=1.0, steps=steps, delta=delta)
+    assert (
+        0.99 * target
+        <= accounting.epsilon(noise_multiplier=noise_multiplier, sample_rate=1.0, steps=steps, delta=delta)
+        <= target
+    )
+    assert 0.98 * target <= closed_form(math.sqrt(steps) / noise_multiplier, delta) <= target
 
 
 @pytest.mark.parametrize(("target", "rate", "steps"), [(0.002, 1e-3, 100), (2000.0, 0.1, 5)])
 @pytest.mark.parametrize("relation", ["add_or_remove", "replace_one"])
 def test_calibration_keeps_its_promise_under_sampling(target, rate, steps, relation):
     setting = {"sample_rate": rate, "steps": steps, "delta": 1e-6, "relation": relation}
-    found = accounting.calibrate(target, **setting)
-    assert 0.99 * target <= accounting.epsilon(noise_multiplier=found, **setting) <= target
+    noise_multiplier = accounting.calibrate(target, **setting)
+    assert 0.99 * target <= accounting.epsilon(noise_multiplier=noise_multiplier, **setting) <= target
 
 
 @pytest.mark.parametrize("noise", ["gaussian", "laplace"])

@@ -78,8 +78,8 @@ def test_a_table_is_written_without_a_bad_record_and_says_so(tree, capsys):
     path.parent.mkdir(parents=True)
     path.write_text("{")
     assert table(tree) == 2
-    said = capsys.readouterr().err
-    assert f"results/runs/{run}/record.json: not a complete JSON file" in said
+    stderr = capsys.readouterr().err
+    assert f"results/runs/{run}/record.json: not a complete JSON file" in stderr
     (item,) = read_table(tree / "out" / "quadratic.json").left_out
     assert item.run == run
     for ending in ("csv", "md", "tex", "html"):
@@ -99,8 +99,8 @@ def test_the_report_of_committed_records_names_what_it_leaves_out(tree, capsys):
     path.parent.mkdir(parents=True)
     path.write_text(line_of(record()).replace("1.5", "99.5") + "\n")
     assert main(["report", "--recorded", "--out", str(tree / "page.html")]) == 0
-    said = capsys.readouterr().err
-    assert "left out results/recorded/m/dpzero.jsonl, line 1: its content does not fit its digest" in said
+    stderr = capsys.readouterr().err
+    assert "left out results/recorded/m/dpzero.jsonl, line 1: its content does not fit its digest" in stderr
     assert "results/recorded/m/dpzero.jsonl, line 1" in (tree / "page.html").read_text()
 
 
@@ -123,5 +123,5 @@ def test_a_chain_of_a_thousand_parents_ends_no_report(tree):
         values = record().model_dump(exclude={"digest"}) | {"run": above, "config": config}
         stored.append(Stored(Record.model_validate(values), Path("record.json"), "m"))
     spec = tables.load_named(TABLE)
-    found = build_table(spec, "smoke", resolver(config_of({"tier": "smoke"})), [], stored)
-    assert [entry for entry in found.entries if entry.origin == "recorded"] == []
+    table_data = build_table(spec, "smoke", resolver(config_of({"tier": "smoke"})), [], stored)
+    assert [entry for entry in table_data.entries if entry.origin == "recorded"] == []

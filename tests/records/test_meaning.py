@@ -26,9 +26,9 @@ def drop(key: str, last: str):
 def test_the_sound_record_is_taken(tmp_path):
     path = tmp_path / "record.json"
     path.write_text(text_of(sound()))
-    found = read_record(path)
-    assert write_record(found, tmp_path / "again").read_text() == record_text(found)
-    assert read_record(tmp_path / "again" / "record.json") == found
+    sound_record = read_record(path)
+    assert write_record(sound_record, tmp_path / "again").read_text() == record_text(sound_record)
+    assert read_record(tmp_path / "again" / "record.json") == sound_record
 
 
 @pytest.mark.parametrize(("key", "value", "says"), FAULTS)
@@ -82,11 +82,11 @@ def numbers(values: object, key: str = ""):
 
 def test_no_number_can_be_edited_by_hand(tmp_path):
     """Each number of a record in turn, changed by one part in a thousand, or by one: never taken."""
-    whole = json.loads(text_of(sound()))
-    keys = list(numbers(whole))
+    sound_values = json.loads(text_of(sound()))
+    keys = list(numbers(sound_values))
     assert len(keys) > 20
     for key in keys:
-        values = copy.deepcopy(whole)
+        values = copy.deepcopy(sound_values)
         part = values
         for name in key.split("."):
             part, last, above = part[int(name) if isinstance(part, list) else name], name, part

@@ -24,7 +24,7 @@ ENVIRONMENT = {
 }
 
 
-def record(value=1.5, **rest) -> Record:
+def record(value=1.5, **overrides) -> Record:
     config = {"job": "throughput", "settings": {}, "seed": 0, "versions": {}, "sources": {}, "parents": {}}
     values = {
         "run": run_id(config),
@@ -34,7 +34,7 @@ def record(value=1.5, **rest) -> Record:
         "seconds": 1.0,
         "created": "2026-01-01T00:00:00+00:00",
     }
-    return Record.model_validate(values | rest)
+    return Record.model_validate(values | overrides)
 
 
 METRIC = {"name": "accuracy", "value": 1.5, "unit": "%"}
@@ -66,7 +66,7 @@ SAMPLE = {"place": "best", "index": 1, "output": "written", "bleu": 12.5}
 
 
 def sound() -> dict:
-    """The values of a record in which everything is said."""
+    """The values of a record in which every key is filled."""
     values = record().model_dump(mode="json")
     values["config"]["sources"] = {"dataset:sst2": {"files": {"train.parquet": "a" * 64}}}
     values["config"]["parents"] = {"features": "0123456789ab"}

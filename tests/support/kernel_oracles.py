@@ -27,19 +27,19 @@ from dpbench.privacy.clipping import abadi, auto_s, auto_v
 FUNCTIONS = {"abadi": abadi, "auto_v": auto_v, "auto_s": auto_s}
 
 
-def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-12))
+def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-12))
 
 
-def of_sum(found: torch.Tensor, factors: torch.Tensor, gradients: torch.Tensor) -> float:
+def of_sum(actual: torch.Tensor, factors: torch.Tensor, gradients: torch.Tensor) -> float:
     """Error of a weighted sum, relative to it."""
-    return relative(found, torch.einsum("b,b...->...", factors.double(), gradients))
+    return relative(actual, torch.einsum("b,b...->...", factors.double(), gradients))
 
 
-def of_terms(found: torch.Tensor, factors: torch.Tensor, gradients: torch.Tensor) -> float:
+def of_terms(actual: torch.Tensor, factors: torch.Tensor, gradients: torch.Tensor) -> float:
     """Error of a weighted sum, against the length of its terms: in one dimension they may cancel, even to exactly 0."""
     terms = factors.double()[:, None] * gradients.flatten(1)
-    return float((found.double().flatten() - terms.sum(0)).norm() / terms.norm(dim=1).sum().clamp(min=1e-12))
+    return float((actual.double().flatten() - terms.sum(0)).norm() / terms.norm(dim=1).sum().clamp(min=1e-12))
 
 
 def sums(leaf):
@@ -142,11 +142,11 @@ MAKERS |= {"rmsnorm": rmsnorm, "groupnorm": groupnorm, "conv": conv}
 
 
 def in_c(make, leaf_class):
-    def made(*args, **options):
+    def make_in_c(*args, **options):
         leaf, use, oracle = make(*args, **options)
         return leaf_class(leaf.module), use, oracle
 
-    return made
+    return make_in_c
 
 
 if linear_native.NativeLinearLeaf.refuses(nn.Linear(1, 1)) is None:
@@ -165,19 +165,19 @@ def norms_of(gradients):
 
 def hold(leaf, use, oracle, tolerance=1e-5, error=of_sum):
     """The three ways a leaf can be asked, against its oracle."""
-    wanted = {n: g for n, g in oracle(leaf, use).items() if n in leaf.names}
-    norms = norms_of(wanted)
+    expected_gradients = {n: g for n, g in oracle(leaf, use).items() if n in leaf.names}
+    norms = norms_of(expected_gradients)
     assert relative(leaf.sq_norms(use).sqrt(), norms) < tolerance
     factors = torch.rand(len(use.g))
     into = sums(leaf)
     leaf.add_weighted(use, factors, into)
-    for name, gradient in wanted.items():
+    for name, gradient in expected_gradients.items():
         assert error(into[name], factors, gradient) < tolerance, name
     bound = max(float(norms.median()), 0.1)  # half the examples are above it
     for name, function in FUNCTIONS.items():
         scale = function.factor(norms, bound, 0.01)
         for into in (sums(leaf), fresh(leaf)):
-            found = leaf.clip_into(use, Factor(name, bound, 0.01, function.factor), into)
-            assert relative(found, norms) < tolerance, name
-            for tensor, gradient in wanted.items():
+            clipped_norms = leaf.clip_into(use, Factor(name, bound, 0.01, function.factor), into)
+            assert relative(clipped_norms, norms) < tolerance, name
+            for tensor, gradient in expected_gradients.items():
                 assert error(into[tensor], scale, gradient) < tolerance, (name, tensor)

@@ -99,9 +99,9 @@ def test_settings_become_the_mechanisms_clipping_and_come_back_from_a_record():
     adaptive = clipping.adaptive
     assert (adaptive.quantile, adaptive.rate, adaptive.budget, adaptive.rescale) == (0.6, 0.3, 0.1, True)
     assert parse(classify.Settings, settings.model_dump(mode="json"), "test") == settings
-    given = parse(language_model.Settings, merge(LANGUAGE, {"clipping": {"bound": None, "given": [3.0, 4.0]}}), "test")
-    assert given.clipping.build(groups=2).bound == 5.0
-    assert parse(language_model.Settings, given.model_dump(mode="json"), "test") == given
+    parsed_settings = parse(language_model.Settings, merge(LANGUAGE, {"clipping": {"bound": None, "given": [3.0, 4.0]}}), "test")
+    assert parsed_settings.clipping.build(groups=2).bound == 5.0
+    assert parse(language_model.Settings, parsed_settings.model_dump(mode="json"), "test") == parsed_settings
 
 
 @pytest.mark.parametrize(("over", "says"), [

@@ -146,8 +146,8 @@ def test_a_count_before_the_first_draw_is_seen():
 def test_the_loop_that_shows_equivalence_is_watched(monkeypatch):
     attach = methods.attach
 
-    def doubled(*args, **rest):
-        method = attach(*args, **rest)
+    def doubled(*args, **options):
+        method = attach(*args, **options)
         backward = method.backward
         method.backward = lambda losses, batch: (backward(losses, batch), backward(losses, batch))[0]
         return method

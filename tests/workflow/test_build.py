@@ -69,8 +69,8 @@ def test_everything_is_there(built: Tree, plan: Study) -> None:
 
 
 def test_the_queue_is_looked_at_when_a_job_ends_and_not_by_a_clock(build: tuple[Tree, str]) -> None:
-    said = build[1]
-    ended, looks = said.count("Finished jobid"), said.count("Resources before job selection")
+    output = build[1]
+    ended, looks = output.count("Finished jobid"), output.count("Resources before job selection")
     assert 0 < looks <= ended + 1
 
 

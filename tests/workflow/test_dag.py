@@ -70,7 +70,7 @@ def test_snakefmt_would_change_nothing(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "wrong", "nearest"),
+    ("typed_name", "wrong", "nearest"),
     [
         ("tier=smokey", "smokey", "did you mean 'smoke'?"),
         ("papers=flashpd", "flashpd", "did you mean 'flashdp'?"),
@@ -83,8 +83,8 @@ def test_snakefmt_would_change_nothing(tree: Tree) -> None:
         ("seeds=one", "one", "seeds"),
     ],
 )
-def test_a_wrong_name_stops_it_with_the_nearest_right_one(tree: Tree, given: str, wrong: str, nearest: str) -> None:
-    done = tree.snakemake("--dry-run", "--cores", "2", "--config", given)
+def test_a_wrong_name_stops_it_with_the_nearest_right_one(tree: Tree, typed_name: str, wrong: str, nearest: str) -> None:
+    done = tree.snakemake("--dry-run", "--cores", "2", "--config", typed_name)
     assert done.returncode != 0
     assert f"'{wrong}'" in done.stdout
     assert nearest in done.stdout

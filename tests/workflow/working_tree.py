@@ -71,5 +71,5 @@ class Tree:
 
 
 def _outputs(body: str) -> frozenset[str]:
-    found = OUTPUT.search(body)
-    return frozenset(found[1].split(", ")) if found else frozenset()
+    match = OUTPUT.search(body)
+    return frozenset(match[1].split(", ")) if match else frozenset()

@@ -63,8 +63,8 @@ def only(batch, index):
 
 def released(name, model, plan, *batches, **options):
     """Bounded sums of one step without noise, flattened to fp64; and the handle."""
-    found, handle = gradients(name, model, plan, batches, **options)
-    return found * EXPECTED, handle
+    actual, handle = gradients(name, model, plan, batches, **options)
+    return actual * EXPECTED, handle
 
 
 def parity(name, scope, function, model):
@@ -111,11 +111,11 @@ def noise(name, scope):
     for seed in (0, 1):
         noisy, handle = gradients(name, model, mechanism(scope, noise_multiplier=2.0, seed=seed), [batch])
         draws.append(noisy - clean)
-        whole = torch.cat([torch.full((p.numel(),), handle.noise_stds[id(p)]) for p in handle.trainable.values()]) / EXPECTED
-        assert float((draws[-1] / whole).std()) == pytest.approx(1.0, rel=0.15)
+        stds = torch.cat([torch.full((p.numel(),), handle.noise_stds[id(p)]) for p in handle.trainable.values()]) / EXPECTED
+        assert float((draws[-1] / stds).std()) == pytest.approx(1.0, rel=0.15)
         start = 0
         for parameter in handle.trainable.values():
-            part = (draws[-1] / whole)[start : start + parameter.numel()]
+            part = (draws[-1] / stds)[start : start + parameter.numel()]
             start += parameter.numel()
             assert 0.2 < float(part.square().mean().sqrt()) < 3, "a tensor has no noise of its own"
     assert abs(float(torch.corrcoef(torch.stack(draws))[0, 1])) < 0.25

@@ -497,8 +497,8 @@ def test_norms_on_their_way_from_a_device_are_settled_with_the_step(changed, nam
     if changed:
         pieces[-1]["w"].fill_(2.0)
     optimizer.step()
-    found = {name: p.grad.double() * 4 for name, p in model.named_parameters() if p.grad is not None}
-    assert distance(found, expected) < 1e-5
+    gradients_by_name = {name: p.grad.double() * 4 for name, p in model.named_parameters() if p.grad is not None}
+    assert distance(gradients_by_name, expected) < 1e-5
     assert handle.non_finite_examples == changed
 
 

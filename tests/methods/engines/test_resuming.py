@@ -378,18 +378,18 @@ def test_the_handles_epsilon_is_of_the_steps_made():
     plan = Mechanism(Sampling("poisson", 100, 4.0), 3, Clipping("abadi", "per_layer"), 1.0)
     handle = attach(plan)
     assert handle.epsilon() == 0.0
-    for made in (1, 2, 3):
+    for step_count in (1, 2, 3):
         step(handle)
-        assert handle.epsilon() == plan.epsilon(made)
-        assert plan.epsilon(made) > plan.epsilon(made - 1)
+        assert handle.epsilon() == plan.epsilon(step_count)
+        assert plan.epsilon(step_count) > plan.epsilon(step_count - 1)
     assert handle.epsilon() == plan.epsilon()
 
 
 def test_batches_and_steps_of_a_resumed_run_fit_together():
     plan = mechanism("per_layer", noise_multiplier=1.0)
-    whole = list(batches(plan))
+    all_batches = list(batches(plan))
     handle = attach(plan)
-    for drawn in whole[:4]:
+    for drawn in all_batches[:4]:
         step(handle, data(max(len(drawn), 1)))
-    rest = list(batches(plan, start=going_on(saved(handle), plan).steps))
-    assert [b.tolist() for b in rest] == [b.tolist() for b in whole[4:]]
+    later_batches = list(batches(plan, start=going_on(saved(handle), plan).steps))
+    assert [b.tolist() for b in later_batches] == [b.tolist() for b in all_batches[4:]]

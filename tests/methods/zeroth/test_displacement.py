@@ -18,9 +18,9 @@ HALVES = [torch.float16, torch.bfloat16]
 def weights(dtype, std=0.02):
     """Of several layouts and sizes, with what rounding treats in ways of its own."""
     torch.manual_seed(0)
-    made = [torch.randn(300, 41) * std, torch.randn(40) * std, torch.zeros(30), (torch.randn(30, 20) * std).T]
-    made.append(torch.tensor([0.0, -0.0, 1e-7, -6e-8, 1.0, 6e4, torch.finfo(torch.float16).max, 2.0**-14]))
-    return [*(w.to(dtype) for w in made), (torch.randn(8, 8) * std).to(dtype)[:, ::2]]
+    tensors = [torch.randn(300, 41) * std, torch.randn(40) * std, torch.zeros(30), (torch.randn(30, 20) * std).T]
+    tensors.append(torch.tensor([0.0, -0.0, 1e-7, -6e-8, 1.0, 6e4, torch.finfo(torch.float16).max, 2.0**-14]))
+    return [*(w.to(dtype) for w in tensors), (torch.randn(8, 8) * std).to(dtype)[:, ::2]]
 
 
 def bits(tensors):
@@ -143,8 +143,8 @@ def test_updates_below_half_a_unit_in_the_last_place_are_made_in_the_mean(dtype)
     Directions([numbers], 0).add_(0, 1.0)
     displacement.move_(0, 1e-2)
     displacement.settle_(0, change)
-    made = (moved[0].double() - 1) @ numbers.double()
-    assert float(made) / (change * float(numbers.square().sum())) == pytest.approx(1.0, abs=0.15)
+    moved_by = (moved[0].double() - 1) @ numbers.double()
+    assert float(moved_by) / (change * float(numbers.square().sum())) == pytest.approx(1.0, abs=0.15)
 
 
 def test_vector_noise_of_half_precision_is_added_before_rounding():

@@ -46,22 +46,22 @@ def test_zero_2_the_noise_can_be_taken_off():
 
 
 def test_zero_2_has_no_epsilon(tmp_path):
-    found = run(tmp_path, method="dpzero_published")
-    assert (value(found, "epsilon").value, value(found, "epsilon").text) == (None, "none")
-    assert found.privacy.epsilon is None
-    assert found.privacy.validity == "nominal"
-    assert "public" in found.privacy.reasons[0]
+    outcome = run(tmp_path, method="dpzero_published")
+    assert (value(outcome, "epsilon").value, value(outcome, "epsilon").text) == (None, "none")
+    assert outcome.privacy.epsilon is None
+    assert outcome.privacy.validity == "nominal"
+    assert "public" in outcome.privacy.reasons[0]
 
 
 def test_zero_1_epochs_without_amplification_cost_more_than_is_stated(tmp_path):
-    found = run(tmp_path, sampler="fixed", steps=6)
-    real = value(found, "epsilon").value
+    outcome = run(tmp_path, sampler="fixed", steps=6)
+    real = value(outcome, "epsilon").value
     assert real > 2.0
     expected = accounting.epsilon(  # 80 rows are 4 batches of 20: 6 steps are 2 epochs at most
-        noise_multiplier=found.privacy.noise_multiplier, sample_rate=1.0, steps=2, delta=DELTA, relation="replace_one"
+        noise_multiplier=outcome.privacy.noise_multiplier, sample_rate=1.0, steps=2, delta=DELTA, relation="replace_one"
     )
     assert real == pytest.approx(expected, rel=1e-12)
-    assert found.privacy.validity == "nominal"
+    assert outcome.privacy.validity == "nominal"
 
 
 def test_poisson_batches_have_no_epochs():
