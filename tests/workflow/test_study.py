@@ -96,6 +96,27 @@ def test_a_source_for_nothing_is_an_error() -> None:
         resolver(Config(sources={"sts2": "embedded"}))
 
 
+@pytest.mark.parametrize(
+    ("values", "wrong", "nearest"),
+    [
+        ({"tier": "smokey"}, "smokey", "did you mean 'smoke'?"),
+        ({"papers": "flashpd"}, "flashpd", "did you mean 'flashdp'?"),
+        ({"papers": ["automatic", "flashpd"]}, "flashpd", "did you mean 'flashdp'?"),
+        ({"tables": "flashpd/nothing"}, "flashpd", "did you mean 'flashdp'?"),
+        ({"tables": "flashdp"}, "flashdp", "write PAPER/TABLE"),
+        ({"teir": "smoke"}, "teir", "did you mean 'tier'?"),
+        ({"sources": {"stt2": "embedded"}}, "stt2", "did you mean 'sst2'?"),
+        ({"sources": {"sst2": "elsewhere"}}, "elsewhere", "sources.sst2"),
+        ({"seeds": "one"}, "one", "seeds"),
+    ],
+)
+def test_a_wrong_name_is_refused_with_the_nearest_right_one(values: dict[str, object], wrong: str, nearest: str) -> None:
+    with pytest.raises(DpbenchError) as caught:
+        study(config_of(values))
+    assert f"'{wrong}'" in str(caught.value)
+    assert nearest in str(caught.value)
+
+
 def test_naming_all_runs_imports_no_torch() -> None:
     code = "import sys; from dpbench.execution.study import *; study(config_of({})); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
