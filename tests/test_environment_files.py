@@ -50,14 +50,14 @@ def conda(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", sorted(asked()))
-def test_every_dependency_is_locked_at_a_version_that_is_asked_for(name: str) -> None:
+def test_every_dependency_is_locked_at_an_allowed_version(name: str) -> None:
     requirement, locked = asked()[name], lock()
     assert name in locked, f"{name} is not in requirements.lock: make lock"
     assert requirement.specifier.contains(locked[name], prereleases=True)
 
 
 @pytest.mark.parametrize("name", CONDA)
-def test_conda_files_pin_exactly_the_direct_dependencies_at_the_locked_versions(name: str) -> None:
+def test_conda_files_pin_the_direct_dependencies_as_locked(name: str) -> None:
     locked = lock()
     assert conda(name) == {package: locked[package] for package in asked()}
 

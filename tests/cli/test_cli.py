@@ -107,7 +107,7 @@ def test_interruption_is_said(monkeypatch, capsys):
     assert "finished records are kept" in capsys.readouterr().err
 
 
-def test_simulate_prints_every_engine_and_device_marked_as_simulated(capsys):
+def test_simulate_prints_engines_and_devices_as_simulated(capsys):
     assert (
         main(["simulate", "tiny", "--tokens", "16", "--engines", "nonprivate", "fused", "--devices", "a100_80", "titan_rtx_24"])
         == 0

@@ -20,7 +20,7 @@ def test_seconds_of_records_come_before_plans():
 
 
 @pytest.mark.parametrize(("threads", "minutes"), [(1, 1.0), (2, 2.0), (8, 4.0), ("all", 4.0)])
-def test_a_run_holds_the_cores_that_it_plans_and_no_more_than_there_are(threads, minutes):
+def test_a_run_holds_its_planned_cores_up_to_those_there_are(threads, minutes):
     assert duration([run("a", threads=threads)], {"a": 240.0}, cores=4).minutes == minutes
 
 

@@ -64,7 +64,7 @@ def test_packing_and_merging_files_the_record_under_its_machine(tree, finished):
     assert "filed already" in recording.merge(path)[0]
 
 
-def test_only_what_is_missing_is_run_and_the_archive_is_there_after_each(tree, finished, monkeypatch, capsys):
+def test_missing_runs_alone_are_run_and_archived_one_by_one(tree, finished, monkeypatch, capsys):
     place(finished, tree)
     ran = []
 
@@ -81,7 +81,7 @@ def test_only_what_is_missing_is_run_and_the_archive_is_there_after_each(tree, f
     assert "1 runs to do, 1 done already" in capsys.readouterr().out
 
 
-def test_what_another_recorder_has_made_meanwhile_is_not_made_again(tree, finished, monkeypatch):
+def test_a_run_that_another_recorder_finished_is_skipped(tree, finished, monkeypatch):
     ran = []
 
     def fake(run, plan, threads, seconds):
@@ -172,7 +172,7 @@ def test_a_spoiled_record_is_named_and_not_filed(tree, finished, capsys, change,
     assert list(recorded_records()) == []
 
 
-def test_a_bad_record_of_this_machine_is_not_packed_and_ends_nothing(tree, finished, capsys):
+def test_a_bad_record_of_this_machine_is_left_out_of_the_pack(tree, finished, capsys):
     place(finished, tree)
     record = paths.runs() / finished[0] / "record.json"
     record.write_text(record.read_text().replace('"seed": 0', '"seed": 1'))

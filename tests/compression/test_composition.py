@@ -25,7 +25,7 @@ def teacher(epsilon=2.0, steps=12):
 
 
 @pytest.mark.parametrize("target", [2.5, 8.0])
-def test_both_stages_together_spend_the_target_within_one_percent(target):
+def test_both_stages_spend_the_target_within_one_percent(target):
     composition = calibrated_beside([release_of(teacher())], SECOND, 20, CLIPPING, target, DELTA)
     assert 0.99 * target <= composition.epsilon() <= target
     alone = calibrated(SECOND, 20, CLIPPING, target, DELTA)

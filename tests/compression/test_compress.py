@@ -45,7 +45,7 @@ def digests(folder):
     return {name: (folder / name).read_bytes() for name in saved.FILES}
 
 
-def test_both_stages_spend_the_target_and_the_teacher_stays_as_it_was(tmp_path, teacher, monkeypatch):
+def test_both_stages_spend_the_target_and_leave_the_teacher(tmp_path, teacher, monkeypatch):
     before, seen = digests(teacher), []
     real = CompressedTask.teacher_logits
 
@@ -96,7 +96,7 @@ def test_a_split_below_one_spends_so_much_less(tmp_path, teacher):
     assert value(outcome, "spent_share") == pytest.approx(outcome.privacy.epsilon / 8)
 
 
-def test_the_students_own_budget_is_that_of_a_student_with_a_teacher(tmp_path, teacher):
+def test_a_student_alone_spends_what_one_with_a_teacher_does(tmp_path, teacher):
     with_teacher = run(tmp_path / "a", settings(**STUDENT), parents={"teacher": teacher})
     alone = run(tmp_path / "b", settings(student={"layers": 1}, budget="student", split=STUDENT["split"]))
     undivided = run(tmp_path / "c", settings(student={"layers": 1}))
@@ -107,14 +107,14 @@ def test_the_students_own_budget_is_that_of_a_student_with_a_teacher(tmp_path, t
     assert with_teacher.mechanism["seed"] == alone.mechanism["seed"] == undivided.mechanism["seed"], "paired: the same draws"
 
 
-def test_a_private_student_of_a_teacher_without_privacy_is_refused(tmp_path):
+def test_a_private_student_of_a_nonprivate_teacher_is_refused(tmp_path):
     plain = tmp_path / "teacher"
     run(plain, settings(**PLAIN))
     with pytest.raises(DpbenchError, match="was not private"):
         run(tmp_path / "student", settings(**STUDENT), parents={"teacher": plain})
 
 
-def test_without_privacy_there_is_no_epsilon_and_the_rest_is_the_same(tmp_path):
+def test_without_privacy_only_epsilon_is_missing(tmp_path):
     outcome = run(tmp_path, settings(**STUDENT | PLAIN | {"split": None}))
     assert outcome.privacy is None
     assert next(m for m in outcome.metrics if m.name == "epsilon").text == "none"
@@ -349,7 +349,7 @@ def test_a_public_student_comes_nearer_to_the_whole_model(tmp_path, as_parent):
         ({"method": "dpzero"}, "unknown engine 'dpzero'"),
     ],
 )
-def test_settings_that_make_no_sense_are_named_before_anything_starts(over, says):
+def test_senseless_settings_are_named_before_the_run_starts(over, says):
     with pytest.raises(DpbenchError, match=says):
         settings(**over)
 

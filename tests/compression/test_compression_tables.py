@@ -73,7 +73,7 @@ def test_the_teachers_row_is_the_run_that_students_learn_from(tier):
 
 
 @pytest.mark.parametrize("tier", ["overnight", "gpu", "paper"])
-def test_a_teacher_without_privacy_is_the_whole_model_without_privacy(tier):
+def test_a_nonprivate_teacher_is_the_nonprivate_whole_model(tier):
     whole_model_runs = {
         (c[0]["task"], c[1]): c[3].id for c in cells("dpkd", tier) if (c[0]["method"], c[0]["epsilon"]) == ("whole", "inf")
     }
@@ -137,7 +137,7 @@ def test_inference_is_timed_once_and_alone(tier):
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_claims_are_judged_on_three_seeds_overnight_and_one_on_a_laptop(table):
+def test_claims_have_three_seeds_overnight_and_one_on_a_laptop(table):
     assert {seed for _, seed, _, _ in cells(table, "overnight")} == {0, 1, 2}
     assert {seed for _, seed, _, _ in cells(table, "laptop")} == {0}
 

@@ -55,7 +55,7 @@ def test_the_loss_is_the_formula(weight, temperature):
         assert float(loss_values[k]) == pytest.approx((1 - weight) * entropy + weight * temperature**2 * divergence, rel=1e-12)
 
 
-def test_no_gradient_goes_to_the_teacher_and_each_loss_is_of_its_example_alone():
+def test_the_teacher_gets_no_gradient_and_losses_are_separate():
     student, teacher = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
     losses = distillation_losses(student, teacher, torch.tensor([0, 1, 2]), 0.5, 2.0)
     losses[1].backward()
@@ -119,7 +119,7 @@ def test_the_layer_with_the_smallest_weights_goes_first():
     assert smallest_layers(model, 2) == [1, 3]
 
 
-def test_the_optimizer_forgets_a_dropped_layer_and_keeps_the_rest():
+def test_the_optimizer_forgets_a_dropped_layer_alone():
     model = deep(2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     model(torch.ones(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.long)).sum().backward()

@@ -94,7 +94,7 @@ def test_stand_ins_have_what_the_dataset_has(name, classes):
         assert set(columns["label"]) == set(range(classes))
 
 
-def test_the_loss_of_attributes_is_the_sum_of_their_binary_cross_entropies():
+def test_the_loss_of_attributes_sums_binary_cross_entropies():
     torch.manual_seed(0)
     logits, labels = torch.randn(3, 4, dtype=torch.float64), torch.randint(0, 2, (3, 4), dtype=torch.uint8)
     p = torch.sigmoid(logits)

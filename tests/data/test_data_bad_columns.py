@@ -103,7 +103,7 @@ def test_bad_labels_are_named(case, put):
 
 
 @pytest.mark.parametrize("case", ["too large", "one missing", "words", "beyond int64", "-1 and 1", "none"])
-def test_bad_labels_of_another_split_are_told_before_the_first_is_read(case, put):
+def test_bad_labels_of_a_later_split_are_told_at_once(case, put):
     """What is evaluated on is read last; nobody should train for hours and hear of it then."""
     values, what, _ = BAD_LABELS[case]
     file = put("sst2", others=GOOD, validation={"sentence": TEXT, "label": values})
@@ -228,7 +228,7 @@ def test_odd_texts_come_through_as_they_are(kind, put):
         assert loaded() == {"text": ODD_TEXTS, "label": [0, 1] * 4}
 
 
-def test_other_order_further_columns_and_duplicate_rows_are_taken(put):
+def test_column_order_extra_columns_and_duplicates_are_fine(put):
     table = pa.table({"idx": [0, 1, 2, 3] * 2, "label": LABEL * 2, "more": [None] * 8, "sentence": TEXT * 2})
     put("sst2", others=GOOD, train=table)
     assert loaded() == {"text": TEXT * 2, "label": LABEL * 2}

@@ -128,7 +128,7 @@ def test_bytes_changed_inside_a_page_never_give_other_values(put):
             parquet.read(file, {"text": "sentence", "label": "label"})
 
 
-def test_a_dictionary_that_is_written_out_to_gigabytes_is_refused_in_time(put):
+def test_a_dictionary_that_expands_to_gigabytes_is_refused(put):
     """One text of 900 KB in 10,000 rows: a file of kilobytes that stands for 9 GB."""
     table = pa.table({"sentence": pa.DictionaryArray.from_arrays(pa.array([0] * 10_000), ["x" * 900_000])})
     content = parquet_bytes(table, store_schema=False, compression="zstd")
@@ -141,7 +141,7 @@ def test_a_dictionary_that_is_written_out_to_gigabytes_is_refused_in_time(put):
     assert pool.max_memory() - before < 2**30
 
 
-def test_a_shape_of_more_rows_than_fit_is_refused_by_the_footer_alone(put, monkeypatch):
+def test_too_many_rows_are_refused_by_the_footer_alone(put, monkeypatch):
     file = put("sst2", others=GOOD, train={"sentence": ["a"] * 1000, "label": [0, 1] * 500})
     monkeypatch.setattr(parquet, "_ALWAYS", 1000)
     monkeypatch.setattr(parquet, "_TIMES", 1)
@@ -149,7 +149,7 @@ def test_a_shape_of_more_rows_than_fit_is_refused_by_the_footer_alone(put, monke
         parquet.check(file, {"text": "sentence"})
 
 
-def test_a_file_that_is_there_in_another_form_is_named_with_how_to_convert_it(put):
+def test_a_file_of_another_format_is_named_with_the_conversion(put):
     file = put("sst2", train=GOOD)
     file.unlink()
     for other, hint in [
@@ -241,7 +241,7 @@ def test_a_folder_or_file_that_may_not_be_read(put, monkeypatch):
             registry.resolve("sst2", "local")
 
 
-def test_a_file_changed_in_place_is_noticed_though_size_and_time_are_kept(put):
+def test_a_change_that_keeps_size_and_time_is_noticed(put):
     file = put("sst2", train=GOOD)
     source = registry.resolve("sst2")
     stat = file.stat()

@@ -134,7 +134,7 @@ def test_a_telephone_s_jpeg_with_further_views_is_its_first():
 @pytest.mark.parametrize(
     "magic", [b"\xff\xd8\xff", b"\xff\xd8\xff\xe0\x00\x10", b"\xff\xd8\xff\xdb", b"RIFF", b"\x89PNG", b"BM", b"GIF8"]
 )
-def test_raw_pixels_that_begin_as_an_encoded_image_does_are_pixels(magic):
+def test_raw_pixels_that_look_like_an_image_header_are_pixels(magic):
     value = magic + RAW[len(magic) :]
     assert one(value).tobytes() == value
 
@@ -153,7 +153,7 @@ def test_an_encoded_image_as_long_as_raw_pixels_is_decoded():
         assert abs(images.decode([value], shape, "here").astype(int) - 77).max() <= 1
 
 
-def test_a_jpeg_cut_to_the_length_of_raw_pixels_is_refused_beside_others():
+def test_a_jpeg_cut_to_the_length_of_raw_pixels_is_refused():
     shape = {"channels": 3, "height": 40, "width": 40}
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     jpeg = encoded(noise, "JPEG", quality=100, subsampling=0)

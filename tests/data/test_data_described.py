@@ -160,7 +160,7 @@ def tokens(text_coding, ids):
     return [text_coding._token[i] for i in ids]
 
 
-def test_slots_are_one_token_each_and_names_are_taken_out_and_put_back(public):
+def test_slots_are_one_token_and_names_are_put_back(public):
     text_coding = coding.Words("e2e_nlg", 300, public)
     fields = (("name", "The Mill"), ("food", "Fast food"), ("near", "Mill Lane"))
     assert tokens(text_coding, text_coding.prompt(fields)) == [

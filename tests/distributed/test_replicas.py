@@ -54,7 +54,7 @@ def test_sums_sent_in_buckets_or_one_by_one_are_the_same(both):
     assert all(torch.equal(a, b) for a, b in zip(both[0]["large_sums"], buckets, strict=True))
 
 
-def test_the_tables_baseline_is_torchs_own_and_takes_the_same_step(both):
+def test_the_baseline_is_torchs_and_takes_the_same_step(both):
     baseline = both[0]["baseline"]
     assert baseline["kind"] == "TorchReplicas"
     assert float((baseline["torch"] - baseline["ours"]).norm()) < 1e-6 * float(baseline["ours"].norm())
@@ -89,7 +89,7 @@ def test_noise_of_different_ranks_and_steps_is_independent(both):
 
 
 @pytest.mark.parametrize("fault", ["everyone", "same_half"])
-def test_planted_noise_on_every_rank_or_on_half_the_elements_is_seen(both, fault):
+def test_planted_noise_on_all_ranks_or_half_a_tensor_is_seen(both, fault):
     assert not one_draw(both[0]["noises"][fault])
 
 
@@ -145,7 +145,7 @@ def test_a_fault_of_one_rank_stops_the_others(both):
     assert "1 of 2 ranks stopped" in both[1]["guards"]["outside"]
 
 
-def test_one_bad_example_of_the_group_is_counted_and_adds_nothing(both):
+def test_a_bad_example_on_any_rank_is_counted_and_adds_nothing(both):
     assert [rank["guards"]["one non-finite"] for rank in both] == [1, 1]
 
 

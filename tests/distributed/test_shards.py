@@ -32,7 +32,7 @@ def test_two_processes_release_what_one_does(both, pair):
 
 
 @pytest.mark.parametrize("pair", ENGINES[1:], ids=str)
-def test_thresholds_adapt_to_the_examples_of_all_ranks_and_to_no_padding(both, pair):
+def test_thresholds_adapt_to_all_ranks_and_to_no_padding(both, pair):
     two, one = both[0]["adaptive"][pair]
     assert two["trajectory"] == both[1]["adaptive"][pair][0]["trajectory"] == one["trajectory"]
     assert len({tuple(bounds) for bounds in one["trajectory"]}) == 5
@@ -67,5 +67,5 @@ def test_every_rank_refuses(both, what, says):
     assert all(says in rank["guards"][what] for rank in both)
 
 
-def test_one_layers_sum_is_whole_at_a_time_and_torch_forms_no_weight_gradient(both):
+def test_one_full_sum_at_a_time_and_no_weight_gradient_of_torch(both):
     assert both[0]["frugality"] == {"most": 2, "left": 0, "weights asked for": 0}  # a weight and its bias

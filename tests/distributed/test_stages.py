@@ -61,7 +61,7 @@ def test_stages_group_and_adapt_as_one_process_does(both, size, engine, scope):
 
 @pytest.mark.parametrize("scope", ["flat", "per_device"])
 @pytest.mark.parametrize(("size", "schedule"), [("tiny", "gpipe"), ("tiny", "1f1b"), ("llama_tiny", "gpipe")])
-def test_stages_with_adapters_do_what_the_oracle_does_on_virtual_devices(both, size, scope, schedule):
+def test_stages_with_adapters_equal_the_virtual_devices_oracle(both, size, scope, schedule):
     """Released gradients and weights of two steps; fp32 against fp64: 1e-5."""
     first, last = (rank["adapters"][size, scope, schedule] for rank in both)
     for stage_result in (first, last):
@@ -121,7 +121,7 @@ def test_stages_draw_from_streams_of_their_own(both):
     assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 5 / math.sqrt(len(one))
 
 
-def test_clipped_examples_are_counted_over_all_stages_step_by_step(both):
+def test_clipped_examples_are_counted_over_all_stages(both):
     for rank in both:
         ours, lone = zip(*rank["fractions"], strict=True)
         assert ours == lone

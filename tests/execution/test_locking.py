@@ -48,7 +48,7 @@ def test_nobody_waits_for_a_free_lock(tmp_path):
         assert not waited
 
 
-def test_who_waits_is_told_for_whom_and_goes_on_when_that_one_is_killed(held, monkeypatch):
+def test_who_waits_knows_the_holder_and_outlives_its_end(held, monkeypatch):
     lock, process = held
     monkeypatch.setattr(locking, "_QUIET", 0.1)
     messages = []

@@ -230,7 +230,7 @@ def test_a_run_that_fails_over_a_finished_one_leaves_it_whole(copy, config, monk
     assert not (copy / runner.NEXT).exists()
 
 
-def test_a_run_over_a_finished_one_replaces_it_when_it_has_finished(copy, config, finished_run, monkeypatch):
+def test_a_second_run_replaces_a_finished_one_at_its_end(copy, config, finished_run, monkeypatch):
     def again(settings, context):
         assert read_record(copy / "record.json").artefacts, "the old record is there until the new one is"
         assert (copy / "weights" / "w").read_text() == "old"
@@ -250,9 +250,7 @@ def test_a_run_over_a_finished_one_replaces_it_when_it_has_finished(copy, config
 
 @pytest.mark.parametrize("moved", [[], ["weights/w"], ["config.json", "steps.jsonl", "weights/w"], ["all"]])
 @pytest.mark.parametrize("by", ["a run", "a child"])
-def test_what_was_killed_while_it_replaced_a_record_is_finished_by_the_next_to_come(
-    copy, config, finished_run, moved, by, monkeypatch
-):
+def test_a_killed_replacement_of_a_record_is_finished_later(copy, config, finished_run, moved, by, monkeypatch):
     new = copy / runner.NEXT
     new.mkdir()
     if moved != ["all"]:
@@ -274,7 +272,7 @@ def test_what_was_killed_while_it_replaced_a_record_is_finished_by_the_next_to_c
     assert read_record(copy / "record.json").artefacts == {"weights/w": sha256_file(copy / "weights" / "w")}
 
 
-def test_what_a_killed_run_over_a_finished_one_has_begun_is_cleared_away(copy, config, monkeypatch):
+def test_what_a_killed_second_run_began_is_cleared_away(copy, config, monkeypatch):
     before = content(copy)
     (copy / runner.NEXT / "weights").mkdir(parents=True)
     (copy / runner.NEXT / "weights" / "w").write_text("half")
@@ -312,13 +310,13 @@ def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_disk_that_is_full_while_a_job_writes_is_said_in_one_line(config, tmp_path, monkeypatch):
+def test_a_disk_full_during_a_job_is_one_line(config, tmp_path, monkeypatch):
     monkeypatch.setattr("dpbench.jobs.text_classification.run", full)
     with pytest.raises(DpbenchError, match="x: the disk is full"):
         runner.execute(config, tmp_path / "x", quiet=True)
 
 
-def test_a_disk_that_is_full_as_the_steps_are_closed_is_said_in_one_line(tmp_path):
+def test_a_disk_full_as_the_steps_are_closed_is_one_line(tmp_path):
     log = tracking.StepLog(tmp_path / "steps.jsonl")
     log._file.close()
     log._file = SimpleNamespace(close=full)

@@ -74,7 +74,7 @@ def test_convolutions_of_every_kind(way, shape, options, monkeypatch, poisoned_e
 
 
 @pytest.mark.parametrize("module", [nn.Conv2d(1, 5, 3), nn.Conv2d(6, 12, 3, groups=6), nn.Conv2d(24, 3, (1, 4), (2, 3), (0, 2))])
-def test_one_channel_a_group_each_and_kernels_that_are_no_squares(module):
+def test_depthwise_groups_and_kernels_that_are_not_square(module):
     use = Use(torch.randn(3, module.in_channels, 7, 8), torch.empty(0))
     use.g = torch.randn_like(module(use.x)).detach()
     for layout_use in (use, channels_last(use)):
@@ -95,7 +95,7 @@ def test_borders_of_chunks(way, examples, batch, monkeypatch, poisoned_empty):
     hold_later(leaf, use, oracle)
 
 
-def test_a_non_finite_example_in_a_chunk_of_its_own_and_beside_others(monkeypatch):
+def test_a_non_finite_example_alone_or_beside_others_in_a_chunk(monkeypatch):
     for examples in (1, 2, 5):
         leaf, use, oracle = conv((5, 5, 4))
         monkeypatch.setitem(cpu.CHUNK, "cpu", examples * bytes_of_one(leaf, use))

@@ -160,7 +160,7 @@ def test_incoming_tensors_are_left_as_they_were(kind):
     assert torch.equal(use.g, g)
 
 
-def test_embedding_options_without_per_example_gradients_are_refused():
+def test_embedding_options_that_mix_examples_are_refused():
     with pytest.raises(errors.DpbenchError, match="max_norm"):
         EmbeddingLeaf(nn.Embedding(5, 3, max_norm=1.0))
 

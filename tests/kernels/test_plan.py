@@ -33,7 +33,7 @@ def test_every_shape_has_a_plan_that_can_run(device, batch, tokens, inputs, outp
 @pytest.mark.parametrize("device", sheet.SHEETS, ids=lambda d: d.name)
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize(("inputs", "outputs"), [(768, 768), (1600, 6400), (4096, 11008)])
-def test_once_direct_norms_are_chosen_longer_texts_do_not_go_back_to_gram(device, rate, inputs, outputs):
+def test_longer_texts_never_go_back_from_direct_to_gram(device, rate, inputs, outputs):
     """With examples enough to fill the device: of very few, either way leaves most of it idle."""
     lengths = (1, 16, 64, 256, 1024, 4096, 16384, 65536)
     ways = [plan.norm_way(device, 528, tokens, inputs, outputs, rate)[0] for tokens in lengths]

@@ -61,7 +61,7 @@ def test_a_pipeline_measures_per_layer_clipping():
 
 
 @pytest.mark.parametrize("size", ["tiny", "llama_tiny"])
-def test_parts_made_without_the_whole_have_weights_and_the_models_buffers(size):
+def test_stages_built_alone_have_the_models_weights_and_buffers(size):
     """A stage of 13 billion parameters is made without the other stages; buffers are no draw and must be the model's."""
     meta = whole_model(settings(size=size, mode="gpipe"))
     assert all(p.is_meta for p in meta.parameters())
@@ -105,7 +105,7 @@ def test_a_run_measures_every_engine_in_turn(tmp_path):
     assert outcome.facts["threads_of_a_process"] == 1
 
 
-def test_an_engine_without_room_is_left_out_and_the_others_start_again(tmp_path, monkeypatch):
+def test_an_engine_without_room_is_left_out_of_a_second_start(tmp_path, monkeypatch):
     launches = []
 
     def run_group(module, request, size, silence):

@@ -92,7 +92,7 @@ def test_two_engines_may_go_on_in_turn_without_the_others():
         throughput.Settings(**base_settings, closer={"methods": ["ghost", "mezo"], "rounds": 3})
 
 
-def test_an_engine_that_runs_out_of_memory_is_OOM_and_the_others_go_on(tmp_path, monkeypatch):
+def test_an_engine_out_of_memory_is_OOM_and_the_others_go_on(tmp_path, monkeypatch):
     from dpbench.execution.contract import Context
     from dpbench.execution.tracking import StepLog
     from dpbench.measure import memory

@@ -31,7 +31,7 @@ def peak(method, **more):
 
 
 @pytest.mark.parametrize("size", ["tiny_bert", "tiny", "opt_tiny"])
-def test_memory_of_zeroth_order_is_that_of_inference_and_first_orders_is_not(size):
+def test_zeroth_order_alone_has_the_memory_of_inference(size):
     inference, mezo, dpzero, plain = (peak(m, size=size) for m in ("inference", "mezo", "dpzero", "nonprivate"))
     assert mezo <= 1.10 * inference
     assert dpzero <= 1.01 * mezo

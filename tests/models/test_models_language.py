@@ -169,7 +169,7 @@ def openai(tmp_path, monkeypatch):
     return folder, tensors
 
 
-def test_published_weights_are_those_of_the_file_and_the_head_is_its_own(openai):
+def test_published_weights_are_the_files_and_the_head_is_apart(openai):
     folder, tensors = openai
     source = registry.resolve("openai_gpt2", "local")
     loaded_model = registry.pretrained_language_model("openai_gpt2", source)
@@ -183,7 +183,7 @@ def test_published_weights_are_those_of_the_file_and_the_head_is_its_own(openai)
         registry.pretrained_language_model("openai_gpt2", source)
 
 
-def test_random_weights_stand_in_where_published_ones_are_not_there(openai):
+def test_random_weights_replace_missing_published_ones(openai):
     source = registry.resolve("openai_gpt2", "scratch")
     assert source.synthetic
     one, same, other = (registry.pretrained_language_model("openai_gpt2", source, seed=seed) for seed in (1, 1, 2))
@@ -197,7 +197,7 @@ def test_a_model_without_published_weights_is_refused():
         registry.pretrained_language_model("gpt2", registry.resolve("gpt2", "scratch"))
 
 
-def test_one_gelu_is_the_function_of_transformers_eight_operations():
+def test_one_gelu_equals_transformers_eight_operations():
     from dpbench.models.wrappers import fuse_gelu
 
     model = registry.language_model("tiny", seed=3).double()

@@ -122,7 +122,7 @@ def test_changed_weights_are_refused(local):
         registry.encoder("minilm", source)
 
 
-def test_the_same_weights_are_one_identity_and_hub_weights_are_proven(local, monkeypatch, tmp_path):
+def test_equal_weights_are_one_identity_and_hub_ones_are_checked(local, monkeypatch, tmp_path):
     plugin = plugins.get("model", "minilm")
     here = registry.resolve("minilm")
     pinned = plugin.extra["hub"]

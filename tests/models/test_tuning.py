@@ -80,7 +80,7 @@ def test_only_what_is_named_is_trained(mode):
     assert all(p.is_meta for p in meta.parameters())
 
 
-def test_adapters_begin_where_the_model_is_and_depend_on_the_seed_alone():
+def test_adapters_start_at_the_model_and_depend_on_the_seed():
     torch.manual_seed(0)
     ids = torch.randint(40, (2, 9))
     plain = models.language_model("tiny", seed=1, vocabulary=40, context=16)(ids)

@@ -114,7 +114,7 @@ def test_targets_out_of_reach_are_named():
 
 
 @pytest.mark.parametrize("relation", ["add_or_remove", "replace_one"])
-def test_a_coarse_grid_says_more_and_at_most_a_step_a_release_more(relation):
+def test_a_coarse_grid_says_at_most_a_step_a_release_more(relation):
     """What lets a calibration ask it first: the noise multiplier found is that of the fine grid alone."""
     for noise_multiplier, steps in ((0.6, 3), (1.1, 40)):
         values = {"noise_multiplier": noise_multiplier, "sample_rate": 0.03, "steps": steps, "delta": 1e-5, "relation": relation}
@@ -178,7 +178,7 @@ def closed_form(sensitivity_over_std, delta):
         (1e6, 10**6, 1e-5),
     ],
 )
-def test_epsilon_is_the_closed_form_from_above_within_one_percent(noise_multiplier, steps, delta):
+def test_epsilon_is_within_one_percent_above_the_closed_form(noise_multiplier, steps, delta):
     right = closed_form(math.sqrt(steps) / noise_multiplier, delta)
     spent = accounting.epsilon(noise_multiplier=noise_multiplier, sample_rate=1.0, steps=steps, delta=delta)
     assert right * (1 - 1e-9) <= spent <= 1.01 * right
@@ -186,7 +186,7 @@ def test_epsilon_is_the_closed_form_from_above_within_one_percent(noise_multipli
 
 @pytest.mark.parametrize("relation", ["add_or_remove", "replace_one"])
 @pytest.mark.parametrize("delta", [9e-15, 1e-15, 1e-16, 1e-40, 1e-300])
-def test_a_delta_below_what_pld_carries_is_one_error_and_no_infinity(delta, relation):
+def test_a_delta_below_what_pld_carries_is_one_error(delta, relation):
     setting = {"sample_rate": 1.0, "steps": 10, "delta": delta, "relation": relation}
     for ask in (
         accounting.calibrate,
@@ -259,7 +259,7 @@ def test_noise_beyond_what_pld_answers_for_is_named(noise_multiplier):
     st.sampled_from(["add_or_remove", "replace_one"]),
 )
 @settings(max_examples=6, deadline=None)
-def test_epsilon_is_finite_and_not_negative_wherever_it_is_defined(noise_multiplier, rate, steps, delta, relation):
+def test_epsilon_is_finite_and_not_negative_where_defined(noise_multiplier, rate, steps, delta, relation):
     spent = accounting.epsilon(noise_multiplier=noise_multiplier, sample_rate=rate, steps=steps, delta=delta, relation=relation)
     assert 0 <= spent < math.inf
 

@@ -66,7 +66,7 @@ def test_batches_from_a_step_on_are_those_of_the_whole_run(size, expected, steps
     assert [b.tolist() for b in batches(mechanism, start=start)] == all_batches[start:]
 
 
-def test_secret_batches_go_on_where_that_says_nothing_new_of_an_example():
+def test_secret_batches_resume_only_where_that_reveals_nothing():
     """A fresh shuffle in the middle of an epoch could draw an example twice in it."""
     secret = plan(100, 10.0, 25, "fixed", randomness="secret")
     assert sorted(np.concatenate(list(batches(secret, start=10))[:10]).tolist()) == list(range(100))

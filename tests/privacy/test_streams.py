@@ -101,7 +101,7 @@ def test_torchs_generators_of_two_devices_draw_other_numbers(monkeypatch):
 real = torch.Generator
 
 
-def test_a_secret_key_has_all_its_bytes_from_the_operating_system(monkeypatch):
+def test_a_secret_keys_bytes_come_from_the_operating_system(monkeypatch):
     """And every stream its own."""
     asked, keys = [], []
     monkeypatch.setattr(noise.secrets, "token_bytes", lambda size: asked.append(size) or bytes([len(asked)]) * size)

@@ -149,7 +149,7 @@ WHOLE = gzip.compress(member() + END)
         b"PK\x03\x04" + bytes(100),
     ],
 )
-def test_a_damaged_stream_is_read_to_its_end_before_anything_is_filed(tree, content):
+def test_a_damaged_stream_files_nothing(tree, content):
     path = tree / "x.tar.gz"
     path.write_bytes(content)
     with pytest.raises(DpbenchError, match=r"x\.tar\.gz: (cannot be read as an archive|something follows its end)"):
@@ -255,7 +255,7 @@ def test_the_command_says_what_it_left_out_by_its_exit_code(tree, capsys):
     assert "filed already" in capsys.readouterr().out
 
 
-def test_a_filed_record_that_does_not_hold_makes_room_for_one_that_does(tree):
+def test_a_sound_record_replaces_a_filed_bad_one(tree):
     path = tree / "x.tar.gz"
     path.write_bytes(pack_files([(NAME, TEXT, 0.0)]))
     recording.merge(path)

@@ -94,7 +94,7 @@ def test_a_bad_record_of_another_table_is_a_warning_alone(tree, capsys):
     assert f"left out results/runs/{record().run}/record.json" in capsys.readouterr().err
 
 
-def test_the_report_of_committed_records_names_what_it_leaves_out(tree, capsys):
+def test_the_report_of_recorded_results_names_what_it_omits(tree, capsys):
     path = tree / "results/recorded/m/dpzero.jsonl"
     path.parent.mkdir(parents=True)
     path.write_text(line_of(record()).replace("1.5", "99.5") + "\n")
@@ -104,7 +104,7 @@ def test_the_report_of_committed_records_names_what_it_leaves_out(tree, capsys):
     assert "results/recorded/m/dpzero.jsonl, line 1" in (tree / "page.html").read_text()
 
 
-def test_a_file_of_recorded_results_that_is_cut_keeps_its_whole_lines(tree, capsys):
+def test_a_cut_file_of_recorded_results_keeps_complete_lines(tree, capsys):
     path = tree / "results/recorded/m/dpzero.jsonl"
     path.parent.mkdir(parents=True)
     path.write_text(line_of(record()) + "\n" + line_of(record())[:400])

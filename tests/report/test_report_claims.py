@@ -100,7 +100,7 @@ def test_simulated_evidence_is_inconclusive() -> None:
     assert "simulated" in verdict(spec, made_up(spec, "laptop", value)).sentence
 
 
-def test_real_evidence_of_a_lower_tier_goes_before_synthetic_of_a_higher() -> None:
+def test_real_evidence_of_a_lower_tier_beats_synthetic_evidence() -> None:
     spec = glue()
     local = made_up(spec, "laptop", accuracy(1)) + made_up(spec, "overnight", accuracy(-5), sources=EMBEDDED)
     judged = verdict(spec, local)
@@ -168,7 +168,7 @@ def test_the_worst_of_several_comparisons_is_the_verdict() -> None:
     assert "ghost" in judged.sentence
 
 
-def test_a_comparison_without_values_keeps_a_claim_from_being_reproduced() -> None:
+def test_a_claim_with_an_empty_comparison_is_not_reproduced() -> None:
     spec = engines(["opacus", "ghost"], ratio_at_least=1.0)
     judged = verdict(spec, made_up(spec, "laptop", throughput(950.0, opacus=None)))
     assert judged.verdict == "inconclusive"

@@ -101,14 +101,14 @@ def test_records_of_other_data_are_found_but_never_averaged() -> None:
     assert table.stale == []
 
 
-def test_recorded_results_do_not_need_the_sources_of_this_machine() -> None:
+def test_recorded_results_need_no_sources_of_this_machine() -> None:
     spec = glue()
     table = build_table(spec, "laptop", resolver(EMBEDDED), [], made_up(spec, "overnight", by_seed, machine="m1"))
     assert entry(table, ("recorded", "overnight", "m1")).sources[0] == "dataset sst2: local folder, real"
     assert not entry(table, ("recorded", "overnight", "m1")).synthetic
 
 
-def test_a_source_that_cannot_be_resolved_does_not_hide_recorded_results() -> None:
+def test_an_unresolved_source_does_not_hide_recorded_results() -> None:
     spec = glue()
 
     def broken(kind: str, name: str) -> Any:
@@ -139,7 +139,7 @@ def test_a_value_that_was_not_measured_is_empty_with_its_reason() -> None:
     assert (full.value, full.n, full.spread, full.spread_kind) == (5.0, 3, None, "20-80 % over 3 rounds")
 
 
-def test_a_run_that_two_tiers_name_counts_for_the_one_it_was_made_for() -> None:
+def test_a_run_of_two_tiers_counts_for_the_one_it_was_made_for() -> None:
     spec = batch_size(tiers={tier: {} for tier in report_fakes.TIERS})
     table = build_table(spec, "laptop", resolver(REAL), [], made_up(spec, "gpu", lambda *_: 1.0, machine="m1"))
     assert {e.place for e in table.entries} == {("recorded", "gpu", "m1")}
@@ -186,7 +186,7 @@ def _overnight(spec: Any) -> list[Stored]:
     return fake_records
 
 
-def test_a_tier_whose_records_are_part_of_another_is_not_shown_again(published: None) -> None:
+def test_a_tier_within_another_is_not_shown_again(published: None) -> None:
     spec = _laptop_is_part_of_overnight()
     recorded = _overnight(spec)
     places = {e.place for e in build_table(spec, "gpu", resolver(REAL), [], recorded).entries}

@@ -48,7 +48,7 @@ def test_what_is_special_about_a_copy_is_said(monkeypatch: pytest.MonkeyPatch) -
     assert rows_used(table())[0].endswith("evaluated on 872 (of another split)")
 
 
-def test_qqp_says_that_its_local_validation_split_is_no_validation_split() -> None:
+def test_qqp_says_that_its_local_validation_split_is_not_one() -> None:
     assert "not the GLUE validation number" in plugins.discover("dataset")["qqp"].extra["notes"]["local"]
 
 
@@ -58,7 +58,7 @@ def columns_of(table_data: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_column_that_cannot_be_filled_stays_if_the_paper_has_it(kept: bool) -> None:
+def test_a_column_without_values_stays_if_the_paper_has_it(kept: bool) -> None:
     blocks_of_both = [block | {"task": "sst2"} for block in glue().cells]
     blocks_of_both += [block | {"task": "other", "why": WHY} for block in glue().cells] if kept else []
     columns = {"task": {"sst2": {"dataset": "sst2"}, "other": {"dataset": "sst2"}}, "model": {"minilm": None}}
@@ -105,7 +105,7 @@ def moved(table_data: TableData, **across: float) -> TableData:
     return table_data.model_copy(update={"entries": entries})
 
 
-def test_a_scatter_has_a_line_a_series_through_the_cells_that_have_both_metrics() -> None:
+def test_a_scatter_draws_a_line_a_series_through_complete_cells() -> None:
     table_data = moved(table(plots=[SCATTER], metrics=TIMED, rows={"method": ["abadi", "auto_s"], "epsilon": [3, 8]}))
     svg = draw(table_data, table_data.plots[0]).decode()
     assert svg == draw(table_data, table_data.plots[0]).decode()
@@ -134,7 +134,7 @@ def test_a_markers_area_is_a_metric() -> None:
         glue(plots=[HEATMAP | {"area": "training_seconds"}], metrics=TIMED)
 
 
-def test_a_scatter_without_the_metric_across_says_so_and_one_over_an_axis_is_refused() -> None:
+def test_a_scatter_needs_its_metric_and_refuses_an_axis() -> None:
     table_data = table(plots=[SCATTER], metrics=TIMED)
     without = table_data.model_copy(update={"entries": [e for e in table_data.entries if e.metric == "accuracy"]})
     assert b"not run" in draw(without, table_data.plots[0])
@@ -143,7 +143,7 @@ def test_a_scatter_without_the_metric_across_says_so_and_one_over_an_axis_is_ref
             glue(plots=[SCATTER | {"kind": kind, "x": x}], metrics=TIMED)
 
 
-def test_rows_of_the_train_split_are_not_called_the_evaluated_split() -> None:
+def test_rows_of_the_train_split_are_not_called_evaluated() -> None:
     assert rows_used(table(settings=REST)) == [
         "here (laptop), sst2: trained on 1,000 of 67,349 rows, evaluated on 872 others of the train split"
     ]

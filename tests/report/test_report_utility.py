@@ -99,7 +99,7 @@ def test_a_panel_for_each_epsilon_holds_the_line_without_one() -> None:
     assert per_panel == [3, 3]
 
 
-def test_a_row_with_an_epsilon_and_without_is_two_lines_of_two_names() -> None:
+def test_a_row_with_and_without_epsilon_is_two_named_lines() -> None:
     table_data = table(level, facts={"curve": [[0, 6.0], [10, 5.0]]})
     assert "abadi, ε = ∞" not in draw(table_data, Plot(**CURVES)).decode()
     entries = [

@@ -249,7 +249,7 @@ def test_where_all_values_come_from_is_said_once() -> None:
     assert 'class="place' in table_fragment(both)
 
 
-def test_samples_of_generated_text_are_shown_with_what_the_record_has(tables: list[TableData]) -> None:
+def test_samples_of_text_are_shown_with_what_the_record_has(tables: list[TableData]) -> None:
     sample = {"place": "best", "index": 7, "output": "<Written> text", "bleu": 61.25}
     record = tables[0].records[0].record
     record["facts"] = {"samples": [sample | {"input": "name : Mill", "references": ["one text", "another"]}]}

@@ -76,7 +76,7 @@ def test_two_backward_passes_cost_what_they_cost():
     assert ghost - plain > 2 * batch * tokens * layers * 12 * width * width
 
 
-def test_an_optimizer_step_on_a_gpu_holds_a_temporary_of_every_weight():
+def test_an_optimizer_step_on_a_gpu_holds_a_copy_of_each_weight():
     estimated_step = step(setting("nonprivate", device="cuda", tokens=2, batch_size=1))
     parameters = 4 * sum(p.numel() for p in _model().parameters())
     assert estimated_step.live >= 3 * parameters  # weights and two moments

@@ -35,7 +35,7 @@ def cells(table, tier):
 
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("table", TABLES)
-def test_adaptive_thresholds_are_a_row_beside_flat_and_fixed_ones(table, tier):
+def test_adaptive_thresholds_have_a_row_beside_flat_and_fixed(table, tier):
     by_method = {}
     for labels, seed, settings, _ in cells(table, tier):
         other_labels = frozenset((k, v) for k, v in labels.items() if k != "method")
@@ -62,7 +62,7 @@ def test_claims_are_judged_on_three_seeds_or_more_overnight(tier):
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_the_search_never_looks_at_what_the_tables_are_evaluated_on(tier):
+def test_the_search_never_sees_the_evaluated_rows(tier):
     searched = cells(SEARCH, tier)
     assert {settings["evaluate_on"] for _, _, settings, _ in searched} == {"train_rest"}
     assert {settings["dataset"] for _, _, settings, _ in searched} == {"sst2"}
@@ -85,7 +85,7 @@ def test_what_the_text_tables_use_is_a_cell_of_the_search():
     assert all(setting in searched for setting in private)
 
 
-def test_the_ablation_shares_its_common_cells_with_the_glue_table():
+def test_the_ablation_shares_cells_with_the_glue_table():
     glue = {(c[0]["method"], c[0]["epsilon"]): c[3] for c in cells("glue", "laptop") if c[0]["task"] == "sst2"}
     ablation = {(c[0]["quantile"], c[0]["budget"]): c[3] for c in cells("quantile_ablation", "laptop")}
     assert ablation["0.7", "nonprivate"] == glue["nonprivate", "inf"]

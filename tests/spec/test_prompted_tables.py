@@ -52,7 +52,7 @@ def test_the_paper_tier_has_the_papers_settings(table):
 
 
 @pytest.mark.parametrize("tier", ["overnight", "gpu"])
-def test_the_public_model_is_made_once_for_generated_text_and_these(tier):
+def test_the_public_model_is_made_once_for_all_text_tables(tier):
     starts = {
         (paper, table): {i for i, run in plan_of(table, tier, paper).runs.items() if run.config["job"] == "language_modeling"}
         for paper, table in (("dpzero", "opt"), ("dpzero", "opt_f1"), ("automatic", "e2e"))
@@ -88,7 +88,7 @@ def test_small_tiers_stay_small():
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_what_learns_nothing_is_not_judged_on_its_loss_to_privacy(table):
+def test_a_model_that_learns_nothing_is_not_judged(table):
     """Z5 asks for OPT's own weights: two methods that both learn nothing would reproduce it."""
     claim = next(c for c in load_table("dpzero", table).claims if c.id.startswith("Z5"))
     models = set(claim.test.where["model"])

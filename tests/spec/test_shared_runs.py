@@ -92,7 +92,7 @@ def test_published_values_of_the_large_table_are_all_there():
     assert published_values["nonprivate", "inf", "qqp"] == 87.90
 
 
-def test_published_values_of_the_image_table_have_their_intervals():
+def test_published_image_values_have_their_intervals():
     published_values = {
         (p.labels["method"], p.labels["epsilon"], p.labels["task"]): p for p in published(load_table("automatic", "images"))
     }
@@ -101,7 +101,7 @@ def test_published_values_of_the_image_table_have_their_intervals():
     assert "95 %" in published_values["abadi", "8", "imagenette"].spread_kind
 
 
-def test_the_mismatched_column_is_kept_and_impossible_rows_are_not():
+def test_the_mismatched_column_is_kept_without_impossible_rows():
     spec = load_table("automatic", "glue_base")
     labels = {"method": "auto_s", "epsilon": "3", "task": "mnli_mm", "model": "roberta_base"}
     assert "mismatched" in block_of(spec, "paper", labels)["why"]

@@ -124,7 +124,7 @@ def test_removing_a_row_leaves_class_keeps_fate_of_all_others(evaluate_on):
     assert seen == {0, 1}
 
 
-def test_removing_a_row_lets_at_most_the_next_of_its_class_into_per_class():
+def test_removing_a_row_admits_at_most_the_next_of_its_class():
     run_settings = settings(per_class=40)
     texts, labels = rows_of_a_dataset()
     before, seen = chosen(run_settings, texts, labels), set()

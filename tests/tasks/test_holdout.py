@@ -74,14 +74,14 @@ def test_a_row_decides_alone_whether_it_is_held_out():
     assert not (decisions & ~is_held_out(KEYS, 0.3, "test")).any(), "a larger share has all rows of a smaller one"
 
 
-def test_holding_out_has_nothing_to_do_with_which_rows_class_keep_leaves():
+def test_holding_out_is_independent_of_class_keep():
     """Were both drawn from one hash, class_keep would leave all held-out rows and too few of those that are trained on."""
     apart, kept = is_held_out(KEYS, 0.2, "test"), np.asarray([share_of(key) < 0.6 for key in KEYS])
     assert abs(kept[apart].mean() - 0.6) < 5 * math.sqrt(0.24 / apart.sum())
 
 
 @pytest.mark.parametrize("task", ["sst2", "qnli"])
-def test_features_and_full_training_hold_out_the_same_rows_and_never_draw_them(task, tmp_path, as_parent):
+def test_features_and_full_training_hold_out_the_same_rows(task, tmp_path, as_parent):
     settings = parse(features.Settings, {"dataset": task, "model": "tiny_bert", "train_limit": 400, "max_length": 128}, "test")
     (tmp_path / "features").mkdir()
     features.run(settings, context(tmp_path / "features"))
@@ -100,7 +100,7 @@ def test_features_and_full_training_hold_out_the_same_rows_and_never_draw_them(t
     assert len(full_task) == full_task.rows == 400
 
 
-def test_class_keep_thins_both_parts_and_held_out_rows_are_not_protected(tmp_path):
+def test_class_keep_thins_the_held_out_rows_too(tmp_path):
     thinned = TextTask(text(class_keep={"positive": 0.5}, **HELD_OUT), context(tmp_path))
     plain = TextTask(text(**HELD_OUT), context(tmp_path))
     assert thinned.rows == plain.rows == len(plain)

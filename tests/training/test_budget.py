@@ -32,7 +32,7 @@ def spent(record, relation, delta):
 
 
 @pytest.mark.parametrize("name", PRIVATE)
-def test_the_relation_reaches_the_accountant_from_a_jobs_settings(name, tmp_path):
+def test_the_relation_of_a_job_reaches_the_accountant(name, tmp_path):
     """Under replace_one the same epsilon takes more noise: 5 % of epsilon here, where calibration is within 1 %."""
     outcome = run(CASES[name], tmp_path, relation="replace_one", steps=3)
     assert outcome.privacy.relation == outcome.mechanism["relation"] == "replace_one"
@@ -74,7 +74,7 @@ def settings(**over):
 
 
 @pytest.mark.parametrize("rows", [70, 200], ids=["too few", "too many"])
-def test_noise_calibrated_for_other_rows_than_are_drawn_from_stops_the_run(rows, monkeypatch):
+def test_noise_calibrated_for_other_rows_stops_the_run(rows, monkeypatch):
     """Planted: drawn from 100 rows, calibrated for fewer, which wastes noise, or for more, which spends too much."""
 
     def misled(sampling, *args, **options):

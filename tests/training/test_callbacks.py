@@ -111,7 +111,7 @@ class _Seen(Callback):
 
 
 @pytest.mark.parametrize("engine", ["nonprivate", "bookkeeping"])
-def test_callbacks_are_called_in_order_and_see_weights_before_and_after_a_step(engine, tmp_path):
+def test_callbacks_run_in_order_before_and_after_each_step(engine, tmp_path):
     run_settings = settings(**(NOT_PRIVATE if engine == "nonprivate" else {}), steps=2)
     _, (seen,) = train(run_settings, tmp_path, lambda task: [_Seen(task.model)])
     steps = [[("gradients_released", k), ("step_done", k + 1), ("observe", k + 1)] for k in range(2)]

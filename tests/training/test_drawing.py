@@ -36,7 +36,7 @@ def without_last(pieces):
 
 
 @pytest.mark.parametrize(("name", "fault"), [*itertools.product(CASES, [twice]), *itertools.product(KINDS, [without_last])])
-def test_a_physical_batch_counted_twice_or_left_out_stops_every_loop(name, fault, tmp_path, monkeypatch):
+def test_a_batch_counted_twice_or_left_out_stops_every_loop(name, fault, tmp_path, monkeypatch):
     case = CASES[name]
     physical = case.task.physical
     monkeypatch.setattr(case.task, "physical", lambda task, drawn: fault(list(physical(task, drawn))))

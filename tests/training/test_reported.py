@@ -102,7 +102,7 @@ def test_a_run_says_what_its_thresholds_cost_and_where_they_went(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["text", "zeroth", "language_model"])
-def test_the_clipped_fraction_is_the_mean_over_steps_that_had_examples(name, tmp_path):
+def test_the_clipped_fraction_is_the_mean_over_non_empty_steps(name, tmp_path):
     outcome = run(CASES[name], tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
     clipped = [line["clipped_fraction"] for line in lines if line["clipped_fraction"] is not None]

@@ -106,7 +106,7 @@ def test_phases_of_a_run_draw_and_release_apart(tmp_path, monkeypatch):
     must_be_apart(plans)
 
 
-def test_a_teacher_a_student_and_phases_of_either_have_seeds_of_their_own():
+def test_teacher_student_and_phases_have_different_seeds():
     """Over seeds and stages: no two share draws or noise, and none is another run's plain seed."""
     over = {"student": {"layers": 1, "start": "teacher"}, "teacher": {}, "distil": {"weight": 0.5}}
     student_settings = parse(compress.Settings, COMPRESS | over | {"split": {"teacher": 0.5, "student": 0.5}}, "test")
@@ -126,11 +126,11 @@ def test_planted_phases_of_one_seed_are_seen(tmp_path, monkeypatch):
         must_be_apart(plans)
 
 
-def test_seeds_of_stages_are_not_small_numbers_that_a_table_may_have():
+def test_seeds_of_stages_are_not_small_numbers_of_tables():
     assert min(stage_seed(seed, f"{stage}") for seed in range(50) for stage in ("student", "phase 1", "phase 2")) > 2**32
 
 
-def test_public_distillation_draws_from_a_stream_that_no_private_draw_has(tmp_path, entropies):
+def test_public_distillation_has_a_stream_of_its_own(tmp_path, entropies):
     """Of a run of its own, whose seed is that of others: its stream is that of public directions, and none of noise or draws."""
     public_settings = {
         "model": "tiny_bert",

@@ -45,7 +45,7 @@ def test_the_config_in_the_repository_is_the_default() -> None:
     assert config_of(values) == Config()
 
 
-def test_a_run_of_two_tables_exists_once_and_every_parent_is_there() -> None:
+def test_a_run_of_two_tables_exists_once_and_has_its_parents() -> None:
     tier_study = study(config_of({"tier": TIERS[0]}))
     assert tier_study.plans
     named = [run for plan in tier_study.plans.values() for run in plan.runs]
@@ -62,7 +62,7 @@ def test_shared_runs_get_enough_for_both() -> None:
     assert module._largest(one, other) == module._largest(other, one) == Resources(threads="all", mem_mb=100, minutes=9, gpu=1)
 
 
-def test_folders_of_the_config_reach_the_environment_unless_it_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_of_the_config_yield_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DPBENCH_MODELS", "theirs")
     resolver(Config(data_folder="ours", model_folder="ours"))
     assert os.environ["DPBENCH_MODELS"] == "theirs"

@@ -138,7 +138,7 @@ def test_rows_too_wide_are_refused():
     assert "float64" in LayerNormTritonLeaf.refuses(nn.LayerNorm(4).double())
 
 
-def test_the_sum_of_an_embedding_is_the_same_bits_in_any_order_of_programs():
+def test_an_embedding_sum_has_the_same_bits_in_any_order():
     """FLASH-12: no atomics, so nothing depends on which program is first."""
     leaf, use, _ = embedding((4, 40))
     sums_by_order = []

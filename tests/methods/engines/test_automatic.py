@@ -63,7 +63,7 @@ def test_auto_v_is_not_abadi_where_some_are_not_clipped():
 
 @pytest.mark.parametrize("function", ["auto_s", "auto_v"])
 @pytest.mark.parametrize("bound", [0.1, 7.0])
-def test_the_bound_of_automatic_clipping_is_a_learning_rate_of_sgd(function, bound):
+def test_the_bound_of_automatic_clipping_is_a_rate_of_sgd(function, bound):
     """(R, lr, wd) is (1, lr R, wd / R): the momentum buffer is R times as large, as gradient and decay both are."""
     trained_weights, _ = weights(function, bound, torch.optim.SGD, lr=0.1 / bound, weight_decay=0.02 * bound, **SGD)
     expected_weights, _ = weights(function, 1.0, torch.optim.SGD, lr=0.1, weight_decay=0.02, **SGD)

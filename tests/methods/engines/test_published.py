@@ -62,7 +62,7 @@ def test_nothing_offers_it_as_an_engine():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_what_it_leaves_unprotected_is_listed_and_no_epsilon_is_given(tied):
+def test_unprotected_tensors_are_listed_and_epsilon_is_none(tied):
     model = gpt(tied)
     _, handle = released(model, plan(1.0), [data(3)])
     assert handle.unprotected == [n for n, _ in model.named_parameters() if outside(n)]
@@ -70,7 +70,7 @@ def test_what_it_leaves_unprotected_is_listed_and_no_epsilon_is_given(tied):
     assert handle.sensitivity == float("inf")
 
 
-def test_layernorm_embeddings_and_head_get_no_noise_and_linear_layers_do():
+def test_linear_layers_alone_get_noise():
     """Two seeds of the noise: what is the same bits has none."""
     one, _ = released(gpt(), plan(1.0, seed=1), [data(3)])
     two, _ = released(gpt(), plan(1.0, seed=2), [data(3)])
@@ -104,7 +104,7 @@ def by_hand(rows, bound, buffers):
 
 
 @pytest.mark.parametrize(("tokens", "width", "buffers"), [(700, 6, 256), (256, 6, 256), (300, 1025, 128), (1, 3, 256)])
-def test_running_buffers_are_clipped_before_and_never_after_a_token(tokens, width, buffers):
+def test_running_buffers_are_clipped_before_a_token_alone(tokens, width, buffers):
     """FLASH-2."""
     torch.manual_seed(tokens)
     rows = torch.randn(tokens, width)
@@ -113,7 +113,7 @@ def test_running_buffers_are_clipped_before_and_never_after_a_token(tokens, widt
         assert torch.allclose(flashdp.running(rows, 1e-9), rows.sum(0), atol=1e-4)
 
 
-def test_few_tokens_give_layernorm_its_plain_gradient_whatever_the_bound():
+def test_few_tokens_give_layernorm_its_plain_gradient():
     """FLASH-2 as it was seen in the published code: 24 tokens, each in a buffer of its own."""
     actual, _ = released(gpt(), plan(bound=1e-6), [data(3)])
     model = gpt()

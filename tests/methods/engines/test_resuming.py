@@ -66,7 +66,7 @@ RESUMED = [p for p in pairs() if p.values[0] != "fastdp"]
 
 
 @pytest.mark.parametrize(("name", "scope"), RESUMED)
-def test_training_gone_on_with_is_training_not_stopped_to_the_bit(name, scope):
+def test_resumed_training_is_uninterrupted_training_to_the_bit(name, scope):
     plan = mechanism(scope, noise_multiplier=1.0)
     if plugins.get("engine", name).extra.get("adaptive"):
         plan = replace(plan, clipping=replace(plan.clipping, adaptive=ADAPTIVE))
@@ -269,7 +269,7 @@ def noise_of(handle):
     return released
 
 
-def test_attaching_again_goes_on_with_the_noise_and_does_not_repeat_it():
+def test_attaching_again_continues_the_noise():
     """Else the difference of two releases would be free of noise."""
     plan, model = mechanism("per_layer", noise_multiplier=1.0), Language()
     first = attach(plan, model=model)
@@ -341,7 +341,7 @@ def test_secret_noise_is_fresh_with_every_handle():
 
 
 @pytest.mark.parametrize(("name", "scope"), list(pairs()))
-def test_an_engine_stops_at_its_mechanisms_steps_and_releases_nothing_more(name, scope):
+def test_an_engine_releases_nothing_beyond_its_mechanisms_steps(name, scope):
     plan = mechanism(scope, noise_multiplier=1.0, steps=2)
     handle = attach(plan, name)
     for _ in range(2):

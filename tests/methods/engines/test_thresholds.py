@@ -99,7 +99,7 @@ def test_planted_uncentred_counts_are_too_sensitive():
     assert worst(Uncentred) == pytest.approx(math.sqrt(1.3), rel=1e-12)
 
 
-def test_planted_counts_without_the_root_of_their_number_get_too_little_noise():
+def test_planted_counts_with_too_little_noise_are_seen():
     """1 - r + 3 r = 1.2 times the squared length at r = 0.1 and three groups."""
     assert worst(adaptive=WithoutRoot(0.5, budget=0.1)) == pytest.approx(math.sqrt(1.2), rel=1e-12)
 
@@ -194,7 +194,7 @@ def test_engines_share_a_trajectory(name, scope):
     assert handle.thresholds.trajectory == oracle.thresholds.trajectory
 
 
-def test_released_gradients_have_noise_of_the_thresholds_of_the_step():
+def test_gradient_noise_follows_the_thresholds_of_the_step():
     """Empty batches: the std follows the trajectory. 2 000 elements give it to 5 / sqrt(4 000)."""
     model = nn.Sequential(nn.Linear(40, 50, bias=False), nn.Linear(50, 40, bias=False))
     handle = attach(model=model, noise_multiplier=1.5, adaptive=Adaptive(0.9, rate=2.0, budget=0.1), allocation="equal")
@@ -210,7 +210,7 @@ def test_released_gradients_have_noise_of_the_thresholds_of_the_step():
 
 
 @pytest.mark.parametrize(("budget", "raised"), [(0.01, 1.00504), (0.1, 1.05409)])
-def test_thresholds_raise_the_noise_of_gradients_and_change_nothing_else_of_it(budget, raised):
+def test_adaptive_thresholds_only_raise_the_gradient_noise(budget, raised):
     """The sums' stream is not touched by that of the counts: the same numbers, 1 / sqrt(1 - r) times as large."""
     fixed = attach(adaptive=None, noise_multiplier=2.0)
     adaptive = attach(adaptive=Adaptive(0.5, budget=budget), noise_multiplier=2.0)
@@ -238,7 +238,7 @@ def is_one_draw(noise):
 
 
 @pytest.mark.parametrize("randomness", ["seeded", "secret"])
-def test_counts_are_released_with_their_noise_also_on_empty_batches(randomness):
+def test_counts_get_their_noise_on_empty_batches_too(randomness):
     handle = attach(model=Language(), noise_multiplier=1.5, adaptive=Adaptive(0.5, rate=1e-3), randomness=randomness)
     assert handle.thresholds.std == pytest.approx(1.5 / 2 * math.sqrt(5 / 0.01))
     noise = released_noise(handle)
@@ -310,7 +310,7 @@ def test_planted_counts_without_noise_are_seen():
     assert not is_one_draw(released_noise(bare)[-500:])
 
 
-def test_the_first_steps_bounds_are_the_mechanisms_and_raw_counts_are_forgotten():
+def test_first_bounds_are_the_mechanisms_counts_are_forgotten():
     handle = trained(Thresholds)
     assert handle.thresholds.trajectory[0] == pytest.approx([0.5 / math.sqrt(5)] * 5)
     assert counts_of(handle) == [0.0] * 5
@@ -342,7 +342,7 @@ def linear(model, batch):
     ("fused", "per_layer", 2), ("bookkeeping", "per_device", 2), ("ghost", "flat", 1), ("vmap", "per_tensor", 2),
     ("bookkeeping", "per_block", 2),
 ])  # fmt: skip
-def test_an_engines_bounds_converge_to_the_quantile_of_known_norms(name, scope, groups):
+def test_bounds_of_an_engine_converge_to_a_known_quantile(name, scope, groups):
     """Without noise; to the norms of the examples next to the quantile, of 101."""
     generator = torch.Generator().manual_seed(0)
     batch = {key: torch.randn(101, size, generator=generator) * scale for key, size, scale in (("a", 3, 0.2), ("b", 4, 5.0))}

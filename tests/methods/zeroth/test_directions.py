@@ -27,13 +27,13 @@ def direction(seed=0, step=0, **options):
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "sphere"])
-def test_a_direction_is_the_same_again_and_another_at_another_step_or_seed(kind):
+def test_a_direction_depends_on_step_and_seed_alone(kind):
     assert torch.equal(direction(kind=kind), direction(kind=kind))
     for other in (direction(kind=kind, step=1), direction(kind=kind, seed=1)):
         assert abs(float(torch.corrcoef(torch.stack([direction(kind=kind), other]))[0, 1])) < 0.05
 
 
-def test_gaussian_directions_are_normal_and_spherical_ones_have_their_length():
+def test_directions_are_gaussian_or_of_spherical_length():
     u = direction()
     assert abs(float(u.mean())) < 0.04
     assert abs(float(u.var()) - 1) < 0.05
@@ -105,7 +105,7 @@ def seeds_of_all_streams(plan):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 3, 4, 2**31])
-def test_streams_of_noise_coins_directions_and_rounding_are_pairwise_apart(seed):
+def test_noise_coins_directions_and_rounding_share_no_numbers(seed):
     """SeedSequence takes (seed, 3, k) and (seed, 3, k, 0) for one: a stream number that two share is one stream."""
     seeds = seeds_of_all_streams(Mechanism(Sampling("poisson", 1000, 10), 5, Clipping(bound=1.0), 1.0, seed=seed))
     assert len(set(seeds.values())) == len(seeds)

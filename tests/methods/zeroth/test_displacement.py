@@ -83,7 +83,7 @@ def test_what_is_kept_is_a_fraction_of_a_byte_a_weight():
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_rounding_at_random_keeps_what_is_exact_and_has_the_values_mean(dtype):
+def test_random_rounding_keeps_exact_values_and_the_mean(dtype):
     generator = torch.Generator().manual_seed(0)
     exact = torch.cat([w.flatten() for w in weights(dtype)])
     kept = rounded_at_random(exact.float(), dtype, generator)
@@ -124,7 +124,7 @@ def plan(noise=0.0, bound=0.5):
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("method", ["dpzero", "dpgd_0th"])
-def test_steps_of_rate_0_leave_half_precision_weights_as_they_are(dtype, method):
+def test_steps_of_rate_0_leave_half_precision_weights(dtype, method):
     model = small(dtype)
     before = copy.deepcopy(model)
     batch = torch.randn(8, 64).to(dtype), torch.randint(0, 8, (8,))
@@ -135,7 +135,7 @@ def test_steps_of_rate_0_leave_half_precision_weights_as_they_are(dtype, method)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_updates_below_half_a_unit_in_the_last_place_are_made_in_the_mean(dtype):
+def test_updates_below_half_a_last_place_hold_in_the_mean(dtype):
     moved = [torch.full((200_000,), 1.0).to(dtype)]
     change = torch.finfo(dtype).eps / 50
     displacement = Displacement(Directions(moved, 0))

@@ -53,7 +53,7 @@ def test_zero_2_has_no_epsilon(tmp_path):
     assert "public" in outcome.privacy.reasons[0]
 
 
-def test_zero_1_epochs_without_amplification_cost_more_than_is_stated(tmp_path):
+def test_zero_1_unamplified_epochs_cost_more_than_stated(tmp_path):
     outcome = run(tmp_path, sampler="fixed", steps=6)
     real = value(outcome, "epsilon").value
     assert real > 2.0
@@ -77,7 +77,7 @@ def test_zero_3_replacing_a_row_asks_for_twice_the_noise():
     assert more["replace_one"] == pytest.approx(2 * more["add_or_remove"], rel=0.02)
 
 
-def test_zero_5_fewer_rows_than_were_counted_cost_more_than_is_stated(tmp_path):
+def test_zero_5_fewer_rows_cost_more_than_stated(tmp_path):
     right, wrong = run(tmp_path), run(tmp_path, accounted_rows=120)
     assert value(right, "epsilon").value <= 2.0 < value(wrong, "epsilon").value
     assert value(wrong, "stated_epsilon").value == 2.0

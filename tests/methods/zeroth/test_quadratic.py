@@ -74,7 +74,7 @@ def test_shorter_trainings_end_where_the_longer_ones_pass(method):
 
 
 @pytest.mark.parametrize("method", ["dpzero", "dpgd_0th", "dp_gd"])
-def test_the_noise_is_of_the_bound_times_the_multiplier_on_the_sum(method):
+def test_noise_on_the_sum_is_the_bound_times_the_multiplier(method):
     problem = Problem.draw(400, "full", 3, 0)
     grid = Grid.of([1], [2.0], [5.0])
     quiet, loud = (train(method, problem, grid, {1: m}, 0)[0] for m in (0.0, 1000.0))

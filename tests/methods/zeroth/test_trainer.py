@@ -127,14 +127,14 @@ def test_the_noise_has_the_mechanisms_size_and_law(method, kind):
         assert abs((np.abs(noises) < 1).mean() - (1 - math.exp(-1))) < 0.04
 
 
-def test_vector_noise_is_one_number_a_weight_of_the_mechanisms_size():
+def test_vector_noise_is_one_number_a_weight():
     before = flat(net())
     noise = (trained("dpgd_0th", 1, plan(2.0, 3.0), rate=0.1, batches=[])[0] - before) / (0.1 * 3.0 * 2.0 / BATCH)
     assert 0.75 < float(noise.std()) < 1.25
     assert len(set(noise.round(decimals=9).tolist())) == len(noise)
 
 
-def test_noise_is_the_same_whatever_the_direction_and_another_for_another_seed():
+def test_noise_depends_on_the_seed_and_on_no_direction():
     """Fails for noise drawn from the direction's generator (deviation ZERO-2): another kind of direction would move it."""
 
     def noise(directions, seed=0):
@@ -173,7 +173,7 @@ def all_bad():
     return bad
 
 
-def test_without_privacy_all_examples_lost_stop_the_run_and_leave_the_weights():
+def test_without_privacy_a_step_of_lost_examples_stops_the_run():
     model = net()
     before = flat(model)
     with pytest.raises(DpbenchError, match="step 0: no example's loss is finite"):
@@ -182,7 +182,7 @@ def test_without_privacy_all_examples_lost_stop_the_run_and_leave_the_weights():
 
 
 @pytest.mark.parametrize(("method", "kind"), [("dpzero", "gaussian"), ("dp_zo_laplace", "laplace"), ("dpgd_0th", "gaussian")])
-def test_under_privacy_a_step_without_a_finite_loss_is_one_of_noise_as_an_empty_one_is(method, kind):
+def test_under_privacy_a_step_without_finite_losses_is_noise(method, kind):
     """A run that stops would say so without noise."""
     model, other = net(), net()
     first, second = (ZerothOrder(method, m, plan(noise=1.0, kind=kind), 0.1, 1e-4) for m in (model, other))
@@ -257,7 +257,7 @@ def test_without_privacy_losses_that_never_move_stop_the_run():
     assert optimizer.longest_silence == SILENT
 
 
-def test_under_privacy_losses_that_never_move_are_counted_and_stop_nothing():
+def test_under_privacy_losses_that_never_move_are_only_counted():
     optimizer = ZerothOrder("dpzero", net(), plan(), 0.1, 1e-7)
     for _ in range(SILENT + 2):
         optimizer.step(coarse, [data()])

@@ -85,7 +85,7 @@ Net.training_began = False
         (remembers, r"^memory was put into the model"),
     ],
 )
-def test_a_forward_pass_that_writes_into_the_model_is_refused_and_the_weights_are_back(middle, message, name):
+def test_a_writing_forward_pass_is_refused_and_weights_restored(middle, message, name):
     model = Net(middle)
     optimizer = method(model, name)
     before = flat(model)
@@ -106,7 +106,7 @@ def test_a_forward_pass_that_writes_into_the_model_is_refused_and_the_weights_ar
         (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)), "power iteration"),
     ],
 )
-def test_layers_that_mix_or_write_are_refused_by_name_before_there_is_data(layer, message):
+def test_layers_that_mix_or_write_are_refused_before_any_data(layer, message):
     with pytest.raises(DpbenchError, match=message) as error:
         method(Net(layer=layer()))
     assert str(error.value).startswith("layer")
@@ -136,7 +136,7 @@ def zero_gated(self, h):
         zero_gated,
     ],
 )
-def test_examples_that_mix_are_refused_at_the_first_batch_that_shows_it(middle):
+def test_mixed_examples_are_refused_at_the_first_such_batch(middle):
     model = Net(middle, layer=nn.Linear(1, 6, bias=False))
     nn.init.zeros_(model.layer.weight)
     optimizer = method(model)
@@ -147,7 +147,7 @@ def test_examples_that_mix_are_refused_at_the_first_batch_that_shows_it(middle):
     assert torch.allclose(flat(model), before, rtol=0, atol=1e-7)
 
 
-def test_a_batch_of_one_example_shows_nothing_and_the_next_is_looked_at():
+def test_after_a_batch_of_one_example_the_next_is_probed():
     optimizer = method(Net(lambda self, h: h - h.mean(0)))
     optimizer.step(losses, [data(1)])
     with pytest.raises(DpbenchError, match="depends on the other examples of its batch"):
@@ -234,7 +234,7 @@ def test_weights_that_are_no_numbers_are_refused():
     ],
 )
 @pytest.mark.parametrize("rows", [[8], [1] * 8])
-def test_losses_that_are_not_one_an_example_are_refused_and_the_weights_are_back(wrong, message, rows):
+def test_losses_of_wrong_shape_are_refused_and_weights_restored(wrong, message, rows):
     model = Net()
     before = flat(model)
     with pytest.raises(DpbenchError, match=message if rows == [8] else "loss"):
@@ -344,7 +344,7 @@ def test_weights_that_cannot_be_moved_are_refused():
 
 
 @pytest.mark.parametrize("physical", [[8], [1] * 8, [3, 5]])
-def test_removing_an_example_moves_the_slope_by_the_bound_at_most(physical):
+def test_removing_an_example_moves_the_slope_within_the_bound(physical):
     """Of what is accepted; physical batches of one example cannot mix, whatever the model does with them."""
     batch = data(8)
     sums = []

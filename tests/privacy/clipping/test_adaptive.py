@@ -34,7 +34,7 @@ def test_what_the_thresholds_cost_in_gradient_noise(budget, percent):
     assert round(raised, 1) == percent
 
 
-def test_the_accountant_finds_the_composition_to_cost_what_the_mechanism_says():
+def test_the_composition_costs_what_the_mechanism_says():
     """RDP of Gaussians adds exactly, so that of (sums, counts) is that of one Gaussian of `noise_multiplier`."""
     import dp_accounting
     from dp_accounting import rdp

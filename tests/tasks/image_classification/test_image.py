@@ -157,7 +157,7 @@ ADAPTIVE = {"method": "fused", "clipping": {"function": "abadi", "scope": "per_l
 
 
 @pytest.mark.parametrize("clipping", [{"clipping": {"bound": 0.25}}, ADAPTIVE], ids=["fixed", "adaptive"])
-def test_a_rate_by_the_bound_keeps_its_product_with_the_bound_of_each_step(clipping, tmp_path):
+def test_a_rate_by_the_bound_keeps_its_product_with_each_bound(clipping, tmp_path):
     run_settings = settings(
         **merge(clipping, {"optimizer": {"name": "sgd", "learning_rate": 0.5, "by_bound": True, "schedule": "linear"}})
     )

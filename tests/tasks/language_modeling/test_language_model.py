@@ -128,7 +128,7 @@ def published_gradient(task, bounds, sigma, parts, generator):
 
 
 @pytest.mark.parametrize("each", [1.0, 100.0])
-def test_the_published_noise_is_our_mechanism_with_another_multiplier(context, each):
+def test_published_noise_is_our_mechanism_with_a_new_multiplier(context, each):
     """FLASH-1: the mean of the released gradient and its noise, against the update as it is published, on the same batch."""
     run_settings = settings(noise="flashdp_published", clipping={"bound": None, "group_bound": each})
     task = LanguageModelingTask(run_settings, context)
@@ -163,7 +163,7 @@ def test_the_published_noise_is_our_mechanism_with_another_multiplier(context, e
 
 
 @pytest.mark.parametrize(("engine", "scope"), [("fused", "per_layer"), ("bookkeeping", "flat")])
-def test_without_noise_and_with_a_bound_that_never_bites_it_is_plain_training(context, engine, scope):
+def test_without_noise_and_clipping_it_is_plain_training(context, engine, scope):
     """Same sampling, same weights: only the order of sums differs, 1e-7 a step in float32, which AdamW may enlarge."""
     sampling = Sampling("poisson", 400, 40)
     expected, plain = trained(settings(**PLAIN), context, Mechanism(sampling, 6, seed=1))

@@ -439,7 +439,7 @@ def test_published_weights_with_their_own_tokenizer(published, over):
     assert outcome.privacy.epsilon <= 6.0
 
 
-def test_answers_of_published_weights_end_with_the_line_or_the_text(published):
+def test_answers_of_published_weights_end_with_line_or_text(published):
     context, tokenizer = published
     task = PromptTask(settings(**WEIGHTS | ANSWERS), context)
     ids = tokenizer.encode(" great").ids

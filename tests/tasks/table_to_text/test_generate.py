@@ -125,7 +125,7 @@ def train(run_settings, task, plan, context):
     return fit(run_settings, task, run_settings.optimizer.build(task.parameter_groups()), [plan], context)
 
 
-def test_without_noise_and_with_a_bound_that_never_bites_it_is_plain_training(context):
+def test_without_noise_and_clipping_it_is_plain_training(context):
     """Same sampling, same weights: only the order of sums differs, which AdamW may enlarge."""
     sampling = Sampling("poisson", 300, 40)
     ends = []
@@ -214,7 +214,7 @@ def test_training_begins_with_the_public_weights(started):
     assert not torch.equal(random.state_dict()["model.lm_head.weight"], kept["model.lm_head.weight"])
 
 
-def test_the_rest_of_the_train_split_is_apart_from_what_is_trained_on(context):
+def test_the_held_out_train_rows_are_never_trained_on(context):
     full_task = TableToText(settings(train_limit=None), context)
     other_task = TableToText(settings(train_limit=None, evaluate_on="train_rest", held_out=0.2, evaluate_limit=None), context)
     source = context.sources["dataset:e2e_nlg"]

@@ -162,7 +162,7 @@ def test_a_private_run_of_two_processes(context):
     assert 0.99 * 8 <= done.privacy.epsilon <= 8
 
 
-def test_the_loss_of_the_evaluated_texts_is_the_mean_of_each_ones_own(context):
+def test_the_evaluated_loss_is_the_mean_of_each_texts_loss(context):
     task = TableToText(settings(evaluate_limit=3, max_length=72), context)
     rows = [(row, text) for row in task.inputs for text in row.texts]
     assert len(rows) > len(task.inputs)
@@ -176,7 +176,7 @@ def test_the_loss_of_the_evaluated_texts_is_the_mean_of_each_ones_own(context):
     assert task.text_loss() == pytest.approx(sum(expected_losses) / len(expected_losses), rel=1e-5)  # float32
 
 
-def test_virtual_devices_have_the_groups_of_the_stages_and_no_bytes(context):
+def test_virtual_devices_group_as_stages_and_send_no_bytes(context):
     done = job.run(settings(virtual=True), context)
     metrics = {m.name: m for m in done.metrics}
     assert done.facts["groups"] == 2
@@ -220,7 +220,7 @@ def test_nothing_is_counted_where_no_step_has_examples():
     assert (counter.examples, set(counter.bytes.values())) == (0, {0})
 
 
-def test_the_gpu_tier_has_virtual_devices_and_the_others_real_ones():
+def test_the_gpu_tier_alone_has_virtual_devices():
     for tier, virtual in (("laptop", False), ("gpu", True), ("paper", False)):
         runs = study_at(tier, ["groupwise/per_device"], "test").runs.values()
         virtual_choices = {run.config["settings"]["virtual"] for run in runs if run.config["job"] == "table_to_text_pipeline"}

@@ -92,7 +92,7 @@ def test_real_tokenizers_mark_pairs_as_their_models_were_trained(tmp_path):
         assert ours.encode(first, length, second) == expected_ids
 
 
-def test_features_of_pairs_are_product_and_distance_of_their_texts(tmp_path):
+def test_features_of_pairs_are_product_and_distance_of_texts(tmp_path):
     outcome = features.run(parse(features.Settings, FEATURES, "test"), context(tmp_path))
     stored = load_file(tmp_path / FILE)
     assert stored["train_x"].shape == (60, 64)

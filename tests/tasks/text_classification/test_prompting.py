@@ -119,7 +119,7 @@ def test_the_head_is_trained_with_the_rest(roberta, tmp_path, engine):
     assert outcome.privacy is None
 
 
-def test_zero_shot_is_the_accuracy_of_the_start_and_reads_no_training_row(roberta, tmp_path):
+def test_zero_shot_evaluates_the_start_and_reads_no_training_row(roberta, tmp_path):
     settings = parse(classify.Settings, SETTINGS, "test")
     context = Context(tmp_path, 0, sources(), StepLog(tmp_path / "steps.jsonl"))
     outcome = classify.run(settings, context)
@@ -187,7 +187,7 @@ def test_settings_that_make_no_sense_are_named(over, says):
         parse(classify.Settings, SETTINGS | over, "test")
 
 
-def test_every_declared_prompt_has_one_mask_its_texts_and_a_word_for_each_class():
+def test_each_prompt_has_one_mask_its_texts_and_class_words():
     seen = 0
     for plugin in plugins.discover("dataset").values():
         if (prompt := plugin.extra.get("prompt")) is None:

@@ -57,7 +57,7 @@ def test_thinning_names_an_unknown_class():
         kept_rows(settings(class_keep={"positiv": 0.5}), np.zeros(3, dtype=int), lambda: ["a", "b", "c"], CLASSES)
 
 
-def test_heads_of_a_seed_are_the_same_and_leave_torchs_generator_alone():
+def test_heads_of_a_seed_are_equal_and_spare_torchs_generator():
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first = make_head(settings(hidden=[6]), 4, 2, 1, None)

@@ -38,7 +38,7 @@ def test_a_private_run_counts_the_rows_there_are(tmp_path, engine):
     }
 
 
-def test_mezo_spends_nothing_and_moves_all_weights_but_the_frozen(tmp_path):
+def test_mezo_spends_nothing_and_moves_all_unfrozen_weights(tmp_path):
     outcome = run(tmp_path, method="mezo", clipping=None, epsilon=None)
     assert outcome.privacy is None
     unfrozen_outcome = run(tmp_path, method="mezo", clipping=None, epsilon=None, freeze_embeddings=False)
