@@ -37,6 +37,21 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch.undo()
 
 
+@pytest.fixture(scope="module")
+def coarse_grid() -> Iterator[None]:
+    """Epsilon on a grid step of 1e-3 instead of 1e-4: a tenth of the time, and an epsilon that is at most 1e-3 a step too high.
+
+    For modules that train under a budget; tests/privacy looks at the fine grid.
+    """
+    from dpbench.privacy import accounting
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accounting, "_INTERVAL", 1e-3)
+        accounting._spent.cache_clear()
+        yield
+    accounting._spent.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def _environment_is_put_back() -> Iterator[None]:
     """Naming the runs sets DPBENCH_DATA and DPBENCH_MODELS for good; a test must not leave them to the next."""

@@ -14,6 +14,7 @@ from dpbench.methods.zeroth.trainer import ZerothOrder
 from dpbench.privacy import accounting
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 
+pytestmark = pytest.mark.usefixtures("coarse_grid")
 DELTA = 1e-5
 
 
