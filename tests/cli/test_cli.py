@@ -58,8 +58,11 @@ def test_one_clear_message_and_exit_code_two(words, says, capsys):
 
 
 @pytest.mark.parametrize("tier", ["smoke", "laptop", "overnight", "gpu", "paper"])
-def test_every_tier_stands(tier, capsys):
-    """Models on the meta device, engines attached, schemas and budgets read: no tier exists in YAML only."""
+def test_every_tier_stands(tier, capsys, coarse_grid):
+    """Models on the meta device, engines attached, schemas and budgets read: no tier exists in YAML only.
+
+    A coarser grid overstates epsilon: a budget that it reaches is reached.
+    """
     code = main(["check", "--tier", tier])
     out = capsys.readouterr().out
     assert code == 0, out

@@ -28,19 +28,20 @@ def plan(noise=0.0, bound=0.5, seed=0, expected=4.0):
 def noise_of(name, batches, bound=0.5, seeds=40):
     """parameter name -> draws [seeds, ...]: released gradient minus that without noise, times expected batch size."""
     model = Language()
-    noises = {}
-    for seed in range(seeds):
-        for noise, sign in ((2.0, 1), (0.0, -1)):
-            model_copy = copy.deepcopy(model)
-            optimizer = torch.optim.SGD(model_copy.parameters(), lr=0.1)
-            handle = engines.attach(name, model_copy, optimizer, plan(noise, bound, seed))
-            for batch in batches:
-                handle.backward(losses, batch)
-            optimizer.step()
-            for key, parameter in model_copy.named_parameters():
-                noises.setdefault(key, [torch.zeros_like(parameter) for _ in range(seeds)])[seed] += sign * 4.0 * parameter.grad
-            handle.detach()
-    return {key: torch.stack(values) for key, values in noises.items()}, handle
+
+    def released(noise, seed):
+        model_copy = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(model_copy.parameters(), lr=0.1)
+        handle = engines.attach(name, model_copy, optimizer, plan(noise, bound, seed))
+        for batch in batches:
+            handle.backward(losses, batch)
+        optimizer.step()
+        handle.detach()
+        return {key: 4.0 * parameter.grad for key, parameter in model_copy.named_parameters()}, handle
+
+    clean, handle = released(0.0, seed=0)
+    noisy = [released(2.0, seed)[0] for seed in range(seeds)]
+    return {key: torch.stack([gradients[key] - value for gradients in noisy]) for key, value in clean.items()}, handle
 
 
 def test_every_deviation_names_a_test_that_is_there():
