@@ -15,6 +15,7 @@ THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 """Workers side by side have a core each."""
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # helpers that tests of several folders share
+pytest.register_assert_rewrite("kernel_oracles")
 
 # Before any test module is imported: libraries read these once, when they are.
 for _variable in ("DPBENCH_DATA", "DPBENCH_MODELS", "DPBENCH_ROOT", "TRITON_INTERPRET"):
@@ -34,6 +35,21 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch.setenv("DPBENCH_CACHE", str(folder))
     yield folder
     patch.undo()
+
+
+@pytest.fixture(scope="module")
+def coarse_grid() -> Iterator[None]:
+    """Epsilon on a grid step of 1e-3 instead of 1e-4: a tenth of the time, and an epsilon that is at most 1e-3 a step too high.
+
+    For modules that train under a budget; tests/privacy looks at the fine grid.
+    """
+    from dpbench.privacy import accounting
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accounting, "_INTERVAL", 1e-3)
+        accounting._spent.cache_clear()
+        yield
+    accounting._spent.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -30,13 +30,13 @@ def asked() -> dict[str, Requirement]:
 
 def pins(lines: list[str]) -> dict[str, str]:
     """Package -> the one version it is pinned at."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for requirement in map(Requirement, lines):
         name, (exact,) = canonicalize_name(requirement.name), requirement.specifier
-        assert name not in found, f"{name} stands twice"
+        assert name not in versions, f"{name} stands twice"
         assert (exact.operator, requirement.url) == ("==", None), f"{requirement} is not a pin"
-        found[name] = exact.version
-    return found
+        versions[name] = exact.version
+    return versions
 
 
 def lock() -> dict[str, str]:
@@ -50,14 +50,14 @@ def conda(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", sorted(asked()))
-def test_every_dependency_is_locked_at_a_version_that_is_asked_for(name: str) -> None:
+def test_every_dependency_is_locked_at_an_allowed_version(name: str) -> None:
     requirement, locked = asked()[name], lock()
     assert name in locked, f"{name} is not in requirements.lock: make lock"
     assert requirement.specifier.contains(locked[name], prereleases=True)
 
 
 @pytest.mark.parametrize("name", CONDA)
-def test_conda_files_pin_exactly_the_direct_dependencies_at_the_locked_versions(name: str) -> None:
+def test_conda_files_pin_the_direct_dependencies_as_locked(name: str) -> None:
     locked = lock()
     assert conda(name) == {package: locked[package] for package in asked()}
 

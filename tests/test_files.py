@@ -127,8 +127,8 @@ def test_yaml_that_is_not_taken_names_file_and_line(tmp_path, content, says):
     ],
 )
 def test_sound_json_is_taken_as_it_is(tmp_path, content, value):
-    found = read_json(written(tmp_path, content))
-    assert value is None or found == value
+    read_value = read_json(written(tmp_path, content))
+    assert value is None or read_value == value
 
 
 @pytest.mark.parametrize(

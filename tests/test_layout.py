@@ -10,15 +10,17 @@ from pathlib import Path
 from dpbench.paths import PACKAGE
 
 LONGEST = 400
+TESTS = Path(__file__).parent
+TEST_MODULES = {path.stem for path in TESTS.rglob("*.py") if path.stem == "conftest" or path.stem.startswith("test_")}
 
 
 def modules() -> dict[str, Path]:
     """Dotted name -> file of every module of the package."""
-    found = {}
+    paths = {}
     for path in PACKAGE.rglob("*.py"):
         parts = ["dpbench", *path.relative_to(PACKAGE).with_suffix("").parts]
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return paths
 
 
 def imports(path: Path, known: Iterable[str]) -> set[str]:
@@ -70,6 +72,17 @@ def test_a_planted_circle_is_found():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [("a", "b", "c")]
 
 
+def imported_test_modules(path: Path) -> set[str]:
+    """Modules named like tests that a file imports, at its top or inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or "", *(alias.name for alias in node.names)}
+    return {name for name in names if name.split(".")[-1] in TEST_MODULES}
+
+
 def test_few_modules_lie_at_the_top():
     assert len([path for path in PACKAGE.glob("*.py") if not path.name.startswith("__")]) <= 8
 
@@ -82,3 +95,15 @@ def test_every_file_can_be_read_in_one_go():
 def test_jobs_are_thin():
     lengths = {path.name: len(path.read_text().splitlines()) for path in (PACKAGE / "jobs").glob("*.py")}
     assert {name: length for name, length in lengths.items() if length > 80} == {}
+
+
+def test_no_test_module_is_imported():
+    """What several test modules need lies in tests/support."""
+    imported = {str(path.relative_to(TESTS)): imported_test_modules(path) for path in TESTS.rglob("*.py")}
+    assert {path: names for path, names in imported.items() if names} == {}
+
+
+def test_a_planted_import_of_a_test_module_is_found(tmp_path):
+    for line in ("import test_layout", "from test_layout import graph", "def f():\n    from tests import test_layout"):
+        (tmp_path / "planted.py").write_text(line)
+        assert imported_test_modules(tmp_path / "planted.py")

@@ -25,9 +25,9 @@ def downloads(monkeypatch):
 
 
 def test_what_is_there_is_not_fetched_nor_what_only_it_needs():
-    whole = needed(["opacus", "pydantic"], [], "3.12")
-    assert {"opacus", "pydantic", "pydantic-core", "torch", "numpy"} <= set(whole)
-    assert "+" not in whole["torch"]
+    all_packages = needed(["opacus", "pydantic"], [], "3.12")
+    assert {"opacus", "pydantic", "pydantic-core", "torch", "numpy"} <= set(all_packages)
+    assert "+" not in all_packages["torch"]
     without = needed(["opacus", "pydantic"], ["torch", "NumPy"], "3.12")
     assert {"opacus", "pydantic", "pydantic-core"} <= set(without)
     assert not {"torch", "sympy", "numpy"} & set(without)
@@ -74,19 +74,19 @@ def test_weights_and_data_lie_where_dpbench_looks_for_them(half, monkeypatch, tm
     import torch
     from safetensors.torch import load_file, save_file
 
-    made = tmp_path / "model"
-    made.mkdir()
-    save_file({"a": torch.ones(2), "ids": torch.arange(3)}, made / "model.safetensors")
+    model_folder = tmp_path / "model"
+    model_folder.mkdir()
+    save_file({"a": torch.ones(2), "ids": torch.arange(3)}, model_folder / "model.safetensors")
     for name in ("config.json", "tokenizer.json"):
-        (made / name).write_text("{}")
+        (model_folder / name).write_text("{}")
     (tmp_path / "rows.parquet").write_bytes(b"rows")
-    monkeypatch.setattr(bundling, "file_of", lambda plugin, source, file: made / file)
+    monkeypatch.setattr(bundling, "file_of", lambda plugin, source, file: model_folder / file)
     monkeypatch.setattr(bundling.datasets, "path", lambda name, split, source: tmp_path / "rows.parquet")
     local = Source(kind="local", files={"x": "0"}, says="from a folder")
     out = tmp_path / "out"
     assert bundling._copy("model:minilm", local, out, half) == f"model:minilm: from a folder{', in fp16' if half else ''}"
     assert bundling._copy("dataset:sst2", local, out, half) == "dataset:sst2: from a folder"
-    found = load_file(out / "models" / "all-MiniLM-L6-v2" / "model.safetensors")
-    assert found["a"].dtype == (torch.float16 if half else torch.float32)
-    assert found["ids"].dtype == torch.int64
+    tensors = load_file(out / "models" / "all-MiniLM-L6-v2" / "model.safetensors")
+    assert tensors["a"].dtype == (torch.float16 if half else torch.float32)
+    assert tensors["ids"].dtype == torch.int64
     assert {p.name for p in (out / "data" / "glue_sst2").iterdir()} == {"train.parquet", "validation.parquet"}

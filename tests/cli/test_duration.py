@@ -15,18 +15,18 @@ def run(name: str, **resources) -> Run:
 
 
 def test_seconds_of_records_come_before_plans():
-    found = duration([run("a", threads=1), run("b", threads=1)], {"a": 60.0}, cores=1)
-    assert (found.minutes, found.recorded, found.planned) == (11.0, 1, 1)
+    estimate = duration([run("a", threads=1), run("b", threads=1)], {"a": 60.0}, cores=1)
+    assert (estimate.minutes, estimate.recorded, estimate.planned) == (11.0, 1, 1)
 
 
 @pytest.mark.parametrize(("threads", "minutes"), [(1, 1.0), (2, 2.0), (8, 4.0), ("all", 4.0)])
-def test_a_run_holds_the_cores_that_it_plans_and_no_more_than_there_are(threads, minutes):
+def test_a_run_holds_its_planned_cores_up_to_those_there_are(threads, minutes):
     assert duration([run("a", threads=threads)], {"a": 240.0}, cores=4).minutes == minutes
 
 
 def test_a_run_of_a_gpu_goes_by_its_plan_alone():
-    found = duration([run("a", threads=1, gpu=1)], {"a": 6000.0}, cores=4)
-    assert (found.minutes, found.planned) == (10.0, 1)
+    estimate = duration([run("a", threads=1, gpu=1)], {"a": 6000.0}, cores=4)
+    assert (estimate.minutes, estimate.planned) == (10.0, 1)
 
 
 def test_check_adds_up_each_paper(capsys):

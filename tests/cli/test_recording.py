@@ -36,8 +36,8 @@ def tree(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One finished smoke run: (id, folder)."""
-    found = study(Config(tier="smoke", tables=["automatic/glue_base"]))
-    run = next(r for r in found.runs.values() if r.config["settings"]["epsilon"] is None)
+    smoke_study = study(Config(tier="smoke", tables=["automatic/glue_base"]))
+    run = next(r for r in smoke_study.runs.values() if r.config["settings"]["epsilon"] is None)
     folder = tmp_path_factory.mktemp("finished") / run.id
     runner.execute(run.config, folder, quiet=True)
     return run.id, folder
@@ -56,15 +56,15 @@ def test_packing_and_merging_files_the_record_under_its_machine(tree, finished):
     place(finished, tree)
     count, path = archive_of(tree)
     assert count == 1
-    (said,) = recording.merge(path)
+    (message,) = recording.merge(path)
     (stored,) = recorded_records()
     assert stored.record == read_record(finished[1] / "record.json")
-    assert stored.machine in said
+    assert stored.machine in message
     assert stored.path.name == "other.jsonl"  # it was made for no cell
     assert "filed already" in recording.merge(path)[0]
 
 
-def test_only_what_is_missing_is_run_and_the_archive_is_there_after_each(tree, finished, monkeypatch, capsys):
+def test_missing_runs_alone_are_run_and_archived_one_by_one(tree, finished, monkeypatch, capsys):
     place(finished, tree)
     ran = []
 
@@ -81,7 +81,7 @@ def test_only_what_is_missing_is_run_and_the_archive_is_there_after_each(tree, f
     assert "1 runs to do, 1 done already" in capsys.readouterr().out
 
 
-def test_what_another_recorder_has_made_meanwhile_is_not_made_again(tree, finished, monkeypatch):
+def test_a_run_that_another_recorder_finished_is_skipped(tree, finished, monkeypatch):
     ran = []
 
     def fake(run, plan, threads, seconds):
@@ -123,13 +123,13 @@ def test_tables_without_records_come_first(tree, finished, monkeypatch):
 
 
 def test_a_parent_is_made_again_only_where_a_child_needs_it(tree, monkeypatch):
-    found = study(Config(tier="laptop", tables=["automatic/glue_base"]))
-    parent = next(r for r in found.runs.values() if r.config["job"] == "text_features")
-    others = set(found.runs) - {parent.id}
-    child = next(r.id for r in found.runs.values() if parent.id in [p.id for p in r.parents.values()])
-    assert next(r.id for r in recording._in_order(found, set())) == parent.id
-    assert list(recording._in_order(found, others)) == []
-    assert [r.id for r in recording._in_order(found, others - {child})] == [parent.id, child]
+    laptop_study = study(Config(tier="laptop", tables=["automatic/glue_base"]))
+    parent = next(r for r in laptop_study.runs.values() if r.config["job"] == "text_features")
+    others = set(laptop_study.runs) - {parent.id}
+    child = next(r.id for r in laptop_study.runs.values() if parent.id in [p.id for p in r.parents.values()])
+    assert next(r.id for r in recording._in_order(laptop_study, set())) == parent.id
+    assert list(recording._in_order(laptop_study, others)) == []
+    assert [r.id for r in recording._in_order(laptop_study, others - {child})] == [parent.id, child]
 
 
 def rewrite(path, change):
@@ -166,13 +166,13 @@ def test_a_spoiled_record_is_named_and_not_filed(tree, finished, capsys, change,
     _, path = archive_of(tree)
     rewrite(path, change)
     assert recording.merge(path) == []
-    said = capsys.readouterr().err
-    assert says in said
-    assert finished[0] in said
+    stderr = capsys.readouterr().err
+    assert says in stderr
+    assert finished[0] in stderr
     assert list(recorded_records()) == []
 
 
-def test_a_bad_record_of_this_machine_is_not_packed_and_ends_nothing(tree, finished, capsys):
+def test_a_bad_record_of_this_machine_is_left_out_of_the_pack(tree, finished, capsys):
     place(finished, tree)
     record = paths.runs() / finished[0] / "record.json"
     record.write_text(record.read_text().replace('"seed": 0', '"seed": 1'))

@@ -33,13 +33,13 @@ def calibrated_after(spent, epsilon, steps=20, **options):
 
 
 @pytest.mark.parametrize("target", [2.5, 8.0])
-def test_both_stages_together_spend_the_target_within_one_percent(target):
-    found = calibrated_after([release_of(teacher())], target)
-    assert 0.99 * target <= found.epsilon() <= target
+def test_both_stages_spend_the_target_within_one_percent(target):
+    composition = calibrated_after([release_of(teacher())], target)
+    assert 0.99 * target <= composition.epsilon() <= target
     alone = calibrated(Mechanism(SECOND, 20, CLIPPING, delta=DELTA), target)
-    assert found.noise_multiplier > alone.noise_multiplier
-    by_itself = replace(found, spent=(), target_epsilon=None).epsilon()
-    assert by_itself < found.epsilon() < 2.0 + by_itself
+    assert composition.noise_multiplier > alone.noise_multiplier
+    by_itself = replace(composition, spent=(), target_epsilon=None).epsilon()
+    assert by_itself < composition.epsilon() < 2.0 + by_itself
 
 
 def test_a_composition_is_what_dp_accounting_says_of_both_events():
@@ -59,8 +59,8 @@ def test_two_equal_stages_are_one_of_twice_the_steps():
     half = Release(1.0, 0.04, 10)
     once = accounting.epsilon((Release(1.0, 0.04, 20),), delta=DELTA)
     assert accounting.epsilon((half, half), delta=DELTA) == pytest.approx(once, rel=1e-6)
-    whole = epsilon_of(noise_multiplier=1.0, sample_rate=0.04, steps=20, delta=DELTA)
-    assert once == whole
+    epsilon_of_twice = epsilon_of(noise_multiplier=1.0, sample_rate=0.04, steps=20, delta=DELTA)
+    assert once == epsilon_of_twice
 
 
 def test_a_budget_spent_twice_is_refused():
@@ -88,16 +88,16 @@ def test_a_stage_without_noise_is_refused():
 
 
 def test_a_record_gives_back_the_stage():
-    made = teacher()
-    assert release_in(made.describe()) == release_of(made)
+    stage = teacher()
+    assert release_in(stage.describe()) == release_of(stage)
 
 
 def test_what_is_recorded_names_all_stages():
     spent = release_of(teacher())
-    found = calibrated_after([spent], 4.0, seed=5).describe()
-    assert found["stages_before"] == [{"noise_multiplier": spent.noise_multiplier, "sample_rate": 0.04, "steps": 12}]
-    assert found["target_epsilon"] == 4.0
-    assert found["steps"] == 20
+    description = calibrated_after([spent], 4.0, seed=5).describe()
+    assert description["stages_before"] == [{"noise_multiplier": spent.noise_multiplier, "sample_rate": 0.04, "steps": 12}]
+    assert description["target_epsilon"] == 4.0
+    assert description["steps"] == 20
 
 
 def noise_of(seed):
@@ -146,11 +146,11 @@ def test_a_calibration_behind_a_teacher_is_kept(monkeypatch, tmp_path):
 @pytest.mark.parametrize("relation", ["add_or_remove", "replace_one"])
 def test_a_composition_is_of_its_own_relation(relation):
     """Calibrated, asked and guarded under it."""
-    found = calibrated_after([Release(2.0, 0.04, 5)], 3.0, steps=8, relation=relation)
-    parts = (Release(2.0, 0.04, 5), release_of(found))
+    composition = calibrated_after([Release(2.0, 0.04, 5)], 3.0, steps=8, relation=relation)
+    parts = (Release(2.0, 0.04, 5), release_of(composition))
     assert 2.97 <= accounting.epsilon(parts, delta=DELTA, relation=relation) <= 3.0
-    assert found.epsilon() == accounting.epsilon(parts, delta=DELTA, relation=relation)
-    assert found.relation == relation
+    assert composition.epsilon() == accounting.epsilon(parts, delta=DELTA, relation=relation)
+    assert composition.relation == relation
 
 
 def test_a_stage_before_of_another_relation_or_noise_is_refused():
@@ -169,11 +169,11 @@ def test_phases_that_are_no_phases_are_named(steps):
 
 
 def test_what_a_composition_is_made_of_is_checked():
-    own = teacher()
+    teacher_stage = teacher()
     for spent in ([Release(1.0, 0.1, 1)], ((1.0, 0.1, 1),), None):
         with pytest.raises(DpbenchError, match="tuple of releases"):
-            replace(own, spent=spent)
+            replace(teacher_stage, spent=spent)
     with pytest.raises(DpbenchError, match="target_epsilon"):
-        replace(own, spent=(), target_epsilon=float("nan"))
+        replace(teacher_stage, spent=(), target_epsilon=float("nan"))
     with pytest.raises(DpbenchError, match="unknown randomness"):
         calibrated_after([], 3.0, steps=8, randomness="Secret")

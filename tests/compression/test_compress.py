@@ -43,30 +43,30 @@ def digests(folder):
     return {name: (folder / name).read_bytes() for name in saved.FILES}
 
 
-def test_both_stages_spend_the_target_and_the_teacher_stays_as_it_was(tmp_path, teacher, monkeypatch):
+def test_both_stages_spend_the_target_and_leave_the_teacher(tmp_path, teacher, monkeypatch):
     before, seen = digests(teacher), []
     real = CompressedTask.teacher_logits
 
     def spied(task, rows, batch):
-        found = real(task, rows, batch)
+        batch_losses = real(task, rows, batch)
         seen.append((task.teacher.training, any(p.requires_grad for p in task.teacher.parameters())))
-        return found
+        return batch_losses
 
     monkeypatch.setattr(CompressedTask, "teacher_logits", spied)
-    found = run(tmp_path, settings(**STUDENT), parents={"teacher": teacher})
+    outcome = run(tmp_path, settings(**STUDENT), parents={"teacher": teacher})
     assert digests(teacher) == before
     assert set(seen) == {(False, False)}, "frozen, and in eval mode"
     record = read_record(teacher / NAME)
     assert 0.99 * 4 <= record.privacy.epsilon <= 4
-    assert 0.99 * 8 <= found.privacy.epsilon <= 8
-    assert found.privacy.target_epsilon == 8
-    own = release_in(found.mechanism)
-    assert accounting.epsilon((release_in(record.mechanism), own), delta=1e-5) == found.privacy.epsilon
-    assert value(found, "epsilon") == found.privacy.epsilon
-    assert found.mechanism["stages_before"][0]["noise_multiplier"] == record.mechanism["noise_multiplier"]
-    assert found.mechanism["seed"] == stage_seed(0, config.STUDENT) != record.mechanism["seed"]
-    assert found.facts["teacher_run"] == record.run
-    assert found.facts["teacher_curve"] == record.facts["curve"]
+    assert 0.99 * 8 <= outcome.privacy.epsilon <= 8
+    assert outcome.privacy.target_epsilon == 8
+    student_release = release_in(outcome.mechanism)
+    assert accounting.epsilon((release_in(record.mechanism), student_release), delta=1e-5) == outcome.privacy.epsilon
+    assert value(outcome, "epsilon") == outcome.privacy.epsilon
+    assert outcome.mechanism["stages_before"][0]["noise_multiplier"] == record.mechanism["noise_multiplier"]
+    assert outcome.mechanism["seed"] == stage_seed(0, config.STUDENT) != record.mechanism["seed"]
+    assert outcome.facts["teacher_run"] == record.run
+    assert outcome.facts["teacher_curve"] == record.facts["curve"]
 
 
 def test_a_budget_spent_twice_stops_the_run(tmp_path, teacher, monkeypatch):
@@ -87,42 +87,42 @@ def test_a_student_with_its_teachers_noise_is_stopped(tmp_path, teacher, monkeyp
 
 def test_a_split_below_one_spends_so_much_less(tmp_path, teacher):
     over = STUDENT | {"split": {"teacher": 0.5, "student": 0.1}}
-    found = run(tmp_path, settings(**over), parents={"teacher": teacher})
-    assert 0.99 * 4.8 <= found.privacy.epsilon <= 4.8
-    assert value(found, "spent_share") == pytest.approx(found.privacy.epsilon / 8)
+    outcome = run(tmp_path, settings(**over), parents={"teacher": teacher})
+    assert 0.99 * 4.8 <= outcome.privacy.epsilon <= 4.8
+    assert value(outcome, "spent_share") == pytest.approx(outcome.privacy.epsilon / 8)
 
 
-def test_the_students_own_budget_is_that_of_a_student_with_a_teacher(tmp_path, teacher):
+def test_a_student_alone_spends_what_one_with_a_teacher_does(tmp_path, teacher):
     with_teacher = run(tmp_path / "a", settings(**STUDENT), parents={"teacher": teacher})
     alone = run(tmp_path / "b", settings(student={"layers": 1}, budget="student", split=STUDENT["split"]))
-    whole = run(tmp_path / "c", settings(student={"layers": 1}))
-    multipliers = [f.mechanism["noise_multiplier"] for f in (with_teacher, alone, whole)]
+    undivided = run(tmp_path / "c", settings(student={"layers": 1}))
+    multipliers = [f.mechanism["noise_multiplier"] for f in (with_teacher, alone, undivided)]
     assert multipliers[0] == multipliers[1] > multipliers[2]
     assert alone.privacy.epsilon < with_teacher.privacy.epsilon
     assert "stages_before" not in alone.mechanism
-    assert with_teacher.mechanism["seed"] == alone.mechanism["seed"] == whole.mechanism["seed"], "paired: the same draws"
+    assert with_teacher.mechanism["seed"] == alone.mechanism["seed"] == undivided.mechanism["seed"], "paired: the same draws"
 
 
-def test_a_private_student_of_a_teacher_without_privacy_is_refused(tmp_path):
+def test_a_private_student_of_a_nonprivate_teacher_is_refused(tmp_path):
     plain = tmp_path / "teacher"
     run(plain, settings(**PLAIN))
     with pytest.raises(DpbenchError, match="was not private"):
         run(tmp_path / "student", settings(**STUDENT), parents={"teacher": plain})
 
 
-def test_without_privacy_there_is_no_epsilon_and_the_rest_is_the_same(tmp_path):
-    found = run(tmp_path, settings(**STUDENT | PLAIN | {"split": None}))
-    assert found.privacy is None
-    assert next(m for m in found.metrics if m.name == "epsilon").text == "none"
-    assert found.mechanism["noise_multiplier"] == 0
-    assert "stages_before" not in found.mechanism
+def test_without_privacy_only_epsilon_is_missing(tmp_path):
+    outcome = run(tmp_path, settings(**STUDENT | PLAIN | {"split": None}))
+    assert outcome.privacy is None
+    assert next(m for m in outcome.metrics if m.name == "epsilon").text == "none"
+    assert outcome.mechanism["noise_multiplier"] == 0
+    assert "stages_before" not in outcome.mechanism
 
 
 def test_the_published_noise_means_an_epsilon_of_hundreds(tmp_path):
-    found = run(tmp_path, settings(epsilon=None, noise_multiplier=0.1))
-    assert found.mechanism["noise_multiplier"] == 0.1
-    assert found.privacy.target_epsilon is None
-    assert 100 < found.privacy.epsilon < found.privacy.epsilon_rdp
+    outcome = run(tmp_path, settings(epsilon=None, noise_multiplier=0.1))
+    assert outcome.mechanism["noise_multiplier"] == 0.1
+    assert outcome.privacy.target_epsilon is None
+    assert 100 < outcome.privacy.epsilon < outcome.privacy.epsilon_rdp
 
 
 def task_of(folder, taught_by=None, **over):
@@ -170,12 +170,12 @@ def test_the_loss_of_a_student_is_the_distillations(tmp_path, teacher):
     batch = task.batch(rows)
     with torch.no_grad():
         logits = task.model({k: v for k, v in batch.items() if k != "teacher"})
-        wanted = load_classifier(task.settings, teacher)(batch)
-    torch.testing.assert_close(batch["teacher"], wanted)
-    found = task.losses(task.model, batch).detach()
-    torch.testing.assert_close(found, distillation_losses(logits, wanted, batch["label"], 0.5, 2.0))
+        teacher_logits = load_classifier(task.settings, teacher)(batch)
+    torch.testing.assert_close(batch["teacher"], teacher_logits)
+    batch_losses = task.losses(task.model, batch).detach()
+    torch.testing.assert_close(batch_losses, distillation_losses(logits, teacher_logits, batch["label"], 0.5, 2.0))
     plain = torch.nn.functional.cross_entropy(logits, batch["label"], reduction="none")
-    assert not torch.allclose(found, plain)
+    assert not torch.allclose(batch_losses, plain)
     task.teacher.forward = lambda batch: pytest.fail("a row's logits are made once")
     assert torch.equal(task.batch(rows)["teacher"], batch["teacher"])
 
@@ -255,25 +255,27 @@ def test_layers_can_be_chosen_by_their_private_weights(tmp_path, trained):
 def test_a_saved_compressed_model_is_one_for_transformers(tmp_path, over):
     from transformers import AutoModel
 
-    found = run(tmp_path, settings(**over, save_model=True))
-    assert found.artefacts == saved.FILES
+    outcome = run(tmp_path, settings(**over, save_model=True))
+    assert outcome.artefacts == saved.FILES
     theirs = AutoModel.from_pretrained(tmp_path / saved.ENCODER, add_pooling_layer=False)
-    wanted = value(found, "parameters") * 1e6 - sum(v.numel() for k, v in saved.load_head(tmp_path).items() if "head" in k)
-    assert sum(p.numel() for p in theirs.parameters()) == round(wanted)
+    expected_parameters = value(outcome, "parameters") * 1e6 - sum(
+        v.numel() for k, v in saved.load_head(tmp_path).items() if "head" in k
+    )
+    assert sum(p.numel() for p in theirs.parameters()) == round(expected_parameters)
     if "prune" in over:
         weights = prunable(theirs).values()
         assert sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights) == pytest.approx(0.5, abs=1e-3)
 
 
 def test_what_a_deployer_gets(tmp_path):
-    whole, half = run(tmp_path / "a", settings()), run(tmp_path / "b", settings(student={"layers": 1}))
+    full_model, half = run(tmp_path / "a", settings()), run(tmp_path / "b", settings(student={"layers": 1}))
     sparse = run(tmp_path / "c", settings(**PRUNE))
     for name in ("parameters", "file_size", "flops"):
-        assert value(half, name) < value(whole, name) == value(sparse, name)
+        assert value(half, name) < value(full_model, name) == value(sparse, name)
     assert value(sparse, "sparsity") == pytest.approx(50, abs=0.1)
-    assert value(sparse, "nonzero_parameters") < value(whole, "nonzero_parameters")
-    assert value(sparse, "packed_size") < value(whole, "packed_size")
-    assert math.isclose(value(whole, "flops"), 2 * value(half, "flops"), rel_tol=1e-9)
+    assert value(sparse, "nonzero_parameters") < value(full_model, "nonzero_parameters")
+    assert value(sparse, "packed_size") < value(full_model, "packed_size")
+    assert math.isclose(value(full_model, "flops"), 2 * value(half, "flops"), rel_tol=1e-9)
 
 
 SHAPES = [{"model": "tiny_bert", "layers": 2}, {"model": "tiny_bert", "layers": 1}]
@@ -281,28 +283,30 @@ SHAPES = [{"model": "tiny_bert", "layers": 2}, {"model": "tiny_bert", "layers": 
 
 def test_inference_is_timed_in_turn_and_told_to_the_shapes(tmp_path):
     timing = parse(inference.Settings, {"shapes": SHAPES, "tokens": 8, "batch_size": 4, "rounds": 3}, "test")
-    found = inference.run(timing, context(tmp_path))
-    assert [(m.name, m.labels["layers"], len(m.rounds)) for m in found.metrics] == [
+    outcome = inference.run(timing, context(tmp_path))
+    assert [(m.name, m.labels["layers"], len(m.rounds)) for m in outcome.metrics] == [
         ("latency", "2", 3), ("throughput", "2", 3), ("latency", "1", 3), ("throughput", "1", 3)
     ]  # fmt: skip
-    assert all(m.value > 0 and m.low <= m.value <= m.high for m in found.metrics)
-    own = settings(student={"layers": 1}, inference=timing.model_dump())
-    asked = compress.parents(own, 0)["inference"]
+    assert all(m.value > 0 and m.low <= m.value <= m.high for m in outcome.metrics)
+    student_settings = settings(student={"layers": 1}, inference=timing.model_dump())
+    asked = compress.parents(student_settings, 0)["inference"]
     assert asked[1] == timing.model_dump(mode="json")
     assert asked[3].threads == "all"
 
 
 def test_a_public_student_comes_nearer_to_the_whole_model(tmp_path, as_parent):
-    own = settings(student={"layers": 1, "start": "public", "distilled": {"steps": 12, "batch_size": 32, "learning_rate": 3e-3}})
-    job, wanted, seed, _ = compress.parents(own, 0)["public_student"]
+    student_settings = settings(
+        student={"layers": 1, "start": "public", "distilled": {"steps": 12, "batch_size": 32, "learning_rate": 3e-3}}
+    )
+    job, public_settings, seed, _ = compress.parents(student_settings, 0)["public_student"]
     assert (job, seed) == ("public_student", 0)
     public = tmp_path / "public"
     public.mkdir()
-    found = public_student.run(parse(public_student.Settings, wanted, "test"), context(public))
-    losses = [loss for _, loss in found.facts["loss"]]
+    outcome = public_student.run(parse(public_student.Settings, public_settings, "test"), context(public))
+    losses = [loss for _, loss in outcome.facts["loss"]]
     assert losses[-1] < 0.9 * losses[0]
-    as_parent(public, "public_student", found.artefacts)
-    student = run(tmp_path / "student", own, parents={"public_student": public})
+    as_parent(public, "public_student", outcome.artefacts)
+    student = run(tmp_path / "student", student_settings, parents={"public_student": public})
     assert 0.99 * 8 <= student.privacy.epsilon <= 8, "public text costs nothing"
 
 
@@ -341,23 +345,23 @@ def test_a_public_student_comes_nearer_to_the_whole_model(tmp_path, as_parent):
         ({"method": "dpzero"}, "unknown engine 'dpzero'"),
     ],
 )
-def test_settings_that_make_no_sense_are_named_before_anything_starts(over, says):
+def test_senseless_settings_are_named_before_the_run_starts(over, says):
     with pytest.raises(DpbenchError, match=says):
         settings(**over)
 
 
 def test_a_check_says_what_both_stages_spend(monkeypatch):
     monkeypatch.setattr(datasets, "check", lambda name, source: {"train": 400})
-    found = compress.check(settings(**STUDENT), SOURCES)
-    (said,) = [remark for remark in found if "with its teacher" in remark]
-    assert 0.99 * 8 <= float(said.split()[1]) <= 8
+    remarks = compress.check(settings(**STUDENT), SOURCES)
+    (budget_remark,) = [remark for remark in remarks if "with its teacher" in remark]
+    assert 0.99 * 8 <= float(budget_remark.split()[1]) <= 8
     assert compress.check(settings(**PRUNE), SOURCES)
     assert compress.check(settings(**STUDENT | PLAIN | {"split": None}), SOURCES)
 
 
 def test_a_teacher_is_the_whole_models_run_at_its_share():
-    own = parse(compress.Settings, settings(**STUDENT).of_teacher(), "teacher")
-    assert own == settings(epsilon=4.0)
+    teacher_settings = parse(compress.Settings, settings(**STUDENT).of_teacher(), "teacher")
+    assert teacher_settings == settings(epsilon=4.0)
     other = settings(**STUDENT | {"teacher": {"steps": 9, "expected_batch_size": 40, "learning_rate": 0.02}}).of_teacher()
     assert (other["steps"], other["expected_batch_size"], other["optimizer"]["learning_rate"]) == (9, 40, 0.02)
     assert set(BASE) <= set(other)

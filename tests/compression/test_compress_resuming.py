@@ -38,10 +38,10 @@ def test_a_killed_student_starts_again_behind_the_same_teacher(tmp_path, monkeyp
         execute(student.config, tmp_path / student.id, quiet=True)
     assert not (tmp_path / student.id / NAME).exists()
     monkeypatch.setattr(CompressedTask, "losses", real)
-    found = execute(student.config, tmp_path / student.id, quiet=True)
+    finished = execute(student.config, tmp_path / student.id, quiet=True)
     assert (record.stat().st_mtime_ns, record.read_bytes()) == before
-    assert found.config["parents"]["teacher"] == found.facts["teacher_run"] == teacher.id
-    assert 0.99 * 8 <= found.privacy.epsilon <= 8
+    assert finished.config["parents"]["teacher"] == finished.facts["teacher_run"] == teacher.id
+    assert 0.99 * 8 <= finished.privacy.epsilon <= 8
     assert read_record(record).artefacts.keys() == {"encoder/config.json", "encoder/model.safetensors", "head.safetensors"}
     lines = (tmp_path / student.id / "steps.jsonl").read_text().splitlines()
     assert len(lines) == student.config["settings"]["steps"], "the log starts again, too"

@@ -27,8 +27,8 @@ def plan(table, tier):
 
 def cells(table, tier):
     """(labels, seed, settings, run) of every cell."""
-    made = plan(table, tier)
-    return [(c.labels, c.seed, made.runs[c.run].config["settings"], made.runs[c.run]) for c in made.cells]
+    table_plan = plan(table, tier)
+    return [(c.labels, c.seed, table_plan.runs[c.run].config["settings"], table_plan.runs[c.run]) for c in table_plan.cells]
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -41,14 +41,14 @@ def test_a_teacher_is_trained_once_for_all_tables(tier):
                 assert "teacher" not in settings
                 continue
             parent = run.parents["teacher"]
-            own = parent.config["settings"]
-            assert not {"student", "teacher", "distil", "split", "drop", "prune"} & set(own)
-            assert own["model"] == settings["model"]
+            teacher_settings = parent.config["settings"]
+            assert not {"student", "teacher", "distil", "split", "drop", "prune"} & set(teacher_settings)
+            assert teacher_settings["model"] == settings["model"]
             assert parent.config["seed"] == seed
             if settings["epsilon"] is None:
-                assert own["epsilon"] is None, "a non-private student has a non-private teacher"
+                assert teacher_settings["epsilon"] is None, "a non-private student has a non-private teacher"
             else:
-                assert own["epsilon"] == settings["epsilon"] * settings["split"]["teacher"]
+                assert teacher_settings["epsilon"] == settings["epsilon"] * settings["split"]["teacher"]
             key = (labels["task"], labels["model"], settings["epsilon"], seed)
             assert teachers.setdefault(key, parent.id) == parent.id
     assert teachers
@@ -56,28 +56,30 @@ def test_a_teacher_is_trained_once_for_all_tables(tier):
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_the_whole_models_rows_are_the_same_runs_in_every_table(tier):
-    found = {}
+    runs_by_cell = {}
     for table in TABLES:
         for labels, seed, _, run in cells(table, tier):
             if labels["method"] == "whole":
                 key = (labels["task"], labels["model"], labels["epsilon"], seed)
-                assert found.setdefault(key, run.id) == run.id
+                assert runs_by_cell.setdefault(key, run.id) == run.id
 
 
 @pytest.mark.parametrize("tier", TIERS[1:])
 def test_the_teachers_row_is_the_run_that_students_learn_from(tier):
-    own = {(c[0]["task"], c[1]): c[3].id for c in cells("dpkd", tier) if c[0]["method"] == "teacher"}
+    teacher_runs = {(c[0]["task"], c[1]): c[3].id for c in cells("dpkd", tier) if c[0]["method"] == "teacher"}
     taught = [c for c in cells("dpkd", tier) if c[0]["method"] == "dpkd" and c[0]["epsilon"] == "8"]
     assert taught
-    assert all(own[labels["task"], seed] == run.parents["teacher"].id for labels, seed, _, run in taught)
+    assert all(teacher_runs[labels["task"], seed] == run.parents["teacher"].id for labels, seed, _, run in taught)
 
 
 @pytest.mark.parametrize("tier", ["overnight", "gpu", "paper"])
-def test_a_teacher_without_privacy_is_the_whole_model_without_privacy(tier):
-    whole = {(c[0]["task"], c[1]): c[3].id for c in cells("dpkd", tier) if (c[0]["method"], c[0]["epsilon"]) == ("whole", "inf")}
+def test_a_nonprivate_teacher_is_the_nonprivate_whole_model(tier):
+    whole_model_runs = {
+        (c[0]["task"], c[1]): c[3].id for c in cells("dpkd", tier) if (c[0]["method"], c[0]["epsilon"]) == ("whole", "inf")
+    }
     taught = [c for c in cells("dpkd", tier) if (c[0]["method"], c[0]["epsilon"]) == ("dpkd", "inf")]
     assert taught
-    assert all(run.parents["teacher"].id == whole[labels["task"], seed] for labels, seed, _, run in taught)
+    assert all(run.parents["teacher"].id == whole_model_runs[labels["task"], seed] for labels, seed, _, run in taught)
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -97,9 +99,9 @@ def test_the_paper_tier_has_the_published_set_up(table):
 
 @pytest.mark.parametrize("tier", ["overnight", "gpu", "paper"])
 def test_the_quoted_noise_is_a_row_of_its_own(tier):
-    found = [c for c in cells("dpkd", tier) if c[0]["method"] == "as_published"]
-    assert found
-    assert {(c[2]["noise_multiplier"], c[2]["epsilon"]) for c in found} == {(0.1, None)}
+    quoted_noise_cells = [c for c in cells("dpkd", tier) if c[0]["method"] == "as_published"]
+    assert quoted_noise_cells
+    assert {(c[2]["noise_multiplier"], c[2]["epsilon"]) for c in quoted_noise_cells} == {(0.1, None)}
     others = [c for table in TABLES for c in cells(table, tier) if c[0]["method"] != "as_published"]
     assert not any("noise_multiplier" in c[2] for c in others)
 
@@ -113,12 +115,12 @@ def test_distillation_is_compared_at_both_budgets(tier):
     apart = ("student", "teacher", "distil", "split", "budget")
     for (method, start, task, seed), settings in by.items():
         if method == "dpkd" and start == "pretrained":
-            whole, own = by["half", start, task, seed], by["half_own", start, task, seed]
-            rests = [{k: v for k, v in s.items() if k not in apart} for s in (settings, whole, own)]
+            full_budget_run, own_budget_run = by["half", start, task, seed], by["half_own", start, task, seed]
+            rests = [{k: v for k, v in s.items() if k not in apart} for s in (settings, full_budget_run, own_budget_run)]
             assert rests[0] == rests[1] == rests[2]
-            assert own["budget"] == "student"
-            assert own["split"] == settings["split"]
-            assert own["student"] == whole["student"] == settings["student"]
+            assert own_budget_run["budget"] == "student"
+            assert own_budget_run["split"] == settings["split"]
+            assert own_budget_run["student"] == full_budget_run["student"] == settings["student"]
         if method == "dpkd" and start == "teacher":
             copied = by["copied", start, task, seed]
             assert {k: v for k, v in settings.items() if k != "distil"} == {k: v for k, v in copied.items() if k != "distil"}
@@ -135,7 +137,7 @@ def test_inference_is_timed_once_and_alone(tier):
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_claims_are_judged_on_three_seeds_overnight_and_one_on_a_laptop(table):
+def test_claims_have_three_seeds_overnight_and_one_on_a_laptop(table):
     assert {seed for _, seed, _, _ in cells(table, "overnight")} == {0, 1, 2}
     assert {seed for _, seed, _, _ in cells(table, "laptop")} == {0}
 
@@ -150,11 +152,11 @@ def test_both_sides_of_every_claim_are_there_overnight():
         labels = [c[0] for c in cells(table, "overnight")]
         for claim in load_table("compression", table).claims:
             for side in (claim.test.of, claim.test.against):
-                wanted = {k: v if isinstance(v, list) else [v] for k, v in (claim.test.where | side).items()}
-                for axis, values in wanted.items():
-                    rest = {k: v for k, v in wanted.items() if k != axis}
+                side_labels = {k: v if isinstance(v, list) else [v] for k, v in (claim.test.where | side).items()}
+                for axis, values in side_labels.items():
+                    other_labels = {k: v for k, v in side_labels.items() if k != axis}
                     for value in values:
-                        assert any(one[axis] == value and all(one[k] in v for k, v in rest.items()) for one in labels), (
+                        assert any(one[axis] == value and all(one[k] in v for k, v in other_labels.items()) for one in labels), (
                             f"{table} {claim.id}: {axis} {value}"
                         )
 

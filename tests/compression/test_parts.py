@@ -44,7 +44,7 @@ def test_the_loss_is_the_formula(weight, temperature):
     generator = torch.Generator().manual_seed(3)
     student, teacher = (3 * torch.randn(5, 4, dtype=torch.float64, generator=generator) for _ in range(2))
     labels = torch.tensor([0, 3, 1, 1, 2])
-    found = distillation_losses(student, teacher, labels, weight, temperature)
+    loss_values = distillation_losses(student, teacher, labels, weight, temperature)
     for k in range(5):
         s, t = student[k].tolist(), teacher[k].tolist()
         entropy = math.log(sum(math.exp(v) for v in s)) - s[labels[k]]
@@ -52,10 +52,10 @@ def test_the_loss_is_the_formula(weight, temperature):
         q = [math.exp(v / temperature) for v in s]
         p, q = [v / sum(p) for v in p], [v / sum(q) for v in q]
         divergence = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-        assert float(found[k]) == pytest.approx((1 - weight) * entropy + weight * temperature**2 * divergence, rel=1e-12)
+        assert float(loss_values[k]) == pytest.approx((1 - weight) * entropy + weight * temperature**2 * divergence, rel=1e-12)
 
 
-def test_no_gradient_goes_to_the_teacher_and_each_loss_is_of_its_example_alone():
+def test_the_teacher_gets_no_gradient_and_losses_are_separate():
     student, teacher = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
     losses = distillation_losses(student, teacher, torch.tensor([0, 1, 2]), 0.5, 2.0)
     losses[1].backward()
@@ -65,7 +65,7 @@ def test_no_gradient_goes_to_the_teacher_and_each_loss_is_of_its_example_alone()
 
 
 @pytest.mark.parametrize(
-    ("wanted", "layers", "depth", "found"),
+    ("layer_choice", "layers", "depth", "expected_layers"),
     [
         ("spread", 3, 6, [0, 2, 4]),
         ("spread", 6, 12, [0, 2, 4, 6, 8, 10]),
@@ -75,12 +75,12 @@ def test_no_gradient_goes_to_the_teacher_and_each_loss_is_of_its_example_alone()
         ([1, 5], 2, 6, [1, 5]),
     ],
 )
-def test_layer_maps(wanted, layers, depth, found):
-    assert layer_map(wanted, layers, depth) == found
+def test_layer_maps(layer_choice, layers, depth, expected_layers):
+    assert layer_map(layer_choice, layers, depth) == expected_layers
 
 
 @pytest.mark.parametrize(
-    ("wanted", "layers", "says"),
+    ("layer_choice", "layers", "says"),
     [
         ("spread", 7, "has 6"),
         ([0, 6], 2, "6 is out of range"),
@@ -89,9 +89,9 @@ def test_layer_maps(wanted, layers, depth, found):
         ([0], 2, "1 layers"),
     ],
 )
-def test_layer_maps_that_make_no_sense(wanted, layers, says):
+def test_layer_maps_that_make_no_sense(layer_choice, layers, says):
     with pytest.raises(ValueError, match=says):
-        layer_map(wanted, layers, 6)
+        layer_map(layer_choice, layers, 6)
 
 
 def test_the_order_of_drops_by_position():
@@ -100,13 +100,13 @@ def test_the_order_of_drops_by_position():
 
 
 def test_kept_layers_are_the_models_own_in_order():
-    whole = deep()
-    kept = [blocks_of(whole)[k] for k in (0, 2, 4)]
-    keep_layers(whole, [0, 2, 4])
-    assert all(a is b for a, b in zip(blocks_of(whole), kept, strict=True))
-    assert whole.model.config.num_hidden_layers == 3
+    full_encoder = deep()
+    kept = [blocks_of(full_encoder)[k] for k in (0, 2, 4)]
+    keep_layers(full_encoder, [0, 2, 4])
+    assert all(a is b for a, b in zip(blocks_of(full_encoder), kept, strict=True))
+    assert full_encoder.model.config.num_hidden_layers == 3
     with pytest.raises(DpbenchError, match="has 3"):
-        keep_layers(whole, [0, 3])
+        keep_layers(full_encoder, [0, 3])
 
 
 def test_the_layer_with_the_smallest_weights_goes_first():
@@ -119,7 +119,7 @@ def test_the_layer_with_the_smallest_weights_goes_first():
     assert smallest_layers(model, 2) == [1, 3]
 
 
-def test_the_optimizer_forgets_a_dropped_layer_and_keeps_the_rest():
+def test_the_optimizer_forgets_a_dropped_layer_alone():
     model = deep(2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     model(torch.ones(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.long)).sum().backward()
@@ -135,10 +135,10 @@ def test_the_optimizer_forgets_a_dropped_layer_and_keeps_the_rest():
 
 
 def test_what_can_be_pruned_are_the_matrices_of_the_layers():
-    found = prunable(encoder())
-    assert len(found) == 2 * 6
-    assert all(w.dim() == 2 for w in found.values())
-    assert not any("embeddings" in name or "LayerNorm" in name for name in found)
+    prunable_weights = prunable(encoder())
+    assert len(prunable_weights) == 2 * 6
+    assert all(w.dim() == 2 for w in prunable_weights.values())
+    assert not any("embeddings" in name or "LayerNorm" in name for name in prunable_weights)
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9, 0.99])
@@ -228,17 +228,19 @@ def test_transformers_loads_what_was_saved(tmp_path, kind):
     ids = torch.randint(5, 64, (3, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     with torch.no_grad():
-        wanted = model(ids, mask)
-        torch.testing.assert_close(theirs(input_ids=ids, attention_mask=mask).last_hidden_state, wanted, atol=1e-6, rtol=1e-5)
-        assert torch.equal(ours(ids, mask), wanted)
+        expected_output = model(ids, mask)
+        torch.testing.assert_close(
+            theirs(input_ids=ids, attention_mask=mask).last_hidden_state, expected_output, atol=1e-6, rtol=1e-5
+        )
+        assert torch.equal(ours(ids, mask), expected_output)
     assert torch.equal(saved.load_head(tmp_path)["head"], torch.ones(2))
     if kind == "pruned":
-        found = prunable(theirs)
-        zeros = sum(int((w == 0).sum()) for w in found.values())
-        assert zeros / sum(w.numel() for w in found.values()) == pytest.approx(0.5, abs=1e-3)
+        prunable_weights = prunable(theirs)
+        zeros = sum(int((w == 0).sum()) for w in prunable_weights.values())
+        assert zeros / sum(w.numel() for w in prunable_weights.values()) == pytest.approx(0.5, abs=1e-3)
     again = tmp_path / "again"
     theirs.save_pretrained(again)
-    assert torch.equal(saved.load_encoder(again)(ids, mask), wanted)
+    assert torch.equal(saved.load_encoder(again)(ids, mask), expected_output)
 
 
 def test_a_damaged_model_says_what_to_do(tmp_path):
@@ -251,17 +253,17 @@ def test_a_damaged_model_says_what_to_do(tmp_path):
 
 
 def test_sizes_and_work_are_counted():
-    whole, half = deep(), keep_layers(deep(), [0, 2, 4])
-    every, nonzero = sizes_of(whole)
-    assert every == sum(p.numel() for p in whole.parameters())
-    assert saved.file_bytes(whole) == pytest.approx(4 * every, rel=0.2)
-    assert saved.flops_of(half, 10) * 2 == saved.flops_of(whole, 10)
+    full_encoder, half = deep(), keep_layers(deep(), [0, 2, 4])
+    every, nonzero = sizes_of(full_encoder)
+    assert every == sum(p.numel() for p in full_encoder.parameters())
+    assert saved.file_bytes(full_encoder) == pytest.approx(4 * every, rel=0.2)
+    assert saved.flops_of(half, 10) * 2 == saved.flops_of(full_encoder, 10)
     per_token = 2 * sum(w.numel() for w in prunable(half).values())
     scores = 3 * 2 * 2 * 10 * 10 * 16  # of 3 layers: two products of [10, 10] with width 16, two operations each
     assert saved.flops_of(half, 10) == 10 * per_token + scores
-    masks = Masks(whole)
+    masks = Masks(full_encoder)
     masks.prune_(0.5)
-    fewer = sizes_of(whole)[1]
+    fewer = sizes_of(full_encoder)[1]
     assert nonzero - fewer == round(masks.size / 2)
     assert saved.packed_bytes(every, fewer, masks.size) == 4 * fewer + masks.size // 8
     assert saved.packed_bytes(every, nonzero, 0) == 4 * every
@@ -286,5 +288,5 @@ def test_distilbert_is_read_as_a_bert(tmp_path, monkeypatch):
     ids = torch.randint(1, 50, (2, 7), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     with torch.no_grad():
-        wanted = theirs(input_ids=ids, attention_mask=mask).last_hidden_state
-        torch.testing.assert_close(ours(ids, mask), wanted, atol=1e-6, rtol=1e-5)
+        expected_states = theirs(input_ids=ids, attention_mask=mask).last_hidden_state
+        torch.testing.assert_close(ours(ids, mask), expected_states, atol=1e-6, rtol=1e-5)

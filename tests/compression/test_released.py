@@ -62,14 +62,15 @@ def pruned_run(folder, monkeypatch):
 def differing(masked):
     """Of each mask: the share of weights about which it and the one of released weights disagree."""
     return [
-        float(torch.cat([(wanted[name] != found[name]).flatten() for name in wanted]).float().mean()) for wanted, found in masked
+        float(torch.cat([(expected_weights[name] != actual_weights[name]).flatten() for name in expected_weights]).float().mean())
+        for expected_weights, actual_weights in masked
     ]
 
 
 def test_masks_are_made_of_released_weights(tmp_path, monkeypatch):
-    found = differing(pruned_run(tmp_path, monkeypatch))
-    assert len(found) == PRUNE["prune"]["steps"]
-    assert max(found) < 1e-4  # of weights of equal size another may go
+    differing_shares = differing(pruned_run(tmp_path, monkeypatch))
+    assert len(differing_shares) == PRUNE["prune"]["steps"]
+    assert max(differing_shares) < 1e-4  # of weights of equal size another may go
 
 
 def test_planted_masks_of_weights_before_the_noise_are_seen(tmp_path, monkeypatch):
@@ -124,9 +125,9 @@ def test_a_rewind_goes_back_to_public_weights(tmp_path, monkeypatch, rewind):
     kept = callbacks.start_of
 
     def spied(module):
-        found = kept(module)
-        starts.append({name: value.clone() for name, value in found.items()})
-        return found
+        kept_weights = kept(module)
+        starts.append({name: value.clone() for name, value in kept_weights.items()})
+        return kept_weights
 
     monkeypatch.setattr(callbacks, "start_of", spied)
     steps = []

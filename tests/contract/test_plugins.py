@@ -98,9 +98,9 @@ def test_engines_keep_their_contract(name):
         assert handle.unprotected == []
         assert handle.name == name
         for _ in range(2):
-            found = handle.backward(losses, BATCH)
-            assert found.shape == (5,)
-            assert not found.requires_grad
+            batch_losses = handle.backward(losses, BATCH)
+            assert batch_losses.shape == (5,)
+            assert not batch_losses.requires_grad
             optimizer.step()
             optimizer.zero_grad()
         assert handle.steps == 2

@@ -16,7 +16,7 @@ def apart(monkeypatch, tmp_path):
 
 @pytest.fixture
 def put(monkeypatch, tmp_path):
-    """Write a local dataset, `put("sst2", train=columns)`; a split is columns, a table or bytes. The other splits hold `rest`.
+    """Write a local dataset, `put("sst2", train=columns)`; a split is columns, a table or bytes. The other splits hold `others`.
 
     Returns the file of the first split.
     """
@@ -28,12 +28,12 @@ def put(monkeypatch, tmp_path):
     above = tmp_path / "data here é"
     monkeypatch.setenv("DPBENCH_DATA", str(above))
 
-    def write(name, rest=None, **splits):
+    def write(name, others=None, **splits):
         plugin = plugins.get("dataset", name)
         folder = above / plugin.extra["folder"]
         folder.mkdir(parents=True, exist_ok=True)
         for split, file in plugin.extra["files"].items():
-            content = splits.get(split, rest)
+            content = splits.get(split, others)
             if content is None:
                 content = next(iter(splits.values()))
             if isinstance(content, bytes):

@@ -105,16 +105,16 @@ def test_what_is_counted_can_be_worked_out():
         (first, one), (second, other) = ((who, int(n)) for who, n in re.findall(r"([a-z ]+?) had (\d+) ", passage))
         second = second.removeprefix(" ").strip()
         if "in all" in question:
-            wanted = str(one + other)
+            expected_answer = str(one + other)
         elif "more" in question and question.startswith("How"):
-            wanted = str(abs(one - other))
+            expected_answer = str(abs(one - other))
         elif question.startswith("Who"):
-            wanted = first if one > other else second
+            expected_answer = first if one > other else second
         else:
-            wanted = str(one)
+            expected_answer = str(one)
             assert question.endswith(f"with {first}?")
         kinds.add(question.split()[0] + question.split()[-1])
-        assert marked["spans"] == [wanted]
+        assert marked["spans"] == [expected_answer]
     assert len(kinds) > 3
 
 
@@ -176,7 +176,7 @@ def test_a_row_without_answers_is_named(name, answers, says, local):
 
 
 @pytest.mark.parametrize(
-    ("own", "says"),
+    ("label_words", "says"),
     [
         ({"no": " No"}, "label_words of boolq name no"),
         ({"no": " No", "yes": " Yes", "maybe": " Maybe"}, "name no, yes, maybe"),
@@ -184,9 +184,9 @@ def test_a_row_without_answers_is_named(name, answers, says, local):
         ({"no": " Yes", "yes": " Yes"}, "two classes have the same"),
     ],
 )
-def test_label_words_that_do_not_serve_are_named(own, says):
+def test_label_words_that_do_not_serve_are_named(label_words, says):
     with pytest.raises(DpbenchError, match=says):
-        asked.label_words("boolq", own)
+        asked.label_words("boolq", label_words)
 
 
 def test_label_words_come_in_the_order_of_the_classes():

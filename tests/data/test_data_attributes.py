@@ -48,23 +48,23 @@ def faces(tmp_path, monkeypatch):
 def test_forty_attributes_come_in_the_order_of_their_columns(faces):
     source = registry.resolve("celeba_multilabel")
     assert registry.check("celeba_multilabel", source) == {"train": 4, "test": 4}
-    found = registry.load("celeba_multilabel", "train", source).columns
-    assert list(found) == ["image", "labels"]
-    assert found["labels"].tolist() == [[int((i + n) % 3 > 0) for n in range(40)] for i in range(4)]
+    columns = registry.load("celeba_multilabel", "train", source).columns
+    assert list(columns) == ["image", "labels"]
+    assert columns["labels"].tolist() == [[int((i + n) % 3 > 0) for n in range(40)] for i in range(4)]
 
 
 def test_one_attribute_is_a_class_of_two(faces):
-    found = registry.load("celeba_male", "test", registry.resolve("celeba_male"), limit=3).columns
+    columns = registry.load("celeba_male", "test", registry.resolve("celeba_male"), limit=3).columns
     number = NAMES.index("label_Male")
-    assert found["label"] == [int((i + number) % 3 > 0) for i in range(3)]
-    assert found["image"].shape == (3, 3, 64, 64)
+    assert columns["label"] == [int((i + number) % 3 > 0) for i in range(3)]
+    assert columns["image"].shape == (3, 3, 64, 64)
 
 
 def test_other_sizes_are_cut_to_the_middle(faces):
     """Nothing of the black rims is left; 2 levels are JPEG's."""
-    found = registry.load("celeba_smiling", "train", registry.resolve("celeba_smiling")).columns["image"]
+    images = registry.load("celeba_smiling", "train", registry.resolve("celeba_smiling")).columns["image"]
     for row in range(4):
-        inner = found[row][:, 1:-1].astype(int)
+        inner = images[row][:, 1:-1].astype(int)
         assert abs(inner - 40 * (row + 1)).max() <= 2
 
 
@@ -84,26 +84,26 @@ def test_a_revision_that_nobody_has_seen_is_not_taken():
 
 @pytest.mark.parametrize(("name", "classes"), [("imagenette", 10), ("celeba_smiling", 2), ("celeba_multilabel", 40)])
 def test_stand_ins_have_what_the_dataset_has(name, classes):
-    found = registry.load(name, "test", registry.resolve(name, "embedded")).columns
-    assert found["image"].shape == (1000, 3, 64, 64)
+    columns = registry.load(name, "test", registry.resolve(name, "embedded")).columns
+    assert columns["image"].shape == (1000, 3, 64, 64)
     if name == "celeba_multilabel":
-        assert found["labels"].shape == (1000, classes)
-        assert found["labels"].mean(0).min() > 0.2
-        assert found["labels"].mean(0).max() < 0.8
+        assert columns["labels"].shape == (1000, classes)
+        assert columns["labels"].mean(0).min() > 0.2
+        assert columns["labels"].mean(0).max() < 0.8
     else:
-        assert set(found["label"]) == set(range(classes))
+        assert set(columns["label"]) == set(range(classes))
 
 
-def test_the_loss_of_attributes_is_the_sum_of_their_binary_cross_entropies():
+def test_the_loss_of_attributes_sums_binary_cross_entropies():
     torch.manual_seed(0)
     logits, labels = torch.randn(3, 4, dtype=torch.float64), torch.randint(0, 2, (3, 4), dtype=torch.uint8)
     p = torch.sigmoid(logits)
-    wanted = -torch.where(labels.bool(), p.log(), (1 - p).log()).sum(1)
-    assert torch.allclose(cross_entropies(logits, labels), wanted, rtol=1e-12)
+    expected_losses = -torch.where(labels.bool(), p.log(), (1 - p).log()).sum(1)
+    assert torch.allclose(cross_entropies(logits, labels), expected_losses, rtol=1e-12)
 
 
 def test_attributes_are_trained_and_counted_one_by_one(tmp_path):
-    given = {
+    run_settings = {
         "dataset": "celeba_multilabel",
         "model": "linear",
         "features": "scattering",
@@ -112,7 +112,7 @@ def test_attributes_are_trained_and_counted_one_by_one(tmp_path):
         "expected_batch_size": 2,
         "optimizer": {"learning_rate": 0.1},
     }
-    settings = parse(job.Settings, given, "test")
+    settings = parse(job.Settings, run_settings, "test")
 
     class Stored(Context):
         def artefact(self, role, name):

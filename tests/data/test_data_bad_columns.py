@@ -56,9 +56,9 @@ def test_labels_that_pandas_keeps_as_categories_of_integers(put):
 
 def test_labels_of_yes_and_no(put):
     put("sst2", train={"sentence": TEXT, "label": [True, False, True, False]})
-    found = loaded()["label"]
-    assert found == LABEL
-    assert all(type(label) is int for label in found)
+    labels = loaded()["label"]
+    assert labels == LABEL
+    assert all(type(label) is int for label in labels)
 
 
 BAD_LABELS = {
@@ -94,7 +94,7 @@ BAD_LABELS = {
 @pytest.mark.parametrize("case", BAD_LABELS)
 def test_bad_labels_are_named(case, put):
     values, what, hint = BAD_LABELS[case]
-    file = put("sst2", rest=GOOD, train={"sentence": TEXT, "label": values})
+    file = put("sst2", others=GOOD, train={"sentence": TEXT, "label": values})
     error = refused()
     assert str(file) in error.what
     assert "label" in error.what
@@ -103,10 +103,10 @@ def test_bad_labels_are_named(case, put):
 
 
 @pytest.mark.parametrize("case", ["too large", "one missing", "words", "beyond int64", "-1 and 1", "none"])
-def test_bad_labels_of_another_split_are_told_before_the_first_is_read(case, put):
+def test_bad_labels_of_a_later_split_are_told_at_once(case, put):
     """What is evaluated on is read last; nobody should train for hours and hear of it then."""
     values, what, _ = BAD_LABELS[case]
-    file = put("sst2", rest=GOOD, validation={"sentence": TEXT, "label": values})
+    file = put("sst2", others=GOOD, validation={"sentence": TEXT, "label": values})
     error = refused()
     assert str(file) in error.what
     assert_matches(what, error.what)
@@ -130,8 +130,8 @@ SNLI = {"premise": ["a", "b", "c", "d", "e"], "hypothesis": ["v", "w", "x", "y",
 def test_rows_without_a_gold_label_are_left_out_and_counted(put):
     put("snli", train=SNLI)
     with collected() as remarks:
-        found = loaded("snli")
-    assert found == {"text": ["a", "c", "e"], "text_pair": ["v", "x", "z"], "label": [0, 2, 1]}
+        rows = loaded("snli")
+    assert rows == {"text": ["a", "c", "e"], "text_pair": ["v", "x", "z"], "label": [0, 2, 1]}
     assert remarks == ["dataset snli, split 'train': 2 of 5 rows have no label (-1) and are left out"]
     with collected():
         assert loaded("snli", limit=2)["text"] == ["a", "c"]  # of labelled rows
@@ -141,7 +141,7 @@ def test_rows_without_a_gold_label_are_left_out_and_counted(put):
 def test_rows_after_one_left_out_keep_their_number(put):
     good = np.zeros(784, np.uint8).tobytes()
     labels = [0, -1, *range(1, 10)]
-    put("mnist", rest={"image": [good] * 10, "label": list(range(10))}, train={"image": [good] * 10 + [b"x"], "label": labels})
+    put("mnist", others={"image": [good] * 10, "label": list(range(10))}, train={"image": [good] * 10 + [b"x"], "label": labels})
     with collected():
         assert "row 11 (row 10 counted from 0) holds 1 bytes" in refused("mnist").what
 
@@ -156,7 +156,7 @@ ODD = {
 @pytest.mark.parametrize("case", ODD)
 def test_data_that_say_little_are_remarked_on(case, put):
     columns, remark = ODD[case]
-    put("sst2", rest=GOOD, train=columns)
+    put("sst2", others=GOOD, train=columns)
     with pytest.warns(DataWarning) as caught:
         loaded()
     assert [remark in str(one.message) for one in caught] == [True]
@@ -223,20 +223,20 @@ ODD_TEXTS = ["", "   ", "a\r\nb", "\ufeffmark", "nul\x00inside", "x" * 200_000, 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()], ids=str)
 def test_odd_texts_come_through_as_they_are(kind, put):
-    put("sst2", rest=GOOD, train={"sentence": pa.array(ODD_TEXTS, kind), "label": [0, 1] * 4})
+    put("sst2", others=GOOD, train={"sentence": pa.array(ODD_TEXTS, kind), "label": [0, 1] * 4})
     with collected():
         assert loaded() == {"text": ODD_TEXTS, "label": [0, 1] * 4}
 
 
-def test_other_order_further_columns_and_duplicate_rows_are_taken(put):
+def test_column_order_extra_columns_and_duplicates_are_fine(put):
     table = pa.table({"idx": [0, 1, 2, 3] * 2, "label": LABEL * 2, "more": [None] * 8, "sentence": TEXT * 2})
-    put("sst2", rest=GOOD, train=table)
+    put("sst2", others=GOOD, train=table)
     assert loaded() == {"text": TEXT * 2, "label": LABEL * 2}
 
 
 def test_a_text_of_many_pieces_keeps_its_order(put):
     texts = [str(number) for number in range(10_000)]
-    put("sst2", rest=GOOD, train={"sentence": texts, "label": [0, 1] * 5_000})
+    put("sst2", others=GOOD, train={"sentence": texts, "label": [0, 1] * 5_000})
     assert loaded()["text"] == texts
     assert loaded(limit=3)["text"] == texts[:3]
 
@@ -261,7 +261,7 @@ BAD_TEXTS = {
 @pytest.mark.parametrize("case", BAD_TEXTS)
 def test_bad_texts_are_named(case, put):
     values, what, hint = BAD_TEXTS[case]
-    file = put("sst2", rest=GOOD, train={"sentence": values, "label": LABEL})
+    file = put("sst2", others=GOOD, train={"sentence": values, "label": LABEL})
     error = refused()
     assert str(file) in error.what
     assert_matches(what, error.what)
@@ -271,7 +271,7 @@ def test_bad_texts_are_named(case, put):
 def test_a_bad_text_far_down_is_named_by_its_row_in_the_file(put):
     values = [b"a"] * 5_000
     values[4_321] = b"\xff"
-    put("sst2", rest=GOOD, train={"sentence": not_utf8(values), "label": [0, 1] * 2_500})
+    put("sst2", others=GOOD, train={"sentence": not_utf8(values), "label": [0, 1] * 2_500})
     assert "row 4322 (row 4321 counted from 0) is not UTF-8" in refused().what
 
 
@@ -293,7 +293,7 @@ BAD_NAMES = {
 @pytest.mark.parametrize("case", BAD_NAMES)
 def test_a_column_of_another_name_is_told_with_the_nearest(case, put):
     columns, what, hint = BAD_NAMES[case]
-    file = put("sst2", rest=GOOD, train=columns)
+    file = put("sst2", others=GOOD, train=columns)
     error = refused()
     assert str(file) in error.what
     assert_matches(what, error.what)
@@ -305,7 +305,7 @@ def test_a_column_of_another_name_is_told_with_the_nearest(case, put):
 def test_a_column_that_stands_twice_is_refused(column, put):
     arrays = {"sentence": pa.array(TEXT), "label": pa.array(LABEL)}
     table = pa.Table.from_arrays([*arrays.values(), arrays[column]], names=[*arrays, column])
-    file = put("sst2", rest=GOOD, train=table)
+    file = put("sst2", others=GOOD, train=table)
     assert refused().what == f"{file}: column {column!r} stands twice"
 
 
@@ -313,7 +313,7 @@ def test_another_column_that_stands_twice_does_not_matter(put):
     table = pa.Table.from_arrays(
         [pa.array(TEXT), pa.array(LABEL), pa.array(LABEL), pa.array(TEXT)], names=["sentence", "label", "x", "x"]
     )
-    put("sst2", rest=GOOD, train=table)
+    put("sst2", others=GOOD, train=table)
     assert loaded() == {"text": TEXT, "label": LABEL}
 
 
@@ -325,7 +325,7 @@ def test_attributes_are_yes_or_no(value, says, split, put):
     columns = plugins.get("dataset", "celeba_multilabel").extra["columns"]
     pixels = np.zeros((64, 64, 3), np.uint8).tobytes()
     good = {column: [1, 0, 1] for column in columns.values()} | {"image": [pixels] * 3}
-    file = put("celeba_multilabel", rest=good, **{split: good | {"Bald": [0, 1, value]}})
+    file = put("celeba_multilabel", others=good, **{split: good | {"Bald": [0, 1, value]}})
     error = refused("celeba_multilabel")
     assert f"{file}), Bald: {value} in row 3 (row 2 counted from 0) is neither yes nor no" in error.what
     assert_matches(says, error.hint)

@@ -87,7 +87,7 @@ NO_PARQUET = {
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_file_that_is_no_parquet_is_said_to_be_what_it_is(case, split, put):
     content, what, hint = NO_PARQUET[case]
-    file = put("sst2", rest=GOOD, **{split: content})
+    file = put("sst2", others=GOOD, **{split: content})
     source = registry.resolve("sst2", "local")
     for act in (lambda: registry.load("sst2", "train", source), lambda: registry.check("sst2", source)):
         with pytest.raises(DpbenchError, match=f"not a readable Parquet file .*{what}|{what}") as caught:
@@ -104,7 +104,7 @@ NO_ROWS = {
 
 @pytest.mark.parametrize("case", NO_ROWS)
 def test_a_file_without_rows_is_refused(case, put):
-    file = put("sst2", rest=GOOD, validation=NO_ROWS[case])
+    file = put("sst2", others=GOOD, validation=NO_ROWS[case])
     with pytest.raises(DpbenchError, match=f"{re.escape(str(file))}: no rows"):
         registry.load("sst2", "train", registry.resolve("sst2"))
 
@@ -118,7 +118,7 @@ def test_every_usual_compression_is_read(codec, put):
 def test_bytes_changed_inside_a_page_never_give_other_values(put):
     """Each byte of the texts in a file with page checksums, changed in turn."""
     content = parquet_bytes(write_page_checksum=True, compression="none")
-    file = put("sst2", rest=GOOD, train=content)
+    file = put("sst2", others=GOOD, train=content)
     start = content.index(b"good")
     for at in range(start - 4, start + 11):
         changed = bytearray(content)
@@ -128,12 +128,12 @@ def test_bytes_changed_inside_a_page_never_give_other_values(put):
             tabular.read(file, {"text": "sentence", "label": "label"})
 
 
-def test_a_dictionary_that_is_written_out_to_gigabytes_is_refused_in_time(put):
+def test_a_dictionary_that_expands_to_gigabytes_is_refused(put):
     """One text of 900 KB in 10,000 rows: a file of kilobytes that stands for 9 GB."""
     table = pa.table({"sentence": pa.DictionaryArray.from_arrays(pa.array([0] * 10_000), ["x" * 900_000])})
     content = parquet_bytes(table, store_schema=False, compression="zstd")
     assert len(content) < 10**5
-    file = put("sst2", rest=GOOD, train=content)
+    file = put("sst2", others=GOOD, train=content)
     pool = pa.default_memory_pool()
     before = pool.bytes_allocated()
     with pytest.raises(DpbenchError, match="are the most that is read"):
@@ -141,15 +141,15 @@ def test_a_dictionary_that_is_written_out_to_gigabytes_is_refused_in_time(put):
     assert pool.max_memory() - before < 2**30
 
 
-def test_a_shape_of_more_rows_than_fit_is_refused_by_the_footer_alone(put, monkeypatch):
-    file = put("sst2", rest=GOOD, train={"sentence": ["a"] * 1000, "label": [0, 1] * 500})
+def test_too_many_rows_are_refused_by_the_footer_alone(put, monkeypatch):
+    file = put("sst2", others=GOOD, train={"sentence": ["a"] * 1000, "label": [0, 1] * 500})
     monkeypatch.setattr(tabular, "_ALWAYS", 1000)
     monkeypatch.setattr(tabular, "_TIMES", 1)
     with pytest.raises(DpbenchError, match=r"bytes that take [\d,]+ or more in memory"):
         tabular.check(file, {"text": "sentence"})
 
 
-def test_a_file_that_is_there_in_another_form_is_named_with_how_to_convert_it(put):
+def test_a_file_of_another_format_is_named_with_the_conversion(put):
     file = put("sst2", train=GOOD)
     file.unlink()
     for other, hint in [
@@ -241,7 +241,7 @@ def test_a_folder_or_file_that_may_not_be_read(put, monkeypatch):
             registry.resolve("sst2", "local")
 
 
-def test_a_file_changed_in_place_is_noticed_though_size_and_time_are_kept(put):
+def test_a_change_that_keeps_size_and_time_is_noticed(put):
     file = put("sst2", train=GOOD)
     source = registry.resolve("sst2")
     stat = file.stat()
@@ -286,8 +286,8 @@ def test_a_cache_that_cannot_be_used_costs_time_and_no_more(content, tmp_path, m
     assert digests.digest(file, persist=True) == sha256_file(file)
     cache_tables.add("hub.json", {"a": "b"})
     assert cache_tables.read("hub.json") == ({} if content is None else {"a": "b"})
-    made, sha256 = tokenizer.bpe("wikitext2", 300, registry.resolve("wikitext2", "embedded"), "test")
-    assert made.get_vocab_size() == 300
+    built_tokenizer, sha256 = tokenizer.bpe("wikitext2", 300, registry.resolve("wikitext2", "embedded"), "test")
+    assert built_tokenizer.get_vocab_size() == 300
     assert len(sha256) == 64
 
 

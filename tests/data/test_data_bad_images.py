@@ -69,10 +69,10 @@ def test_sixteen_bits_of_grey_keep_their_contrast():
     deep = np.array(
         [[0, 1, 255, 256], [257, 32767, 32768, 65535], *np.random.default_rng(0).integers(0, 65536, (4, 4))], np.uint16
     )
-    found = one(encoded(deep), GREY)[..., 0]
-    assert np.array_equal(found, np.round(deep / 257).astype(np.uint8))
-    assert np.array_equal(one(png(deep, 16, 0), GREY)[..., 0], found)
-    assert np.array_equal(one(encoded(deep), COLOUR), np.dstack([found] * 3))
+    pixels = one(encoded(deep), GREY)[..., 0]
+    assert np.array_equal(pixels, np.round(deep / 257).astype(np.uint8))
+    assert np.array_equal(one(png(deep, 16, 0), GREY)[..., 0], pixels)
+    assert np.array_equal(one(encoded(deep), COLOUR), np.dstack([pixels] * 3))
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(2, 3), (6, 4), (4, 2)])
@@ -80,9 +80,9 @@ def test_sixteen_bits_of_colour_or_alpha_keep_their_contrast(colour, channels):
     deep = np.random.default_rng(0).integers(0, 65536, (6, 4, channels))
     if channels in (2, 4):
         deep[..., -1] = 65535
-    found = one(png(deep, 16, colour)).astype(int)
+    pixels = one(png(deep, 16, colour)).astype(int)
     expected = deep[..., :3] if channels > 2 else deep[..., [0, 0, 0]]
-    assert abs(found - expected / 257).max() <= 1
+    assert abs(pixels - expected / 257).max() <= 1
 
 
 def test_palettes_and_bits():
@@ -134,7 +134,7 @@ def test_a_telephone_s_jpeg_with_further_views_is_its_first():
 @pytest.mark.parametrize(
     "magic", [b"\xff\xd8\xff", b"\xff\xd8\xff\xe0\x00\x10", b"\xff\xd8\xff\xdb", b"RIFF", b"\x89PNG", b"BM", b"GIF8"]
 )
-def test_raw_pixels_that_begin_as_an_encoded_image_does_are_pixels(magic):
+def test_raw_pixels_that_look_like_an_image_header_are_pixels(magic):
     value = magic + RAW[len(magic) :]
     assert one(value).tobytes() == value
 
@@ -153,14 +153,14 @@ def test_an_encoded_image_as_long_as_raw_pixels_is_decoded():
         assert abs(images.decode([value], shape, "here").astype(int) - 77).max() <= 1
 
 
-def test_a_jpeg_cut_to_the_length_of_raw_pixels_is_refused_beside_others():
+def test_a_jpeg_cut_to_the_length_of_raw_pixels_is_refused():
     shape = {"channels": 3, "height": 40, "width": 40}
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    whole = encoded(noise, "JPEG", quality=100, subsampling=0)
-    assert len(whole) > 4800
-    no_header = b"\xff\xd8\xff\xdb" + whole[whole.index(b"\xff\xdb") + 2 :]
-    for cut in (whole[:4800], no_header[:4800]):
-        assert "is not a readable image" in refused(cut, shape, others=[whole, whole]).what
+    jpeg = encoded(noise, "JPEG", quality=100, subsampling=0)
+    assert len(jpeg) > 4800
+    no_header = b"\xff\xd8\xff\xdb" + jpeg[jpeg.index(b"\xff\xdb") + 2 :]
+    for cut in (jpeg[:4800], no_header[:4800]):
+        assert "is not a readable image" in refused(cut, shape, others=[jpeg, jpeg]).what
 
 
 BAD = {
@@ -223,7 +223,7 @@ def cifar(put, values, kind=None):
     array = pa.array(values, kind)
     good = [bytes(3072)] * 10
     labels = [number % 10 for number in range(len(values))]
-    return put("cifar10", rest={"img": good, "label": list(range(10))}, train={"img": array, "label": labels})
+    return put("cifar10", others={"img": good, "label": list(range(10))}, train={"img": array, "label": labels})
 
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -264,5 +264,5 @@ def test_every_type_of_bytes_is_read(kind, put):
     value = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     cifar(put, [value.tobytes()], kind)
     with collected():
-        found = registry.load("cifar10", "train", registry.resolve("cifar10")).columns["image"]
-    assert np.array_equal(found[0], value.transpose(2, 0, 1))
+        loaded_images = registry.load("cifar10", "train", registry.resolve("cifar10")).columns["image"]
+    assert np.array_equal(loaded_images[0], value.transpose(2, 0, 1))

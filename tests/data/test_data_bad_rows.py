@@ -46,10 +46,10 @@ def test_good_rows_are_read(name, put):
 def test_dart_s_own_json_is_read_as_the_form_of_datasets(put):
     put("dart", train=DART)
     expected = loaded("dart")
-    own = DART | {
+    dart_json = DART | {
         "annotations": [[{"source": "x", "text": "A."}], [{"source": "x", "text": "B."}, {"source": "y", "text": "C."}]]
     }
-    put("dart", train=own)
+    put("dart", train=dart_json)
     assert loaded("dart") == expected
     assert expected[1].texts == ("B.", "C.")
 
@@ -57,8 +57,8 @@ def test_dart_s_own_json_is_read_as_the_form_of_datasets(put):
 def test_squad_s_own_json_is_read_as_the_form_of_datasets(put):
     put("squad", train=SQUAD)
     expected = loaded("squad")
-    own = [[{"text": "x", "answer_start": 0}], [{"text": "y", "answer_start": 0}, {"text": "z", "answer_start": 1}]]
-    put("squad", train=SQUAD | {"answers": own})
+    answers = [[{"text": "x", "answer_start": 0}], [{"text": "y", "answer_start": 0}, {"text": "z", "answer_start": 1}]]
+    put("squad", train=SQUAD | {"answers": answers})
     assert loaded("squad") == expected
     assert expected[1].answers == ("y", "z")
 
@@ -180,7 +180,7 @@ BAD_ROWS = {
 @pytest.mark.parametrize("case", BAD_ROWS)
 def test_a_bad_row_is_named_with_its_file(case, put):
     name, change, what = BAD_ROWS[case]
-    file = put(name, rest=ROWS[name], train=ROWS[name] | change)
+    file = put(name, others=ROWS[name], train=ROWS[name] | change)
     with pytest.raises(DpbenchError) as caught:
         loaded(name)
     assert f"dataset {name}, split 'train' ({file}): row 2 (row 1 counted from 0): " in caught.value.what
@@ -227,7 +227,7 @@ BAD_COLUMNS = {
 @pytest.mark.parametrize("case", BAD_COLUMNS)
 def test_a_column_of_another_form_is_named(case, put):
     name, change, what = BAD_COLUMNS[case]
-    file = put(name, rest=ROWS[name], train=ROWS[name] | change)
+    file = put(name, others=ROWS[name], train=ROWS[name] | change)
     with pytest.raises(DpbenchError, match=what) as caught:
         loaded(name)
     assert str(file) in caught.value.what
@@ -236,7 +236,7 @@ def test_a_column_of_another_form_is_named(case, put):
 @pytest.mark.parametrize("name", ROWS)
 def test_a_renamed_column_is_told_with_the_columns_there(name, put):
     first, *others = ROWS[name]
-    put(name, rest=ROWS[name], train={f"{first}_2": ROWS[name][first]} | {key: ROWS[name][key] for key in others})
+    put(name, others=ROWS[name], train={f"{first}_2": ROWS[name][first]} | {key: ROWS[name][key] for key in others})
     with pytest.raises(DpbenchError, match=f"no column '{first}'; its columns: {first}_2, ") as caught:
         loaded(name)
     assert f"did you mean '{first}_2'" in caught.value.hint
@@ -245,13 +245,13 @@ def test_a_renamed_column_is_told_with_the_columns_there(name, put):
 def test_texts_inside_a_list_that_are_not_utf8_are_named(put):
     bad = pa.Array.from_buffers(pa.string(), 2, [None, pa.array([0, 1, 3], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff\xfe")])
     references = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), bad)
-    put("web_nlg", rest=WEB_NLG, train=pa.table(WEB_NLG | {"references": references}))
+    put("web_nlg", others=WEB_NLG, train=pa.table(WEB_NLG | {"references": references}))
     with pytest.raises(DpbenchError, match=r"column 'references': row 2 \(row 1 counted from 0\) is not UTF-8"):
         loaded("web_nlg")
 
 
 def test_an_empty_chat_is_remarked_on(put):
-    put("samsum", rest=SAMSUM, train=SAMSUM | {"dialogue": ["A: hi", ""]})
+    put("samsum", others=SAMSUM, train=SAMSUM | {"dialogue": ["A: hi", ""]})
     with collected() as remarks:
         assert len(loaded("samsum")) == 2
     assert [line.split(": ", 1)[1] for line in remarks] == ["1 of 2 inputs are empty"]

@@ -87,8 +87,8 @@ def test_the_stand_in_reads_as_the_dataset_does(name):
 
 def test_the_stand_in_says_what_the_input_says():
     rows = described.load("e2e_nlg", "train", registry.resolve("e2e_nlg", "embedded"))
-    said = [dict(row.fields)["name"] in row.texts[0] for row in rows]
-    assert all(said)
+    names_present = [dict(row.fields)["name"] in row.texts[0] for row in rows]
+    assert all(names_present)
     near = [dict(row.fields)["near"] in row.texts[0] for row in rows if "near" in dict(row.fields)]
     assert 0.85 < sum(near) / len(near) < 0.97  # one in twelve is left out
     assert set(dict(rows[0].fields)) <= set(plugins.get("dataset", "e2e_nlg").extra["slots"])
@@ -156,14 +156,14 @@ def public():
     return registry.resolve("wikitext2", "embedded")
 
 
-def tokens(made, ids):
-    return [made._token[i] for i in ids]
+def tokens(text_coding, ids):
+    return [text_coding._token[i] for i in ids]
 
 
-def test_slots_are_one_token_each_and_names_are_taken_out_and_put_back(public):
-    made = coding.Words("e2e_nlg", 300, public)
+def test_slots_are_one_token_and_names_are_put_back(public):
+    text_coding = coding.Words("e2e_nlg", 300, public)
     fields = (("name", "The Mill"), ("food", "Fast food"), ("near", "Mill Lane"))
-    assert tokens(made, made.prompt(fields)) == [
+    assert tokens(text_coding, text_coding.prompt(fields)) == [
         "name=other",
         "eatType=none",
         "food=Fast food",
@@ -175,23 +175,23 @@ def test_slots_are_one_token_each_and_names_are_taken_out_and_put_back(public):
         "<sep>",
     ]
     text = "Near Mill Lane, the mill serves fast food (£20-25). It's family-friendly."
-    ids = made.target(fields, text)
-    assert {"<0>", "<1>"} <= set(tokens(made, ids))
-    assert "mill" not in tokens(made, ids)
-    assert made.text(fields, ids) == "Near Mill Lane, The Mill serves fast food (£20-25). It's family-friendly."
-    assert made.text((("name", "The Mill"),), ids).startswith("Near, The Mill")  # no such slot: nothing to put there
+    ids = text_coding.target(fields, text)
+    assert {"<0>", "<1>"} <= set(tokens(text_coding, ids))
+    assert "mill" not in tokens(text_coding, ids)
+    assert text_coding.text(fields, ids) == "Near Mill Lane, The Mill serves fast food (£20-25). It's family-friendly."
+    assert text_coding.text((("name", "The Mill"),), ids).startswith("Near, The Mill")  # no such slot: nothing to put there
 
 
 def test_triples_have_a_placeholder_for_every_entity(public):
-    made = coding.Words("web_nlg", 300, public)
+    text_coding = coding.Words("web_nlg", 300, public)
     fields = (("Aarhus Airport", "cityServed", "Aarhus"), ("Aarhus", "country", "Denmark"))
-    prompt = tokens(made, made.prompt(fields))
+    prompt = tokens(text_coding, text_coding.prompt(fields))
     assert prompt[0] == "<0>"
     assert prompt[-1] == "<sep>"
     assert prompt.count("<1>") == 2
-    ids = made.target(fields, "Aarhus Airport is in Aarhus, Denmark.")
-    assert tokens(made, ids)[0] == "<0>"  # the longer name first
-    assert made.text(fields, ids) == "Aarhus Airport is in Aarhus, Denmark."
+    ids = text_coding.target(fields, "Aarhus Airport is in Aarhus, Denmark.")
+    assert tokens(text_coding, ids)[0] == "<0>"  # the longer name first
+    assert text_coding.text(fields, ids) == "Aarhus Airport is in Aarhus, Denmark."
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -207,10 +207,10 @@ def test_the_words_do_not_depend_on_the_rows(name, public, local):
 
 def test_the_lists_of_words_cover_what_the_stand_in_says(public):
     """With words of the schema, of the list and no public ones, hardly a word of E2E's stand-in is unknown."""
-    made = coding.Words("e2e_nlg", 0, public)
+    text_coding = coding.Words("e2e_nlg", 0, public)
     rows = described.load("e2e_nlg", "test", registry.resolve("e2e_nlg", "embedded"))
-    said = [token for row in rows for token in tokens(made, made.target(row.fields, row.texts[0]))]
-    assert said.count("<unk>") / len(said) < 0.01
+    said_tokens = [token for row in rows for token in tokens(text_coding, text_coding.target(row.fields, row.texts[0]))]
+    assert said_tokens.count("<unk>") / len(said_tokens) < 0.01
 
 
 def test_pieces_are_those_of_the_public_start(public):
@@ -219,28 +219,28 @@ def test_pieces_are_those_of_the_public_start(public):
     from dpbench.tasks.language_modeling import task
 
     assert coding.PUBLIC_SPLIT == task._TOKENIZER_SPLIT
-    made = coding.coding("pieces", "e2e_nlg", 400, public)
-    assert made.sha256 == bpe("wikitext2", 400, public, "test")[1]
+    text_coding = coding.coding("pieces", "e2e_nlg", 400, public)
+    assert text_coding.sha256 == bpe("wikitext2", 400, public, "test")[1]
     fields = (("name", "The Mill"), ("near", "Mill Lane"))
-    ids = made.target(fields, "The Mill, near Mill Lane: £20.")
-    assert ids.count(made.eos) == 1
-    assert made.text(fields, [*ids, 5, 6]) == "The Mill, near Mill Lane: £20."
-    assert made.prompt(fields)[-1] == made.eos
+    ids = text_coding.target(fields, "The Mill, near Mill Lane: £20.")
+    assert ids.count(text_coding.eos) == 1
+    assert text_coding.text(fields, [*ids, 5, 6]) == "The Mill, near Mill Lane: £20."
+    assert text_coding.prompt(fields)[-1] == text_coding.eos
 
 
-@pytest.mark.parametrize(("mark", "given"), [("padding", {"pad": None}), ("end of a text", {"eos": 999}), ("end", {"eos": None})])
-def test_a_tokenizer_without_a_mark_is_refused(mark, given, public):
+@pytest.mark.parametrize(("mark", "marks"), [("padding", {"pad": None}), ("end of a text", {"eos": 999}), ("end", {"eos": None})])
+def test_a_tokenizer_without_a_mark_is_refused(mark, marks, public):
     from dpbench.data.tokenizer import bpe
 
     tokenizer, sha256 = bpe("wikitext2", 400, public, "test")
-    known = {"pad": 0, "eos": 1} | given
+    known = {"pad": 0, "eos": 1} | marks
     with pytest.raises(DpbenchError, match=f"the tokenizer has .*{mark}"):
         coding.Pieces(tokenizer, 400, known["pad"], known["eos"], sha256)
 
 
 def test_no_mark_of_an_input_is_ever_written(public):
-    made = coding.Words("e2e_nlg", 10, public)
-    banned = {made._token[i] for i in made.banned}
+    text_coding = coding.Words("e2e_nlg", 10, public)
+    banned = {text_coding._token[i] for i in text_coding.banned}
     assert {"<pad>", "<sep>", "<unk>", "area=riverside"} <= banned
     assert not banned & {"<eos>", "<0>", "<1>", "the"}
     assert not [token for token in banned if re.fullmatch(r"\w+", token)]

@@ -92,17 +92,17 @@ def loaded(put, name, table, by):
         file = put(name, train=table)
     except (pa.ArrowException, OSError):
         return None, None  # no such file can be written
-    found, refusal = None, None
+    loaded_table, refusal = None, None
     try:
         with collected():
-            found = by.load(name, "train", registry.resolve(name, "local"))
+            loaded_table = by.load(name, "train", registry.resolve(name, "local"))
     except DpbenchError as error:
         refusal = error
     if refusal is not None:
         assert refusal.hint
         assert str(file.parent) in refusal.what
         assert len(refusal.what.splitlines()) == 1
-    return file, found
+    return file, loaded_table
 
 
 SST2 = [("sentence", pa.string(), texts), ("label", pa.int64(), st.sampled_from([0, 1, 1, 0, -1]))]
@@ -111,13 +111,13 @@ SST2 = [("sentence", pa.string(), texts), ("label", pa.int64(), st.sampled_from(
 @SLOW
 @given(table=columns_of(SST2))
 def test_texts_and_labels(table, put):
-    file, found = loaded(put, "sst2", table, registry)
-    if found is None:
+    file, loaded_table = loaded(put, "sst2", table, registry)
+    if loaded_table is None:
         return
     stored = pq.read_table(file)
     rows = list(zip(stored["sentence"].to_pylist(), stored["label"].to_pylist(), strict=True))
     expected = [(text, int(label)) for text, label in rows if label != -1]
-    assert list(zip(found.columns["text"], found.columns["label"], strict=True)) == expected
+    assert list(zip(loaded_table.columns["text"], loaded_table.columns["label"], strict=True)) == expected
     assert expected
     assert {label for _, label in expected} <= {0, 1}
 
@@ -131,13 +131,13 @@ MNIST = [
 @SLOW
 @given(table=columns_of(MNIST))
 def test_images(table, put):
-    file, found = loaded(put, "mnist", table, registry)
-    if found is None:
+    file, loaded_table = loaded(put, "mnist", table, registry)
+    if loaded_table is None:
         return
     stored = pq.read_table(file)["image"].to_pylist()
     raw = [value["bytes"] if isinstance(value, dict) else value for value in stored]
-    assert [image.tobytes() for image in found.columns["image"]] == raw
-    assert found.columns["image"].dtype == np.uint8
+    assert [image.tobytes() for image in loaded_table.columns["image"]] == raw
+    assert loaded_table.columns["image"].dtype == np.uint8
 
 
 words = st.sampled_from(["A.", "b c", "d_e", '"f"', "g | h", "[i]", "j,"])
@@ -194,13 +194,13 @@ SAMSUM = [("dialogue", pa.string(), texts), ("summary", pa.string(), MOSTLY_WORD
 @SLOW
 @given(data=st.data())
 def test_rows_that_are_described(name, usual, data, put):
-    file, found = loaded(put, name, data.draw(columns_of(usual)), described)
-    if found is None:
+    file, loaded_table = loaded(put, name, data.draw(columns_of(usual)), described)
+    if loaded_table is None:
         return
-    assert [row.fields for row in found] == as_stored(name, pq.read_table(file))
-    assert all(row.texts and all(text.strip() for text in row.texts) for row in found)
+    assert [row.fields for row in loaded_table] == as_stored(name, pq.read_table(file))
+    assert all(row.texts and all(text.strip() for text in row.texts) for row in loaded_table)
     if name in ("dart", "web_nlg"):
-        assert all(len(field) == 3 and all(part.strip() for part in field) for row in found for field in row.fields)
+        assert all(len(field) == 3 and all(part.strip() for part in field) for row in loaded_table for field in row.fields)
 
 
 SQUAD = [(name, pa.string(), texts) for name in ("title", "context", "question")]
@@ -210,8 +210,8 @@ SQUAD += [("answers", pa.struct([("text", pa.list_(pa.string()))]), st.fixed_dic
 @SLOW
 @given(table=columns_of(SQUAD))
 def test_rows_that_are_asked(table, put):
-    _, found = loaded(put, "squad", table, asked)
-    for row in found or []:
+    _, loaded_table = loaded(put, "squad", table, asked)
+    for row in loaded_table or []:
         assert row.prompt.endswith("Answer:")
         assert row.answers
         assert all(answer.strip() for answer in row.answers)
@@ -235,5 +235,5 @@ def test_images_of_any_bytes(data, head):
 
     shape = plugins.get("dataset", "mnist").extra["image"]
     with contextlib.suppress(DpbenchError):
-        found = images.decode([head + data], shape, "here")
-        assert found.shape == (1, 1, 28, 28)
+        decoded = images.decode([head + data], shape, "here")
+        assert decoded.shape == (1, 1, 28, 28)

@@ -197,7 +197,7 @@ def test_a_download_of_another_process_is_waited_for(tmp_path, monkeypatch):
     assert hub._watched(thread, lambda: hub._incomplete(tmp_path)) == "no file came"
 
 
-def test_a_repository_of_an_impossible_name_is_the_plug_in_s_mistake(spec):
+def test_an_impossible_repository_name_blames_the_plug_in(spec):
     with pytest.raises(DpbenchError, match="hub: ") as caught:
         hub.fetch(spec | {"repo": "no/such/name"}, NAME, "dataset")
     assert "'no/such/name'" in caught.value.hint

@@ -31,17 +31,17 @@ def encoded(image, kind, **options):
 
 @pytest.mark.parametrize(("image", "channels"), [(GREY, 1), (COLOUR, 3)])
 def test_raw_bytes_are_rows_of_pixels(image, channels):
-    given = pixels(channels)
-    found = images.decode([one.tobytes() for one in given], image, "here")
-    assert found.shape == (3, channels, 6, 4)
-    assert np.array_equal(found, given.transpose(0, 3, 1, 2))
+    originals = pixels(channels)
+    decoded = images.decode([one.tobytes() for one in originals], image, "here")
+    assert decoded.shape == (3, channels, 6, 4)
+    assert np.array_equal(decoded, originals.transpose(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True, "exact": True})])
 def test_lossless_images_keep_every_pixel(kind, options):
-    given = pixels(3)
-    found = images.decode([encoded(one, kind, **options) for one in given], COLOUR, "here")
-    assert np.array_equal(found, given.transpose(0, 3, 1, 2))
+    originals = pixels(3)
+    decoded = images.decode([encoded(one, kind, **options) for one in originals], COLOUR, "here")
+    assert np.array_equal(decoded, originals.transpose(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_a_local_folder_gives_pixels(stored, tmp_path, monkeypatch):
     plugin = plugins.get("dataset", "mnist")
     folder = tmp_path / "data" / plugin.extra["folder"]
     folder.mkdir(parents=True)
-    given = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
-    values = pa.array([i.tobytes() for i in given], pa.binary(784) if stored == "fixed" else pa.binary())
+    originals = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
+    values = pa.array([i.tobytes() for i in originals], pa.binary(784) if stored == "fixed" else pa.binary())
     if stored == "struct":
-        values = [{"bytes": encoded(i, "PNG"), "path": None} for i in given]
+        values = [{"bytes": encoded(i, "PNG"), "path": None} for i in originals]
     for file in plugin.extra["files"].values():
         pq.write_table(pa.table({"image": values, "label": [0, 1, 2, 3, 9]}), folder / file)
     monkeypatch.setenv("DPBENCH_DATA", str(folder.parent))
@@ -73,7 +73,7 @@ def test_a_local_folder_gives_pixels(stored, tmp_path, monkeypatch):
     assert registry.check("mnist", source) == {"train": 5, "test": 5}
     examples = registry.load("mnist", "test", source, limit=3)
     assert len(examples) == 3
-    assert np.array_equal(examples.columns["image"], given[:3].transpose(0, 3, 1, 2))
+    assert np.array_equal(examples.columns["image"], originals[:3].transpose(0, 3, 1, 2))
     pq.write_table(pa.table({"image": ["text"], "label": [0]}), folder / plugin.extra["files"]["train"])
     with pytest.raises(DpbenchError, match="holds string, not images"):
         registry.check("mnist", registry.resolve("mnist"))

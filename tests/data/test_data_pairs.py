@@ -53,8 +53,8 @@ def accuracy(name, both: bool) -> float:
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(logits(first[rows], second[rows]), labels[rows]).backward()
                 optimizer.step()
-    found = logits(encode(validation["text"]), encode(validation["text_pair"])).argmax(1)
-    return float((found == torch.tensor(validation["label"])).float().mean())
+    predicted = logits(encode(validation["text"]), encode(validation["text_pair"])).argmax(1)
+    return float((predicted == torch.tensor(validation["label"])).float().mean())
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -55,12 +55,12 @@ def test_every_dataset_of_the_package_has_a_stand_in(name):
 def test_auto_takes_local_then_hub_then_embedded(sst2, on_hub, monkeypatch):
     assert registry.resolve("sst2").kind == "local"
     monkeypatch.delenv("DPBENCH_DATA")
-    found = registry.resolve("sst2")
-    assert (found.kind, found.revision, found.files) == ("hub", on_hub["revision"], {})
+    resolved = registry.resolve("sst2")
+    assert (resolved.kind, resolved.revision, resolved.files) == ("hub", on_hub["revision"], {})
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(sst2))
-    found = registry.resolve("sst2")
-    assert (found.kind, found.revision, found.synthetic) == ("embedded", "v1", True)
-    assert "synthetic" in found.says
+    resolved = registry.resolve("sst2")
+    assert (resolved.kind, resolved.revision, resolved.synthetic) == ("embedded", "v1", True)
+    assert "synthetic" in resolved.says
 
 
 def test_local_source_states_the_hash_of_each_file(sst2):
@@ -111,11 +111,11 @@ def test_data_folder_that_does_not_exist(monkeypatch, tmp_path):
     assert any("no such folder" in line for line in registry.where("sst2"))
 
 
-@pytest.mark.parametrize("wanted", ["auto", "local"])
-def test_half_a_dataset_is_an_error(sst2, wanted):
+@pytest.mark.parametrize("source_name", ["auto", "local"])
+def test_half_a_dataset_is_an_error(sst2, source_name):
     (sst2 / "validation.parquet").unlink()
     with pytest.raises(DpbenchError, match=r"validation\.parquet: missing"):
-        registry.resolve("sst2", wanted)
+        registry.resolve("sst2", source_name)
 
 
 def test_a_data_folder_without_this_dataset_falls_back(sst2):

@@ -14,8 +14,8 @@ def source():
 
 
 def cache_file():
-    (found,) = (paths.cache() / "tokenizers").glob("*.json")
-    return found
+    (path,) = (paths.cache() / "tokenizers").glob("*.json")
+    return path
 
 
 def test_same_tokenizer_from_training_and_from_the_cache(source, monkeypatch):
@@ -60,24 +60,24 @@ def test_a_damaged_cache_is_built_again(source, damage):
 
 
 def test_text_comes_back_whole(source):
-    found, _ = tokenizer.bpe("wikitext2", 512, source)
-    assert found.get_vocab_size() == 512
-    assert (found.token_to_id("<pad>"), found.token_to_id("<eos>")) == (0, 1)
+    bpe, _ = tokenizer.bpe("wikitext2", 512, source)
+    assert bpe.get_vocab_size() == 512
+    assert (bpe.token_to_id("<pad>"), bpe.token_to_id("<eos>")) == (0, 1)
     for text in (" The <unk> of Øresund @-@ 1 @,@ 000 \n", "naïve 中文 \t", ""):
-        assert found.decode(found.encode(text).ids) == text
+        assert bpe.decode(bpe.encode(text).ids) == text
 
 
 def test_blocks_are_the_texts_in_order_with_ends_between(source):
-    found, _ = tokenizer.bpe("wikitext2", 300, source)
+    bpe, _ = tokenizer.bpe("wikitext2", 300, source)
     texts = ["one two", "", "three"] * 5
-    blocks = tokenizer.token_blocks(found, texts, 7)
+    blocks = tokenizer.token_blocks(bpe, texts, 7)
     assert blocks.dtype == np.int64
-    expected = [i for text in texts if text for i in [*found.encode(text).ids, 1]]
+    expected = [i for text in texts if text for i in [*bpe.encode(text).ids, 1]]
     assert blocks.flatten().tolist() == expected[: blocks.size]
     assert len(expected) - blocks.size < 7
-    assert np.array_equal(tokenizer.token_blocks(found, texts, 7, limit=2), blocks[:2])
+    assert np.array_equal(tokenizer.token_blocks(bpe, texts, 7, limit=2), blocks[:2])
     with pytest.raises(DpbenchError, match="do not fill one block"):
-        tokenizer.token_blocks(found, ["a"], 100)
+        tokenizer.token_blocks(bpe, ["a"], 100)
 
 
 def test_vocabulary_below_the_bytes_is_refused(source):

@@ -40,6 +40,6 @@ def ranks(tmp_path_factory):
     finally:
         for worker in workers:
             worker.kill()
-    said = [(folder / f"log{rank}").read_text()[-3000:] for rank in range(RANKS)]
-    assert codes == [0] * RANKS, "\n".join(said)
+    log_tails = [(folder / f"log{rank}").read_text()[-3000:] for rank in range(RANKS)]
+    assert codes == [0] * RANKS, "\n".join(log_tails)
     return [torch.load(folder / f"result{rank}", weights_only=False) for rank in range(RANKS)]

@@ -23,8 +23,8 @@ STEPS = [list(range(7)), [], [3], [0, 5, 6]]  # logical batches: unequal shares,
 WHOLE = data(7) | {"weight": data(7)["weight"].flip(0)}  # row 0, which padding repeats, has the largest gradient
 
 
-def plan(scope, **rest):
-    return plain() if scope is None else mechanism(scope, **rest)
+def plan(scope, **options):
+    return plain() if scope is None else mechanism(scope, **options)
 
 
 def pick(indices):
@@ -40,27 +40,32 @@ def train(name, mechanism, deal_to, attach, model=None):
     model = model or Language()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     handle = attach(name, model, optimizer, mechanism)
-    found, tallies = [], []
+    gradients_by_step, tallies = [], []
     for indices in STEPS:
         mine = deal_to(np.asarray(indices, dtype=int))
         for start in range(0, len(mine), 2):
             handle.backward(losses, pick(mine[start : start + 2]))
         optimizer.step()
-        found.append(flat(p.grad for p in model.parameters()))
+        gradients_by_step.append(flat(p.grad for p in model.parameters()))
         tallies.append((handle.clipped_fraction, handle.non_finite_examples))
         optimizer.zero_grad()
     handle.detach()
-    done = {"gradients": found, "weights": flat(model.parameters()), "tallies": tallies, "sensitivity": handle.sensitivity}
+    done = {
+        "gradients": gradients_by_step,
+        "weights": flat(model.parameters()),
+        "tallies": tallies,
+        "sensitivity": handle.sensitivity,
+    }
     moved = handle.thresholds
     return done if moved is None else done | {"trajectory": moved.trajectory, "fractions": moved.fractions}
 
 
-def alone(name, scope, **rest):
-    return train(name, plan(scope, **rest), lambda i: i, engines.attach)
+def alone(name, scope, **options):
+    return train(name, plan(scope, **options), lambda i: i, engines.attach)
 
 
-def together(rank, size, name, scope, model=None, **rest):
-    return train(name, plan(scope, **rest), lambda i: deal.share(i, rank, size), parallel.attach, model)
+def together(rank, size, name, scope, model=None, **options):
+    return train(name, plan(scope, **options), lambda i: deal.share(i, rank, size), parallel.attach, model)
 
 
 def equality(rank, size):
@@ -106,13 +111,13 @@ def noise(rank, size, exchange=None, randomness="seeded", steps=4):
     handle = parallel.attach("fused", model, optimizer, mechanism("per_layer", noise_multiplier=2.0, randomness=randomness))
     if exchange is not None:
         handle.exchange = exchange(handle.exchange.group)
-    found = []
+    noises = []
     for _ in range(steps):
         optimizer.step()
-        found.append(flat(p.grad for p in model.parameters()))
+        noises.append(flat(p.grad for p in model.parameters()))
         optimizer.zero_grad()
     handle.detach()
-    return {"noise": found, "std": 2.0 * handle.sensitivity / 4.0, "weights": flat(model.parameters())}
+    return {"noise": noises, "std": 2.0 * handle.sensitivity / 4.0, "weights": flat(model.parameters())}
 
 
 def noises(rank, size):
@@ -126,11 +131,11 @@ def noises(rank, size):
 
 def adaptive(rank, size):
     """Training with thresholds that adapt, in the group and in one process, without noise and with."""
-    found = {}
+    results = {}
     for (name, scope), noise_multiplier in itertools.product(ENGINES[1:], (0.0, 1.0)):
-        rest = {"adaptive": Adaptive(0.6, budget=0.1), "noise_multiplier": noise_multiplier}
-        found[name, scope, noise_multiplier] = (together(rank, size, name, scope, **rest), alone(name, scope, **rest))
-    return found
+        options = {"adaptive": Adaptive(0.6, budget=0.1), "noise_multiplier": noise_multiplier}
+        results[name, scope, noise_multiplier] = (together(rank, size, name, scope, **options), alone(name, scope, **options))
+    return results
 
 
 class EveryoneCounts(replicas.Replicas):
@@ -164,9 +169,9 @@ def count_noises(rank, size):
 
 
 def guards(rank, size):
-    def attach(name="fused", model=None, lr=0.1, **rest):
+    def attach(name="fused", model=None, lr=0.1, **options):
         model = model or Language()
-        return parallel.attach(name, model, torch.optim.SGD(model.parameters(), lr=lr), mechanism("per_layer", **rest))
+        return parallel.attach(name, model, torch.optim.SGD(model.parameters(), lr=lr), mechanism("per_layer", **options))
 
     def other_parameters():
         model = Language()
@@ -227,7 +232,7 @@ def baseline(rank, size):
     bench = Bench(settings, {"ids": ids, "seed": 0}, rank)
     bench.optimizer = torch.optim.SGD(bench.model.parameters(), lr=0.0)
     plan = settings.mechanism("nonprivate")
-    found = {}
+    results = {}
     for name, attach in (
         ("ours", lambda: Attached(bench, parallel.attach("nonprivate", bench.model, bench.optimizer, plan))),
         ("torch", lambda: bench.attach("nonprivate")),
@@ -240,17 +245,17 @@ def baseline(rank, size):
         attached.step()
         hook.remove()
         attached.detach()
-        found[name] = seen[0]
-    return found | {"kind": type(attached).__name__}
+        results[name] = seen[0]
+    return results | {"kind": type(attached).__name__}
 
 
 def dealing(rank, size):
     group = Group()
-    found = {}
+    results = {}
     for randomness in ("seeded", "secret"):
         drawn = deal.batches(mechanism("per_layer", randomness=randomness, expected=30.0), group)
-        found[randomness] = [indices.tolist() for indices in itertools.islice(drawn, 10)]
-    return found
+        results[randomness] = [indices.tolist() for indices in itertools.islice(drawn, 10)]
+    return results
 
 
 SCENARIOS = {

@@ -36,29 +36,29 @@ def shard(module):
     fully_shard(module, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
 
 
-def whole(tensors):
+def full_tensors(tensors):
     return flat(t.full_tensor() if isinstance(t, DTensor) else t for t in tensors)
 
 
-def train(rank, size, name, scope, physical=2, **rest):
+def train(rank, size, name, scope, physical=2, **options):
     """As `replicas_scenarios.train`, with equally many physical batches on every rank."""
     group = Group()
     model = Language()
     shard(model.block)
     shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    handle = parallel.attach(name, model, optimizer, plain() if scope is None else mechanism(scope, **rest))
-    found, tallies = [], []
+    handle = parallel.attach(name, model, optimizer, plain() if scope is None else mechanism(scope, **options))
+    gradients_by_step, tallies = [], []
     for indices in STEPS:
         mine = deal.share(np.asarray(indices, dtype=int), rank, size)
         for piece, real in deal.padded(mine, physical, group):
             handle.backward(losses, pick(piece), real)
         optimizer.step()
-        found.append(whole(p.grad for p in model.parameters()))
+        gradients_by_step.append(full_tensors(p.grad for p in model.parameters()))
         tallies.append((handle.clipped_fraction, handle.non_finite_examples))
         optimizer.zero_grad()
     handle.detach()
-    done = {"gradients": found, "weights": whole(model.parameters()), "tallies": tallies}
+    done = {"gradients": gradients_by_step, "weights": full_tensors(model.parameters()), "tallies": tallies}
     return done if handle.thresholds is None else done | {"trajectory": handle.thresholds.trajectory}
 
 
@@ -67,13 +67,13 @@ def equality(rank, size):
 
 
 def adaptive(rank, size):
-    rest = {"adaptive": Adaptive(0.6, budget=0.1)}
-    return {pair: (train(rank, size, *pair, **rest), alone(*pair, **rest)) for pair in ENGINES[1:]}
+    options = {"adaptive": Adaptive(0.6, budget=0.1)}
+    return {pair: (train(rank, size, *pair, **options), alone(*pair, **options)) for pair in ENGINES[1:]}
 
 
 def language(rank, size):
     """GPT-2 and Llama, a shard a block: released gradients of a step of two physical batches, and those of one process."""
-    found = {}
+    results = {}
     for shape, name in itertools.product(("tiny", "llama_tiny"), ("nonprivate", "fused")):
         plan = plain(8.0) if name == "nonprivate" else mechanism("per_layer", bound=2.0, expected=8.0)
         ids = torch.randint(0, 512, (8, 6), generator=torch.Generator().manual_seed(0))
@@ -88,10 +88,10 @@ def language(rank, size):
             for piece in mine.split(2):
                 handle.backward(language_model_losses, {"input_ids": piece})
             optimizer.step()
-            both.append(whole(p.grad for p in model.parameters()))
+            both.append(full_tensors(p.grad for p in model.parameters()))
             handle.detach()
-        found[shape, name] = both
-    return found
+        results[shape, name] = both
+    return results
 
 
 def frugality(rank, size):
@@ -127,8 +127,12 @@ def noise(rank, size):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     handle = parallel.attach("fused", model, optimizer, mechanism("per_layer", noise_multiplier=2.0))
     optimizer.step()
-    own = [p.grad.to_local().flatten()[:10_000] for p in model.parameters() if p.numel() > 10_000]
-    return {"noise": whole(p.grad for p in model.parameters()), "std": 2.0 * handle.sensitivity / 4.0, "own": own[0]}
+    local_gradients = [p.grad.to_local().flatten()[:10_000] for p in model.parameters() if p.numel() > 10_000]
+    return {
+        "noise": full_tensors(p.grad for p in model.parameters()),
+        "std": 2.0 * handle.sensitivity / 4.0,
+        "own": local_gradients[0],
+    }
 
 
 def guards(rank, size):

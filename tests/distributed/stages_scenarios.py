@@ -34,11 +34,11 @@ ADAPTED = [("tiny", "gpipe"), ("tiny", "1f1b"), ("llama_tiny", "gpipe")]
 BATCHES = [(8, 8), (8, 5)]  # examples, of which real
 
 
-def plan(name="fused", bound=2.0, scope="per_layer", allocation="global", adaptive=None, devices=None, given=None, **rest):
+def plan(name="fused", bound=2.0, scope="per_layer", allocation="global", adaptive=None, devices=None, given=None, **options):
     if name == "nonprivate":
-        return Mechanism(Sampling("poisson", 100, 8.0), 10, **rest)
+        return Mechanism(Sampling("poisson", 100, 8.0), 10, **options)
     clipping = Clipping(scope=scope, bound=bound, allocation=allocation, adaptive=adaptive, devices=devices, given=given)
-    return Mechanism(Sampling("poisson", 100, 8.0), 10, clipping, **rest)
+    return Mechanism(Sampling("poisson", 100, 8.0), 10, clipping, **options)
 
 
 def weighted(model, batch):
@@ -78,47 +78,47 @@ def together(rank, stages, model, name, mechanism, schedule="gpipe", micro_batch
 
 def equality(rank, stages):
     """Relative difference of each stage's released gradients from those of one process."""
-    found = {}
+    results = {}
     for size, name, schedule in itertools.product(SIZES, ENGINES, ("gpipe", "1f1b")):
         model = language_model(size, seed=1).train()
         stage, handle, values = together(rank, stages, model, name, plan(name), schedule)
-        _, whole, lone, losses = alone(size, name, plan(name))
-        theirs = {n: p.grad for n, p in stage_of(whole, rank, stages).named_parameters()}
-        own = released(stage)
-        found[size, name, schedule] = {
-            "difference": max(relative(own[n].double(), theirs[n].double()) for n in theirs),
-            "tensors": (len(own), len(theirs)),
-            "all": sum(1 for _ in whole.parameters()),
+        _, whole_model, lone, losses = alone(size, name, plan(name))
+        theirs = {n: p.grad for n, p in stage_of(whole_model, rank, stages).named_parameters()}
+        stage_gradients = released(stage)
+        results[size, name, schedule] = {
+            "difference": max(relative(stage_gradients[n].double(), theirs[n].double()) for n in theirs),
+            "tensors": (len(stage_gradients), len(theirs)),
+            "all": sum(1 for _ in whole_model.parameters()),
             "clipped": (handle.clipped_fraction, lone.clipped_fraction),
             "sensitivity": (handle.sensitivity, lone.sensitivity),
             "groups": len(handle.bounds),
             "losses": float((values - losses).abs().max()) if len(values) else None,
         }
-    return found
+    return results
 
 
 def scopes(rank, stages):
     """Two steps with thresholds that adapt, against one process: differences of released gradients, trajectories, groups."""
-    found = {}
+    results = {}
     for (size, name, scope), noise_multiplier in itertools.product(GROUPED, (0.0, 1.0)):
-        rest = {"scope": scope, "adaptive": ADAPTIVE, "allocation": "equal", "noise_multiplier": noise_multiplier}
+        options = {"scope": scope, "adaptive": ADAPTIVE, "allocation": "equal", "noise_multiplier": noise_multiplier}
         devices = {"devices": stages} if scope == "per_device" else {}
-        model, whole = language_model(size, seed=1).train(), language_model(size, seed=1).train()
+        model, whole_model = language_model(size, seed=1).train(), language_model(size, seed=1).train()
         stage = stage_of(model, rank, stages).train()
-        own, other = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (stage, whole))
-        pipeline = parallel.attach_stage(name, stage, own, plan(**rest), 4)
-        lone = engines.attach(name, whole, other, plan(**rest, **devices))
-        pairs = list(zip(stage.parameters(), stage_of(whole, rank, stages).parameters(), strict=True))
+        stage_optimizer, other = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (stage, whole_model))
+        pipeline = parallel.attach_stage(name, stage, stage_optimizer, plan(**options), 4)
+        lone = engines.attach(name, whole_model, other, plan(**options, **devices))
+        pairs = list(zip(stage.parameters(), stage_of(whole_model, rank, stages).parameters(), strict=True))
         differences, stds = [], []
         for _ in range(2):
             for k, (count, real) in enumerate(BATCHES):
                 pipeline.backward(weighted, physical(k, count), real)
                 lone.backward(weighted, physical(k, count), real)
             stds.append(max(abs(pipeline.handle.noise_stds[id(a)] - lone.noise_stds[id(b)]) for a, b in pairs))
-            own.step(), other.step()
+            stage_optimizer.step(), other.step()
             differences.append(max(relative(a.grad.double(), b.grad.double()) for a, b in pairs))
-            own.zero_grad(), other.zero_grad()
-        found[size, name, scope, noise_multiplier] = {
+            stage_optimizer.zero_grad(), other.zero_grad()
+        results[size, name, scope, noise_multiplier] = {
             "differences": differences,
             "stds": stds,
             "trajectories": (pipeline.handle.thresholds.trajectory, lone.thresholds.trajectory),
@@ -126,57 +126,60 @@ def scopes(rank, stages):
             "own": {cluster.group for cluster in pipeline.handle.layout.clusters},
         }
         pipeline.detach(), lone.detach()
-    return found
+    return results
 
 
 def micro_batches(rank, stages):
     """Released gradients with the batch cut in 2, 4 and 8."""
-    found = []
+    results = []
     for count in (2, 4, 8):
         model = language_model("tiny", seed=1).train()
         stage, _, _ = together(rank, stages, model, "fused", plan(), micro_batches=count)
-        found.append(torch.cat([g.double().flatten() for g in released(stage).values()]))
-    return found
+        results.append(torch.cat([g.double().flatten() for g in released(stage).values()]))
+    return results
 
 
 def noise(rank, stages):
     """Allocation -> (std of the released noise over what it must be, for each large tensor; the stage's noise)."""
-    found = {}
+    results = {}
     for allocation in ("global", "equal", "weighted"):
         model = language_model("tiny", seed=1).train()
-        whole = language_model("tiny", seed=1).train()
+        whole_model = language_model("tiny", seed=1).train()
         lone = engines.attach(
-            "fused", whole, torch.optim.SGD(whole.parameters()), plan(allocation=allocation, noise_multiplier=2.0)
+            "fused", whole_model, torch.optim.SGD(whole_model.parameters()), plan(allocation=allocation, noise_multiplier=2.0)
         )
-        std = {n: lone.noise_stds[id(p)] for n, p in stage_of(whole, rank, stages).named_parameters()}
+        std = {n: lone.noise_stds[id(p)] for n, p in stage_of(whole_model, rank, stages).named_parameters()}
         stage = stage_of(model, rank, stages).train()
         optimizer = torch.optim.SGD(stage.parameters(), lr=0.1)
         pipeline = parallel.attach_stage("fused", stage, optimizer, plan(allocation=allocation, noise_multiplier=2.0), 2)
         optimizer.step()
-        own = {n: p.grad for n, p in stage.named_parameters() if p.numel() >= 3000}
-        ratios = {n: float(g.std()) * 8 / std[n] for n, g in own.items()}
-        found[allocation] = {"ratios": ratios, "blocks": own[f"blocks.{rank}.mlp.c_fc.weight"].clone()}
+        stage_noise = {n: p.grad for n, p in stage.named_parameters() if p.numel() >= 3000}
+        ratios = {n: float(g.std()) * 8 / std[n] for n, g in stage_noise.items()}
+        results[allocation] = {"ratios": ratios, "blocks": stage_noise[f"blocks.{rank}.mlp.c_fc.weight"].clone()}
         pipeline.detach()
         lone.detach()
-    return found
+    return results
 
 
 def fractions(rank, stages):
     """Clipped fractions of three steps, the first without a gradient, the second without an example; the same in one process."""
     steps = ([(physical(0, 4) | {"weight": torch.zeros(4)}, None)], [], [(physical(1, 4), 3), (physical(2, 4), None)])
-    model, whole = language_model("tiny", seed=1).train(), language_model("tiny", seed=1).train()
+    model, whole_model = language_model("tiny", seed=1).train(), language_model("tiny", seed=1).train()
     stage = stage_of(model, rank, stages)
-    optimizer, other = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (stage, whole))
-    pipeline, lone = parallel.attach_stage("fused", stage, optimizer, plan(), 2), engines.attach("fused", whole, other, plan())
-    found = []
+    optimizer, other = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (stage, whole_model))
+    pipeline, lone = (
+        parallel.attach_stage("fused", stage, optimizer, plan(), 2),
+        engines.attach("fused", whole_model, other, plan()),
+    )
+    results = []
     for step in steps:
         for batch, real in step:
             pipeline.backward(weighted, batch, real)
             lone.backward(weighted, batch, real)
         optimizer.step(), other.step()
-        found.append((pipeline.handle.clipped_fraction, lone.clipped_fraction))
+        results.append((pipeline.handle.clipped_fraction, lone.clipped_fraction))
         optimizer.zero_grad(), other.zero_grad()
-    return found
+    return results
 
 
 def non_finite(rank, stages):
@@ -221,19 +224,23 @@ def exact(model, batch):
 
 def adapters(rank, stages):
     """Two steps on adapters, against the fp64 oracle on one process; bytes handed to the other stage in the second."""
-    found = {}
+    results = {}
     for (size, schedule), scope in itertools.product(ADAPTED, ("flat", "per_device")):
         model, _ = adapted(size)
         stage = stage_of(model, rank, stages)
-        whole, trained = adapted(size)
-        rest = {"scope": scope, "allocation": "equal", "bound": 0.02, "noise_multiplier": 0.0}
-        own = torch.optim.SGD([p for p in stage.parameters() if p.requires_grad], lr=0.5)
-        other = torch.optim.SGD([p for p in whole.double().parameters() if p.requires_grad], lr=0.5)
-        pipeline = parallel.attach_stage("bookkeeping", stage, own, plan(**rest), 4, schedule)
+        whole_model, trained = adapted(size)
+        options = {"scope": scope, "allocation": "equal", "bound": 0.02, "noise_multiplier": 0.0}
+        stage_optimizer = torch.optim.SGD([p for p in stage.parameters() if p.requires_grad], lr=0.5)
+        other = torch.optim.SGD([p for p in whole_model.double().parameters() if p.requires_grad], lr=0.5)
+        pipeline = parallel.attach_stage("bookkeeping", stage, stage_optimizer, plan(**options), 4, schedule)
         lone = engines.attach(
-            "loop", whole, other, plan(**rest), globalize_layout=by_stage(whole, stages) if scope == "per_device" else None
+            "loop",
+            whole_model,
+            other,
+            plan(**options),
+            globalize_layout=by_stage(whole_model, stages) if scope == "per_device" else None,
         )
-        pairs = list(zip(stage.parameters(), stage_of(whole, rank, stages).parameters(), strict=True))
+        pairs = list(zip(stage.parameters(), stage_of(whole_model, rank, stages).parameters(), strict=True))
         differences = []
         for _ in range(2):
             traffic = Traffic("backward")
@@ -241,11 +248,11 @@ def adapters(rank, stages):
                 with traffic:
                     pipeline.backward(exact, physical(k, count), real)
                 lone.backward(exact, physical(k, count), real)
-            own.step(), other.step()
+            stage_optimizer.step(), other.step()
             differences += [max(relative(x.double(), y.double()) for x, y in _released(pairs))]
             differences += [max(relative(a.detach().double(), b.detach()) for a, b in pairs)]
-            own.zero_grad(), other.zero_grad()
-        found[size, scope, schedule] = {
+            stage_optimizer.zero_grad(), other.zero_grad()
+        results[size, scope, schedule] = {
             "differences": differences,
             "clipped": (pipeline.handle.clipped_fraction, lone.clipped_fraction),
             "sizes": (pipeline.handle.layout.sizes, lone.layout.sizes if lone.layout else [sum(p.numel() for p in trained)]),
@@ -253,7 +260,7 @@ def adapters(rank, stages):
             "bytes": (traffic.collectives["backward"], traffic.messages["backward"]),
         }
         pipeline.detach(), lone.detach()
-    return found
+    return results
 
 
 def _released(pairs):
@@ -262,7 +269,7 @@ def _released(pairs):
 
 def worst(rank, stages):
     """Scope -> (norm of what one example far beyond the bound adds here, std of the noise of each tensor)."""
-    found = {}
+    results = {}
     for scope in ("flat", "per_device"):
         stage = stage_of(adapted("tiny")[0], rank, stages)
         mechanism = plan(scope=scope, bound=0.3, allocation="equal", noise_multiplier=0.0)
@@ -275,14 +282,14 @@ def worst(rank, stages):
         pipeline.detach()
         noisy = plan(scope=scope, bound=0.3, allocation="equal", noise_multiplier=2.0)
         pipeline = parallel.attach_stage("bookkeeping", stage, optimizer, noisy, 2)
-        found[scope] = float(gradients.norm()) * 8, sorted(set(pipeline.handle.noise_stds.values()))
+        results[scope] = float(gradients.norm()) * 8, sorted(set(pipeline.handle.noise_stds.values()))
         pipeline.detach()
-    return found
+    return results
 
 
 def leaks(rank, stages):
     """Bytes handed to collectives by clipping per device, as it is and with an exchange of norms planted in it."""
-    found = []
+    results = []
     for planted in (False, True):
         stage = stage_of(adapted("tiny")[0], rank, stages)
         optimizer = torch.optim.SGD([p for p in stage.parameters() if p.requires_grad], lr=0.1)
@@ -298,12 +305,12 @@ def leaks(rank, stages):
         pipeline.backward(exact, physical(0, 4))
         with (traffic := Traffic("backward")):
             pipeline.backward(exact, physical(0, 4))
-        found.append(traffic.collectives["backward"])
+        results.append(traffic.collectives["backward"])
         for work in sent:
             work.wait()
         optimizer.step()
         pipeline.detach()
-    return found
+    return results
 
 
 def guards(rank, stages):

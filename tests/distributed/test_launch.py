@@ -65,7 +65,7 @@ def test_a_rank_that_fails_ends_the_run_with_its_reason(do, says, memory):
     assert gone(pids.values())
 
 
-def test_a_rank_that_dies_before_a_collective_is_the_one_that_is_named():
+def test_a_rank_that_dies_before_a_collective_is_named():
     pids, error = launch(["meet"], ["meet"])
     assert "rank 1 ended with exit code 7" in str(error)
     assert gone(pids.values())

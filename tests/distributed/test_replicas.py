@@ -30,8 +30,8 @@ def key(name):
 def test_two_processes_release_what_one_does(both, name):
     """Steps with an empty batch and with an empty share among them; fp32 sums in another order: 1e-6."""
     two, one = both[0]["equality"][key(name)]
-    for found, wanted in zip(two["gradients"], one["gradients"], strict=True):
-        assert float((found - wanted).norm()) <= 1e-6 * max(float(wanted.norm()), 1e-6)
+    for actual, expected in zip(two["gradients"], one["gradients"], strict=True):
+        assert float((actual - expected).norm()) <= 1e-6 * max(float(expected.norm()), 1e-6)
     assert two["tallies"] == one["tallies"]
     assert two["sensitivity"] == one["sensitivity"]
     if name != "nonprivate":
@@ -44,9 +44,9 @@ def test_replicas_stay_the_same_bits(both, name):
 
 
 def test_replicas_start_from_rank_0s_weights(both):
-    wanted = both[0]["equality"][key("fused-per_layer")][0]["weights"]
-    assert torch.equal(both[0]["other_weights_at_first"], wanted)
-    assert torch.equal(both[1]["other_weights_at_first"], wanted)
+    first_weights = both[0]["equality"][key("fused-per_layer")][0]["weights"]
+    assert torch.equal(both[0]["other_weights_at_first"], first_weights)
+    assert torch.equal(both[1]["other_weights_at_first"], first_weights)
 
 
 def test_sums_sent_in_buckets_or_one_by_one_are_the_same(both):
@@ -54,29 +54,29 @@ def test_sums_sent_in_buckets_or_one_by_one_are_the_same(both):
     assert all(torch.equal(a, b) for a, b in zip(both[0]["large_sums"], buckets, strict=True))
 
 
-def test_the_tables_baseline_is_torchs_own_and_takes_the_same_step(both):
-    found = both[0]["baseline"]
-    assert found["kind"] == "TorchReplicas"
-    assert float((found["torch"] - found["ours"]).norm()) < 1e-6 * float(found["ours"].norm())
+def test_the_baseline_is_torchs_and_takes_the_same_step(both):
+    baseline = both[0]["baseline"]
+    assert baseline["kind"] == "TorchReplicas"
+    assert float((baseline["torch"] - baseline["ours"]).norm()) < 1e-6 * float(baseline["ours"].norm())
 
 
-def one_draw(found):
+def one_draw(noises):
     """Whether every eighth of every step has the std of one draw: 5 025 elements give it to 5 / sqrt(2 x 5 025) = 5 %. An eighth
     is less than the half of a tensor that one rank perturbs: a whole would hide noise twice on one half and none on the other."""
-    for noise in found["noise"]:
+    for noise in noises["noise"]:
         for part in noise.chunk(8):
-            if abs(float(part.std()) / found["std"] - 1) > 5 / math.sqrt(2 * len(part)):
+            if abs(float(part.std()) / noises["std"] - 1) > 5 / math.sqrt(2 * len(part)):
                 return False
     return True
 
 
 @pytest.mark.parametrize("kind", ["right", "secret"])
 def test_the_noise_is_one_draw(both, kind):
-    found = both[0]["noises"][kind]
-    assert one_draw(found)
-    assert torch.equal(found["weights"], both[1]["noises"][kind]["weights"])
-    values = torch.cat(found["noise"])
-    assert abs(float(values.mean())) < 5 * found["std"] / math.sqrt(len(values))
+    noises = both[0]["noises"][kind]
+    assert one_draw(noises)
+    assert torch.equal(noises["weights"], both[1]["noises"][kind]["weights"])
+    values = torch.cat(noises["noise"])
+    assert abs(float(values.mean())) < 5 * noises["std"] / math.sqrt(len(values))
     assert len(values.unique()) > 0.99 * len(values)  # no stretch has another's numbers
 
 
@@ -89,7 +89,7 @@ def test_noise_of_different_ranks_and_steps_is_independent(both):
 
 
 @pytest.mark.parametrize("fault", ["everyone", "same_half"])
-def test_planted_noise_on_every_rank_or_on_half_the_elements_is_seen(both, fault):
+def test_planted_noise_on_all_ranks_or_half_a_tensor_is_seen(both, fault):
     assert not one_draw(both[0]["noises"][fault])
 
 
@@ -99,8 +99,8 @@ def test_thresholds_adapt_to_the_examples_of_all_ranks(both, name):
     two, one = both[0]["adaptive"][(*key(name), 0.0)]
     assert two["trajectory"] == one["trajectory"]
     assert len({tuple(bounds) for bounds in one["trajectory"]}) == 5
-    for found, wanted in zip(two["gradients"], one["gradients"], strict=True):
-        assert float((found - wanted).norm()) <= 1e-6 * max(float(wanted.norm()), 1e-6)
+    for actual, expected in zip(two["gradients"], one["gradients"], strict=True):
+        assert float((actual - expected).norm()) <= 1e-6 * max(float(expected.norm()), 1e-6)
 
 
 @pytest.mark.parametrize("name", ENGINES[1:])
@@ -145,23 +145,23 @@ def test_a_fault_of_one_rank_stops_the_others(both):
     assert "1 of 2 ranks stopped" in both[1]["guards"]["outside"]
 
 
-def test_one_bad_example_of_the_group_is_counted_and_adds_nothing(both):
+def test_a_bad_example_on_any_rank_is_counted_and_adds_nothing(both):
     assert [rank["guards"]["one non-finite"] for rank in both] == [1, 1]
 
 
 @pytest.mark.parametrize("randomness", ["seeded", "secret"])
 def test_the_logical_batch_is_dealt_without_loss(both, randomness):
     clipping = Clipping(scope="per_layer", bound=0.5)
-    whole = Mechanism(Sampling("poisson", 100, 30.0), 10, clipping, seed=0)
+    plan_of_all = Mechanism(Sampling("poisson", 100, 30.0), 10, clipping, seed=0)
     sizes = []
-    for first, second, wanted in zip(
-        both[0]["dealing"][randomness], both[1]["dealing"][randomness], sampling.batches(whole), strict=True
+    for first, second, expected_rows in zip(
+        both[0]["dealing"][randomness], both[1]["dealing"][randomness], sampling.batches(plan_of_all), strict=True
     ):
         assert not set(first) & set(second)
         assert 0 <= len(first) - len(second) <= 1
         sizes.append(len(first) + len(second))
         if randomness == "seeded":
-            assert sorted(first + second) == wanted.tolist()
+            assert sorted(first + second) == expected_rows.tolist()
     assert len(set(sizes)) > 1  # 10 Poisson batches of 30 +- 4.6
 
 

@@ -24,12 +24,12 @@ def both(ranks):
 def test_two_stages_release_what_one_process_does(both, size, engine, schedule):
     """With padding in the second physical batch; fp32 sums in another order: 1e-5, as for micro-batches in one process."""
     first, last = (rank["equality"][size, engine, schedule] for rank in both)
-    for own in (first, last):
-        assert own["difference"] < 1e-5
-        assert own["tensors"][0] == own["tensors"][1]
-        assert own["clipped"][0] == own["clipped"][1]
-        assert own["sensitivity"][0] == own["sensitivity"][1]
-        assert own["groups"] == (0 if engine == "nonprivate" else GROUPS[size])
+    for stage_result in (first, last):
+        assert stage_result["difference"] < 1e-5
+        assert stage_result["tensors"][0] == stage_result["tensors"][1]
+        assert stage_result["clipped"][0] == stage_result["clipped"][1]
+        assert stage_result["sensitivity"][0] == stage_result["sensitivity"][1]
+        assert stage_result["groups"] == (0 if engine == "nonprivate" else GROUPS[size])
     assert first["tensors"][0] + last["tensors"][0] == first["all"]
     assert (first["losses"], last["losses"] < 1e-5) == (None, True)
     if engine != "nonprivate":
@@ -43,32 +43,32 @@ def test_two_stages_release_what_one_process_does(both, size, engine, schedule):
 def test_stages_group_and_adapt_as_one_process_does(both, size, engine, scope):
     """In a pipeline a stage is a device; of these models one process cuts its virtual devices at the same layer."""
     first, last = (rank["scopes"][size, engine, scope, 0.0] for rank in both)
-    for own in (first, last):
-        assert max(own["differences"]) < 1e-5
-        assert own["sizes"][0] == own["sizes"][1]
-        assert own["trajectories"][0] == own["trajectories"][1]
+    for stage_result in (first, last):
+        assert max(stage_result["differences"]) < 1e-5
+        assert stage_result["sizes"][0] == stage_result["sizes"][1]
+        assert stage_result["trajectories"][0] == stage_result["trajectories"][1]
     groups = len(first["sizes"][0])
     assert first["own"] | last["own"] == set(range(groups))
     assert not first["own"] & last["own"]
     assert scope != "per_device" or groups == 2
     noisy = [rank["scopes"][size, engine, scope, 1.0] for rank in both]
     assert noisy[0]["trajectories"][0] == noisy[1]["trajectories"][0]
-    for own in noisy:
-        once, alone = own["trajectories"]
+    for stage_result in noisy:
+        once, alone = stage_result["trajectories"]
         assert once[:2] == alone[:2]  # one draw of the same noise; later weights have other noise
-        assert own["stds"] == [0.0, 0.0]
+        assert stage_result["stds"] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("scope", ["flat", "per_device"])
 @pytest.mark.parametrize(("size", "schedule"), [("tiny", "gpipe"), ("tiny", "1f1b"), ("llama_tiny", "gpipe")])
-def test_stages_with_adapters_do_what_the_oracle_does_on_virtual_devices(both, size, scope, schedule):
+def test_stages_with_adapters_equal_the_virtual_devices_oracle(both, size, scope, schedule):
     """Released gradients and weights of two steps; fp32 against fp64: 1e-5."""
     first, last = (rank["adapters"][size, scope, schedule] for rank in both)
-    for own in (first, last):
-        assert max(own["differences"]) < 1e-5
-        assert own["clipped"][0] == own["clipped"][1]
-        assert own["sizes"][0] == own["sizes"][1]
-        assert own["sensitivity"] == pytest.approx(0.02)
+    for stage_result in (first, last):
+        assert max(stage_result["differences"]) < 1e-5
+        assert stage_result["clipped"][0] == stage_result["clipped"][1]
+        assert stage_result["sizes"][0] == stage_result["sizes"][1]
+        assert stage_result["sensitivity"] == pytest.approx(0.02)
     assert 0 < first["clipped"][1] < 1, "the data do not make clipping bite"
     assert len(first["sizes"][0]) == (1 if scope == "flat" else 2)
 
@@ -93,11 +93,11 @@ def test_sensitivity_and_noise_of_equal_stages_by_hand(both):
     noise_multiplier x C_k x sqrt(K) = 2 x 0.3 / sqrt(2) x sqrt(2). Flat: one group of 0.3, shared by the stages as it falls."""
     added, stds = zip(*(rank["worst"]["per_device"] for rank in both), strict=True)
     assert added == pytest.approx([0.3 / math.sqrt(2)] * 2, rel=1e-5)
-    assert [std for own in stds for std in own] == pytest.approx([0.6, 0.6])
+    assert [std for stage_stds in stds for std in stage_stds] == pytest.approx([0.6, 0.6])
     added, stds = zip(*(rank["worst"]["flat"] for rank in both), strict=True)
     assert math.hypot(*added) == pytest.approx(0.3, rel=1e-5)
     assert min(added) < 0.29 / math.sqrt(2), "the stages' shares are alike: flat and per device would be one"
-    assert [std for own in stds for std in own] == pytest.approx([0.6, 0.6])
+    assert [std for stage_stds in stds for std in stage_stds] == pytest.approx([0.6, 0.6])
 
 
 def test_cutting_a_batch_into_micro_batches_changes_nothing(both):
@@ -121,7 +121,7 @@ def test_stages_draw_from_streams_of_their_own(both):
     assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 5 / math.sqrt(len(one))
 
 
-def test_clipped_examples_are_counted_over_all_stages_step_by_step(both):
+def test_clipped_examples_are_counted_over_all_stages(both):
     for rank in both:
         ours, lone = zip(*rank["fractions"], strict=True)
         assert ours == lone
@@ -165,11 +165,11 @@ def test_the_stages_are_the_model(size, stages):
     assert sorted(names) == sorted(id(p) for p in model.parameters())
 
 
-@pytest.mark.parametrize(("blocks", "stages", "head", "wanted"), [
+@pytest.mark.parametrize(("blocks", "stages", "head", "expected_split"), [
     (4, 2, 1.78, [0, 3, 4]),  # mini: a head of 1.8 blocks
     (40, 4, 0.52, [0, 10, 20, 30, 40]),  # llama_13b
     (2, 2, 5.0, [0, 1, 2]),  # every stage has a block
     (3, 1, 1.0, [0, 3]),
 ])  # fmt: skip
-def test_stages_are_balanced(blocks, stages, head, wanted):
-    assert boundaries(blocks, stages, head) == wanted
+def test_stages_are_balanced(blocks, stages, head, expected_split):
+    assert boundaries(blocks, stages, head) == expected_split

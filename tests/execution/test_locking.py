@@ -48,18 +48,18 @@ def test_nobody_waits_for_a_free_lock(tmp_path):
         assert not waited
 
 
-def test_who_waits_is_told_for_whom_and_goes_on_when_that_one_is_killed(held, monkeypatch):
+def test_who_waits_knows_the_holder_and_outlives_its_end(held, monkeypatch):
     lock, process = held
     monkeypatch.setattr(locking, "_QUIET", 0.1)
-    said = []
+    messages = []
 
     def say(text):
-        said.append(text)
+        messages.append(text)
         process.send_signal(signal.SIGKILL)
 
     with alone(lock, "run 123", say=say) as waited:
         assert waited
-    assert said == [f"run 123: waits for process {process.pid}, which is working on it"]
+    assert messages == [f"run 123: waits for process {process.pid}, which is working on it"]
 
 
 def test_a_stopped_holder_is_not_waited_for_without_a_limit(held):

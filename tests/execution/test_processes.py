@@ -36,7 +36,7 @@ def follow(owner, how="end_with"):
 
 
 @pytest.mark.parametrize("is_waited_for", [True, False])
-def test_it_ends_with_its_owner_even_if_nobody_waits_for_that_one(is_waited_for):
+def test_a_process_ends_with_an_owner_that_nobody_waits_for(is_waited_for):
     owner = subprocess.Popen([sys.executable, "-c", SLEEP])
     with follow(owner.pid) as process:
         assert process.stdout.readline() == "follows\n"

@@ -31,26 +31,26 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def smoke(table):
     """The smoke configs of a table, on embedded data, private ones last."""
-    found = study(Config(tier="smoke", tables=[table], sources={"sst2": "embedded", "wikitext2": "embedded"}))
-    return sorted((r.config for r in found.runs.values()), key=lambda c: str(c["settings"].get("epsilon")), reverse=True)
+    smoke_study = study(Config(tier="smoke", tables=[table], sources={"sst2": "embedded", "wikitext2": "embedded"}))
+    return sorted((r.config for r in smoke_study.runs.values()), key=lambda c: str(c["settings"].get("epsilon")), reverse=True)
 
 
 @pytest.fixture(scope="module")
 def config():
-    found = next(c for c in smoke("automatic/glue_base") if c["settings"]["epsilon"] == 8)
-    return found
+    run_config = next(c for c in smoke("automatic/glue_base") if c["settings"]["epsilon"] == 8)
+    return run_config
 
 
 @pytest.fixture(scope="module")
-def made(config, tmp_path_factory):
+def finished_run(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "x"
     plans = study(Config(tier="smoke", tables=["automatic/glue_base"])).plans.values()
     asked = requests_of(plans)[runner.run_id(config)]
     return runner.execute(config, folder, quiet=True, requests=asked), folder
 
 
-def test_the_record_says_everything(made, config):
-    record, folder = made
+def test_the_record_says_everything(finished_run, config):
+    record, folder = finished_run
     assert read_record(folder / "record.json") == record
     assert record.config == config
     assert record.synthetic
@@ -69,8 +69,8 @@ def test_the_record_says_everything(made, config):
     assert str(REPOSITORY) not in text
 
 
-def test_steps_are_one_json_object_a_line(made):
-    lines = [json.loads(line) for line in (made[1] / "steps.jsonl").read_text().splitlines()]
+def test_steps_are_one_json_object_a_line(finished_run):
+    lines = [json.loads(line) for line in (finished_run[1] / "steps.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(10))
     assert len({line["batch_size"] for line in lines}) > 1  # Poisson
 
@@ -79,18 +79,18 @@ def untimed(record):
     return [m for m in record.metrics if m.unit != "s"]
 
 
-def test_the_same_config_gives_the_same_numbers(made, config, tmp_path):
+def test_the_same_config_gives_the_same_numbers(finished_run, config, tmp_path):
     again = runner.execute(config, tmp_path / "y", quiet=True)
-    assert untimed(again) == untimed(made[0])
-    assert [m.name for m in again.metrics] == [m.name for m in made[0].metrics]
+    assert untimed(again) == untimed(finished_run[0])
+    assert [m.name for m in again.metrics] == [m.name for m in finished_run[0].metrics]
 
     def steps(folder):
         return (folder / "steps.jsonl").read_text()
 
-    assert steps(tmp_path / "y") == steps(made[1])
+    assert steps(tmp_path / "y") == steps(finished_run[1])
 
 
-def test_killed_in_the_middle_leaves_no_record_and_starts_again(made, config, tmp_path):
+def test_killed_in_the_middle_leaves_no_record_and_starts_again(finished_run, config, tmp_path):
     out = tmp_path / "z"
     words = [sys.executable, "-m", "dpbench", "run", json.dumps(config), "--out", str(out), "--threads", "1", "--quiet"]
     process = subprocess.Popen(words, cwd=REPOSITORY)
@@ -101,7 +101,7 @@ def test_killed_in_the_middle_leaves_no_record_and_starts_again(made, config, tm
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (out / "record.json").exists()
-    assert untimed(runner.execute(config, out, quiet=True)) == untimed(made[0])
+    assert untimed(runner.execute(config, out, quiet=True)) == untimed(finished_run[0])
 
 
 @pytest.mark.parametrize(
@@ -169,19 +169,19 @@ def test_a_missing_gpu_stops_before_work(tmp_path):
 
 
 def test_a_missing_parent_artefact_is_named(tmp_path):
-    found = study(
+    smoke_study = study(
         Config(
             tier="laptop",
             tables=["automatic/glue_base"],
             sources={"sst2": "embedded", "wikitext2": "embedded", "minilm": "scratch"},
         )
     )
-    child = next(r for r in found.runs.values() if r.config["parents"])
+    child = next(r for r in smoke_study.runs.values() if r.config["parents"])
     with pytest.raises(DpbenchError, match="no such record"):
         runner.execute(child.config, tmp_path / child.id, quiet=True)
 
 
-def test_a_second_process_takes_the_first_ones_record(config, tmp_path, made):
+def test_a_second_process_takes_the_first_ones_record(config, tmp_path, finished_run):
     """It waits for the lock, then finds the record there."""
     from filelock import FileLock
 
@@ -192,7 +192,7 @@ def test_a_second_process_takes_the_first_ones_record(config, tmp_path, made):
     words = [sys.executable, "-m", "dpbench", "run", json.dumps(config), "--out", str(out), "--threads", "1", "--quiet"]
     process = subprocess.Popen(words, cwd=REPOSITORY)
     time.sleep(4)
-    text = (made[1] / "record.json").read_text()
+    text = (finished_run[1] / "record.json").read_text()
     (out / "record.json").write_text(text)
     lock.release()
     assert process.wait(timeout=60) == 0
@@ -200,13 +200,13 @@ def test_a_second_process_takes_the_first_ones_record(config, tmp_path, made):
 
 
 @pytest.fixture
-def copy(made, tmp_path):
+def copy(finished_run, tmp_path):
     """A finished run's folder of its own, with an artefact beside its record."""
-    out = tmp_path / made[0].run
-    shutil.copytree(made[1], out)
+    out = tmp_path / finished_run[0].run
+    shutil.copytree(finished_run[1], out)
     (out / "weights").mkdir()
     (out / "weights" / "w").write_text("old")
-    record = made[0].model_copy(update={"artefacts": {"weights/w": sha256_file(out / "weights" / "w")}})
+    record = finished_run[0].model_copy(update={"artefacts": {"weights/w": sha256_file(out / "weights" / "w")}})
     write_record(record, out)
     return out
 
@@ -230,14 +230,14 @@ def test_a_run_that_fails_over_a_finished_one_leaves_it_whole(copy, config, monk
     assert not (copy / runner.NEXT).exists()
 
 
-def test_a_run_over_a_finished_one_replaces_it_when_it_has_finished(copy, config, made, monkeypatch):
+def test_a_second_run_replaces_a_finished_one_at_its_end(copy, config, finished_run, monkeypatch):
     def again(settings, context):
         assert read_record(copy / "record.json").artefacts, "the old record is there until the new one is"
         assert (copy / "weights" / "w").read_text() == "old"
         context.steps.write(step=0, loss=1.0)
         (context.out / "weights").mkdir()
         (context.out / "weights" / "w").write_text("new")
-        return Outcome(made[0].metrics, artefacts=["weights/w"])
+        return Outcome(finished_run[0].metrics, artefacts=["weights/w"])
 
     monkeypatch.setattr("dpbench.jobs.text_classification.run", again)
     record = runner.execute(config, copy, quiet=True)
@@ -250,7 +250,7 @@ def test_a_run_over_a_finished_one_replaces_it_when_it_has_finished(copy, config
 
 @pytest.mark.parametrize("moved", [[], ["weights/w"], ["config.json", "steps.jsonl", "weights/w"], ["all"]])
 @pytest.mark.parametrize("by", ["a run", "a child"])
-def test_what_was_killed_while_it_replaced_a_record_is_finished_by_the_next_to_come(copy, config, made, moved, by, monkeypatch):
+def test_a_killed_replacement_of_a_record_is_finished_later(copy, config, finished_run, moved, by, monkeypatch):
     new = copy / runner.NEXT
     new.mkdir()
     if moved != ["all"]:
@@ -272,7 +272,7 @@ def test_what_was_killed_while_it_replaced_a_record_is_finished_by_the_next_to_c
     assert read_record(copy / "record.json").artefacts == {"weights/w": sha256_file(copy / "weights" / "w")}
 
 
-def test_what_a_killed_run_over_a_finished_one_has_begun_is_cleared_away(copy, config, monkeypatch):
+def test_what_a_killed_second_run_began_is_cleared_away(copy, config, monkeypatch):
     before = content(copy)
     (copy / runner.NEXT / "weights").mkdir(parents=True)
     (copy / runner.NEXT / "weights" / "w").write_text("half")
@@ -310,13 +310,13 @@ def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_disk_that_is_full_while_a_job_writes_is_said_in_one_line(config, tmp_path, monkeypatch):
+def test_a_disk_full_during_a_job_is_one_line(config, tmp_path, monkeypatch):
     monkeypatch.setattr("dpbench.jobs.text_classification.run", full)
     with pytest.raises(DpbenchError, match="x: the disk is full"):
         runner.execute(config, tmp_path / "x", quiet=True)
 
 
-def test_a_disk_that_is_full_as_the_steps_are_closed_is_said_in_one_line(tmp_path):
+def test_a_disk_full_as_the_steps_are_closed_is_one_line(tmp_path):
     log = tracking.StepLog(tmp_path / "steps.jsonl")
     log._file.close()
     log._file = SimpleNamespace(close=full)

@@ -36,7 +36,7 @@ def smoke_config() -> dict:
     return next(iter(plan.runs.values())).config
 
 
-def dpbench(words, environment, **given):
+def dpbench(words, environment, **options):
     return subprocess.run(
         [sys.executable, "-m", "dpbench", *words],
         env=environment,
@@ -44,7 +44,7 @@ def dpbench(words, environment, **given):
         text=True,
         timeout=280,
         check=False,
-        **given,
+        **options,
     )
 
 
@@ -164,7 +164,7 @@ def test_a_stopped_listener_does_not_keep_our_streams_open(serving, monkeypatch)
     os.close(read)
 
 
-def test_a_listener_that_is_ready_and_then_starts_nothing_is_ended(tmp_path, monkeypatch):
+def test_a_ready_listener_that_starts_nothing_is_ended(tmp_path, monkeypatch):
     """As one that is stopped in between: it may have our streams."""
     path = tmp_path / "w.sock"
     process = os.fork()
@@ -183,7 +183,7 @@ def test_a_listener_that_is_ready_and_then_starts_nothing_is_ended(tmp_path, mon
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
 
 
-def test_a_listener_that_is_killed_takes_its_command_along_and_the_caller_works(serving):
+def test_a_killed_listener_ends_its_command_and_the_caller_works(serving):
     process, _, told = serving
     answers = []
     caller = threading.Thread(target=lambda: answers.append(warm.call(["run"])))
@@ -195,7 +195,7 @@ def test_a_listener_that_is_killed_takes_its_command_along_and_the_caller_works(
     _wait(lambda: not _alive(child))
 
 
-def test_a_command_that_gives_no_sign_of_life_is_ended_and_the_caller_works(serving, monkeypatch):
+def test_a_silent_command_is_ended_and_the_caller_works(serving, monkeypatch):
     _, _, told = serving
     monkeypatch.setattr(warm, "_SILENCE", 3.5)
     answers = []
@@ -210,7 +210,7 @@ def test_a_command_that_gives_no_sign_of_life_is_ended_and_the_caller_works(serv
     _wait(lambda: not _alive(child))
 
 
-def test_a_command_ends_with_its_caller_though_the_listener_is_stopped(serving):
+def test_a_command_ends_with_its_caller_under_a_stopped_listener(serving):
     process, _, told = serving
     caller = os.fork()
     if caller == 0:
@@ -280,10 +280,10 @@ def _alive(process: int) -> bool:
         return False
 
 
-def _wait(found, seconds: float = 60.0):
+def _wait(condition, seconds: float = 60.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if answer := found():
+        if answer := condition():
             return answer
         time.sleep(0.05)
     raise AssertionError("waited in vain")

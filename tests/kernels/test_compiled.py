@@ -32,23 +32,23 @@ ONES = {"x_i", "x_d", "g_o", "g_d", "w_i", "w_d", "bias_o"}
 
 def signature(names, constants, dtype):
     """Argument name -> Triton's type."""
-    found = {}
+    argument_types = {}
     for name in names:
         if name in constants:
-            found[name] = "constexpr"
+            argument_types[name] = "constexpr"
         elif name in ("x", "g"):
-            found[name] = f"*{dtype}"
+            argument_types[name] = f"*{dtype}"
         elif name in POINTERS:
-            found[name] = "*fp32"
+            argument_types[name] = "*fp32"
         elif name in ("ids", "order"):
-            found[name] = "*i64"
+            argument_types[name] = "*i64"
         elif name == "arrived":
-            found[name] = "*i32"
+            argument_types[name] = "*i32"
         elif name in ("bound", "gamma", "eps", "std", "scale"):
-            found[name] = "fp32"
+            argument_types[name] = "fp32"
         else:
-            found[name] = "i64" if name == "key" else "i32"
-    return found
+            argument_types[name] = "i64" if name == "key" else "i32"
+    return argument_types
 
 
 @cache
@@ -69,19 +69,19 @@ def compiled(kernel, arch, dtype, constants, warps, stages, cooperative=False):
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     options = {"num_warps": warps, "num_stages": stages, "launch_cooperative_grid": cooperative}
-    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    assert bool(made.metadata.launch_cooperative_grid) == cooperative
+    compiled_kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    assert bool(compiled_kernel.metadata.launch_cooperative_grid) == cooperative
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
+        file.write(compiled_kernel.asm["cubin"])
         file.flush()
         usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     registers, stack = (int(re.search(rf"{word}:(\d+)", usage).group(1)) for word in ("REG", "STACK"))
-    return made.metadata.shared, registers, stack, made.asm["ptx"]
+    return compiled_kernel.metadata.shared, registers, stack, compiled_kernel.asm["ptx"]
 
 
-def hold(device, warps, found, residents=1):
-    shared, registers, spilled, _ = found
+def hold(device, warps, kernel, residents=1):
+    shared, registers, spilled, _ = kernel
     assert shared <= device.shared, "shared memory"
     assert spilled <= SPILL, f"{spilled} bytes spilled"
     assert device.residents(registers, shared, warps) >= residents, f"{registers} registers, {shared} bytes"
@@ -125,11 +125,11 @@ def test_the_single_pass(arch, rate, tile):
         "FRESH": False,
         "BLOCK_P": 256,
     }
-    found = compiled(
+    kernel = compiled(
         linear("linear_product_kernel"), arch, DTYPES[rate], frozen(constants | blocks(tile, rate)), tile.warps, tile.stages, True
     )
-    hold(DEVICES[arch], tile.warps, found, tile.residents)
-    code = found[3]
+    hold(DEVICES[arch], tile.warps, kernel, tile.residents)
+    code = kernel[3]
     released, acquired = code.find("gpu.release.add"), code.find("gpu.acquire")
     assert 0 < code.find("st.global") < released < acquired, "a part must be stored before it is announced, and read after"
     assert code.find("ld.global.cg", acquired) > 0, "norms are read past the first-level cache"
@@ -141,18 +141,18 @@ def test_direct_norms_and_the_weighted_product(arch, rate, tile):
     kernel = linear("linear_norm_kernel")
     hold(DEVICES[arch], tile.warps, compiled(kernel, arch, DTYPES[rate], frozen(constants), tile.warps, tile.stages))
     constants = {"HAS_BIAS": True, "FRESH": False, "NORMALISE": rate == "float16"}
-    found = compiled(
+    product_kernel = compiled(
         linear("linear_weighted_kernel"), arch, DTYPES[rate], frozen(constants | blocks(tile, rate)), tile.warps, tile.stages
     )
-    hold(DEVICES[arch], tile.warps, found)
-    assert "cp.async" in found[3], "tiles are not fetched ahead"
+    hold(DEVICES[arch], tile.warps, product_kernel)
+    assert "cp.async" in product_kernel[3], "tiles are not fetched ahead"
 
 
 @pytest.mark.parametrize(("arch", "rate", "tile"), variants(plan.gram_tiles))
 def test_gram_norms(arch, rate, tile):
     constants = {"HAS_BIAS": True, "BLOCK_T": tile.outputs, "BLOCK_F": tile.depth, "PRECISION": blocks(tile, rate)["PRECISION"]}
-    found = compiled(linear("linear_gram_kernel"), arch, DTYPES[rate], frozen(constants), tile.warps, tile.stages)
-    hold(DEVICES[arch], tile.warps, found)
+    kernel = compiled(linear("linear_gram_kernel"), arch, DTYPES[rate], frozen(constants), tile.warps, tile.stages)
+    hold(DEVICES[arch], tile.warps, kernel)
 
 
 @pytest.mark.parametrize("arch", DEVICES)

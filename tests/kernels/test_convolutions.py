@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_leaves import MAKERS, conv, fresh, hold, norms_of, of_sum, relative, sums
+from kernel_oracles import MAKERS, conv, fresh, hold, norms_of, of_sum, relative, sums
 from torch import nn
 
 from dpbench.kernels.conv import cpu
@@ -45,18 +45,18 @@ def bytes_of_one(leaf: cpu.ConvLeaf, use: Use) -> int:
 
 def hold_later(leaf, use, oracle) -> None:
     """Measured first, added later: all of them, then all but one."""
-    wanted = {n: g for n, g in oracle(leaf, use).items() if n in leaf.names}
+    expected_gradients = {n: g for n, g in oracle(leaf, use).items() if n in leaf.names}
     squared, later = leaf.measured(use)
-    assert relative(squared.sqrt(), norms_of(wanted)) < 1e-5
+    assert relative(squared.sqrt(), norms_of(expected_gradients)) < 1e-5
     factors, finite = torch.rand(len(use.g)), torch.ones(len(use.g), dtype=torch.bool)
     for into in (sums(leaf), fresh(leaf)):
         later(factors, finite, into)
-        for name, gradient in wanted.items():
+        for name, gradient in expected_gradients.items():
             assert of_sum(into[name], factors, gradient) < 1e-5, name
     finite[len(finite) // 2] = False
     into = fresh(leaf)
     leaf.measured(use)[1](factors, finite, into)
-    for name, gradient in wanted.items():
+    for name, gradient in expected_gradients.items():
         assert of_sum(into[name], factors[finite], gradient[finite]) < 1e-5, name
 
 
@@ -68,17 +68,17 @@ def test_convolutions_of_every_kind(way, shape, options, monkeypatch, poisoned_e
         pytest.skip("the kernel wraps further than these few positions")
     go(way, monkeypatch)
     leaf, use, oracle = conv(shape, **options)
-    for own in (use, channels_last(use)):
-        hold(leaf, own, oracle)
-        hold_later(leaf, own, oracle)
+    for layout_use in (use, channels_last(use)):
+        hold(leaf, layout_use, oracle)
+        hold_later(leaf, layout_use, oracle)
 
 
 @pytest.mark.parametrize("module", [nn.Conv2d(1, 5, 3), nn.Conv2d(6, 12, 3, groups=6), nn.Conv2d(24, 3, (1, 4), (2, 3), (0, 2))])
-def test_one_channel_a_group_each_and_kernels_that_are_no_squares(module):
+def test_depthwise_groups_and_kernels_that_are_not_square(module):
     use = Use(torch.randn(3, module.in_channels, 7, 8), torch.empty(0))
     use.g = torch.randn_like(module(use.x)).detach()
-    for own in (use, channels_last(use)):
-        hold(cpu.ConvLeaf(module), own, conv((1, 1))[2])
+    for layout_use in (use, channels_last(use)):
+        hold(cpu.ConvLeaf(module), layout_use, conv((1, 1))[2])
 
 
 @pytest.mark.parametrize("batch", [1, 4, 5, 6])
@@ -95,31 +95,31 @@ def test_borders_of_chunks(way, examples, batch, monkeypatch, poisoned_empty):
     hold_later(leaf, use, oracle)
 
 
-def test_a_non_finite_example_in_a_chunk_of_its_own_and_beside_others(monkeypatch):
+def test_a_non_finite_example_alone_or_beside_others_in_a_chunk(monkeypatch):
     for examples in (1, 2, 5):
         leaf, use, oracle = conv((5, 5, 4))
         monkeypatch.setitem(cpu.CHUNK, "cpu", examples * bytes_of_one(leaf, use))
         use.g[1, 0, 0] = float("nan")
         use.x[4] = float("inf")
         good = Use(use.x[[0, 2, 3]], use.g[[0, 2, 3]])
-        wanted = oracle(leaf, good)
-        scale = abadi.factor(norms_of(wanted), 0.5, 0.0)
+        expected_gradients = oracle(leaf, good)
+        scale = abadi.factor(norms_of(expected_gradients), 0.5, 0.0)
         squared, later = leaf.measured(use)
         assert torch.isfinite(squared).tolist() == [True, False, True, True, False]
         kept, clipped = fresh(leaf), fresh(leaf)
         later(abadi.factor(squared.nan_to_num(1).sqrt(), 0.5, 0.0), torch.isfinite(squared), kept)
         leaf.clip_into(use, Factor("abadi", 0.5, 0.0, abadi.factor), clipped)
         for name in leaf.names:
-            assert of_sum(kept[name], scale, wanted[name]) < 1e-5
-            assert of_sum(clipped[name], scale, wanted[name]) < 1e-5
+            assert of_sum(kept[name], scale, expected_gradients[name]) < 1e-5
+            assert of_sum(clipped[name], scale, expected_gradients[name]) < 1e-5
 
 
 def test_a_chunk_that_is_lost_is_caught(monkeypatch):
     """The planted fault: the short chunk at the end is left out."""
     leaf, use, oracle = conv((5, 5, 4))
     monkeypatch.setitem(cpu.CHUNK, "cpu", 2 * bytes_of_one(leaf, use))
-    whole = cpu.ConvLeaf._parts
-    monkeypatch.setattr(cpu.ConvLeaf, "_parts", lambda *args: list(whole(*args))[:2])
+    real_parts = cpu.ConvLeaf._parts
+    monkeypatch.setattr(cpu.ConvLeaf, "_parts", lambda *args: list(real_parts(*args))[:2])
     with pytest.raises((AssertionError, RuntimeError)):
         hold(leaf, use, oracle)
 

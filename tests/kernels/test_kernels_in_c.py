@@ -45,15 +45,15 @@ def clip(left, right, weight, written=False, one=None, side=0, bias=None):
     return linear_native._products(left, right, weight, written, one or factor(), side, bias)
 
 
-def wanted(left, right, one):
+def oracle_clip(left, right, one):
     """([B] norms, the clipped sum), fp64."""
     products, _ = of_linear(right, left)
     norms = products.flatten(1).square().sum(1).sqrt()
     return norms, torch.einsum("b,brc->rc", one(norms), products)
 
 
-def near(found, expected, tolerance=1e-5):
-    return float((found.double() - expected).norm()) <= tolerance * float(expected.norm())
+def near(actual, expected, tolerance=1e-5):
+    return float((actual.double() - expected).norm()) <= tolerance * float(expected.norm())
 
 
 @pytest.mark.parametrize("name", compiled.FUNCTIONS)
@@ -61,7 +61,7 @@ def near(found, expected, tolerance=1e-5):
 def test_single_pass_and_norms_at_every_kind_of_size(shape, name, poisoned_empty):
     left, right = inputs(3, *shape)
     bound = float(of_linear(right, left)[0].flatten(1).norm(dim=1).median())  # some are clipped
-    norms, expected = wanted(left, right, factor(name, bound))
+    norms, expected = oracle_clip(left, right, factor(name, bound))
     assert near(linear_native.product_sq_norms(left, right).sqrt(), norms)
     for written in (False, True):
         weight = torch.randn(shape[1:]) if written else torch.full(shape[1:], math.nan)
@@ -80,19 +80,19 @@ def test_single_pass_and_norms_at_every_kind_of_size(shape, name, poisoned_empty
 @settings(max_examples=40, deadline=None)
 def test_any_size_by_any_number_of_threads_gives_the_same_bits(batch, tokens, rows, columns, threads):
     left, right = inputs(batch, tokens, rows, columns)
-    norms, expected = wanted(left, right, factor())
-    found = []
+    norms, expected = oracle_clip(left, right, factor())
+    results = []
     before = torch.get_num_threads()
     for number in (1, threads):
         torch.set_num_threads(number)
         weight = torch.full((rows, columns), math.nan)
-        found.append((clip(left, right, weight), weight))
+        results.append((clip(left, right, weight), weight))
     torch.set_num_threads(before)
-    assert near(found[0][0], norms, 2e-5)
+    assert near(results[0][0], norms, 2e-5)
     terms = float((factor()(norms) * norms).sum())  # of which the sum may cancel, in one dimension even to 0
-    assert float((found[0][1] - expected).norm()) <= 2e-5 * terms
-    assert torch.equal(found[0][0], found[1][0])
-    assert torch.equal(found[0][1], found[1][1])
+    assert float((results[0][1] - expected).norm()) <= 2e-5 * terms
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -102,21 +102,21 @@ def test_nothing_is_written_outside(shape, monkeypatch):
 
     def guard(*size):
         count, pad = math.prod(size), 64
-        whole = torch.full((count + 2 * pad,), 77.0)
-        guarded.append((whole, pad, count))
-        return whole[pad : pad + count].view(size)
+        guarded_buffer = torch.full((count + 2 * pad,), 77.0)
+        guarded.append((guarded_buffer, pad, count))
+        return guarded_buffer[pad : pad + count].view(size)
 
     monkeypatch.setattr(linear_native, "_room", lambda x, y: guard(linear_native._library().dpbench_products_room(*shape, 2)))
     left, right = inputs(3, *shape)
     weight, buffer = guard(*shape[1:]), guard(*shape[1:])
-    made = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: buffer if a[0] == weight.shape else made(*a, **k))
+    real_empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: buffer if a[0] == weight.shape else real_empty(*a, **k))
     torch.set_num_threads(2)
     clip(left, right, weight)
-    assert near(weight, wanted(left, right, factor())[1])
-    for whole, pad, count in guarded:
-        assert torch.equal(whole[:pad], torch.full((pad,), 77.0))
-        assert torch.equal(whole[pad + count :], torch.full((pad,), 77.0))
+    assert near(weight, oracle_clip(left, right, factor())[1])
+    for guarded_buffer, pad, count in guarded:
+        assert torch.equal(guarded_buffer[:pad], torch.full((pad,), 77.0))
+        assert torch.equal(guarded_buffer[pad + count :], torch.full((pad,), 77.0))
 
 
 @pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
@@ -151,7 +151,7 @@ def test_examples_that_are_not_finite_are_left_out(written):
     weight = torch.ones(30, 40) if written else torch.full((30, 40), math.nan)
     norms = clip(left, right, weight, written)
     assert torch.isfinite(norms).tolist() == [False, True, False, True]
-    expected = wanted(left[[1, 3]], right[[1, 3]], factor())[1]
+    expected = oracle_clip(left[[1, 3]], right[[1, 3]], factor())[1]
     assert near(weight, expected + float(written))
     weight = torch.ones(30, 40) if written else torch.full((30, 40), math.nan)
     clip(left[[0, 2]], right[[0, 2]], weight, written)
@@ -174,9 +174,9 @@ def test_a_bias_is_in_the_same_norm(side, shape):
     norms = (of_linear(right, left)[0].flatten(1).square().sum(1) + biases.square().sum(1)).sqrt()
     bound = float(norms[good].min()) * 1.1
     weight, bias = torch.empty(shape[1:]), torch.ones(shape[side])
-    found = clip(left, right, weight, one=factor(bound=bound), side=side, bias=bias)
-    assert near(found[good], norms[good])
-    assert not math.isfinite(found[1])
+    actual_norms = clip(left, right, weight, one=factor(bound=bound), side=side, bias=bias)
+    assert near(actual_norms[good], norms[good])
+    assert not math.isfinite(actual_norms[1])
     scale = abadi.factor(norms[good], bound, 0.0)
     assert near(weight, torch.einsum("b,brc->rc", scale, of_linear(right, left)[0][good]))
     assert near(bias, 1.0 + scale @ biases[good])
@@ -229,14 +229,14 @@ def test_norm_gradients(tokens, width, centred, kinds, poisoned_empty):
         wide, shift = x.double(), g.double().sum(1)
         scale = (g * wide / (wide.square().mean(-1, keepdim=True) + 1e-3).sqrt()).sum(1)
     expected = torch.stack([value for value, has in zip((scale, shift), kinds, strict=True) if has], 1)
-    found = norms_native.norm_gradients(x, g, 1e-3, centred, *kinds)
-    assert found.shape == expected.shape
-    assert float((found - expected).norm()) <= 1e-5 * max(float(expected.norm()), 1.0)
+    gradients = norms_native.norm_gradients(x, g, 1e-3, centred, *kinds)
+    assert gradients.shape == expected.shape
+    assert float((gradients - expected).norm()) <= 1e-5 * max(float(expected.norm()), 1.0)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     alone = norms_native.norm_gradients(x, g, 1e-3, centred, *kinds)
     torch.set_num_threads(before)
-    assert torch.equal(found, alone)
+    assert torch.equal(gradients, alone)
 
 
 def test_norm_gradients_of_no_example():

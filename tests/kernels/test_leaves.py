@@ -4,151 +4,36 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gradients import of_linear, per_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_oracles import (
+    FUNCTIONS,
+    MAKERS,
+    SHAPES,
+    embedding,
+    fresh,
+    hold,
+    linear,
+    norms_of,
+    of_sum,
+    of_terms,
+    oracle,
+    relative,
+    sums,
+)
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dpbench import errors
-from dpbench.kernels.conv.cpu import ConvLeaf
 from dpbench.kernels.embedding.cpu import EmbeddingLeaf
 from dpbench.kernels.fallback.cpu import FallbackLeaf
-from dpbench.kernels.groupnorm.cpu import GroupNormLeaf
-from dpbench.kernels.layernorm.cpu import LayerNormLeaf
-from dpbench.kernels.layernorm.native import NativeLayerNormLeaf
 from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.linear import cpu as linear_cpu
 from dpbench.kernels.linear import native as linear_native
+from dpbench.kernels.linear import reference as linear_reference
 from dpbench.kernels.linear.cpu import Conv1DLeaf, LinearLeaf
 from dpbench.kernels.rmsnorm.cpu import RMSNormLeaf
-from dpbench.kernels.rmsnorm.native import NativeRMSNormLeaf
-from dpbench.privacy.clipping import abadi, auto_s, auto_v
-
-FUNCTIONS = {"abadi": abadi, "auto_v": auto_v, "auto_s": auto_s}
-
-
-def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-12))
-
-
-def of_sum(found: torch.Tensor, factors: torch.Tensor, gradients: torch.Tensor) -> float:
-    """Error of a weighted sum, relative to it."""
-    return relative(found, torch.einsum("b,b...->...", factors.double(), gradients))
-
-
-def of_terms(found: torch.Tensor, factors: torch.Tensor, gradients: torch.Tensor) -> float:
-    """Error of a weighted sum, against the length of its terms: in one dimension they may cancel, even to exactly 0."""
-    terms = factors.double()[:, None] * gradients.flatten(1)
-    return float((found.double().flatten() - terms.sum(0)).norm() / terms.norm(dim=1).sum().clamp(min=1e-12))
-
-
-def sums(leaf):
-    return Sums({n: torch.zeros_like(p, dtype=torch.float32) for n, p in leaf.parameters.items()})
-
-
-def fresh(leaf):
-    """Sums that nobody has written yet: full of NaN."""
-    tensors = {n: torch.full_like(p, float("nan"), dtype=torch.float32) for n, p in leaf.parameters.items()}
-    return Sums(tensors, tensors)
-
-
-def oracle(leaf, use):
-    """name -> [B, ...] fp64 per-example gradients."""
-    return per_example(leaf.module, use.x, use.g)
-
-
-def linear(shape, dtype=torch.float32, inputs=13, outputs=7, bias=True):
-    torch.manual_seed(sum(shape))
-    leaf = LinearLeaf(nn.Linear(inputs, outputs, bias=bias).to(dtype))
-    return leaf, Use(torch.randn(*shape, inputs).to(dtype), torch.randn(*shape, outputs).to(dtype)), oracle
-
-
-def conv1d(shape, dtype=torch.float32):
-    torch.manual_seed(sum(shape))
-    leaf = Conv1DLeaf(Conv1D(7, 13).to(dtype))
-    return leaf, Use(torch.randn(*shape, 13).to(dtype), torch.randn(*shape, 7).to(dtype)), oracle
-
-
-def layernorm(shape, dtype=torch.float32):
-    torch.manual_seed(sum(shape))
-    leaf = LayerNormLeaf(nn.LayerNorm(11).to(dtype))
-    return leaf, Use(torch.randn(*shape, 11).to(dtype), torch.randn(*shape, 11).to(dtype)), oracle
-
-
-def embedding(shape, dtype=torch.float32):
-    torch.manual_seed(sum(shape))
-    leaf = EmbeddingLeaf(nn.Embedding(5, 9, padding_idx=2).to(dtype))
-    return leaf, Use(torch.randint(0, 5, shape), torch.randn(*shape, 9).to(dtype)), oracle
-
-
-def rmsnorm(shape, dtype=torch.float32):
-    torch.manual_seed(sum(shape))
-    leaf = RMSNormLeaf(nn.RMSNorm(11, eps=1e-3).to(dtype))
-    return leaf, Use(torch.randn(*shape, 11).to(dtype), torch.randn(*shape, 11).to(dtype)), oracle
-
-
-def groupnorm(shape, dtype=torch.float32):
-    torch.manual_seed(sum(shape))
-    batch, *positions = shape
-    leaf = GroupNormLeaf(nn.GroupNorm(3, 12).to(dtype))
-    return leaf, Use(torch.randn(batch, 12, *positions).to(dtype), torch.randn(batch, 12, *positions).to(dtype)), oracle
-
-
-def conv(shape, dtype=torch.float32, **options):
-    """[B, T] is an nn.Conv1d over T positions, [B, H, W] an nn.Conv2d, [B, D, H, W] an nn.Conv3d."""
-    torch.manual_seed(sum(shape))
-    batch, *positions = shape
-    kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(positions)]
-    module = kind(4, 6, **({"kernel_size": 3, "padding": 1} | options)).to(dtype)
-    x = torch.randn(batch, 4, *positions).to(dtype)
-    return ConvLeaf(module), Use(x, torch.randn_like(module(x)).detach()), oracle
-
-
-MAKERS = {"linear": linear, "conv1d": conv1d, "layernorm": layernorm, "embedding": embedding}
-MAKERS |= {"rmsnorm": rmsnorm, "groupnorm": groupnorm, "conv": conv}
-
-
-def in_c(make, leaf_class):
-    def made(*args, **options):
-        leaf, use, oracle = make(*args, **options)
-        return leaf_class(leaf.module), use, oracle
-
-    return made
-
-
-if linear_native.NativeLinearLeaf.refuses(nn.Linear(1, 1)) is None:
-    MAKERS |= {
-        "linear_in_c": in_c(linear, linear_native.NativeLinearLeaf),
-        "conv1d_in_c": in_c(conv1d, linear_native.NativeConv1DLeaf),
-        "layernorm_in_c": in_c(layernorm, NativeLayerNormLeaf),
-        "rmsnorm_in_c": in_c(rmsnorm, NativeRMSNormLeaf),
-    }
-SHAPES = [(1, 1), (3, 1), (4, 5), (2, 37), (5, 3, 4)]
-
-
-def norms_of(gradients):
-    return torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0).sqrt()
-
-
-def hold(leaf, use, oracle, tolerance=1e-5, error=of_sum):
-    """The three ways a leaf can be asked, against its oracle."""
-    wanted = {n: g for n, g in oracle(leaf, use).items() if n in leaf.names}
-    norms = norms_of(wanted)
-    assert relative(leaf.sq_norms(use).sqrt(), norms) < tolerance
-    factors = torch.rand(len(use.g))
-    into = sums(leaf)
-    leaf.add_weighted(use, factors, into)
-    for name, gradient in wanted.items():
-        assert error(into[name], factors, gradient) < tolerance, name
-    bound = max(float(norms.median()), 0.1)  # half the examples are above it
-    for name, function in FUNCTIONS.items():
-        scale = function.factor(norms, bound, 0.01)
-        for into in (sums(leaf), fresh(leaf)):
-            found = leaf.clip_into(use, Factor(name, bound, 0.01, function.factor), into)
-            assert relative(found, norms) < tolerance, name
-            for tensor, gradient in wanted.items():
-                assert error(into[tensor], scale, gradient) < tolerance, (name, tensor)
+from dpbench.privacy.clipping import abadi
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -202,10 +87,10 @@ def test_rmsnorm_without_eps_takes_that_of_its_input(eps, dtype):
     x = (torch.randn(3, 4, 8) * 1e-2).to(dtype)
     out = module(x)
     g = torch.randn_like(out).detach()
-    (wanted,) = torch.autograd.grad((out * g).sum(), [module.weight])
+    (expected_gradient,) = torch.autograd.grad((out * g).sum(), [module.weight])
     into = {"weight": torch.zeros(8)}
     RMSNormLeaf(module).add_weighted(Use(x, g), torch.ones(3), Sums(into))
-    assert relative(into["weight"], wanted) < (1e-5 if dtype == torch.float32 else 2e-2)
+    assert relative(into["weight"], expected_gradient) < (1e-5 if dtype == torch.float32 else 2e-2)
 
 
 def test_rmsnorm_of_transformers():
@@ -217,8 +102,8 @@ def test_rmsnorm_of_transformers():
 
 def test_norms_of_large_tensors_do_not_drift():
     values = torch.rand(3_000_017)
-    wanted = values.double().square().sum()
-    assert abs(float(linear_cpu.squared(values)) / float(wanted) - 1) < 4e-6  # of the square: half of it in the norm
+    exact = values.double().square().sum()
+    assert abs(float(linear_cpu.squared(values)) / float(exact) - 1) < 4e-6  # of the square: half of it in the norm
 
 
 @pytest.mark.parametrize(
@@ -236,11 +121,11 @@ def test_norms_of_large_tensors_do_not_drift():
 def test_fallback_equals_autograd_one_example_at_a_time(module, x):
     leaf = FallbackLeaf(module)
     g = torch.randn_like(module(x))
-    wanted = []
+    example_gradients = []
     for i in range(len(x)):
         out = module(x[i : i + 1])
-        wanted.append(torch.autograd.grad((out * g[i : i + 1]).sum(), list(module.parameters())))
-    oracle = {n: torch.stack([w[k] for w in wanted]).double() for k, n in enumerate(leaf.names)}
+        example_gradients.append(torch.autograd.grad((out * g[i : i + 1]).sum(), list(module.parameters())))
+    oracle = {n: torch.stack([w[k] for w in example_gradients]).double() for k, n in enumerate(leaf.names)}
     hold(leaf, Use(x, g), lambda *_: oracle)
 
 
@@ -257,10 +142,10 @@ def test_a_non_finite_example_adds_nothing(kind):
         norms = leaf.clip_into(use, Factor("abadi", 0.5, 0.0, abadi.factor), into)
     assert torch.isfinite(norms).tolist() == [True, False, False, True]
     good = Use(use.x[[0, 3]], use.g[[0, 3]])
-    wanted = oracle(leaf, good)
-    scale = abadi.factor(norms_of({n: g for n, g in wanted.items() if n in leaf.names}), 0.5, 0.0)
+    expected_gradients = oracle(leaf, good)
+    scale = abadi.factor(norms_of({n: g for n, g in expected_gradients.items() if n in leaf.names}), 0.5, 0.0)
     for name in leaf.names:
-        assert relative(into[name], torch.einsum("b,b...->...", scale, wanted[name])) < 1e-5
+        assert relative(into[name], torch.einsum("b,b...->...", scale, expected_gradients[name])) < 1e-5
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -275,7 +160,7 @@ def test_incoming_tensors_are_left_as_they_were(kind):
     assert torch.equal(use.g, g)
 
 
-def test_embedding_options_without_per_example_gradients_are_refused():
+def test_embedding_options_that_mix_examples_are_refused():
     with pytest.raises(errors.DpbenchError, match="max_norm"):
         EmbeddingLeaf(nn.Embedding(5, 3, max_norm=1.0))
 
@@ -309,11 +194,11 @@ def test_a_gram_norm_says_no_less_where_tokens_cancel(tokens, inputs, outputs, n
     half_x, half_g = torch.randn(4, tokens // 2, inputs), torch.randn(4, tokens // 2, outputs)
     x = torch.cat([half_x, half_x + noise * torch.randn_like(half_x)], 1)
     g = torch.cat([half_g, -half_g], 1)
-    found = linear_cpu.gram_sq_norms(x, g).double()
-    true = norms_of({"weight": of_linear(x, g)[0]}).square()
+    sq_norms = linear_cpu.gram_sq_norms(x, g).double()
+    true = norms_of({"weight": linear_reference.per_example(x, g)[0]}).square()
     terms = (x.double().square().sum(2) * g.double().square().sum(2)).sum(1)
-    assert (found >= true * (1 - 1e-5)).all()
-    assert (found <= true + 1e-5 * terms).all()  # and not much more
+    assert (sq_norms >= true * (1 - 1e-5)).all()
+    assert (sq_norms <= true + 1e-5 * terms).all()  # and not much more
 
 
 @pytest.mark.parametrize("function", ["auto_v", "auto_s", "abadi"])

@@ -37,17 +37,17 @@ def test_every_way_of_a_linear_layer(way, shape, dtype, monkeypatch):
     if batch > 2:
         g[1, 0, 0] = float("nan")
     rate = launch.rate(dtype)
-    found = [p for p in plan.plans(launch.sheet_of(torch.device("cuda")), *shape, rate) if p.way == way]
-    if not found:
+    plans = [p for p in plan.plans(launch.sheet_of(torch.device("cuda")), *shape, rate) if p.way == way]
+    if not plans:
         pytest.skip("this weight does not fit the chip")
     weight, bias = of_linear(x, g)
     norms = (weight.flatten(1).square().sum(1) + bias.square().sum(1)).sqrt()
     good = torch.isfinite(norms)
     bound = float(norms[good].median())
     scale = abadi.factor(norms[good], bound, 0.0)
-    wanted = [torch.einsum("b,b...->...", scale, value[good]) for value in (weight, bias)]
+    expected_sums = [torch.einsum("b,b...->...", scale, value[good]) for value in (weight, bias)]
     leaf = LinearTritonLeaf(nn.Linear(inputs, outputs).cuda().to(dtype))
-    for chosen in found:
+    for chosen in plans:
         monkeypatch.setattr(plan, "choose", lambda *_, chosen=chosen: chosen)
         if chosen.norms is not None:
             monkeypatch.setattr(plan, "norm_way", lambda *_, chosen=chosen: (chosen.way, chosen.norms))
@@ -59,14 +59,14 @@ def test_every_way_of_a_linear_layer(way, shape, dtype, monkeypatch):
             if results:  # compiled by now: from here on nothing may wait
                 torch.cuda.set_sync_debug_mode("error")
             try:
-                own = leaf.clip_into(use, Factor("abadi", bound, 0.0, abadi.factor), Sums(sums, sums))
+                actual_norms = leaf.clip_into(use, Factor("abadi", bound, 0.0, abadi.factor), Sums(sums, sums))
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-            results.append((own, sums["weight"], sums["bias"]))
-        own, *both = (value.double().cpu() for value in results[0])
-        assert torch.equal(torch.isfinite(own), good)
-        assert float((own[good] - norms[good]).norm() / norms[good].norm()) < 1e-5
-        for value, want in zip(both, wanted, strict=True):
+            results.append((actual_norms, sums["weight"], sums["bias"]))
+        actual_norms, *both = (value.double().cpu() for value in results[0])
+        assert torch.equal(torch.isfinite(actual_norms), good)
+        assert float((actual_norms[good] - norms[good]).norm() / norms[good].norm()) < 1e-5
+        for value, want in zip(both, expected_sums, strict=True):
             assert float((value - want).norm() / want.norm()) < TOLERANCE[dtype]
         assert all(torch.equal(a[~a.isnan()], b[~b.isnan()]) for a, b in zip(*results, strict=True)), "not the same bits twice"
 
@@ -76,8 +76,8 @@ def test_the_bench_finds_every_kernel_right(tmp_path):
     from dpbench.spec.expand import config_of
 
     for dtype in ("float32", "bfloat16"):
-        given = {"kernels": ["torch", "triton"], "device": "cuda", "dtype": dtype, "rounds": 1, "milliseconds": 1.0}
-        assert execute(config_of("kernel_bench", given), tmp_path / dtype, quiet=True).warnings == []
+        bench_settings = {"kernels": ["torch", "triton"], "device": "cuda", "dtype": dtype, "rounds": 1, "milliseconds": 1.0}
+        assert execute(config_of("kernel_bench", bench_settings), tmp_path / dtype, quiet=True).warnings == []
 
 
 def test_noise_on_the_device_is_that_of_the_interpreter():
@@ -86,9 +86,9 @@ def test_noise_on_the_device_is_that_of_the_interpreter():
 
     from dpbench.kernels.noise.triton import noise_add_
 
-    found = torch.zeros(1_000_000, device="cuda")
-    noise_add_(found, 1.0, 1.0, 7, 0, 0)
-    again = torch.zeros_like(found)
+    noise = torch.zeros(1_000_000, device="cuda")
+    noise_add_(noise, 1.0, 1.0, 7, 0, 0)
+    again = torch.zeros_like(noise)
     noise_add_(again, 1.0, 1.0, 7, 0, 0)
-    assert torch.equal(found, again)
-    assert stats.kstest(found.cpu().numpy(), "norm").pvalue > 1e-3
+    assert torch.equal(noise, again)
+    assert stats.kstest(noise.cpu().numpy(), "norm").pvalue > 1e-3

@@ -33,7 +33,7 @@ def test_every_shape_has_a_plan_that_can_run(device, batch, tokens, inputs, outp
 @pytest.mark.parametrize("device", sheet.SHEETS, ids=lambda d: d.name)
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize(("inputs", "outputs"), [(768, 768), (1600, 6400), (4096, 11008)])
-def test_once_direct_norms_are_chosen_longer_texts_do_not_go_back_to_gram(device, rate, inputs, outputs):
+def test_longer_texts_never_go_back_from_direct_to_gram(device, rate, inputs, outputs):
     """With examples enough to fill the device: of very few, either way leaves most of it idle."""
     lengths = (1, 16, 64, 256, 1024, 4096, 16384, 65536)
     ways = [plan.norm_way(device, 528, tokens, inputs, outputs, rate)[0] for tokens in lengths]
@@ -47,10 +47,10 @@ def test_time_grows_with_the_work(rate):
     for way in (0, 1):
         grid = [64, 256, 1024, 4096]
         if way == 0:
-            found = [plan.choose(sheet.A100, 8, tokens, 1024, 4096, rate).seconds for tokens in grid]
+            seconds = [plan.choose(sheet.A100, 8, tokens, 1024, 4096, rate).seconds for tokens in grid]
         else:
-            found = [plan.choose(sheet.A100, batch, 512, 1024, 4096, rate).seconds for batch in (1, 4, 16, 64)]
-        assert found == sorted(found)
+            seconds = [plan.choose(sheet.A100, batch, 512, 1024, 4096, rate).seconds for batch in (1, 4, 16, 64)]
+        assert seconds == sorted(seconds)
 
 
 def test_the_known_corners():
@@ -83,14 +83,14 @@ def test_the_lower_triangle_is_half_the_work():
 
 
 def test_a_device_without_a_sheet_takes_the_nearest_of_its_kind():
-    found = sheet.sheet_of(SimpleNamespace(major=8, minor=9, multi_processor_count=41, name="half of an L40"))
-    assert (found.name, found.capability, found.sms) == ("half of an L40", (8, 9), 41)
-    assert found.flops["bfloat16"] == pytest.approx(sheet.RTX3090.flops["bfloat16"] / 2)
-    whole = SimpleNamespace(
+    nearest_sheet = sheet.sheet_of(SimpleNamespace(major=8, minor=9, multi_processor_count=41, name="half of an L40"))
+    assert (nearest_sheet.name, nearest_sheet.capability, nearest_sheet.sms) == ("half of an L40", (8, 9), 41)
+    assert nearest_sheet.flops["bfloat16"] == pytest.approx(sheet.RTX3090.flops["bfloat16"] / 2)
+    whole_gpu = SimpleNamespace(
         major=9, minor=0, multi_processor_count=132, name="H200", shared_memory_per_block_optin=1, regs_per_multiprocessor=2
     )
-    assert sheet.sheet_of(whole).shared == 1
-    assert sheet.sheet_of(whole).registers_sm == 2
+    assert sheet.sheet_of(whole_gpu).shared == 1
+    assert sheet.sheet_of(whole_gpu).registers_sm == 2
 
 
 def test_plans_are_made_without_torch():

@@ -23,7 +23,7 @@ SHAPES = {
 }
 
 
-def made(name, dtype=torch.float64):
+def module_and_use(name, dtype=torch.float64):
     torch.manual_seed(0)
     shape = SHAPES[name]
     module = WeightStandardConv2d(*shape["args"], **shape["options"]).to(dtype)
@@ -45,22 +45,22 @@ def per_example(module, x, g):
     return {name: torch.stack(values) for name, values in rows.items()}
 
 
-def relative(found, wanted):
-    return float((found.double() - wanted).norm() / wanted.norm())
+def relative(actual, expected):
+    return float((actual.double() - expected).norm() / expected.norm())
 
 
 def test_a_standardised_weight_has_mean_0_and_norm_1_a_channel():
     weight = torch.randn(6, 4, 3, 3, dtype=torch.float64) * 2 + 1
-    found, _ = standardised(weight)
-    assert found.flatten(1).mean(1).abs().max() < 1e-14
+    standard_weight, _ = standardised(weight)
+    assert standard_weight.flatten(1).mean(1).abs().max() < 1e-14
     # EPS is 1e-4 of a squared norm of about 4 x 36
-    torch.testing.assert_close(found.flatten(1).norm(dim=1), torch.ones(6, dtype=torch.float64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(standard_weight.flatten(1).norm(dim=1), torch.ones(6, dtype=torch.float64), rtol=1e-6, atol=0)
     constant, _ = standardised(torch.ones(1, 2, 3, 3))
     assert torch.equal(constant, torch.zeros_like(constant))
 
 
 def test_shift_and_scale_of_the_weight_change_nothing():
-    module, use = made("plain")
+    module, use = module_and_use("plain")
     before = module(use.x)
     with torch.no_grad():
         module.weight.mul_(300.0).add_(5.0)
@@ -70,39 +70,39 @@ def test_shift_and_scale_of_the_weight_change_nothing():
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_per_example_gradients_are_the_oracles(name):
-    module, use = made(name)
-    leaf, wanted = WeightStandardConvLeaf(module), per_example(module, use.x, use.g)
-    squared = sum(w.flatten(1).square().sum(1) for w in wanted.values())
+    module, use = module_and_use(name)
+    leaf, expected_gradients = WeightStandardConvLeaf(module), per_example(module, use.x, use.g)
+    squared = sum(w.flatten(1).square().sum(1) for w in expected_gradients.values())
     assert relative(leaf.sq_norms(use), squared) < 1e-12
     factors = torch.rand(4, dtype=torch.float64)
     into = leaf.buffers(use.g)
     leaf.add_weighted(use, factors, into)
-    for key, value in wanted.items():
+    for key, value in expected_gradients.items():
         assert relative(into[key], torch.einsum("b,b...->...", factors, value)) < 1e-12
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_fp32_is_within_its_rounding(name):
     """Sums of some hundred products in fp32: 1e-5, as for every other leaf."""
-    module, use = made(name, torch.float32)
-    leaf, wanted = WeightStandardConvLeaf(module), per_example(module, use.x, use.g)
-    bound = float(sum(w.flatten(1).square().sum(1) for w in wanted.values()).sqrt().median())
+    module, use = module_and_use(name, torch.float32)
+    leaf, expected_gradients = WeightStandardConvLeaf(module), per_example(module, use.x, use.g)
+    bound = float(sum(w.flatten(1).square().sum(1) for w in expected_gradients.values()).sqrt().median())
     factor = Factor("abadi", bound, 0.0, abadi.factor)
     names = {n: torch.full_like(p, float("nan")) for n, p in leaf.parameters.items()}
     into = Sums(names, names)
     norms = leaf.clip_into(use, factor, into)
     assert 0 < int((norms > bound).sum()) < 4
-    for key, value in wanted.items():
+    for key, value in expected_gradients.items():
         assert relative(into[key], torch.einsum("b,b...->...", factor(norms).double(), value)) < 1e-5
 
 
 def test_frozen_weight_or_bias_has_no_gradient():
-    module, use = made("plain")
-    wanted = per_example(module, use.x, use.g)
+    module, use = module_and_use("plain")
+    expected_gradients = per_example(module, use.x, use.g)
     module.weight.requires_grad_(False)
     leaf = WeightStandardConvLeaf(module)
     assert list(leaf.parameters) == ["bias"]
-    assert relative(leaf.sq_norms(use), wanted["bias"].square().sum(1)) < 1e-12
+    assert relative(leaf.sq_norms(use), expected_gradients["bias"].square().sum(1)) < 1e-12
 
 
 def test_engines_find_its_leaf_and_not_the_fallback():
@@ -112,7 +112,7 @@ def test_engines_find_its_leaf_and_not_the_fallback():
 
 def test_a_gradient_without_the_pull_back_is_caught(monkeypatch):
     """The planted fault: the plain convolution's gradient, as if the weight were not standardised."""
-    module, use = made("plain")
+    module, use = module_and_use("plain")
     monkeypatch.setattr(WeightStandardConvLeaf, "pulled_back", ConvLeaf.pulled_back)
     with pytest.raises(AssertionError):
         assert (

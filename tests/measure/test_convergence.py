@@ -29,14 +29,14 @@ def test_one_step_of_auto_s_is_its_formula():
 
 def test_auto_s_under_noise_goes_down_as_the_fourth_root():
     """16 times the steps: T^-1/4 gives 0.5. The mean of 256 |w| has a relative error of 0.6 / 16 = 4 %, its minimum less."""
-    own = settings(noise_std=0.05)
-    ratio = job.least_gradient(own, 4096, 0) / job.least_gradient(own, 256, 0)
+    noisy_settings = settings(noise_std=0.05)
+    ratio = job.least_gradient(noisy_settings, 4096, 0) / job.least_gradient(noisy_settings, 256, 0)
     assert 0.4 < ratio < 0.6
 
 
 def test_auto_v_under_noise_stalls():
-    own = settings(function="auto_v", noise_std=0.05)
-    assert job.least_gradient(own, 4096, 0) > 0.8 * job.least_gradient(own, 256, 0)
+    noisy_settings = settings(function="auto_v", noise_std=0.05)
+    assert job.least_gradient(noisy_settings, 4096, 0) > 0.8 * job.least_gradient(noisy_settings, 256, 0)
 
 
 def test_every_length_is_a_metric_of_its_own(tmp_path):

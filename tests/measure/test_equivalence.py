@@ -31,7 +31,7 @@ def metrics_of(tmp_path, **over):
 
 
 @pytest.mark.parametrize("over", [{}, {"function": "auto_v", "against": "auto_v"}, ABADI])
-def test_the_papers_rule_agrees_to_rounding_and_the_other_does_not(over, tmp_path):
+def test_the_papers_rule_alone_agrees_to_rounding(over, tmp_path):
     """fp64 keeps 16 digits; 30 steps of a small model lose few of them."""
     metrics = metrics_of(tmp_path, **over)
     for optimizer in BASE["optimizers"]:
@@ -50,12 +50,12 @@ def test_adamws_own_epsilon_is_all_that_is_left(tmp_path):
 
 def test_an_identity_of_clipped_examples_is_not_judged_on_others(tmp_path):
     metrics = metrics_of(tmp_path, **ABADI | {"bound": 3.0}, optimizers=["momentum"])
-    own = metrics["agreement", "momentum", "paper"]
-    assert own.value is None
-    assert "not all" in own.note
+    momentum_agreement = metrics["agreement", "momentum", "paper"]
+    assert momentum_agreement.value is None
+    assert "not all" in momentum_agreement.note
 
 
-def test_equal_weights_agree_to_all_digits_and_one_that_moved_counts():
+def test_equal_weights_agree_in_all_digits_a_moved_one_counts():
     one = [torch.tensor([1.0, -2.0], dtype=torch.float64), torch.ones(3, dtype=torch.float64)]
     other = [one[0] + torch.tensor([0.0, 2e-6], dtype=torch.float64), one[1]]
     assert job.digits(one, one) == 16

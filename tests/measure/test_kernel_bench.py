@@ -18,16 +18,16 @@ QUICK = {"batch_size": 2, "tokens": 5, "rounds": 2, "milliseconds": 0.1}
 
 def test_a_record_of_every_small_kernel(tmp_path):
     record = execute(config_of("kernel_bench", QUICK), tmp_path, quiet=True)
-    found = {(m.labels["op"], m.name): m for m in record.metrics}
-    assert {op for op, _ in found} == {"linear", "layernorm", "rmsnorm", "embedding"}
+    metrics = {(m.labels["op"], m.name): m for m in record.metrics}
+    assert {op for op, _ in metrics} == {"linear", "layernorm", "rmsnorm", "embedding"}
     for case in SHAPES["small"]:
-        assert found[case.op, "error of sums"].value < 1e-5
-        clock = found[case.op, "time"]
+        assert metrics[case.op, "error of sums"].value < 1e-5
+        clock = metrics[case.op, "time"]
         assert len(clock.rounds) == 2
         assert clock.low <= clock.value <= clock.high
         moved, flops = case.work(2, 5, 4)
-        assert found[case.op, "bandwidth"].rounds == pytest.approx([moved / ms / 1e6 for ms in clock.rounds])
-        assert found[case.op, "rate"].rounds == pytest.approx([flops / ms / 1e6 for ms in clock.rounds])
+        assert metrics[case.op, "bandwidth"].rounds == pytest.approx([moved / ms / 1e6 for ms in clock.rounds])
+        assert metrics[case.op, "rate"].rounds == pytest.approx([flops / ms / 1e6 for ms in clock.rounds])
     assert record.warnings == []
 
 

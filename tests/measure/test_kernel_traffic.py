@@ -36,10 +36,10 @@ def test_per_example_gradients_are_seen_in_the_bytes():
 
 
 def test_a_missing_peer_leaves_its_reason(monkeypatch):
-    given = job.Settings(inputs=4, outputs=4, tokens=4, engines=["nonprivate", "opacus"])
+    peer_settings = job.Settings(inputs=4, outputs=4, tokens=4, engines=["nonprivate", "opacus"])
     monkeypatch.setattr(job, "split_missing", lambda names: (["nonprivate"], {"opacus": "skipped: x"}))
-    found = job.run(given, _context())
-    assert {m.name for m in found.metrics if m.labels["engine"] == "opacus" and m.note == "skipped: x"} == set(job.UNITS)
+    outcome = job.run(peer_settings, _context())
+    assert {m.name for m in outcome.metrics if m.labels["engine"] == "opacus" and m.note == "skipped: x"} == set(job.UNITS)
 
 
 def _context():

@@ -24,13 +24,13 @@ def test_missing_peers_are_reasons_not_holes(monkeypatch):
 
 
 def test_memory_worker_measures_every_engine(tmp_path):
-    own = parse(
+    worker_settings = parse(
         throughput.Settings, {"size": "tiny", "tokens": 16, "batch_size": 2, "methods": ["nonprivate", "opacus", "fused"]}, "test"
     )
     context = Context(tmp_path, 0, {}, StepLog(tmp_path / "steps.jsonl"))
-    found = dict(memory.measure_memory(own, own.methods, np.zeros((2, 16), dtype=np.int64), context))
-    assert list(found) == ["nonprivate", "opacus", "fused"]
-    for peaks in found.values():
+    results = dict(memory.measure_memory(worker_settings, worker_settings.methods, np.zeros((2, 16), dtype=np.int64), context))
+    assert list(results) == ["nonprivate", "opacus", "fused"]
+    for peaks in results.values():
         assert len(set(peaks["tensors"])) == 1, "the count is exact: every step has the same peak"
-    assert found["opacus"]["tensors"][0] > 1.0 * found["nonprivate"]["tensors"][0]
-    assert found["fused"]["tensors"][0] < 1.1 * found["nonprivate"]["tensors"][0]
+    assert results["opacus"]["tensors"][0] > 1.0 * results["nonprivate"]["tensors"][0]
+    assert results["fused"]["tensors"][0] < 1.1 * results["nonprivate"]["tensors"][0]

@@ -61,12 +61,12 @@ def test_a_pipeline_measures_per_layer_clipping():
 
 
 @pytest.mark.parametrize("size", ["tiny", "llama_tiny"])
-def test_parts_made_without_the_whole_have_weights_and_the_models_buffers(size):
+def test_stages_built_alone_have_the_models_weights_and_buffers(size):
     """A stage of 13 billion parameters is made without the other stages; buffers are no draw and must be the model's."""
     meta = whole_model(settings(size=size, mode="gpipe"))
     assert all(p.is_meta for p in meta.parameters())
-    whole = language_model(size)
-    for name, buffer in whole.named_buffers():
+    full_model = language_model(size)
+    for name, buffer in full_model.named_buffers():
         assert torch.equal(dict(meta.named_buffers())[name], buffer)
     x = torch.randint(0, 512, (2, 16))
     for number, part in enumerate(parts_of(settings(size=size, mode="gpipe"), meta)):
@@ -94,18 +94,18 @@ def context(tmp_path):
 
 
 def test_a_run_measures_every_engine_in_turn(tmp_path):
-    made = context(tmp_path)
-    outcome = parallel.run(settings(mode="fsdp", rounds=2, steps=1), made)
+    job_context = context(tmp_path)
+    outcome = parallel.run(settings(mode="fsdp", rounds=2, steps=1), job_context)
     values = {(m.name, m.labels["engine"]): m for m in outcome.metrics}
     for engine in ("nonprivate", "fused"):
         assert len(values["throughput", engine].rounds) == 2
         assert values["peak_memory", engine].value > 0
     assert values["memory_ratio", "fused"].value < 1.5  # a rank keeps half of everything, whole sums only a layer at a time
-    assert [row["engine"] for row in made.steps.rows] == ["nonprivate", "fused", "fused", "nonprivate"]
+    assert [row["engine"] for row in job_context.steps.rows] == ["nonprivate", "fused", "fused", "nonprivate"]
     assert outcome.facts["threads_of_a_process"] == 1
 
 
-def test_an_engine_without_room_is_left_out_and_the_others_start_again(tmp_path, monkeypatch):
+def test_an_engine_without_room_is_left_out_of_a_second_start(tmp_path, monkeypatch):
     launches = []
 
     def run_group(module, request, size, silence):
@@ -131,7 +131,7 @@ def test_an_engine_without_room_is_left_out_and_the_others_start_again(tmp_path,
 def test_a_weight_of_one_moves_in_the_first_step(table, tier):
     """AdamW's first step is of the learning rate's size; a norm's weight that it does not move stops a private run."""
     for run in study_at(tier, [f"flashdp/{table}"], "test").runs.values():
-        made = run.config["settings"]
-        one = torch.ones((), dtype=getattr(torch, made["dtype"]))
-        assert one - made["learning_rate"] != one
-        assert one + made["learning_rate"] != one
+        run_settings = run.config["settings"]
+        one = torch.ones((), dtype=getattr(torch, run_settings["dtype"]))
+        assert one - run_settings["learning_rate"] != one
+        assert one + run_settings["learning_rate"] != one

@@ -19,11 +19,13 @@ def bench(**values):
     return Bench(settings, IDS, seed=0)
 
 
-def gradient(made, engine="fused"):
+def gradient(prepared_bench, engine="fused"):
     """Released by one step."""
-    handle, seen = made.attach(engine), []
-    hook = made.optimizer.register_step_post_hook(lambda *_: seen.extend(p.grad.clone() for p in made.model.parameters()))
-    made.step(handle)
+    handle, seen = prepared_bench.attach(engine), []
+    hook = prepared_bench.optimizer.register_step_post_hook(
+        lambda *_: seen.extend(p.grad.clone() for p in prepared_bench.model.parameters())
+    )
+    prepared_bench.step(handle)
     hook.remove()
     handle.detach()
     return torch.cat([g.double().flatten() for g in seen])
@@ -31,8 +33,8 @@ def gradient(made, engine="fused"):
 
 @pytest.mark.parametrize("engine", ["nonprivate", "fused", "ghost", "opacus", "opacus_ghost"])
 def test_micro_batches_make_the_same_step(engine):
-    whole, parts = gradient(bench(), engine), gradient(bench(micro_batch=4), engine)
-    assert float((whole - parts).norm() / whole.norm()) < 1e-5
+    whole_batch, parts = gradient(bench(), engine), gradient(bench(micro_batch=4), engine)
+    assert float((whole_batch - parts).norm() / whole_batch.norm()) < 1e-5
     assert [len(b["input_ids"]) for b in bench(micro_batch=4).batches] == [4, 2]
 
 
@@ -58,34 +60,54 @@ def test_an_option_that_is_not_given_is_not_part_of_a_runs_name():
 def test_the_choice_of_kernels_names_a_run_only_where_it_is_made():
     from dpbench.measure.throughput import Settings
 
-    given = {"size": "tiny", "tokens": 4, "batch_size": 2, "methods": ["nonprivate", "fused"]}
-    assert "kernels" not in Settings(**given).model_dump(mode="json")
-    assert Settings(**given, kernels="triton").model_dump(mode="json")["kernels"] == "triton"
+    base_settings = {"size": "tiny", "tokens": 4, "batch_size": 2, "methods": ["nonprivate", "fused"]}
+    assert "kernels" not in Settings(**base_settings).model_dump(mode="json")
+    assert Settings(**base_settings, kernels="triton").model_dump(mode="json")["kernels"] == "triton"
 
 
 def test_two_engines_may_go_on_in_turn_without_the_others():
-    given = {"size": "tiny", "tokens": 4, "batch_size": 2, "methods": ["nonprivate", "mezo", "dpzero"], "rounds": 2, "steps": 1}
-    own = throughput.Settings(**given, closer={"methods": ["dpzero", "mezo"], "rounds": 3})
+    base_settings = {
+        "size": "tiny",
+        "tokens": 4,
+        "batch_size": 2,
+        "methods": ["nonprivate", "mezo", "dpzero"],
+        "rounds": 2,
+        "steps": 1,
+    }
+    run_settings = throughput.Settings(**base_settings, closer={"methods": ["dpzero", "mezo"], "rounds": 3})
     common = [(0, ["nonprivate", "mezo", "dpzero"]), (1, ["mezo", "dpzero", "nonprivate"])]
-    assert list(own.turns(own.methods)) == [*common, (2, ["mezo", "dpzero"]), (3, ["dpzero", "mezo"]), (4, ["mezo", "dpzero"])]
-    assert list(throughput.Settings(**given).turns(own.methods)) == common
-    assert list(own.turns(["nonprivate"])) == [(0, ["nonprivate"]), (1, ["nonprivate"]), (2, []), (3, []), (4, [])], "others OOM"
-    assert [own.mechanism(engine).steps for engine in ("mezo", "dpzero")] == [10, 10]
-    assert own.rounds_of("nonprivate") == 2
+    assert list(run_settings.turns(run_settings.methods)) == [
+        *common,
+        (2, ["mezo", "dpzero"]),
+        (3, ["dpzero", "mezo"]),
+        (4, ["mezo", "dpzero"]),
+    ]
+    assert list(throughput.Settings(**base_settings).turns(run_settings.methods)) == common
+    assert list(run_settings.turns(["nonprivate"])) == [(0, ["nonprivate"]), (1, ["nonprivate"]), (2, []), (3, []), (4, [])], (
+        "others OOM"
+    )
+    assert [run_settings.mechanism(engine).steps for engine in ("mezo", "dpzero")] == [10, 10]
+    assert run_settings.rounds_of("nonprivate") == 2
     with pytest.raises(ValueError, match="closer: 'ghost' is not one of methods"):
-        throughput.Settings(**given, closer={"methods": ["ghost", "mezo"], "rounds": 3})
+        throughput.Settings(**base_settings, closer={"methods": ["ghost", "mezo"], "rounds": 3})
 
 
-def test_an_engine_that_runs_out_of_memory_is_OOM_and_the_others_go_on(tmp_path, monkeypatch):
+def test_an_engine_out_of_memory_is_OOM_and_the_others_go_on(tmp_path, monkeypatch):
     from dpbench.execution.contract import Context
     from dpbench.execution.tracking import StepLog
     from dpbench.measure import memory
 
-    own = throughput.Settings(size="tiny", tokens=8, batch_size=2, methods=["nonprivate", "ghost", "fused"], rounds=3, steps=1)
+    run_settings = throughput.Settings(
+        size="tiny", tokens=8, batch_size=2, methods=["nonprivate", "ghost", "fused"], rounds=3, steps=1
+    )
     ids = np.zeros((2, 8), dtype=np.int64)
     peaks = {"tensors": [1.0, 1.0], "process": 0.0}
-    given = [("nonprivate", peaks), ("ghost", memory.out_of_memory(own, "its process was ended")), ("fused", peaks)]
-    monkeypatch.setattr(throughput, "measure_memory", lambda *_: iter(given))
+    engine_peaks = [
+        ("nonprivate", peaks),
+        ("ghost", memory.out_of_memory(run_settings, "its process was ended")),
+        ("fused", peaks),
+    ]
+    monkeypatch.setattr(throughput, "measure_memory", lambda *_: iter(engine_peaks))
     monkeypatch.setattr(throughput, "batch_ids", lambda *_: (ids, {}))
     calls = []
 
@@ -97,10 +119,10 @@ def test_an_engine_that_runs_out_of_memory_is_OOM_and_the_others_go_on(tmp_path,
 
     monkeypatch.setattr(Bench, "timed", timed)
     context = Context(tmp_path, 0, {"dataset:wikitext2": None}, StepLog(tmp_path / "steps.jsonl"))
-    found = {(m.name, m.labels["engine"]): m for m in throughput.run(own, context).metrics}
-    assert found["throughput", "nonprivate"].rounds == [16.0, 16.0, 16.0]
+    metrics = {(m.name, m.labels["engine"]): m for m in throughput.run(run_settings, context).metrics}
+    assert metrics["throughput", "nonprivate"].rounds == [16.0, 16.0, 16.0]
     for engine, why in (("ghost", "its process was ended"), ("fused", "tried to allocate 2 GiB")):
-        metric = found["throughput", engine]
+        metric = metrics["throughput", engine]
         assert (metric.value, metric.text) == (None, "OOM")
         assert metric.note == f"OOM: 2 examples of 8 tokens ({why})"
     assert calls.count("fused") == 2  # it is not tried again
@@ -134,8 +156,8 @@ def test_every_bfloat16_run_has_a_rate_that_moves_a_weight_of_1(tier):
 
 def test_a_private_step_in_bfloat16_goes_through_at_that_rate():
     settings = throughput.Settings(size="tiny", tokens=8, batch_size=6, methods=["fused"], dtype="bfloat16", learning_rate=5e-3)
-    own = Bench(settings, IDS, seed=0)
-    own.step(own.attach("fused"))
+    bfloat_bench = Bench(settings, IDS, seed=0)
+    bfloat_bench.step(bfloat_bench.attach("fused"))
     too_small = Bench(settings.model_copy(update={"learning_rate": 1e-4}), IDS, seed=0)
     handle = too_small.attach("fused")
     with pytest.raises(DpbenchError, match="has not moved"):

@@ -22,8 +22,8 @@ IDS = np.random.default_rng(0).integers(5, 500, (6, 16))
 
 
 def settings(size="tiny", **more):
-    given = {"size": size, "tokens": 16, "batch_size": 6, "methods": ["inference", "nonprivate", *ZEROTH]}
-    return throughput.Settings(**(given | more))
+    values = {"size": size, "tokens": 16, "batch_size": 6, "methods": ["inference", "nonprivate", *ZEROTH]}
+    return throughput.Settings(**(values | more))
 
 
 def peak(method, **more):
@@ -31,7 +31,7 @@ def peak(method, **more):
 
 
 @pytest.mark.parametrize("size", ["tiny_bert", "tiny", "opt_tiny"])
-def test_memory_of_zeroth_order_is_that_of_inference_and_first_orders_is_not(size):
+def test_zeroth_order_alone_has_the_memory_of_inference(size):
     inference, mezo, dpzero, plain = (peak(m, size=size) for m in ("inference", "mezo", "dpzero", "nonprivate"))
     assert mezo <= 1.10 * inference
     assert dpzero <= 1.01 * mezo
@@ -101,9 +101,9 @@ def test_an_encoders_timing_needs_no_weights():
 
 def outcome(size, engine):
     """What the table dpzero/memory says."""
-    given = load_table("dpzero", "memory").settings | {"size": size, "methods": [engine], "devices": ["rtx3090_24"]}
-    own = parse(simulation.Settings, given, "test")
-    peak = estimate(simulation._setting(own, engine, own.batch_size)).peak
+    table_settings = load_table("dpzero", "memory").settings | {"size": size, "methods": [engine], "devices": ["rtx3090_24"]}
+    simulation_settings = parse(simulation.Settings, table_settings, "test")
+    peak = estimate(simulation._setting(simulation_settings, engine, simulation_settings.batch_size)).peak
     return simulation._on_device(peak, device("rtx3090_24"), {}, "")
 
 
@@ -115,10 +115,10 @@ def published():
 @pytest.mark.parametrize("size", ["opt_1_3b", "opt_2_7b", "opt_6_7b", "opt_13b"])
 def test_simulated_memory_of_opt_is_the_published_one(size):
     """The length was fitted on 1.3B alone; AdamW fits nowhere, zeroth order up to 6.7 billion parameters (Table 11)."""
-    found = {engine: outcome(size, engine) for engine in ("nonprivate", "mezo", "dpzero")}
-    assert found["nonprivate"].text == "OOM"
+    outcomes = {engine: outcome(size, engine) for engine in ("nonprivate", "mezo", "dpzero")}
+    assert outcomes["nonprivate"].text == "OOM"
     if size == "opt_13b":
-        assert found["mezo"].text == found["dpzero"].text == "OOM"
+        assert outcomes["mezo"].text == outcomes["dpzero"].text == "OOM"
         return
-    assert found["mezo"].value == pytest.approx(published()[size], rel=0.01 if size == "opt_1_3b" else 0.15)
-    assert found["dpzero"].value <= 1.01 * found["mezo"].value
+    assert outcomes["mezo"].value == pytest.approx(published()[size], rel=0.01 if size == "opt_1_3b" else 0.15)
+    assert outcomes["dpzero"].value <= 1.01 * outcomes["mezo"].value

@@ -9,7 +9,7 @@ from dpbench.metrics.answers import exact_match, f1, normalised, token_f1
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "normalized"),
     [
         ("The Cat, sat.", "cat sat"),
         ("an  apple\na day", "apple day"),
@@ -19,8 +19,8 @@ from dpbench.metrics.answers import exact_match, f1, normalised, token_f1
         ("The", ""),
     ],
 )
-def test_case_punctuation_articles_and_spaces_say_nothing(text, wanted):
-    assert normalised(text) == wanted
+def test_case_punctuation_articles_and_spaces_say_nothing(text, normalized):
+    assert normalised(text) == normalized
 
 
 def test_f1_is_the_harmonic_mean_of_precision_and_recall():

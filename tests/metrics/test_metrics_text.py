@@ -72,7 +72,7 @@ def test_what_cannot_be_scored_is_named(outputs, references, says):
             score(outputs, references)
 
 
-def test_a_package_that_is_missing_is_named_before_anything_is_trained(monkeypatch):
+def test_a_missing_package_is_named_before_training(monkeypatch):
     require()
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rouge_score" else real(name))

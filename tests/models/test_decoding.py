@@ -17,19 +17,19 @@ PROMPTS = [[2, 3], [4], [5, 2, 0], [3, 3], [2], [0, 4]]
 
 def language_model(vocabulary=VOCABULARY, size="tiny", scale=8.0):
     """Weights blown up, so that the next token is not a matter of rounding."""
-    made = models.language_model(size, seed=3, vocabulary=vocabulary, context=24).eval().double()
+    model = models.language_model(size, seed=3, vocabulary=vocabulary, context=24).eval().double()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.mul_(scale if parameter.dim() > 1 else 1.0)
-    return made
+    return model
 
 
 def prefixed():
     torch.manual_seed(0)
-    made = tuning.prefix(language_model(), 3, None, seed=5, meta=False).eval().double()
+    model = tuning.prefix(language_model(), 3, None, seed=5, meta=False).eval().double()
     with torch.no_grad():
-        made.prefix.embedding.weight.normal_(std=2.0)
-    return made
+        model.prefix.embedding.weight.normal_(std=2.0)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -41,9 +41,9 @@ def test_the_cache_changes_nothing(make):
     torch.manual_seed(1)
     ids = torch.randint(VOCABULARY, (3, 12))
     with torch.no_grad():
-        whole, cache = model(ids), model.start(3)
+        full_output, cache = model(ids), model.start(3)
         parts = [model.cached(part, cache) for part in ids.split([5, 1, 4, 1, 1], dim=1)]
-    assert float((torch.cat(parts, 1) - whole).abs().max()) < 1e-10
+    assert float((torch.cat(parts, 1) - full_output).abs().max()) < 1e-10
 
 
 def next_scores(model, tokens, banned):
@@ -57,16 +57,16 @@ def next_scores(model, tokens, banned):
 @pytest.mark.parametrize("banned", [(), (0, 4)])
 def test_greedy_takes_the_likeliest_token_each_time(make, banned):
     model = make()
-    found = generate(model, PROMPTS, eos=EOS, limit=12, banned=banned)
-    for prompt, own in zip(PROMPTS, found, strict=True):
+    continuations = generate(model, PROMPTS, eos=EOS, limit=12, banned=banned)
+    for prompt, continuation in zip(PROMPTS, continuations, strict=True):
         tokens = list(prompt)
         while len(tokens) < 12:
             token = int(next_scores(model, tokens, banned).argmax())
             if token == EOS:
                 break
             tokens.append(token)
-        assert own == tokens[len(prompt) :]
-        assert not set(own) & set(banned)
+        assert continuation == tokens[len(prompt) :]
+        assert not set(continuation) & set(banned)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
@@ -76,18 +76,18 @@ def test_a_wide_beam_finds_the_best_of_all_continuations(penalty):
     prompt = [2, 3]
     best = (-1e9, [])
     for tokens in itertools.product(range(VOCABULARY), repeat=3):
-        own = list(tokens[: tokens.index(EOS) + 1]) if EOS in tokens else list(tokens)
-        score = sum(float(next_scores(model, prompt + own[:i], ())[token]) for i, token in enumerate(own))
-        best = max(best, (score / len(own) ** penalty, own))
-    (found,) = generate(model, [prompt], eos=EOS, limit=5, beams=VOCABULARY**3, length_penalty=penalty, rows=VOCABULARY**3)
-    assert found == [token for token in best[1] if token != EOS]
+        continuation = list(tokens[: tokens.index(EOS) + 1]) if EOS in tokens else list(tokens)
+        score = sum(float(next_scores(model, prompt + continuation[:i], ())[token]) for i, token in enumerate(continuation))
+        best = max(best, (score / len(continuation) ** penalty, continuation))
+    (best_tokens,) = generate(model, [prompt], eos=EOS, limit=5, beams=VOCABULARY**3, length_penalty=penalty, rows=VOCABULARY**3)
+    assert best_tokens == [token for token in best[1] if token != EOS]
 
 
 def test_a_beam_scores_no_worse_than_greedy():
     model = language_model(scale=3.0)
 
-    def score(prompt, own):
-        full = [*own, EOS] if len(prompt) + len(own) < 10 else own
+    def score(prompt, continuation):
+        full = [*continuation, EOS] if len(prompt) + len(continuation) < 10 else continuation
         return sum(float(next_scores(model, list(prompt) + full[:i], ())[token]) for i, token in enumerate(full))
 
     greedy = generate(model, PROMPTS, eos=EOS, limit=10)
@@ -103,17 +103,24 @@ def test_a_result_does_not_depend_on_its_neighbours(beams):
     alone = [generate(model, [prompt], eos=EOS, limit=12, beams=beams)[0] for prompt in PROMPTS]
     small = generate(model, PROMPTS, eos=EOS, limit=12, beams=beams, rows=2)
     assert together == alone == small
-    assert all(len(prompt) + len(own) <= 12 for prompt, own in zip(PROMPTS, together, strict=True))
+    assert all(len(prompt) + len(continuation) <= 12 for prompt, continuation in zip(PROMPTS, together, strict=True))
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_continuation_may_be_kept_short_whatever_its_prompt(beams):
     """Unbounded ones reach the limit, so that cutting shows."""
     model = language_model()
-    whole = generate(model, PROMPTS, eos=EOS, limit=12, beams=beams, banned=[EOS])
+    unlimited = generate(model, PROMPTS, eos=EOS, limit=12, beams=beams, banned=[EOS])
     short = generate(model, PROMPTS, eos=EOS, limit=12, beams=beams, banned=[EOS], longest=4)
-    assert [len(own) for own in whole] == [12 - len(prompt) for prompt in PROMPTS]
-    assert [len(own) for own in short] == [4] * len(PROMPTS)
+    assert [len(continuation) for continuation in unlimited] == [12 - len(prompt) for prompt in PROMPTS]
+    assert [len(continuation) for continuation in short] == [4] * len(PROMPTS)
     if beams == 1:
-        assert short == [own[:4] for own in whole]
-    assert [len(own) for own in generate(model, PROMPTS, eos=EOS, limit=5, banned=[EOS], longest=4)] == [3, 4, 2, 3, 4, 3]
+        assert short == [continuation[:4] for continuation in unlimited]
+    assert [len(continuation) for continuation in generate(model, PROMPTS, eos=EOS, limit=5, banned=[EOS], longest=4)] == [
+        3,
+        4,
+        2,
+        3,
+        4,
+        3,
+    ]

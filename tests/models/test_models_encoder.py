@@ -51,8 +51,8 @@ def test_real_weights_give_what_transformers_gives(layers):
     ids, mask = inputs(30522, [9, 24, 3])
     with torch.no_grad():
         expected = theirs(input_ids=ids, attention_mask=mask).last_hidden_state
-        found = ours(ids, mask)
-    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=2e-5, rtol=1e-4)
+        states = ours(ids, mask)
+    torch.testing.assert_close(states[mask.bool()], expected[mask.bool()], atol=2e-5, rtol=1e-4)
 
 
 @needs_minilm
@@ -71,11 +71,11 @@ def test_real_tokenizer_is_the_models_own():
 
 
 def test_tokenizer_for_random_weights_is_the_public_bpe():
-    found = registry.text_tokenizer("tiny_bert", SCRATCH, data.resolve("wikitext2", "embedded"))
-    ids = found.encode(["a fine film", "", "x" * 100], 8)
+    text_tokenizer = registry.text_tokenizer("tiny_bert", SCRATCH, data.resolve("wikitext2", "embedded"))
+    ids = text_tokenizer.encode(["a fine film", "", "x" * 100], 8)
     assert all(row[-1] == 1 and 1 <= len(row) <= 8 for row in ids)
-    assert max(map(max, ids)) < found.vocabulary == 512
-    assert found.pad == 0
+    assert max(map(max, ids)) < text_tokenizer.vocabulary == 512
+    assert text_tokenizer.pad == 0
     with pytest.raises(DpbenchError, match="no text tokenizer"):
         registry.text_tokenizer("gpt2", SCRATCH, SCRATCH)
 
@@ -85,19 +85,19 @@ def test_an_example_does_not_depend_on_neighbours_or_padding(family, tiny_robert
     model, pad = (tiny_roberta, 1) if family == "roberta" else (registry.encoder("tiny_bert", SCRATCH), 0)
     ids, mask = inputs(512, [7, 20, 12], pad)
     with torch.no_grad():
-        whole = model(ids, mask)
+        batched = model(ids, mask)
         alone = model(ids[:1, :7], mask[:1, :7])
         other = model(torch.cat([ids[:1], ids[1:].flip(0)]), torch.cat([mask[:1], mask[1:].flip(0)]))
-    torch.testing.assert_close(whole[0, :7], alone[0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(whole[0, :7], other[0, :7], atol=1e-6, rtol=0)
+    torch.testing.assert_close(batched[0, :7], alone[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(batched[0, :7], other[0, :7], atol=1e-6, rtol=0)
 
 
 def test_roberta_equals_transformers(tiny_roberta):
     ids, mask = inputs(512, [7, 20], pad=1)
     with torch.no_grad():
         expected = tiny_roberta.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        found = tiny_roberta(ids, mask)
-    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
+        states = tiny_roberta(ids, mask)
+    torch.testing.assert_close(states[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
     assert tiny_roberta.positions(ids, mask)[0, :9].tolist() == [2, 3, 4, 5, 6, 7, 8, 1, 1]
     assert tiny_roberta.context == 512
 

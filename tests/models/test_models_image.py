@@ -70,10 +70,10 @@ def released(name, scope, model, batch, bound):
     handle = engines.attach(name, model, optimizer, plan)
     handle.backward(losses, batch)
     optimizer.step()
-    found = torch.cat([p.grad.flatten() for p in model.parameters()])
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
     clipped = handle.clipped_fraction
     handle.detach()
-    return found, clipped
+    return gradient, clipped
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -87,9 +87,9 @@ def test_engines_serve_every_model(name):
         "y": torch.tensor([1, 2, 3]),
         "weight": torch.tensor([1e-6, 0.5, 1.0], dtype=torch.float64),
     }
-    wanted = {scope: released("loop", scope, model, batch, 0.05) for scope in ("flat", "per_layer")}
+    expected_by_scope = {scope: released("loop", scope, model, batch, 0.05) for scope in ("flat", "per_layer")}
     for engine, scope in ENGINES:
-        found, clipped = released(engine, scope, model, batch, 0.05)
-        assert float((found - wanted[scope][0]).norm() / wanted[scope][0].norm()) < 1e-9, (engine, scope)
-        assert clipped == wanted[scope][1]
-    assert 0 < wanted["flat"][1] < 1
+        gradient, clipped = released(engine, scope, model, batch, 0.05)
+        assert float((gradient - expected_by_scope[scope][0]).norm() / expected_by_scope[scope][0].norm()) < 1e-9, (engine, scope)
+        assert clipped == expected_by_scope[scope][1]
+    assert 0 < expected_by_scope["flat"][1] < 1

@@ -62,11 +62,11 @@ def test_equals_transformers_and_is_causal(size):
     expected = registry.language_model(size)
     expected.model.set_attn_implementation("eager")
     with torch.no_grad():
-        found = model(IDS)
-        torch.testing.assert_close(found, expected.model(IDS).logits, atol=1e-5, rtol=1e-5)
+        logits = model(IDS)
+        torch.testing.assert_close(logits, expected.model(IDS).logits, atol=1e-5, rtol=1e-5)
         changed = IDS.clone()
         changed[:, 8:] = 7
-        torch.testing.assert_close(model(changed)[:, :8], found[:, :8], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(changed)[:, :8], logits[:, :8], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", ["tiny", "llama_tiny", "opt_tiny"])
@@ -75,8 +75,8 @@ def test_losses_are_each_examples_own(size):
     losses = registry.language_model_losses(model, {"input_ids": IDS})
     logits = model(IDS)
     for row in range(3):
-        own = torch.nn.functional.cross_entropy(logits[row, :-1], IDS[row, 1:])
-        torch.testing.assert_close(losses[row], own)
+        row_losses = torch.nn.functional.cross_entropy(logits[row, :-1], IDS[row, 1:])
+        torch.testing.assert_close(losses[row], row_losses)
     alone = registry.language_model_losses(model, {"input_ids": IDS[:1]})
     torch.testing.assert_close(losses[:1], alone, atol=1e-6, rtol=1e-6)
 
@@ -160,8 +160,8 @@ def openai(tmp_path, monkeypatch):
     folder = tmp_path / "gpt2"
     folder.mkdir()
     torch.manual_seed(0)
-    made = GPT2Model(GPT2Config(**extra["architecture"]))
-    tensors = {name: value.contiguous() for name, value in made.state_dict().items()}
+    model = GPT2Model(GPT2Config(**extra["architecture"]))
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(tensors | {"h.0.attn.bias": torch.ones(1, 1, 32, 32)}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(extra["architecture"]))
     (folder / "tokenizer.json").write_text("{}")
@@ -169,21 +169,21 @@ def openai(tmp_path, monkeypatch):
     return folder, tensors
 
 
-def test_published_weights_are_those_of_the_file_and_the_head_is_its_own(openai):
+def test_published_weights_are_the_files_and_the_head_is_apart(openai):
     folder, tensors = openai
     source = registry.resolve("openai_gpt2", "local")
-    made = registry.pretrained_language_model("openai_gpt2", source)
-    own = made.model.transformer.state_dict()
-    assert all(torch.equal(own[name], value) for name, value in tensors.items())
-    assert torch.equal(made.model.lm_head.weight, tensors["wte.weight"])
-    assert made.model.lm_head.weight is not made.model.transformer.wte.weight
-    assert made(torch.zeros(2, 5, dtype=torch.long)).shape == (2, 5, 300)
+    loaded_model = registry.pretrained_language_model("openai_gpt2", source)
+    loaded_state = loaded_model.model.transformer.state_dict()
+    assert all(torch.equal(loaded_state[name], value) for name, value in tensors.items())
+    assert torch.equal(loaded_model.model.lm_head.weight, tensors["wte.weight"])
+    assert loaded_model.model.lm_head.weight is not loaded_model.model.transformer.wte.weight
+    assert loaded_model(torch.zeros(2, 5, dtype=torch.long)).shape == (2, 5, 300)
     (folder / "config.json").write_text(json.dumps({"n_head": 4}))
     with pytest.raises(DpbenchError, match="n_head is 4, but openai_gpt2 has 2"):
         registry.pretrained_language_model("openai_gpt2", source)
 
 
-def test_random_weights_stand_in_where_published_ones_are_not_there(openai):
+def test_random_weights_replace_missing_published_ones(openai):
     source = registry.resolve("openai_gpt2", "scratch")
     assert source.synthetic
     one, same, other = (registry.pretrained_language_model("openai_gpt2", source, seed=seed) for seed in (1, 1, 2))
@@ -197,20 +197,20 @@ def test_a_model_without_published_weights_is_refused():
         registry.pretrained_language_model("gpt2", registry.resolve("gpt2", "scratch"))
 
 
-def test_one_gelu_is_the_function_of_transformers_eight_operations():
+def test_one_gelu_equals_transformers_eight_operations():
     from dpbench.models.wrappers import fuse_gelu
 
     model = registry.language_model("tiny", seed=3).double()
     before = registry.language_model_losses(model, {"input_ids": IDS})
-    wanted = torch.autograd.grad(before.sum(), list(model.parameters()))
+    expected_gradients = torch.autograd.grad(before.sum(), list(model.parameters()))
     named = list(model.state_dict())
     assert fuse_gelu(model) is model
     assert [type(block.mlp.act) for block in model.model.transformer.h] == [torch.nn.GELU] * 2
     assert list(model.state_dict()) == named
     after = registry.language_model_losses(model, {"input_ids": IDS})
-    found = torch.autograd.grad(after.sum(), list(model.parameters()))
+    gradients = torch.autograd.grad(after.sum(), list(model.parameters()))
     assert float((after - before).detach().abs().max()) < 1e-12  # fp64 rounding of values near 6
-    assert max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True)) < 1e-12
+    assert max(float((a - b).abs().max()) for a, b in zip(gradients, expected_gradients, strict=True)) < 1e-12
 
 
 def test_an_opt_is_transformers_own_by_another_way():

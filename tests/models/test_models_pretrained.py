@@ -46,34 +46,34 @@ def published(tmp_path, monkeypatch):
 
 def test_logits_are_those_of_transformers(published):
     _, model = published
-    made = registry.pretrained_language_model(NAME, registry.resolve(NAME, "local")).eval()
+    loaded_model = registry.pretrained_language_model(NAME, registry.resolve(NAME, "local")).eval()
     with torch.no_grad():
-        assert float((made(IDS) - model(IDS).logits).abs().max()) < 1e-5
-    assert made.context == 32
-    assert all(p.requires_grad and not p.is_meta for p in made.parameters())
-    head, embedding = made.model.lm_head.weight, made.model.get_input_embeddings().weight
+        assert float((loaded_model(IDS) - model(IDS).logits).abs().max()) < 1e-5
+    assert loaded_model.context == 32
+    assert all(p.requires_grad and not p.is_meta for p in loaded_model.parameters())
+    head, embedding = loaded_model.model.lm_head.weight, loaded_model.model.get_input_embeddings().weight
     assert torch.equal(head, embedding)
     assert head.data_ptr() != embedding.data_ptr()
 
 
 def test_a_tied_head_is_the_embedding(published):
     source = registry.resolve(NAME, "local")
-    made = registry.pretrained_language_model(NAME, source, tied=True)
-    assert made.model.lm_head.weight is made.model.get_input_embeddings().weight
+    loaded_model = registry.pretrained_language_model(NAME, source, tied=True)
+    assert loaded_model.model.lm_head.weight is loaded_model.model.get_input_embeddings().weight
     apart = registry.pretrained_language_model(NAME, source)
-    numbers = [sum(p.numel() for p in model.parameters()) for model in (made, apart)]
+    numbers = [sum(p.numel() for p in model.parameters()) for model in (loaded_model, apart)]
     assert numbers[1] - numbers[0] == 300 * 16
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_the_weights_rounded_once(published, dtype):
     _, model = published
-    made = registry.pretrained_language_model(NAME, registry.resolve(NAME, "local"), dtype=dtype, tied=True).eval()
-    assert {p.dtype for p in made.parameters()} == {dtype}
-    assert torch.equal(made.model.model.decoder.layers[1].fc1.weight, model.model.decoder.layers[1].fc1.weight.to(dtype))
+    loaded_model = registry.pretrained_language_model(NAME, registry.resolve(NAME, "local"), dtype=dtype, tied=True).eval()
+    assert {p.dtype for p in loaded_model.parameters()} == {dtype}
+    assert torch.equal(loaded_model.model.model.decoder.layers[1].fc1.weight, model.model.decoder.layers[1].fc1.weight.to(dtype))
     with torch.no_grad():
-        wanted, found = model(IDS).logits, made(IDS).float()
-    assert 0 < float((found - wanted).abs().max()) < 0.05 * float(wanted.abs().max())
+        expected_logits, logits = model(IDS).logits, loaded_model(IDS).float()
+    assert 0 < float((logits - expected_logits).abs().max()) < 0.05 * float(expected_logits.abs().max())
 
 
 @pytest.mark.parametrize("prefix", ["decoder.", ""])
@@ -82,9 +82,9 @@ def test_names_of_older_checkpoints_are_known(published, prefix):
     tensors = load_file(folder / "model.safetensors")
     old = {key.replace("model.decoder.", prefix): value for key, value in tensors.items()}
     save_file(old, folder / "model.safetensors")
-    made = registry.pretrained_language_model(NAME, registry.resolve(NAME, "local")).eval()
+    loaded_model = registry.pretrained_language_model(NAME, registry.resolve(NAME, "local")).eval()
     with torch.no_grad():
-        assert float((made(IDS) - model(IDS).logits).abs().max()) < 1e-5
+        assert float((loaded_model(IDS) - model(IDS).logits).abs().max()) < 1e-5
 
 
 def test_a_tensor_that_is_missing_or_of_another_shape_is_named(published):

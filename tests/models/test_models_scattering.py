@@ -23,11 +23,11 @@ from dpbench.validation import parse
 
 def around(filter, n, step):
     """A filter on the circle of n as it stands at every step-th position, weighted so that its sum stays: no transforms."""
-    whole = torch.zeros(n, n, dtype=filter.dtype)
+    canvas = torch.zeros(n, n, dtype=filter.dtype)
     for y in range(filter.shape[0]):
         for x in range(filter.shape[1]):
-            whole[(y - 2 * n) % n, (x - 2 * n) % n] += filter[y, x]
-    return whole[::step, ::step] * step**2
+            canvas[(y - 2 * n) % n, (x - 2 * n) % n] += filter[y, x]
+    return canvas[::step, ::step] * step**2
 
 
 def convolved(x, filter):
@@ -52,8 +52,8 @@ def oracle(picture, scales, angles):
     n, inner = x.shape[-1], slice(1, -1)  # the margin is one position after sampling at 2^J
 
     def wavelet(j, k, step):
-        made = morlet(n, 0.8 * 2**j, math.pi * k / angles, 0.75 * math.pi / 2**j, 4 / angles)
-        return around(made, n, step)
+        kernel = morlet(n, 0.8 * 2**j, math.pi * k / angles, 0.75 * math.pi / 2**j, 4 / angles)
+        return around(kernel, n, step)
 
     def smooth(u, r):
         low = convolved(u, around(gaussian(n, 0.8 * 2 ** (scales - 1)), n, 2**r))
@@ -61,42 +61,42 @@ def oracle(picture, scales, angles):
         return low[::step, ::step][inner, inner]
 
     first = {(j, k): convolved(x, wavelet(j, k, 1)).abs()[:: 2**j, :: 2**j] for j in range(scales) for k in range(angles)}
-    found = [smooth(x, 0), *(smooth(u, j) for (j, _), u in first.items())]
+    maps = [smooth(x, 0), *(smooth(u, j) for (j, _), u in first.items())]
     for (j, _), u in first.items():
         for later in range(j + 1, scales):
             step = 2 ** (later - j)
-            found += [smooth(convolved(u, wavelet(later, k, 2**j)).abs()[::step, ::step], later) for k in range(angles)]
-    return torch.stack(found)
+            maps += [smooth(convolved(u, wavelet(later, k, 2**j)).abs()[::step, ::step], later) for k in range(angles)]
+    return torch.stack(maps)
 
 
 def test_it_is_its_definition():
     """fp64 by sums over positions against fp64 by transforms: rounding alone is between them."""
     torch.manual_seed(0)
     picture = torch.rand(8, 8, dtype=torch.float64) * 2 - 1
-    found = Scattering(8, 2, 2, torch.float64)(picture[None, None])[0, 0]
-    wanted = oracle(picture, 2, 2)
-    assert found.shape == wanted.shape == (1 + 4 + 4, 2, 2)
-    assert (found - wanted).abs().max() < 1e-12
+    features = Scattering(8, 2, 2, torch.float64)(picture[None, None])[0, 0]
+    expected_features = oracle(picture, 2, 2)
+    assert features.shape == expected_features.shape == (1 + 4 + 4, 2, 2)
+    assert (features - expected_features).abs().max() < 1e-12
     single = Scattering(8, 2, 2)(picture[None, None].float())[0, 0]
-    assert (single - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    assert (single - expected_features).abs().max() < 1e-5 * expected_features.abs().max()
 
 
 def test_wavelets_see_no_constant_and_colours_stay_apart():
-    own = Scattering(16, 2, 4)
-    flat = own(torch.full((1, 1, 16, 16), 0.7))
+    scattering = Scattering(16, 2, 4)
+    flat = scattering(torch.full((1, 1, 16, 16), 0.7))
     assert torch.allclose(flat[:, :, 0], torch.tensor(0.7), atol=1e-5)
     assert flat[:, :, 1:].abs().max() < 1e-5
     x = torch.randn(2, 3, 16, 16)
-    assert torch.allclose(own(x)[:, 1], own(x[:, 1:2])[:, 0], atol=1e-6)
+    assert torch.allclose(scattering(x)[:, 1], scattering(x[:, 1:2])[:, 0], atol=1e-6)
 
 
 def test_features_of_an_example_are_its_own():
-    own = build(3, 32)
+    model = build(3, 32)
     x = torch.randn(5, 3, 32, 32)
-    found = own(x)
-    assert found.shape[1:] == tuple(shape(3, 32).values()) == (243, 4, 4)
-    assert torch.allclose(own(x[2:3])[0], found[2], atol=1e-5)
-    assert not any(True for _ in own.parameters())
+    features = model(x)
+    assert features.shape[1:] == tuple(shape(3, 32).values()) == (243, 4, 4)
+    assert torch.allclose(model(x[2:3])[0], features[2], atol=1e-5)
+    assert not any(True for _ in model.parameters())
 
 
 def test_a_moved_picture_has_nearly_its_own_features():
@@ -104,8 +104,8 @@ def test_a_moved_picture_has_nearly_its_own_features():
     torch.manual_seed(0)
     wide = torch.nn.functional.avg_pool2d(torch.randn(1, 1, 68, 68), 4, 1)
     a, b = wide[..., :32, :32], wide[..., :32, 1:33]
-    own = Scattering(32, 2, 8)
-    assert (own(a) - own(b)).norm() / own(a).norm() < 0.6 * (a - b).norm() / a.norm()
+    scattering = Scattering(32, 2, 8)
+    assert (scattering(a) - scattering(b)).norm() / scattering(a).norm() < 0.6 * (a - b).norm() / a.norm()
 
 
 def test_sizes_and_families_are_named():
@@ -120,11 +120,11 @@ def test_a_run_trains_on_what_its_parent_left(tmp_path, as_parent):
     sources = {"dataset:cifar10": datasets.resolve("cifar10", "embedded")}
     folder = tmp_path / "features"
     folder.mkdir()
-    wanted = parse(image_features.Settings, {"dataset": "cifar10", "model": "scattering", "train_limit": 24}, "test")
-    done = image_features.run(wanted, Context(folder, 0, sources, StepLog(folder / "steps.jsonl")))
+    parent_settings = parse(image_features.Settings, {"dataset": "cifar10", "model": "scattering", "train_limit": 24}, "test")
+    done = image_features.run(parent_settings, Context(folder, 0, sources, StepLog(folder / "steps.jsonl")))
     assert done.facts["rows"] == {"train": 24, "test": 1000}
     as_parent(folder, "image_features", done.artefacts)
-    given = {
+    run_settings = {
         "dataset": "cifar10",
         "model": "linear",
         "features": "scattering",
@@ -137,12 +137,12 @@ def test_a_run_trains_on_what_its_parent_left(tmp_path, as_parent):
         "train_limit": 24,
         "train_evaluated": 24,
     }
-    settings = parse(image.Settings, given, "test")
-    assert image.parents(settings, 3)["features"][1] == wanted.model_dump()
-    own = tmp_path / "own"
-    own.mkdir()
+    settings = parse(image.Settings, run_settings, "test")
+    assert image.parents(settings, 3)["features"][1] == parent_settings.model_dump()
+    run_folder = tmp_path / "own"
+    run_folder.mkdir()
     scratch = {"model:linear": Source(kind="scratch")}
-    context = Context(own, 0, scratch, StepLog(own / "steps.jsonl"), parents={"features": folder})
+    context = Context(run_folder, 0, scratch, StepLog(run_folder / "steps.jsonl"), parents={"features": folder})
     task = ImageTask(settings, context)
     pixels = datasets.load("cifar10", "train", sources["dataset:cifar10"], 24).columns
     features = build(3, 32)(torch.from_numpy(pixels["image"]).float() / 127.5 - 1)

@@ -59,20 +59,20 @@ def test_every_model_declares_what_the_registry_reads(name):
 
 
 def test_auto_takes_local_then_hub_then_package_then_scratch(local, monkeypatch, tmp_path):
-    found = registry.resolve("minilm")
-    assert (found.kind, set(found.files)) == ("local", {"model.safetensors"})
+    resolved = registry.resolve("minilm")
+    assert (resolved.kind, set(resolved.files)) == ("local", {"model.safetensors"})
     monkeypatch.delenv("DPBENCH_MODELS")
     spec = plugins.get("model", "minilm").extra["hub"]
     folder_of_files(tmp_path / "hub" / "models--sentence-transformers--all-MiniLM-L6-v2" / "snapshots" / spec["revision"])
-    found = registry.resolve("minilm")
-    assert (found.kind, found.revision) == ("hub", spec["revision"])
+    resolved = registry.resolve("minilm")
+    assert (resolved.kind, resolved.revision) == ("hub", spec["revision"])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(local))
     monkeypatch.setattr(sources, "_package_folder", lambda plugin: local)
     with pytest.raises(DpbenchError, match="is known to hold"):
         registry.resolve("minilm")
     monkeypatch.setattr(sources, "_package_folder", lambda plugin: None)
-    found = registry.resolve("minilm")
-    assert (found.kind, found.synthetic) == ("scratch", True)
+    resolved = registry.resolve("minilm")
+    assert (resolved.kind, resolved.synthetic) == ("scratch", True)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_changed_weights_are_refused(local):
         registry.encoder("minilm", source)
 
 
-def test_the_same_weights_are_one_identity_and_hub_weights_are_proven(local, monkeypatch, tmp_path):
+def test_equal_weights_are_one_identity_and_hub_ones_are_checked(local, monkeypatch, tmp_path):
     plugin = plugins.get("model", "minilm")
     here = registry.resolve("minilm")
     pinned = plugin.extra["hub"]

@@ -26,7 +26,7 @@ TRAINED = {
 }
 
 
-def made(mode, meta=False, size="tiny"):
+def tuned_model(mode, meta=False, size="tiny"):
     return MAKE[mode](models.language_model(size, seed=1, vocabulary=40, context=16, meta=meta), meta)
 
 
@@ -37,7 +37,7 @@ def losses(model, batch):
 
 def released(mode, engine, scope):
     """The sum of bounded gradients of five examples, in fp64."""
-    model = made(mode).double().train()
+    model = tuned_model(mode).double().train()
     torch.manual_seed(2)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -51,50 +51,50 @@ def released(mode, engine, scope):
     handle.backward(losses, batch)
     stepper.step()
     assert handle.clipped_fraction > 0
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     handle.detach()
-    return found
+    return gradients
 
 
 @pytest.mark.parametrize("mode", MAKE)
 @pytest.mark.parametrize(("engine", "scope"), [("bookkeeping", "flat"), ("fused", "per_layer")])
 def test_engines_agree_with_the_loop(mode, engine, scope):
     """fp64 throughout: sums in another order, 1e-12 of the norm; a leaf that is served wrongly is off by far more."""
-    found, wanted = released(mode, engine, scope), released(mode, "loop", scope)
-    assert set(found) == set(wanted)
-    norm = torch.cat([g.flatten() for g in wanted.values()]).norm()
-    assert all(float((found[name] - g).norm() / norm) < 1e-9 for name, g in wanted.items())
+    actual, expected = released(mode, engine, scope), released(mode, "loop", scope)
+    assert set(actual) == set(expected)
+    norm = torch.cat([g.flatten() for g in expected.values()]).norm()
+    assert all(float((actual[name] - g).norm() / norm) < 1e-9 for name, g in expected.items())
     assert float(norm) > 0
 
 
 @pytest.mark.parametrize("mode", MAKE)
 def test_only_what_is_named_is_trained(mode):
-    model = made(mode)
+    model = tuned_model(mode)
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert all(any(part in name for part in TRAINED[mode]) for name in trained)
     assert all(any(part in name for name in trained) for part in TRAINED[mode])
-    meta = made(mode, meta=True)
+    meta = tuned_model(mode, meta=True)
     assert [(n, p.shape) for n, p in meta.named_parameters() if p.requires_grad] == [
         (n, p.shape) for n, p in model.named_parameters() if p.requires_grad
     ]
     assert all(p.is_meta for p in meta.parameters())
 
 
-def test_adapters_begin_where_the_model_is_and_depend_on_the_seed_alone():
+def test_adapters_start_at_the_model_and_depend_on_the_seed():
     torch.manual_seed(0)
     ids = torch.randint(40, (2, 9))
     plain = models.language_model("tiny", seed=1, vocabulary=40, context=16)(ids)
-    assert torch.equal(made("lora")(ids), plain)
+    assert torch.equal(tuned_model("lora")(ids), plain)
     torch.manual_seed(1)
-    again = made("lora")
-    assert all(torch.equal(a, b) for a, b in zip(made("lora").parameters(), again.parameters(), strict=True))
+    again = tuned_model("lora")
+    assert all(torch.equal(a, b) for a, b in zip(tuned_model("lora").parameters(), again.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("size", ["llama_tiny", "opt_tiny"])
 def test_other_families_have_adapters_and_last_layers_too(size):
-    trained = {n.split(".")[-4] for n, p in made("lora", size=size).named_parameters() if p.requires_grad}
+    trained = {n.split(".")[-4] for n, p in tuned_model("lora", size=size).named_parameters() if p.requires_grad}
     assert trained == {"q_proj", "k_proj", "v_proj"}
-    names = [n for n, p in made("last_layers", size=size).named_parameters() if p.requires_grad]
+    names = [n for n, p in tuned_model("last_layers", size=size).named_parameters() if p.requires_grad]
     assert any("norm" in n for n in names)
     assert all("layers.1." in n or "norm" in n for n in names)
 

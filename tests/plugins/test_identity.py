@@ -80,7 +80,7 @@ def test_a_plugin_as_locked_gives_its_version_alone(own_lock):
     assert identity.unlocked(versions) == []
 
 
-def test_an_edited_plugin_of_the_package_gives_its_runs_another_name(own_lock):
+def test_an_edited_plugin_renames_its_runs(own_lock):
     before, version = config_of("kernel_bench", {}), plugins.get("job", "kernel_bench").version
     own_lock("job:kernel_bench", content="0" * 12)
     after = config_of("kernel_bench", {})
@@ -126,7 +126,7 @@ def test_prose_and_layout_are_no_content(folder, old, new):
     assert identity.identity(folder(ENGINE)) == identity.identity(folder(ENGINE.replace(old, new)))
 
 
-def test_a_raised_version_is_locked_without_a_reason_an_edit_is_not(own_lock):
+def test_an_edit_needs_a_reason_and_a_raised_version_none(own_lock):
     own_lock("engine:fused", content="0" * 12)
     assert set(identity.stale()) == {"engine:fused"}
     assert "raise its version" in identity.stale()["engine:fused"]
@@ -145,7 +145,7 @@ def test_a_raised_version_is_locked_without_a_reason_an_edit_is_not(own_lock):
         identity.lock()
 
 
-def test_a_changed_shared_module_is_named_and_changes_no_identity(own_lock):
+def test_a_changed_shared_module_is_named_without_new_identity(own_lock):
     own_lock("core:methods", content="0" * 12)
     assert "every plug-in whose numbers change" in identity.stale()["core:methods"]
     assert isinstance(identity.identity(plugins.get("engine", "fused")), int)

@@ -119,7 +119,7 @@ def test_a_wrong_declaration_is_one_error_that_names_the_file(folder, source, sa
         (FUNCTION.replace("def factor", "def faktor"), "defines no factor"),
     ],
 )
-def test_a_module_that_cannot_be_used_is_one_error_that_names_the_file(folder, source, says):
+def test_an_unusable_module_is_one_error_that_names_the_file(folder, source, says):
     folder({"bad.py": source})
     for _ in range(2):
         with pytest.raises(DpbenchError, match=says) as caught:

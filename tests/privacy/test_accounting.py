@@ -19,8 +19,8 @@ SETTING = {"sample_rate": 0.02, "steps": 30, "delta": 1e-5}
 @pytest.mark.parametrize("target", [0.5, 3.0, 8.0])
 @pytest.mark.parametrize("relation", ["add_or_remove", "replace_one"])
 def test_calibration_is_within_one_percent_from_below(target, relation):
-    found = accounting.calibrate(target, relation=relation, **SETTING)
-    spent = epsilon_of(noise_multiplier=found, relation=relation, **SETTING)
+    noise_multiplier = accounting.calibrate(target, relation=relation, **SETTING)
+    spent = epsilon_of(noise_multiplier=noise_multiplier, relation=relation, **SETTING)
     assert 0.99 * target <= spent <= target
 
 
@@ -69,15 +69,15 @@ def test_far_too_little_noise_has_its_epsilon_in_seconds(noise_multiplier):
         first, second = norm.logcdf(mu / 2 - epsilon / mu), epsilon + norm.logcdf(-mu / 2 - epsilon / mu)
         return first + math.log1p(-math.exp(second - first)) - math.log(delta)
 
-    wanted = brentq(beyond, mu**2 / 2, mu**2 / 2 + 10 * mu)
-    found = epsilon_of(noise_multiplier=noise_multiplier, sample_rate=1.0, steps=3, delta=delta)
-    assert wanted <= found <= 1.005 * wanted
+    exact_epsilon = brentq(beyond, mu**2 / 2, mu**2 / 2 + 10 * mu)
+    least_epsilon = epsilon_of(noise_multiplier=noise_multiplier, sample_rate=1.0, steps=3, delta=delta)
+    assert exact_epsilon <= least_epsilon <= 1.005 * exact_epsilon
 
 
 def test_published_multipliers_come_out():
     """Derived independently for the GLUE recipe: SST-2, 202 steps of 1000 of 67,349, delta n^-1.1, epsilon 3."""
-    found = accounting.calibrate(3.0, sample_rate=1000 / 67349, steps=202, delta=67349**-1.1)
-    assert found == pytest.approx(0.77, abs=0.01)
+    noise_multiplier = accounting.calibrate(3.0, sample_rate=1000 / 67349, steps=202, delta=67349**-1.1)
+    assert noise_multiplier == pytest.approx(0.77, abs=0.01)
 
 
 def test_replace_one_doubles_in_pld_and_is_unsupported_in_rdp():
@@ -115,7 +115,7 @@ def test_targets_out_of_reach_are_named():
 
 
 @pytest.mark.parametrize("relation", ["add_or_remove", "replace_one"])
-def test_a_coarse_grid_says_more_and_at_most_a_step_a_release_more(relation):
+def test_a_coarse_grid_says_at_most_a_step_a_release_more(relation):
     """What lets a calibration ask it first: the noise multiplier found is that of the fine grid alone."""
     for noise_multiplier, steps in ((0.6, 3), (1.1, 40)):
         values = {"noise_multiplier": noise_multiplier, "sample_rate": 0.03, "steps": steps, "delta": 1e-5, "relation": relation}
@@ -132,10 +132,10 @@ def test_one_laplace_release_is_the_textbooks():
 
 
 def test_laplace_is_calibrated_and_kept_apart_from_gaussian():
-    found = accounting.calibrate(3.0, noise="laplace", **SETTING)
-    spent = epsilon_of(noise_multiplier=found, noise="laplace", **SETTING)
+    noise_multiplier = accounting.calibrate(3.0, noise="laplace", **SETTING)
+    spent = epsilon_of(noise_multiplier=noise_multiplier, noise="laplace", **SETTING)
     assert 2.97 <= spent <= 3.0
-    assert found != accounting.calibrate(3.0, **SETTING)
+    assert noise_multiplier != accounting.calibrate(3.0, **SETTING)
 
 
 def test_unknown_noise_is_named():
@@ -181,7 +181,7 @@ def closed_form(sensitivity_over_std, delta):
         (1e6, 10**6, 1e-5),
     ],
 )
-def test_epsilon_is_the_closed_form_from_above_within_one_percent(noise_multiplier, steps, delta):
+def test_epsilon_is_within_one_percent_above_the_closed_form(noise_multiplier, steps, delta):
     right = closed_form(math.sqrt(steps) / noise_multiplier, delta)
     spent = epsilon_of(noise_multiplier=noise_multiplier, sample_rate=1.0, steps=steps, delta=delta)
     assert right * (1 - 1e-9) <= spent <= 1.01 * right
@@ -189,11 +189,11 @@ def test_epsilon_is_the_closed_form_from_above_within_one_percent(noise_multipli
 
 @pytest.mark.parametrize("relation", ["add_or_remove", "replace_one"])
 @pytest.mark.parametrize("delta", [9e-15, 1e-15, 1e-16, 1e-40, 1e-300])
-def test_a_delta_below_what_pld_carries_is_one_error_and_no_infinity(delta, relation):
+def test_a_delta_below_what_pld_carries_is_one_error(delta, relation):
     setting = {"sample_rate": 1.0, "steps": 10, "delta": delta, "relation": relation}
     for ask in (
         accounting.calibrate,
-        lambda noise_multiplier, **rest: epsilon_of(noise_multiplier=noise_multiplier, **rest),
+        lambda noise_multiplier, **options: epsilon_of(noise_multiplier=noise_multiplier, **options),
     ):
         with pytest.raises(DpbenchError, match=r"delta .* is below 1e-14"):
             ask(3.0, **setting)
@@ -216,17 +216,17 @@ def test_a_delta_below_what_pld_carries_is_one_error_and_no_infinity(delta, rela
 )
 def test_calibration_keeps_its_promise_at_both_ends(target, steps, delta):
     """At most the target and within 1 % of it, and of the closed form's noise."""
-    found = accounting.calibrate(target, sample_rate=1.0, steps=steps, delta=delta)
-    assert 0.99 * target <= epsilon_of(noise_multiplier=found, sample_rate=1.0, steps=steps, delta=delta) <= target
-    assert 0.98 * target <= closed_form(math.sqrt(steps) / found, delta) <= target
+    noise_multiplier = accounting.calibrate(target, sample_rate=1.0, steps=steps, delta=delta)
+    assert 0.99 * target <= epsilon_of(noise_multiplier=noise_multiplier, sample_rate=1.0, steps=steps, delta=delta) <= target
+    assert 0.98 * target <= closed_form(math.sqrt(steps) / noise_multiplier, delta) <= target
 
 
 @pytest.mark.parametrize(("target", "rate", "steps"), [(0.002, 1e-3, 100), (2000.0, 0.1, 5)])
 @pytest.mark.parametrize("relation", ["add_or_remove", "replace_one"])
 def test_calibration_keeps_its_promise_under_sampling(target, rate, steps, relation):
     setting = {"sample_rate": rate, "steps": steps, "delta": 1e-6, "relation": relation}
-    found = accounting.calibrate(target, **setting)
-    assert 0.99 * target <= epsilon_of(noise_multiplier=found, **setting) <= target
+    noise_multiplier = accounting.calibrate(target, **setting)
+    assert 0.99 * target <= epsilon_of(noise_multiplier=noise_multiplier, **setting) <= target
 
 
 @pytest.mark.parametrize("noise", ["gaussian", "laplace"])
@@ -258,7 +258,7 @@ def test_noise_beyond_what_pld_answers_for_is_named(noise_multiplier):
     st.sampled_from(["add_or_remove", "replace_one"]),
 )
 @settings(max_examples=6, deadline=None)
-def test_epsilon_is_finite_and_not_negative_wherever_it_is_defined(noise_multiplier, rate, steps, delta, relation):
+def test_epsilon_is_finite_and_not_negative_where_defined(noise_multiplier, rate, steps, delta, relation):
     spent = epsilon_of(noise_multiplier=noise_multiplier, sample_rate=rate, steps=steps, delta=delta, relation=relation)
     assert 0 <= spent < math.inf
 

@@ -296,14 +296,14 @@ def test_a_calibration_is_of_its_relation_and_delta(monkeypatch, tmp_path):
     """Also from the cache: nothing calibrated for one is met by another."""
     monkeypatch.setenv("DPBENCH_CACHE", str(tmp_path))
     setting = {"sample_rate": 0.05, "steps": 20}
-    found = {}
+    noise_multipliers = {}
     for _ in range(2):
         for relation, delta in itertools.product(("add_or_remove", "replace_one"), (1e-5, 1e-8)):
             noise_multiplier = accounting.calibrate(2.0, delta=delta, relation=relation, **setting)
             spent = epsilon_of(noise_multiplier=noise_multiplier, delta=delta, relation=relation, **setting)
             assert 1.98 <= spent <= 2.0
-            assert found.setdefault((relation, delta), noise_multiplier) == noise_multiplier
-    assert len(set(found.values())) == 4
+            assert noise_multipliers.setdefault((relation, delta), noise_multiplier) == noise_multiplier
+    assert len(set(noise_multipliers.values())) == 4
 
 
 def test_every_argument_of_a_calibration_is_in_its_key(monkeypatch, tmp_path):

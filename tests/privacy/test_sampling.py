@@ -12,8 +12,8 @@ from dpbench.privacy.mechanism import Mechanism, Sampling
 from dpbench.privacy.sampling import batches, by_tokens, physical_batches
 
 
-def plan(size=1000, expected=50.0, steps=200, kind="poisson", **rest):
-    return Mechanism(Sampling(kind, size, expected), steps, **rest)
+def plan(size=1000, expected=50.0, steps=200, kind="poisson", **options):
+    return Mechanism(Sampling(kind, size, expected), steps, **options)
 
 
 def test_poisson_batches_vary_around_the_expected_size():
@@ -40,8 +40,8 @@ def test_small_rates_give_empty_batches():
 
 
 def test_batches_depend_on_seed_and_step_alone():
-    def first(**rest):
-        return [b.tolist() for b in batches(plan(steps=5, **rest))]
+    def first(**options):
+        return [b.tolist() for b in batches(plan(steps=5, **options))]
 
     assert first(seed=1) == first(seed=1)
     assert first(seed=1) != first(seed=2)
@@ -51,10 +51,10 @@ def test_batches_depend_on_seed_and_step_alone():
 
 
 def test_fixed_batches_see_every_example_once_an_epoch():
-    found = list(batches(plan(100, 10.0, 25, kind="fixed")))
-    assert all(len(b) == 10 for b in found)
-    assert sorted(np.concatenate(found[:10]).tolist()) == list(range(100))
-    assert found[0].tolist() != found[10].tolist()
+    drawn_batches = list(batches(plan(100, 10.0, 25, kind="fixed")))
+    assert all(len(b) == 10 for b in drawn_batches)
+    assert sorted(np.concatenate(drawn_batches[:10]).tolist()) == list(range(100))
+    assert drawn_batches[0].tolist() != drawn_batches[10].tolist()
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 30), st.integers(0, 30), st.sampled_from(["poisson", "fixed"]))
@@ -62,11 +62,11 @@ def test_fixed_batches_see_every_example_once_an_epoch():
 def test_batches_from_a_step_on_are_those_of_the_whole_run(size, expected, steps, start, kind):
     mechanism = plan(size, min(expected, size), steps, kind, seed=3)
     start = min(start, steps)
-    whole = [b.tolist() for b in batches(mechanism)]
-    assert [b.tolist() for b in batches(mechanism, start=start)] == whole[start:]
+    all_batches = [b.tolist() for b in batches(mechanism)]
+    assert [b.tolist() for b in batches(mechanism, start=start)] == all_batches[start:]
 
 
-def test_secret_batches_go_on_where_that_says_nothing_new_of_an_example():
+def test_secret_batches_resume_only_where_that_reveals_nothing():
     """A fresh shuffle in the middle of an epoch could draw an example twice in it."""
     secret = plan(100, 10.0, 25, "fixed", randomness="secret")
     assert sorted(np.concatenate(list(batches(secret, start=10))[:10]).tolist()) == list(range(100))

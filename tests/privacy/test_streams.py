@@ -84,8 +84,8 @@ def test_what_is_no_stream_is_a_fault_of_the_caller(stream):
         key_of(*stream)
 
 
-def plan(**rest):
-    return Mechanism(Sampling("poisson", 100, 4.0), 10, Clipping(), 1.0, **rest)
+def plan(**options):
+    return Mechanism(Sampling("poisson", 100, 4.0), 10, Clipping(), 1.0, **options)
 
 
 def test_torchs_generators_of_two_devices_draw_other_numbers(monkeypatch):
@@ -101,7 +101,7 @@ def test_torchs_generators_of_two_devices_draw_other_numbers(monkeypatch):
 real = torch.Generator
 
 
-def test_a_secret_key_has_all_its_bytes_from_the_operating_system(monkeypatch):
+def test_a_secret_keys_bytes_come_from_the_operating_system(monkeypatch):
     """And every stream its own."""
     asked, keys = [], []
     monkeypatch.setattr(noise.secrets, "token_bytes", lambda size: asked.append(size) or bytes([len(asked)]) * size)

@@ -14,7 +14,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from test_store import record
+from example_records import record
 
 from dpbench.cli import main, recording
 from dpbench.errors import DpbenchError
@@ -149,7 +149,7 @@ WHOLE = gzip.compress(member() + END)
         b"PK\x03\x04" + bytes(100),
     ],
 )
-def test_a_damaged_stream_is_read_to_its_end_before_anything_is_filed(tree, content):
+def test_a_damaged_stream_files_nothing(tree, content):
     path = tree / "x.tar.gz"
     path.write_bytes(content)
     with pytest.raises(DpbenchError, match=r"x\.tar\.gz: (cannot be read as an archive|something follows its end)"):
@@ -179,10 +179,10 @@ def test_the_number_of_members_and_their_sum_are_limited(tree, monkeypatch):
 def test_archives_that_tarfile_and_tar_write_are_taken(tree):
     """With the extended headers that Python's tarfile writes for fractions of seconds."""
     path = tree / "x.tar.gz"
-    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as made:
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as archive:
         info = tarfile.TarInfo(NAME)
         info.size, info.mtime = len(TEXT), 1700000000.25
-        made.addfile(info, io.BytesIO(TEXT))
+        archive.addfile(info, io.BytesIO(TEXT))
     assert b"mtime=" in gzip.decompress(path.read_bytes())
     assert recording.merge(path)[0].startswith(f"{GOOD.run}: filed in results/recorded/cpu-2-cores/other.jsonl")
     (stored,) = recorded_records()
@@ -237,25 +237,25 @@ def test_a_bad_record_is_named_and_the_others_are_filed(tree, capsys, files, say
     (item,) = left_out
     assert (item.run, says in item.why) == (bad, True), item.why
     assert item.where == f"{path}: {bad}/record.json"
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert str(path) in said
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert str(path) in stderr
 
 
 def test_the_command_says_what_it_left_out_by_its_exit_code(tree, capsys):
     path = tree / "x.tar.gz"
     path.write_bytes(pack_files([(NAME, TEXT, 0.0), (f"{OTHER.run}/record.json", b"{", 0.0)]))
     assert main(["record", "--merge", str(path)]) == 2
-    said = capsys.readouterr()
-    assert f"{GOOD.run}: filed in" in said.out
-    assert OTHER.run in said.err
-    assert "1 record was not filed" in said.err
+    output = capsys.readouterr()
+    assert f"{GOOD.run}: filed in" in output.out
+    assert OTHER.run in output.err
+    assert "1 record was not filed" in output.err
     path.write_bytes(pack_files([(NAME, TEXT, 0.0)]))
     assert main(["record", "--merge", str(path)]) == 0
     assert "filed already" in capsys.readouterr().out
 
 
-def test_a_filed_record_that_does_not_hold_makes_room_for_one_that_does(tree):
+def test_a_sound_record_replaces_a_filed_bad_one(tree):
     path = tree / "x.tar.gz"
     path.write_bytes(pack_files([(NAME, TEXT, 0.0)]))
     recording.merge(path)

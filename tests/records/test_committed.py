@@ -19,7 +19,7 @@ def test_no_committed_record_is_left_out():
     assert sum(path.stat().st_size for path in files) <= 12e6
 
 
-def test_each_lies_where_merging_would_file_it_and_asks_for_known_tables():
+def test_each_lies_where_it_would_be_filed_for_known_tables():
     known = {(paper, table) for paper in papers() for table in tables_of(paper)}
     for stored in recorded_records():
         assert stored.machine == environment.machine(stored.record.environment)

@@ -7,8 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_meaning import FAULTS, put, sound, text_of
-from test_store import record
+from example_records import FAULTS, put, record, sound, text_of
 
 from dpbench.cli import main
 from dpbench.execution.study import config_of, resolver, study_at
@@ -37,7 +36,7 @@ def tree(tmp_path, monkeypatch):
 
 
 def test_readers_of_many_go_on_without_the_bad_ones(tree, capsys):
-    """Every fault of test_meaning at once, among sound records, here and recorded."""
+    """Every fault of `example_records` at once, among sound records, here and recorded."""
     bad, lines_of_file = 0, []
     for key, value, _ in FAULTS:
         values = sound()
@@ -80,8 +79,8 @@ def test_a_table_is_written_without_a_bad_record_and_says_so(tree, capsys):
     path.parent.mkdir(parents=True)
     path.write_text("{")
     assert table(tree) == 2
-    said = capsys.readouterr().err
-    assert f"results/runs/{run}/record.json: not a complete JSON file" in said
+    stderr = capsys.readouterr().err
+    assert f"results/runs/{run}/record.json: not a complete JSON file" in stderr
     (item,) = read_table(tree / "out" / "quadratic.json").left_out
     assert item.run == run
     for ending in ("csv", "md", "tex", "html"):
@@ -96,17 +95,17 @@ def test_a_bad_record_of_another_table_is_a_warning_alone(tree, capsys):
     assert f"left out results/runs/{record().run}/record.json" in capsys.readouterr().err
 
 
-def test_the_report_of_committed_records_names_what_it_leaves_out(tree, capsys):
+def test_the_report_of_recorded_results_names_what_it_omits(tree, capsys):
     path = tree / "results/recorded/m/dpzero.jsonl"
     path.parent.mkdir(parents=True)
     path.write_text(line_of(record()).replace("1.5", "99.5") + "\n")
     assert main(["report", "--recorded", "--out", str(tree / "page.html")]) == 0
-    said = capsys.readouterr().err
-    assert "left out results/recorded/m/dpzero.jsonl, line 1: its content does not fit its digest" in said
+    stderr = capsys.readouterr().err
+    assert "left out results/recorded/m/dpzero.jsonl, line 1: its content does not fit its digest" in stderr
     assert "results/recorded/m/dpzero.jsonl, line 1" in (tree / "page.html").read_text()
 
 
-def test_a_file_of_recorded_results_that_is_cut_keeps_its_whole_lines(tree, capsys):
+def test_a_cut_file_of_recorded_results_keeps_complete_lines(tree, capsys):
     path = tree / "results/recorded/m/dpzero.jsonl"
     path.parent.mkdir(parents=True)
     path.write_text(line_of(record()) + "\n" + line_of(record())[:400])
@@ -125,5 +124,5 @@ def test_a_chain_of_a_thousand_parents_ends_no_report(tree):
         values = record().model_dump(exclude={"digest"}) | {"run": above, "config": config}
         stored.append(Stored(Record.model_validate(values), Path("record.json"), "m"))
     spec = tables.load_named(TABLE)
-    found = build_table(spec, "smoke", resolver(config_of({"tier": "smoke"})), [], stored)
-    assert [entry for entry in found.entries if entry.origin == "recorded"] == []
+    table_data = build_table(spec, "smoke", resolver(config_of({"tier": "smoke"})), [], stored)
+    assert [entry for entry in table_data.entries if entry.origin == "recorded"] == []

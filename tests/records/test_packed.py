@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_store import record
+from example_records import record
 
 from dpbench import paths
 from dpbench.cli import main
@@ -28,7 +28,7 @@ def numbered(seed: int, paper: str = "dpzero", **more) -> Record:
     return Record.model_validate(record().model_dump(exclude={"digest"}) | values | more)
 
 
-def test_records_come_back_as_they_were_filed_by_machine_and_paper():
+def test_records_come_back_as_filed_by_machine_and_paper():
     records = [(numbered(0), "m"), (numbered(1), "m"), (numbered(2, "flashdp"), "m"), (numbered(0), "other-machine")]
     file_records(records)
     assert {(s.record.run, s.machine) for s in recorded_records()} == {(r.run, machine) for r, machine in records}

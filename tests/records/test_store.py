@@ -8,41 +8,14 @@ import os
 import stat
 
 import pytest
+from example_records import record
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dpbench import files
 from dpbench.errors import DpbenchError
-from dpbench.records.schema import Metric, Record
+from dpbench.records.schema import Metric
 from dpbench.records.store import NAME, read_record, write_record
-from dpbench.spec.expand import run_id
-
-ENVIRONMENT = {
-    "python": "3.11",
-    "platform": "Linux",
-    "packages": {},
-    "device": "cpu",
-    "device_name": "cpu",
-    "cpu": "cpu",
-    "cores": 2,
-    "memory_gib": 4.0,
-    "threads": 1,
-    "commit": None,
-    "dirty": None,
-}
-
-
-def record(value=1.5, **rest) -> Record:
-    config = {"job": "throughput", "settings": {}, "seed": 0, "versions": {}, "sources": {}, "parents": {}}
-    values = {
-        "run": run_id(config),
-        "config": config,
-        "metrics": [{"name": "accuracy", "value": value, "unit": "%"}],
-        "environment": ENVIRONMENT,
-        "seconds": 1.0,
-        "created": "2026-01-01T00:00:00+00:00",
-    }
-    return Record.model_validate(values | rest)
 
 
 def test_a_record_comes_back_as_it_was(tmp_path):

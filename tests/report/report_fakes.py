@@ -223,11 +223,11 @@ def made_up(
     by_run: dict[str, list[Metric]] = {}
     for cell in plan.cells:
         for name, metric in spec.metrics.items():
-            made = value(cell.labels, cell.seed, name)
-            if isinstance(made, (int, float)):
-                made = Metric(name=name, value=float(made), unit=metric.unit)
-            if made is not None:
-                by_run.setdefault(cell.run, []).append(made.model_copy(update={"labels": cell.select}))
+            metric_or_value = value(cell.labels, cell.seed, name)
+            if isinstance(metric_or_value, (int, float)):
+                metric_or_value = Metric(name=name, value=float(metric_or_value), unit=metric.unit)
+            if metric_or_value is not None:
+                by_run.setdefault(cell.run, []).append(metric_or_value.model_copy(update={"labels": cell.select}))
     return [
         Stored(record_of(plan.runs[run], asked[run], metrics, **over), Path("record.json"), machine)
         for run, metrics in by_run.items()

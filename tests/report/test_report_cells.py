@@ -55,7 +55,7 @@ def test_no_cell_of_any_csv_begins_with_a_formula(tmp_path: Path, published: Non
     write_long(long_rows(local), tmp_path / "long.csv", tmp_path / "long.parquet")
     table = build_table(glue(), "laptop", resolver(EMBEDDED), local, [])
     texts = [(tmp_path / "long.csv").read_text(encoding="utf-8"), to_csv(table)]
-    cells = [text for whole in texts for row in csv.reader(io.StringIO(whole)) for text in row]
+    cells = [text for csv_text in texts for row in csv.reader(io.StringIO(csv_text)) for text in row]
     assert "'=1+1" in cells
     assert {"-1.5", "-2.5"} <= set(cells)
     starts = [text for text in cells if text.startswith(("=", "+", "-", "@", "\t", "\r"))]

@@ -100,7 +100,7 @@ def test_simulated_evidence_is_inconclusive() -> None:
     assert "simulated" in verdict(spec, made_up(spec, "laptop", value)).sentence
 
 
-def test_real_evidence_of_a_lower_tier_goes_before_synthetic_of_a_higher() -> None:
+def test_real_evidence_of_a_lower_tier_beats_synthetic_evidence() -> None:
     spec = glue()
     local = made_up(spec, "laptop", accuracy(1)) + made_up(spec, "overnight", accuracy(-5), sources=EMBEDDED)
     judged = verdict(spec, local)
@@ -133,8 +133,10 @@ def throughput(fused: float, noise: tuple[float, ...] = (-0.01, 0.0, 0.01), opac
 def engines(against: list[str], **threshold: float) -> TableSpec:
     """`batch_size` with one claim that fused compares with several engines."""
     spec = batch_size()
-    given = {f"{k}_at_{s}": None for k in ("difference", "ratio") for s in ("least", "most")} | threshold
-    test = ClaimTest.model_construct(metric="throughput", of={"engine": "fused"}, against={"engine": against}, where={}, **given)
+    all_thresholds = {f"{k}_at_{s}": None for k in ("difference", "ratio") for s in ("least", "most")} | threshold
+    test = ClaimTest.model_construct(
+        metric="throughput", of={"engine": "fused"}, against={"engine": against}, where={}, **all_thresholds
+    )
     return spec.model_copy(update={"claims": [spec.claims[0].model_copy(update={"test": test})]})
 
 
@@ -166,7 +168,7 @@ def test_the_worst_of_several_comparisons_is_the_verdict() -> None:
     assert "ghost" in judged.sentence
 
 
-def test_a_comparison_without_values_keeps_a_claim_from_being_reproduced() -> None:
+def test_a_claim_with_an_empty_comparison_is_not_reproduced() -> None:
     spec = engines(["opacus", "ghost"], ratio_at_least=1.0)
     judged = verdict(spec, made_up(spec, "laptop", throughput(950.0, opacus=None)))
     assert judged.verdict == "inconclusive"
@@ -258,14 +260,14 @@ def test_settings_are_judged_together_or_each_by_itself(quantifier: str | int, e
 
 
 @pytest.mark.parametrize(
-    ("bad", "above", "expected", "said"),
+    ("bad", "above", "expected", "message"),
     [
         ("8", 60.0, "reproduced", "left out: at epsilon 8"),  # whole, it would be -0.5 and not reproduced
         ("8", 10.0, "not reproduced", ""),
         ("both", 60.0, "inconclusive", "left out: at epsilon 3"),
     ],
 )
-def test_a_setting_where_nothing_was_learnt_says_nothing(bad: str, above: float, expected: str, said: str) -> None:
+def test_a_setting_where_nothing_was_learnt_says_nothing(bad: str, above: float, expected: str, message: str) -> None:
     """At epsilon 8, or at both, every model is as good as chance: that they are equally good is no evidence."""
     test = {"metric": "accuracy", "of": {"method": "auto_s"}, "against": {"method": "abadi"}, "difference_at_least": 0.5}
     test["precondition"] = {"metric": "accuracy", "of": {"method": "abadi"}, "above": above}
@@ -276,8 +278,8 @@ def test_a_setting_where_nothing_was_learnt_says_nothing(bad: str, above: float,
         return (50 if dead else 80) + 0.1 * seed + ((-2.0 if dead else 1.0) if labels["method"] == "auto_s" else 0)
 
     judged = verdict(spec, made_up(spec, "laptop", value))
-    assert (judged.verdict, said in judged.sentence.lower()) == (expected, True)
-    assert ("left out" in judged.sentence.lower()) == bool(said)
+    assert (judged.verdict, message in judged.sentence.lower()) == (expected, True)
+    assert ("left out" in judged.sentence.lower()) == bool(message)
 
 
 def test_more_settings_asked_for_than_there_are_decide_nothing() -> None:

@@ -22,8 +22,8 @@ def by_seed(labels: dict[str, str], seed: int, metric: str) -> float:
 
 
 def entry(table: TableData, place: tuple[str, str, str], **labels: str) -> Any:
-    found = [e for e in table.entries if e.place == place and labels.items() <= e.labels.items()]
-    return found[0] if found else None
+    entries = [e for e in table.entries if e.place == place and labels.items() <= e.labels.items()]
+    return entries[0] if entries else None
 
 
 def test_values_of_every_origin_stand_side_by_side(published: None) -> None:
@@ -56,12 +56,12 @@ def test_values_of_every_origin_stand_side_by_side(published: None) -> None:
 def test_published_values_carry_nothing_of_a_run(published: None) -> None:
     spec = glue()
     table = build_table(spec, "smoke", resolver(EMBEDDED), made_up(spec, "smoke", by_seed, sources=EMBEDDED), [])
-    for found in table.entries:
-        if found.origin == "published":
-            assert (found.synthetic, found.simulated, found.runs, found.by_seed) == (False, False, [], {})
-            assert found.source
+    for table_entry in table.entries:
+        if table_entry.origin == "published":
+            assert (table_entry.synthetic, table_entry.simulated, table_entry.runs, table_entry.by_seed) == (False, False, [], {})
+            assert table_entry.source
         else:
-            assert found.synthetic
+            assert table_entry.synthetic
 
 
 def test_a_record_of_other_versions_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,19 +96,19 @@ def test_records_of_other_data_are_found_but_never_averaged() -> None:
     embedded = made_up(spec, "overnight", lambda *_: 10.0, sources=EMBEDDED, machine="m1")
     real = made_up(spec, "overnight", by_seed, machine="m1", seeds=[0])
     table = build_table(spec, "laptop", resolver(REAL), [], embedded + real)
-    found = entry(table, ("recorded", "overnight", "m1"), method="abadi", epsilon="3")
-    assert (found.value, found.synthetic) == (80.0, False)  # one real seed goes before three synthetic ones
+    other_entry = entry(table, ("recorded", "overnight", "m1"), method="abadi", epsilon="3")
+    assert (other_entry.value, other_entry.synthetic) == (80.0, False)  # one real seed goes before three synthetic ones
     assert table.stale == []
 
 
-def test_recorded_results_do_not_need_the_sources_of_this_machine() -> None:
+def test_recorded_results_need_no_sources_of_this_machine() -> None:
     spec = glue()
     table = build_table(spec, "laptop", resolver(EMBEDDED), [], made_up(spec, "overnight", by_seed, machine="m1"))
     assert entry(table, ("recorded", "overnight", "m1")).sources[0] == "dataset sst2: local folder, real"
     assert not entry(table, ("recorded", "overnight", "m1")).synthetic
 
 
-def test_a_source_that_cannot_be_resolved_does_not_hide_recorded_results() -> None:
+def test_an_unresolved_source_does_not_hide_recorded_results() -> None:
     spec = glue()
 
     def broken(kind: str, name: str) -> Any:
@@ -139,7 +139,7 @@ def test_a_value_that_was_not_measured_is_empty_with_its_reason() -> None:
     assert (full.value, full.n, full.spread, full.spread_kind) == (5.0, 3, None, "20-80 % over 3 rounds")
 
 
-def test_a_run_that_two_tiers_name_counts_for_the_one_it_was_made_for() -> None:
+def test_a_run_of_two_tiers_counts_for_the_one_it_was_made_for() -> None:
     spec = batch_size(tiers={tier: {} for tier in report_fakes.TIERS})
     table = build_table(spec, "laptop", resolver(REAL), [], made_up(spec, "gpu", lambda *_: 1.0, machine="m1"))
     assert {e.place for e in table.entries} == {("recorded", "gpu", "m1")}
@@ -179,20 +179,20 @@ def _laptop_is_part_of_overnight(**laptop: Any) -> Any:
 
 def _overnight(spec: Any) -> list[Stored]:
     """Its records, of which those of seed 0 serve the laptop tier too."""
-    made = made_up(spec, "overnight", by_seed, machine="m1")
-    for stored in made:
+    fake_records = made_up(spec, "overnight", by_seed, machine="m1")
+    for stored in fake_records:
         if stored.record.config["seed"] == 0:
             stored.record.requests.extend(r.model_copy(update={"tier": "laptop"}) for r in list(stored.record.requests))
-    return made
+    return fake_records
 
 
-def test_a_tier_whose_records_are_part_of_another_is_not_shown_again(published: None) -> None:
+def test_a_tier_within_another_is_not_shown_again(published: None) -> None:
     spec = _laptop_is_part_of_overnight()
     recorded = _overnight(spec)
     places = {e.place for e in build_table(spec, "gpu", resolver(REAL), [], recorded).entries}
     assert places == {("published", "", ""), ("recorded", "overnight", "m1")}
-    own = [Stored(s.record, s.path, None) for s in recorded]
-    places = {e.place for e in build_table(spec, "laptop", resolver(REAL), own, []).entries}
+    local_stored = [Stored(s.record, s.path, None) for s in recorded]
+    places = {e.place for e in build_table(spec, "laptop", resolver(REAL), local_stored, []).entries}
     assert places == {("published", "", ""), ("here", "laptop", ""), ("here", "overnight", "")}, (
         "what was asked for always stands"
     )

@@ -40,42 +40,42 @@ def grid(labels: dict[str, str], seed: int, metric: str) -> float:
 
 
 def test_a_sum_is_over_all_cells_of_each_side() -> None:
-    own = {"of": {"method": "auto_s"}, "against": {"method": "abadi"}, "reduce": {"learning_rate": "sum", "bound": "sum"}}
-    found = judged(grid, [0, 1], **own, ratio_at_most=0.5)
-    pairing = found.evidence.decisive
+    sides = {"of": {"method": "auto_s"}, "against": {"method": "abadi"}, "reduce": {"learning_rate": "sum", "bound": "sum"}}
+    judgement = judged(grid, [0, 1], **sides, ratio_at_most=0.5)
+    pairing = judgement.evidence.decisive
     assert (pairing.n, len(pairing.cells)) == (2, 1)
     assert pairing.cells[0].of == pytest.approx(3 * 60.5)
     assert pairing.cells[0].against == pytest.approx(390 + 6 * 0.5)
-    assert found.verdict == "reproduced"
-    assert "sum over learning rate, then sum over bound" in found.sentence
-    assert len(found.evidence.runs) == 2 * 9
+    assert judgement.verdict == "reproduced"
+    assert "sum over learning rate, then sum over bound" in judgement.sentence
+    assert len(judgement.evidence.runs) == 2 * 9
 
 
 def test_the_spread_of_bests_folds_axis_after_axis() -> None:
     """Best over learning rate: 90 and 80. The other order gives the best of the spreads: 10, 40, 20."""
-    own = {"of": {"method": "abadi"}, "against": {"method": "auto_s"}}
-    found = judged(grid, [0, 1, 2], **own, reduce={"learning_rate": "max", "bound": "spread"}, difference_at_least=5.0)
-    assert found.evidence.decisive.estimate == pytest.approx(10)
-    assert found.verdict == "reproduced"
-    found = judged(grid, [0, 1, 2], **own, reduce={"bound": "spread", "learning_rate": "max"}, difference_at_least=5.0)
-    assert found.evidence.decisive.estimate == pytest.approx(40)
+    sides = {"of": {"method": "abadi"}, "against": {"method": "auto_s"}}
+    judgement = judged(grid, [0, 1, 2], **sides, reduce={"learning_rate": "max", "bound": "spread"}, difference_at_least=5.0)
+    assert judgement.evidence.decisive.estimate == pytest.approx(10)
+    assert judgement.verdict == "reproduced"
+    judgement = judged(grid, [0, 1, 2], **sides, reduce={"bound": "spread", "learning_rate": "max"}, difference_at_least=5.0)
+    assert judgement.evidence.decisive.estimate == pytest.approx(40)
 
 
 def test_a_best_is_each_seeds_own() -> None:
     def value(labels: dict[str, str], seed: int, metric: str) -> float:
         return float(labels["learning_rate"] == RATES[seed])  # another rate wins in each seed
 
-    own = {"of": {"method": "abadi"}, "against": {"method": "auto_s"}}
-    found = judged(value, [0, 1, 2], **own, reduce={"learning_rate": "max", "bound": "min"}, difference_at_least=0.0)
-    assert found.evidence.decisive.cells[0].of == pytest.approx(1.0)
+    sides = {"of": {"method": "abadi"}, "against": {"method": "auto_s"}}
+    judgement = judged(value, [0, 1, 2], **sides, reduce={"learning_rate": "max", "bound": "min"}, difference_at_least=0.0)
+    assert judgement.evidence.decisive.cells[0].of == pytest.approx(1.0)
 
 
 def test_part_of_a_grid_is_not_judged() -> None:
     def value(labels: dict[str, str], seed: int, metric: str) -> Metric | float | None:
         return None if labels["bound"] == "8" and labels["learning_rate"] == "4" else grid(labels, seed, metric)
 
-    own = {"of": {"method": "auto_s"}, "against": {"method": "abadi"}}
-    found = judged(value, [0, 1], **own, reduce={"learning_rate": "sum", "bound": "sum"}, ratio_at_most=0.5)
-    assert found.verdict == "not run"
-    found = judged(value, [0, 1], **own, reduce={"learning_rate": "sum"}, ratio_at_most=0.9)
-    assert found.evidence.decisive.cells[0].labels == {"bound": "1"}  # the bound whose row is whole
+    sides = {"of": {"method": "auto_s"}, "against": {"method": "abadi"}}
+    judgement = judged(value, [0, 1], **sides, reduce={"learning_rate": "sum", "bound": "sum"}, ratio_at_most=0.5)
+    assert judgement.verdict == "not run"
+    judgement = judged(value, [0, 1], **sides, reduce={"learning_rate": "sum"}, ratio_at_most=0.9)
+    assert judgement.evidence.decisive.cells[0].labels == {"bound": "1"}  # the bound whose row is whole

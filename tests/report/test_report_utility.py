@@ -37,15 +37,15 @@ def table(value: Any = none_for_abadi, **over: Any) -> Any:
 
 
 def test_none_is_printed_as_text_with_the_reason() -> None:
-    made = table(privacy=privacy("nominal"))
-    markdown = to_markdown(made)
+    table_data = table(privacy=privacy("nominal"))
+    markdown = to_markdown(table_data)
     assert "none\\*" in markdown
     assert f"none: {WHY}." in markdown
     assert f"skipped: {WHY}" not in markdown
-    assert "none$^{*}$" in to_latex(made)
-    fragment = table_fragment(made)
+    assert "none$^{*}$" in to_latex(table_data)
+    fragment = table_fragment(table_data)
     assert ">none<sup>*</sup></a>" in fragment
-    rows = [r for r in csv.DictReader(io.StringIO(to_csv(made))) if r["method"] == "abadi"]
+    rows = [r for r in csv.DictReader(io.StringIO(to_csv(table_data))) if r["method"] == "abadi"]
     assert {(r["value"], r["text"], r["note"]) for r in rows} == {("", "none", WHY)}
 
 
@@ -63,8 +63,8 @@ def test_a_text_stands_only_where_there_is_no_value() -> None:
 
 def test_an_epsilon_that_does_not_exist_is_none_on_the_page() -> None:
     nowhere = privacy("nominal").model_copy(update={"epsilon": None, "epsilon_rdp": None, "reasons": [WHY]})
-    made = table(privacy=nowhere)
-    text = render([made], [], {}, "here")
+    table_data = table(privacy=nowhere)
+    text = render([table_data], [], {}, "here")
     assert '<td class="n">none</td>' in text
     assert "ε none by PLD, none by RDP" in text
 
@@ -74,18 +74,18 @@ def level(labels: dict[str, str], seed: int, metric: str) -> float:
 
 
 def test_curves_are_means_over_seeds() -> None:
-    made = table(level, facts={"curve": [[0, 6.0], [10, 5.0], [20, 4.5]]})
-    assert curves_of(made, made.entries[0]) == [(0.0, 6.0), (10.0, 5.0), (20.0, 4.5)]
-    assert len(made.entries[0].runs) == 3
-    for info in made.records:
+    table_data = table(level, facts={"curve": [[0, 6.0], [10, 5.0], [20, 4.5]]})
+    assert curves_of(table_data, table_data.entries[0]) == [(0.0, 6.0), (10.0, 5.0), (20.0, 4.5)]
+    assert len(table_data.entries[0].runs) == 3
+    for info in table_data.records:
         info.record["facts"]["curve"][1][1] += info.seed
-    assert curves_of(made, made.entries[0])[1] == (10.0, 6.0)
+    assert curves_of(table_data, table_data.entries[0])[1] == (10.0, 6.0)
 
 
 def test_a_panel_for_each_epsilon_holds_the_line_without_one() -> None:
-    made = table(level, facts={"curve": [[0, 6.0], [10, 5.0]]})
-    picture = draw(made, Plot(**CURVES))
-    assert picture == draw(made, Plot(**CURVES))
+    table_data = table(level, facts={"curve": [[0, 6.0], [10, 5.0]]})
+    picture = draw(table_data, Plot(**CURVES))
+    assert picture == draw(table_data, Plot(**CURVES))
     root = ElementTree.fromstring(picture)
     words = [t.text or "" for t in root.iter() if t.tag.endswith("text")]
     assert [w for w in words if w.startswith("ε")] == ["ε = 3", "ε = 8"]
@@ -99,14 +99,14 @@ def test_a_panel_for_each_epsilon_holds_the_line_without_one() -> None:
     assert per_panel == [3, 3]
 
 
-def test_a_row_with_an_epsilon_and_without_is_two_lines_of_two_names() -> None:
-    made = table(level, facts={"curve": [[0, 6.0], [10, 5.0]]})
-    assert "abadi, ε = ∞" not in draw(made, Plot(**CURVES)).decode()
+def test_a_row_with_and_without_epsilon_is_two_named_lines() -> None:
+    table_data = table(level, facts={"curve": [[0, 6.0], [10, 5.0]]})
+    assert "abadi, ε = ∞" not in draw(table_data, Plot(**CURVES)).decode()
     entries = [
         e.model_copy(update={"labels": e.labels | {"method": "abadi"}}) if e.labels["epsilon"] == "inf" else e
-        for e in made.entries
+        for e in table_data.entries
     ]
-    picture = draw(made.model_copy(update={"entries": entries}), Plot(**CURVES))
+    picture = draw(table_data.model_copy(update={"entries": entries}), Plot(**CURVES))
     words = [t.text or "" for t in ElementTree.fromstring(picture).iter() if t.tag.endswith("text")]
     assert [w for w in words if "abadi" in w or "auto_s" in w] == ["abadi", "abadi, ε = ∞", "auto_s"]
 

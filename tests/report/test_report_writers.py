@@ -77,23 +77,23 @@ class Page(HTMLParser):
 
 def test_the_page_stands_alone(tables: list[TableData]) -> None:
     text = page(tables)
-    found = Page(text)
-    assert found.loads == []
-    assert not {"script", "link", "iframe", "img", "object"} & set(found.tags)
+    parsed_page = Page(text)
+    assert parsed_page.loads == []
+    assert not {"script", "link", "iframe", "img", "object"} & set(parsed_page.tags)
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
-    outside = {h for h in found.hrefs if not h.startswith("#")}
+    outside = {h for h in parsed_page.hrefs if not h.startswith("#")}
     assert outside == {"https://arxiv.org/abs/2206.07136", "https://arxiv.org/abs/2507.01154"}
 
 
 def test_every_link_within_the_page_leads_somewhere(tables: list[TableData]) -> None:
-    found = Page(page(tables))
-    ids = set(found.ids)
-    assert len(ids) == len(found.ids)
-    assert {h[1:] for h in found.hrefs if h.startswith("#")} <= ids
+    parsed_page = Page(page(tables))
+    ids = set(parsed_page.ids)
+    assert len(ids) == len(parsed_page.ids)
+    assert {h[1:] for h in parsed_page.hrefs if h.startswith("#")} <= ids
     records = {f"record-{r.run}" for t in tables for r in t.records}
     assert records <= ids
-    assert records == {h[1:] for h in found.hrefs if h.startswith("#record-")}
+    assert records == {h[1:] for h in parsed_page.hrefs if h.startswith("#record-")}
 
 
 def test_every_number_leads_to_its_record_or_document(tables: list[TableData]) -> None:
@@ -175,9 +175,9 @@ def test_latex_is_escaped(tables: list[TableData]) -> None:
 
 
 def test_all_four_files_are_written(tables: list[TableData], tmp_path: Path) -> None:
-    made = write_tables(tables[0], tmp_path / "tables")
-    assert [p.name for p in made] == [f"glue_base.{e}" for e in ("csv", "md", "tex", "html")]
-    assert all(p.stat().st_size > 200 for p in made)
+    written_files = write_tables(tables[0], tmp_path / "tables")
+    assert [p.name for p in written_files] == [f"glue_base.{e}" for e in ("csv", "md", "tex", "html")]
+    assert all(p.stat().st_size > 200 for p in written_files)
 
 
 def test_plots_are_the_same_twice_and_hold_text(tables: list[TableData]) -> None:
@@ -249,7 +249,7 @@ def test_where_all_values_come_from_is_said_once() -> None:
     assert 'class="place' in table_fragment(both)
 
 
-def test_samples_of_generated_text_are_shown_with_what_the_record_has(tables: list[TableData]) -> None:
+def test_samples_of_text_are_shown_with_what_the_record_has(tables: list[TableData]) -> None:
     sample = {"place": "best", "index": 7, "output": "<Written> text", "bleu": 61.25}
     record = tables[0].records[0].record
     record["facts"] = {"samples": [sample | {"input": "name : Mill", "references": ["one text", "another"]}]}

@@ -16,13 +16,13 @@ LINES = st.lists(st.tuples(st.floats(0, 1e9), st.floats(1, 1e9)), min_size=1, ma
 
 @pytest.mark.parametrize("engine", ["nonprivate", "fused", "ghost", "opacus"])
 def test_the_straight_line_meets_the_whole_model(engine):
-    own = setting(engine, size="small", tokens=128, batch_size=2, device="cuda", layers=8)
+    step_setting = setting(engine, size="small", tokens=128, batch_size=2, device="cuda", layers=8)
     sheets = [DEVICES["a100_80"]]
-    line, whole = estimate(own, sheets), estimate(own, sheets, every_block=True)
-    assert line.peak == pytest.approx(whole.peak, rel=0.005)
+    line, full_estimate = estimate(step_setting, sheets), estimate(step_setting, sheets, every_block=True)
+    assert line.peak == pytest.approx(full_estimate.peak, rel=0.005)
     for name in ("flops", "moved"):
-        assert getattr(line, name) == pytest.approx(getattr(whole, name), rel=1e-9)
-    assert line.seconds["A100 80GB SXM"] == pytest.approx(whole.seconds["A100 80GB SXM"], rel=1e-9)
+        assert getattr(line, name) == pytest.approx(getattr(full_estimate, name), rel=1e-9)
+    assert line.seconds["A100 80GB SXM"] == pytest.approx(full_estimate.seconds["A100 80GB SXM"], rel=1e-9)
 
 
 @given(lines=LINES, usable=st.floats(1, 1e12))
@@ -33,12 +33,12 @@ def test_the_largest_batch_never_exceeds_the_truth(lines, usable):
         return max(base + slope * batch for base, slope in lines)
 
     sizes = (1, 8, 32)
-    found = largest_batch({b: peak(b) for b in sizes}, usable)
-    if found <= sizes[-1] and found:
-        assert peak(found) <= usable * (1 + 1e-9)
-    if len(lines) == 1 and 0 < found < 1e6:
-        assert peak(found + 1.001) > usable
-    if found == 0:
+    largest = largest_batch({b: peak(b) for b in sizes}, usable)
+    if largest <= sizes[-1] and largest:
+        assert peak(largest) <= usable * (1 + 1e-9)
+    if len(lines) == 1 and 0 < largest < 1e6:
+        assert peak(largest + 1.001) > usable
+    if largest == 0:
         assert peak(1) > usable
 
 

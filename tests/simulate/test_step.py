@@ -15,12 +15,16 @@ from dpbench.simulate.step import step
 ENGINES = ["nonprivate", "fused", "bookkeeping", "ghost", "vmap", "opacus", "opacus_ghost", "opake", "fastdp"]
 
 
-def measured(own):
+def measured(step_setting):
     timing = throughput.Settings(
-        size=own.size, tokens=own.tokens, batch_size=own.batch_size, micro_batch=own.micro_batch, methods=[own.engine]
+        size=step_setting.size,
+        tokens=step_setting.tokens,
+        batch_size=step_setting.batch_size,
+        micro_batch=step_setting.micro_batch,
+        methods=[step_setting.engine],
     )
-    ids = np.random.default_rng(0).integers(0, 512, (own.batch_size, own.tokens))
-    return max(memory.measure(timing, own.engine, ids, 0)["tensors"])
+    ids = np.random.default_rng(0).integers(0, 512, (step_setting.batch_size, step_setting.tokens))
+    return max(memory.measure(timing, step_setting.engine, ids, 0)["tensors"])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -30,8 +34,8 @@ def test_on_the_cpu_simulated_bytes_are_the_measured_bytes(engine, size):
         pytest.skip("the peer is not installed")
     if (engine, size) == ("fastdp", "llama_tiny"):
         pytest.skip("fastDP has no rule for Llama's norm, and says so")
-    own = setting(engine, size=size, tokens=33, batch_size=3, micro_batch=2)
-    assert step(own).peak == pytest.approx(measured(own), rel=0.01)
+    step_setting = setting(engine, size=size, tokens=33, batch_size=3, micro_batch=2)
+    assert step(step_setting).peak == pytest.approx(measured(step_setting), rel=0.01)
 
 
 def test_materialising_is_seen():
@@ -60,8 +64,8 @@ def test_products_of_a_plain_step_are_counted():
     batch, tokens, width, vocabulary, layers = 4, 64, 32, 512, 2
     linear = layers * 12 * width * width + width * vocabulary
     attention = layers * (2 + 5) * batch * tokens * tokens * width
-    found = sum(step(setting("nonprivate", device="cuda")).work.flops)
-    assert found == 6 * batch * tokens * linear + attention
+    flops = sum(step(setting("nonprivate", device="cuda")).work.flops)
+    assert flops == 6 * batch * tokens * linear + attention
 
 
 def test_two_backward_passes_cost_what_they_cost():
@@ -71,11 +75,11 @@ def test_two_backward_passes_cost_what_they_cost():
     assert ghost - plain > 2 * batch * tokens * layers * 12 * width * width
 
 
-def test_an_optimizer_step_on_a_gpu_holds_a_temporary_of_every_weight():
-    found = step(setting("nonprivate", device="cuda", tokens=2, batch_size=1))
+def test_an_optimizer_step_on_a_gpu_holds_a_copy_of_each_weight():
+    estimated_step = step(setting("nonprivate", device="cuda", tokens=2, batch_size=1))
     parameters = 4 * sum(p.numel() for p in _model().parameters())
-    assert found.live >= 3 * parameters  # weights and two moments
-    assert found.release >= 5 * parameters  # and gradients, and a root
+    assert estimated_step.live >= 3 * parameters  # weights and two moments
+    assert estimated_step.release >= 5 * parameters  # and gradients, and a root
 
 
 def test_a_roofline_takes_the_slower_side():

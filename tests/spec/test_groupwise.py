@@ -35,23 +35,23 @@ def cells(table, tier):
 
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("table", TABLES)
-def test_adaptive_thresholds_are_a_row_beside_flat_and_fixed_ones(table, tier):
+def test_adaptive_thresholds_have_a_row_beside_flat_and_fixed(table, tier):
     by_method = {}
     for labels, seed, settings, _ in cells(table, tier):
-        rest = frozenset((k, v) for k, v in labels.items() if k != "method")
-        by_method.setdefault(labels["method"], {})[rest, seed] = settings
-    found = by_method["per_layer_adaptive"]
-    assert found.keys() == by_method["flat"].keys() == by_method["per_layer_fixed"].keys(), "each cell is paired"
-    for key, own in found.items():
-        assert own["clipping"]["scope"] == "per_layer"
-        assert own["clipping"]["adaptive"]["budget"] == 0.01, "the paper's"
+        other_labels = frozenset((k, v) for k, v in labels.items() if k != "method")
+        by_method.setdefault(labels["method"], {})[other_labels, seed] = settings
+    adaptive_cells = by_method["per_layer_adaptive"]
+    assert adaptive_cells.keys() == by_method["flat"].keys() == by_method["per_layer_fixed"].keys(), "each cell is paired"
+    for key, cell_settings in adaptive_cells.items():
+        assert cell_settings["clipping"]["scope"] == "per_layer"
+        assert cell_settings["clipping"]["adaptive"]["budget"] == 0.01, "the paper's"
         fixed, flat = by_method["per_layer_fixed"][key], by_method["flat"][key]
-        assert {k: v for k, v in own["clipping"].items() if k != "adaptive"} == fixed["clipping"]
-        assert own["clipping"]["bound"] == flat["clipping"]["bound"]
+        assert {k: v for k, v in cell_settings["clipping"].items() if k != "adaptive"} == fixed["clipping"]
+        assert cell_settings["clipping"]["bound"] == flat["clipping"]["bound"]
         if table in ("cifar10", "fixed_per_layer"):
-            assert own["optimizer"].pop("by_bound"), "under SGD a larger bound is a larger step"
+            assert cell_settings["optimizer"].pop("by_bound"), "under SGD a larger bound is a larger step"
         apart = ("clipping", "method")
-        assert {k: v for k, v in own.items() if k not in apart} == {k: v for k, v in flat.items() if k not in apart}
+        assert {k: v for k, v in cell_settings.items() if k not in apart} == {k: v for k, v in flat.items() if k not in apart}
 
 
 @pytest.mark.parametrize("tier", SMALL)
@@ -62,7 +62,7 @@ def test_claims_are_judged_on_three_seeds_or_more_overnight(tier):
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_the_search_never_looks_at_what_the_tables_are_evaluated_on(tier):
+def test_the_search_never_sees_the_evaluated_rows(tier):
     searched = cells(SEARCH, tier)
     assert {settings["evaluate_on"] for _, _, settings, _ in searched} == {"train_rest"}
     assert {settings["dataset"] for _, _, settings, _ in searched} == {"sst2"}
@@ -82,10 +82,10 @@ def test_what_the_text_tables_use_is_a_cell_of_the_search():
     used = [s for table in ("glue", "epochs_sst2") for _, _, s, _ in cells(table, "overnight") if s["dataset"] == "sst2"]
     private = [spelled(s) for s in used if s["clipping"] is not None]
     assert private
-    assert all(own in searched for own in private)
+    assert all(setting in searched for setting in private)
 
 
-def test_the_ablation_shares_its_common_cells_with_the_glue_table():
+def test_the_ablation_shares_cells_with_the_glue_table():
     glue = {(c[0]["method"], c[0]["epsilon"]): c[3] for c in cells("glue", "laptop") if c[0]["task"] == "sst2"}
     ablation = {(c[0]["quantile"], c[0]["budget"]): c[3] for c in cells("quantile_ablation", "laptop")}
     assert ablation["0.7", "nonprivate"] == glue["nonprivate", "inf"]
@@ -120,7 +120,7 @@ def test_the_exact_price_of_quantiles_decides_alone(spent, verdict):
             created="2026-01-01T00:00:00+00:00",
         )
         stored[run.id] = Stored(record, Path("record.json"), None)
-    found = {j.id: j for j in judge(build_table(spec, "laptop", source, list(stored.values()), []))}
-    assert found["G6"].verdict == verdict
-    assert found["G6"].evidence.decisive.estimate == pytest.approx(1 / math.sqrt(1 - spent), rel=1e-12)
-    assert found["G6a"].verdict == "not run"
+    judged_by_id = {j.id: j for j in judge(build_table(spec, "laptop", source, list(stored.values()), []))}
+    assert judged_by_id["G6"].verdict == verdict
+    assert judged_by_id["G6"].evidence.decisive.estimate == pytest.approx(1 / math.sqrt(1 - spent), rel=1e-12)
+    assert judged_by_id["G6a"].verdict == "not run"

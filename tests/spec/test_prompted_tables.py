@@ -38,22 +38,26 @@ def test_every_published_value_has_its_cell(table):
 @pytest.mark.parametrize("table", TABLES)
 def test_the_paper_tier_has_the_papers_settings(table):
     for run in plan_of(table, "paper").runs.values():
-        own = run.config["settings"]
-        assert own["weights"].startswith("facebook_opt_")
-        assert (own["dtype"], own["tied"], own["max_length"]) == ("float16", True, 2048)
-        assert (own["train_limit"], own["evaluate_limit"]) == (1000, 1000)
-        if own["steps"]:
-            assert (own["steps"], own["expected_batch_size"], own["zeroth"]["perturbation"]) == (20000, 8, 1e-3)
+        run_settings = run.config["settings"]
+        assert run_settings["weights"].startswith("facebook_opt_")
+        assert (run_settings["dtype"], run_settings["tied"], run_settings["max_length"]) == ("float16", True, 2048)
+        assert (run_settings["train_limit"], run_settings["evaluate_limit"]) == (1000, 1000)
+        if run_settings["steps"]:
+            assert (run_settings["steps"], run_settings["expected_batch_size"], run_settings["zeroth"]["perturbation"]) == (
+                20000,
+                8,
+                1e-3,
+            )
         assert run.config["seed"] in (0, 29, 83)
 
 
 @pytest.mark.parametrize("tier", ["overnight", "gpu"])
-def test_the_public_model_is_made_once_for_generated_text_and_these(tier):
+def test_the_public_model_is_made_once_for_all_text_tables(tier):
     starts = {
         (paper, table): {i for i, run in plan_of(table, tier, paper).runs.items() if run.config["job"] == "language_modeling"}
         for paper, table in (("dpzero", "opt"), ("dpzero", "opt_f1"), ("automatic", "e2e"))
     }
-    assert all(len(found) == 1 for found in starts.values())
+    assert all(len(start_runs) == 1 for start_runs in starts.values())
     assert len(set.union(*starts.values())) == 1
 
 
@@ -63,11 +67,11 @@ def test_methods_are_paired_and_epsilon_is_as_it_is_called(table, tier):
     plan = plan_of(table, tier)
     seen = {}
     for cell in plan.cells:
-        own = plan.runs[cell.run].config["settings"]
+        run_settings = plan.runs[cell.run].config["settings"]
         called = {"none": None, "inf": None}.get(cell.labels["epsilon"], cell.labels["epsilon"])
-        assert own["epsilon"] == (None if called is None else float(called))
-        assert own["dataset"] == cell.labels["task"]
-        assert (own["steps"] == 0) == (cell.labels["method"] == "zero_shot")
+        assert run_settings["epsilon"] == (None if called is None else float(called))
+        assert run_settings["dataset"] == cell.labels["task"]
+        assert (run_settings["steps"] == 0) == (cell.labels["method"] == "zero_shot")
         seen.setdefault(cell.labels["method"], set()).add((cell.labels["task"], cell.labels["model"], cell.seed))
     assert list(seen) == ["mezo", "dpzero", "zero_shot"]
     assert len(set(map(frozenset, seen.values()))) == 1
@@ -84,10 +88,10 @@ def test_small_tiers_stay_small():
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_what_learns_nothing_is_not_judged_on_its_loss_to_privacy(table):
+def test_a_model_that_learns_nothing_is_not_judged(table):
     """Z5 asks for OPT's own weights: two methods that both learn nothing would reproduce it."""
     claim = next(c for c in load_table("dpzero", table).claims if c.id.startswith("Z5"))
     models = set(claim.test.where["model"])
     for tier in TIERS:
-        found = {cell.labels["model"] for cell in plan_of(table, tier).cells}
-        assert found == models if tier == "paper" else not found & models
+        model_names = {cell.labels["model"] for cell in plan_of(table, tier).cells}
+        assert model_names == models if tier == "paper" else not model_names & models

@@ -15,9 +15,9 @@ HEAD = "metric,model,method,value,unit,note,source\n"
 @pytest.fixture
 def spec(tmp_path, monkeypatch):
     (tmp_path / "flashdp" / "related").mkdir(parents=True)
-    found = load_table("flashdp", "batch_size")
+    table_spec = load_table("flashdp", "batch_size")
     monkeypatch.setattr(paths, "benchmarks", lambda: tmp_path)
-    return found
+    return table_spec
 
 
 def write(tmp_path, text):
@@ -28,10 +28,10 @@ def test_methods_stand_side_by_side_and_none_is_invented(spec, tmp_path):
     write(
         tmp_path, "throughput,GPT2,A,5,samples/s,,a paper\nthroughput,GPT2,B,,samples/s,out of memory,a paper\nspeed,X,A,1,m,,b\n"
     )
-    (found,) = related(spec)
-    assert found.columns == ["metric", "model", "A", "B"]
-    assert found.rows == [["throughput (samples/s)", "GPT2", "5", "out of memory"], ["speed (m)", "X", "1", ""]]
-    assert found.sources == ["a paper", "b"]
+    (related_method,) = related(spec)
+    assert related_method.columns == ["metric", "model", "A", "B"]
+    assert related_method.rows == [["throughput (samples/s)", "GPT2", "5", "out of memory"], ["speed (m)", "X", "1", ""]]
+    assert related_method.sources == ["a paper", "b"]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,6 @@ def test_a_missing_file_or_column_is_an_error(spec, tmp_path):
 
 
 def test_table_1_names_them_as_another_papers():
-    (found,) = related(load_table("flashdp", "batch_size"))
-    assert "They are not FlashDP's" in found.says
-    assert ["throughput (samples/s)", "GPT2", "E2E", "100", "341", "274", "209", "out of memory"] in found.rows
+    (related_method,) = related(load_table("flashdp", "batch_size"))
+    assert "They are not FlashDP's" in related_method.says
+    assert ["throughput (samples/s)", "GPT2", "E2E", "100", "341", "274", "209", "out of memory"] in related_method.rows

@@ -54,13 +54,13 @@ def test_features_are_computed_once_for_all_tables(tier, tasks):
         ("groupwise", "glue"),
         ("groupwise", "epochs_sst2"),
     ]
-    found = [
+    feature_settings = [
         {r.config["settings"]["dataset"]: r.id for r in runs(*name, tier).values() if r.config["job"] == "text_features"}
         for name in tables
     ]
-    everything = found[0]
+    everything = feature_settings[0]
     assert set(everything) == tasks
-    assert all(own.items() <= everything.items() for own in found)
+    assert all(run_settings.items() <= everything.items() for run_settings in feature_settings)
 
 
 @pytest.mark.parametrize(
@@ -75,31 +75,33 @@ def test_steps_are_the_published_epochs(table, task, epochs, batch, rows):
         for c in plan.cells
         if c.labels["task"] == task
     }
-    ((steps, own),) = settings.items()
-    assert own["expected_batch_size"] == batch
+    ((steps, step_settings),) = settings.items()
+    assert step_settings["expected_batch_size"] == batch
     assert abs(steps - epochs * rows / batch) < 1
 
 
 def test_published_values_of_the_large_table_are_all_there():
-    found = {
+    published_values = {
         (p.labels["method"], p.labels["epsilon"], p.labels["task"]): p.value
         for p in published(load_table("automatic", "glue_large"))
     }
-    assert len(found) == 40
-    assert found["auto_s", "3", "sst2"] == 93.92
-    assert found["auto_v", "8", "mnli_mm"] == 86.10
-    assert found["rgp", "8", "qnli"] == 90.0
-    assert found["nonprivate", "inf", "qqp"] == 87.90
+    assert len(published_values) == 40
+    assert published_values["auto_s", "3", "sst2"] == 93.92
+    assert published_values["auto_v", "8", "mnli_mm"] == 86.10
+    assert published_values["rgp", "8", "qnli"] == 90.0
+    assert published_values["nonprivate", "inf", "qqp"] == 87.90
 
 
-def test_published_values_of_the_image_table_have_their_intervals():
-    found = {(p.labels["method"], p.labels["epsilon"], p.labels["task"]): p for p in published(load_table("automatic", "images"))}
-    assert len(found) == 23
-    assert (found["auto_s", "3", "mnist"].value, found["auto_s", "3", "mnist"].spread) == (98.15, 0.07)
-    assert "95 %" in found["abadi", "8", "imagenette"].spread_kind
+def test_published_image_values_have_their_intervals():
+    published_values = {
+        (p.labels["method"], p.labels["epsilon"], p.labels["task"]): p for p in published(load_table("automatic", "images"))
+    }
+    assert len(published_values) == 23
+    assert (published_values["auto_s", "3", "mnist"].value, published_values["auto_s", "3", "mnist"].spread) == (98.15, 0.07)
+    assert "95 %" in published_values["abadi", "8", "imagenette"].spread_kind
 
 
-def test_the_mismatched_column_is_kept_and_impossible_rows_are_not():
+def test_the_mismatched_column_is_kept_without_impossible_rows():
     spec = load_table("automatic", "glue_base")
     labels = {"method": "auto_s", "epsilon": "3", "task": "mnli_mm", "model": "roberta_base"}
     assert "mismatched" in block_of(spec, "paper", labels)["why"]
@@ -115,7 +117,7 @@ def test_a_run_is_asked_for_by_every_table_that_has_it():
         cells = {cell.run for cell in plan.cells}
         for run in plan.runs.values():
             sample[run.config["job"], run.id in cells, run.config["seed"]] = run
-    assert {"text_features", "inference", "language_modeling"} <= {job for job, own, _ in sample if not own}
+    assert {"text_features", "inference", "language_modeling"} <= {job for job, of_table, _ in sample if not of_table}
     requests = requests_of(plans.values())
     for run in sample.values():
         asking = {(request.paper, request.table, request.tier) for request in requests[run.id]}
@@ -150,8 +152,8 @@ def test_cells_may_have_seeds_of_their_own():
     """And a table does not ask for a seed that only its other cells have."""
     spec = load_table("dpzero", "roberta")
     plan = expand(spec, "overnight", source)
-    found = {(cell.labels["model"], cell.seed) for cell in plan.cells}
-    assert found == {("minilm_head", seed) for seed in range(5)} | {("minilm_l3", seed) for seed in range(3)}
+    model_seeds = {(cell.labels["model"], cell.seed) for cell in plan.cells}
+    assert model_seeds == {("minilm_head", seed) for seed in range(5)} | {("minilm_l3", seed) for seed in range(3)}
     assert {cell.seed for cell in expand(spec, "overnight", source, [3]).cells} == {3}, "a person's seeds come before all others"
 
 
@@ -161,8 +163,8 @@ def test_a_parent_that_a_job_does_not_declare_is_refused(monkeypatch):
     get = plugins.get
 
     def without(kind, name, where=""):
-        found = get(kind, name, where)
-        return replace(found, extra=found.extra | {"parents": []}) if (kind, name) == ("job", "text_classification") else found
+        plugin = get(kind, name, where)
+        return replace(plugin, extra=plugin.extra | {"parents": []}) if (kind, name) == ("job", "text_classification") else plugin
 
     monkeypatch.setattr(plugins, "get", without)
     with pytest.raises(DpbenchError, match="parent features is a job text_features"):

@@ -156,8 +156,8 @@ def test_unknown_plugins_and_settings_stop_the_expansion(tree, change, says):
         expand(spec, "laptop", resolve)
 
 
-def names(spec, tier="laptop", resolve=local, **rest):
-    return set(expand(spec, tier, resolve, **rest).runs)
+def names(spec, tier="laptop", resolve=local, **options):
+    return set(expand(spec, tier, resolve, **options).runs)
 
 
 def test_a_run_is_named_by_what_decides_its_numbers(tree, monkeypatch):
@@ -166,9 +166,9 @@ def test_a_run_is_named_by_what_decides_its_numbers(tree, monkeypatch):
     assert not names(spec) & names(spec, resolve=embedded), "real and synthetic runs must never share a record"
     assert not names(spec) & names(spec, seeds=[5]) - _parents(spec)
     laptop = [run for run in expand(spec, "laptop", local).runs.values() if run.config["job"] == "text_features"]
-    whole = {run.id for run in laptop if run.config["settings"]["train_limit"] is None}
-    assert whole
-    assert whole <= names(spec, "overnight"), "the same features serve both tiers"
+    full_runs = {run.id for run in laptop if run.config["settings"]["train_limit"] is None}
+    assert full_runs
+    assert full_runs <= names(spec, "overnight"), "the same features serve both tiers"
 
 
 def _parents(spec):
@@ -180,11 +180,11 @@ def test_a_raised_version_renames_the_run(monkeypatch):
 
     spec = tables.load_table("flashdp", "batch_size")
     before = names(spec)
-    found = dict(plugins.discover("engine"))
-    old = found["fused"]
-    found["fused"] = dataclasses.replace(old, version=old.version + 1)
+    engines = dict(plugins.discover("engine"))
+    old = engines["fused"]
+    engines["fused"] = dataclasses.replace(old, version=old.version + 1)
     real = plugins.discover
-    monkeypatch.setattr(plugins, "discover", lambda kind: found if kind == "engine" else real(kind))
+    monkeypatch.setattr(plugins, "discover", lambda kind: engines if kind == "engine" else real(kind))
     assert not before & names(spec)
 
 
@@ -203,8 +203,8 @@ def test_engines_of_a_row_are_measured_in_one_run():
     by_run = {}
     for cell in plan.cells:
         by_run.setdefault(cell.run, []).append(cell.select["engine"])
-    wanted = ["nonprivate", "opacus", "opacus_ghost", "opake", "ghost", "bookkeeping", "fused"]
-    assert all(engines == wanted for engines in by_run.values())
+    expected_engines = ["nonprivate", "opacus", "opacus_ghost", "opake", "ghost", "bookkeeping", "fused"]
+    assert all(engines == expected_engines for engines in by_run.values())
 
 
 def test_methods_of_a_seed_share_it():
@@ -248,11 +248,11 @@ def test_a_fragment_lies_under_what_a_table_says_itself(tree):
     (shared / "sizes.yaml").write_text("laptop: {settings: {rounds: 3, steps: 4}}\n")
     path = tree / "flashdp" / "batch_size.yaml"
     values = yaml.safe_load(path.read_text())
-    own = dict(values["tiers"]["laptop"].get("settings", {}))
+    tier_settings = dict(values["tiers"]["laptop"].get("settings", {}))
     values["tiers"]["include"] = "tiers"
     path.write_text(yaml.safe_dump(values))
     tier = tables.load_table("flashdp", "batch_size").tiers["laptop"]
-    assert tier.settings == {"rounds": 9, "steps": 4} | own
+    assert tier.settings == {"rounds": 9, "steps": 4} | tier_settings
     assert {path.stem for path in fragments_of(path)} >= {"tiers", "sizes", "metrics"}
     assert tables.papers() == sorted({folder.name for folder in tree.iterdir() if not folder.name.startswith("_")})
 
@@ -375,10 +375,10 @@ def test_published_values_need_a_source(tree):
 
 
 def test_the_two_read_values_are_there():
-    found = {
+    published_values = {
         (p.labels["method"], p.labels["epsilon"]): p.value for p in tables.published(tables.load_table("automatic", "glue_base"))
     }
-    assert found == {("abadi", "3"): 91.86, ("auto_s", "3"): 92.32}
+    assert published_values == {("abadi", "3"): 91.86, ("auto_s", "3"): 92.32}
     assert tables.published(tables.load_table("flashdp", "batch_size")) == []
 
 
@@ -398,10 +398,10 @@ def test_settings_of_single_cells_reach_no_others(tree):
     values["tiers"]["overnight"] = {"overrides": []}
     path.write_text(yaml.safe_dump(values))
     spec = tables.load_table("flashdp", "kernel_traffic")
-    found = [run.config["settings"] for run in expand(spec, "laptop", local).runs.values()]
-    own = [s for s in found if (s["inputs"], s["outputs"], s["tokens"]) == (768, 768, 128)]
-    assert [(s["batch_size"], s["rounds"]) for s in own] == [(3, 9)]
-    assert {s["batch_size"] for s in found if s not in own} == {values["settings"]["batch_size"]}
+    all_settings = [run.config["settings"] for run in expand(spec, "laptop", local).runs.values()]
+    cell_settings = [s for s in all_settings if (s["inputs"], s["outputs"], s["tokens"]) == (768, 768, 128)]
+    assert [(s["batch_size"], s["rounds"]) for s in cell_settings] == [(3, 9)]
+    assert {s["batch_size"] for s in all_settings if s not in cell_settings} == {values["settings"]["batch_size"]}
     assert all(run.config["settings"]["batch_size"] != 3 for run in expand(spec, "overnight", local).runs.values())
     values["overrides"] = [{"where": {"engine": "fused"}, "settings": {"batch_size": 3}}]
     path.write_text(yaml.safe_dump(values))

@@ -106,11 +106,11 @@ def mechanism(
     given=None,
     adaptive=None,
     steps=10,
-    **rest,
+    **options,
 ) -> Mechanism:
     devices = 2 if "devices" in plugins.get("scope", scope).extra.get("needs", ()) else None
     clipping = Clipping(function, scope, bound, 0.01, allocation, tied, devices, given, adaptive)
-    return Mechanism(Sampling("poisson", 100, expected), steps, clipping, noise_multiplier, seed=seed, **rest)
+    return Mechanism(Sampling("poisson", 100, expected), steps, clipping, noise_multiplier, seed=seed, **options)
 
 
 def plain(expected=4.0) -> Mechanism:
@@ -126,10 +126,10 @@ def gradients(name, model, plan, batches, loss=losses, dtype=torch.float32, kern
     for batch in batches:
         handle.backward(loss, batch)
     optimizer.step()
-    found = torch.cat([p.grad.double().flatten() for p in trained])
+    gradient = torch.cat([p.grad.double().flatten() for p in trained])
     handle.detach()
-    return found, handle
+    return gradient, handle
 
 
-def relative(found, wanted) -> float:
-    return float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
+def relative(actual, expected) -> float:
+    return float((actual - expected).norm() / expected.norm().clamp(min=1e-12))

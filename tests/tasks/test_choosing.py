@@ -67,8 +67,8 @@ def context(folder, **parents):
 def frozen(request, tmp_path_factory):
     """(task, folder of its features)."""
     folder = tmp_path_factory.mktemp(request.param)
-    own = {"dataset": request.param, "model": "tiny_bert", "train_limit": 200, "max_length": 32}
-    outcome = features.run(parse(features.Settings, own, "test"), context(folder))
+    feature_settings = {"dataset": request.param, "model": "tiny_bert", "train_limit": 200, "max_length": 32}
+    outcome = features.run(parse(features.Settings, feature_settings, "test"), context(folder))
     as_parent(folder, "text_features", outcome.artefacts)
     return request.param, folder
 
@@ -97,26 +97,26 @@ def rows_of_a_dataset(count=300):
     return [f"text {i}" for i in generator.integers(0, 4 * count // 5, count)], generator.integers(0, 2, count)
 
 
-def chosen(own, texts, labels):
-    split = RowSplit(own, labels, lambda: texts, 1)
+def chosen(run_settings, texts, labels):
+    split = RowSplit(run_settings, labels, lambda: texts, 1)
     return Counter((texts[i], int(labels[i])) for i in split.drawn)
 
 
 @pytest.mark.parametrize("choice", [*CHOICES, {"class_keep": {"positive": 0.5}, "evaluate_on": "train_rest"}])
 def test_the_order_of_the_rows_decides_nothing(choice):
-    own, (texts, labels) = settings(**choice), rows_of_a_dataset()
-    before = chosen(own, texts, labels)
+    run_settings, (texts, labels) = settings(**choice), rows_of_a_dataset()
+    before = chosen(run_settings, texts, labels)
     order = np.random.default_rng(1).permutation(len(texts))
-    assert chosen(own, [texts[i] for i in order], labels[order]) == before
+    assert chosen(run_settings, [texts[i] for i in order], labels[order]) == before
 
 
 @pytest.mark.parametrize("evaluate_on", ["validation", "train_rest"])
 def test_removing_a_row_leaves_class_keeps_fate_of_all_others(evaluate_on):
-    own = settings(class_keep={"positive": 0.5, "negative": 0.7}, evaluate_on=evaluate_on)
+    run_settings = settings(class_keep={"positive": 0.5, "negative": 0.7}, evaluate_on=evaluate_on)
     texts, labels = rows_of_a_dataset()
-    before, seen = chosen(own, texts, labels), set()
+    before, seen = chosen(run_settings, texts, labels), set()
     for gone in range(60):
-        after = chosen(own, texts[:gone] + texts[gone + 1 :], np.delete(labels, gone))
+        after = chosen(run_settings, texts[:gone] + texts[gone + 1 :], np.delete(labels, gone))
         removed = before - after
         assert not after - before
         assert not set(removed) - {(texts[gone], int(labels[gone]))}
@@ -124,13 +124,13 @@ def test_removing_a_row_leaves_class_keeps_fate_of_all_others(evaluate_on):
     assert seen == {0, 1}
 
 
-def test_removing_a_row_lets_at_most_the_next_of_its_class_into_per_class():
-    own = settings(per_class=40)
+def test_removing_a_row_admits_at_most_the_next_of_its_class():
+    run_settings = settings(per_class=40)
     texts, labels = rows_of_a_dataset()
-    before, seen = chosen(own, texts, labels), set()
+    before, seen = chosen(run_settings, texts, labels), set()
     for gone in range(120):
         row = (texts[gone], int(labels[gone]))
-        after = chosen(own, texts[:gone] + texts[gone + 1 :], np.delete(labels, gone))
+        after = chosen(run_settings, texts[:gone] + texts[gone + 1 :], np.delete(labels, gone))
         left, entered = before - after, after - before
         assert not set(left) - {row}
         assert left.total() == entered.total() <= 1
@@ -141,21 +141,21 @@ def test_removing_a_row_lets_at_most_the_next_of_its_class_into_per_class():
 
 def test_features_of_other_rows_than_the_dataset_has_are_refused(frozen, tmp_path):
     task, folder = frozen
-    own = settings(dataset=task, per_class=20, train_limit=199)
+    run_settings = settings(dataset=task, per_class=20, train_limit=199)
     with pytest.raises(DpbenchError, match=f"{task} has 199 training rows, and its features 200"):
-        FeatureTask(own, context(tmp_path, features=folder))
+        FeatureTask(run_settings, context(tmp_path, features=folder))
 
 
 class _NoModel(PromptTask):
     """The choice of rows alone."""
 
-    def __init__(self, own):
-        self.settings = own
+    def __init__(self, run_settings):
+        self.settings = run_settings
 
 
 @pytest.mark.parametrize("evaluate_on", ["validation", "train_rest"])
 def test_prompts_are_chosen_by_what_they_hold(evaluate_on, tmp_path, monkeypatch):
-    own = parse(prompted.Settings, PROMPTED | {"evaluate_on": evaluate_on}, "test")
+    run_settings = parse(prompted.Settings, PROMPTED | {"evaluate_on": evaluate_on}, "test")
     load, order, gone = asked.load, None, None
 
     def loaded(name, split, source):
@@ -168,14 +168,14 @@ def test_prompts_are_chosen_by_what_they_hold(evaluate_on, tmp_path, monkeypatch
         return [row for row in rows if row != gone]
 
     monkeypatch.setattr(asked, "load", loaded)
-    train, evaluated = _NoModel(own)._split(context(tmp_path))
+    train, evaluated = _NoModel(run_settings)._split(context(tmp_path))
     order = np.random.default_rng(0).permutation(200)
-    again, evaluated_again = _NoModel(own)._split(context(tmp_path))
+    again, evaluated_again = _NoModel(run_settings)._split(context(tmp_path))
     assert Counter(train) == Counter(again)
     assert Counter(evaluated) == Counter(evaluated_again)
     assert len(train) == 30
     gone = train[7]
-    fewer, _ = _NoModel(own)._split(context(tmp_path))
+    fewer, _ = _NoModel(run_settings)._split(context(tmp_path))
     assert set(train) - set(fewer) == {gone}
     assert len(set(fewer) - set(train)) == 1
 
@@ -193,10 +193,10 @@ def test_prompts_are_chosen_by_what_they_hold(evaluate_on, tmp_path, monkeypatch
 )
 def test_only_runs_whose_rows_changed_have_another_name(over, says):
     """Those on features that choose rows: their earlier records chose by a row's place."""
-    own = settings(**over)
-    assert own.chosen_by == says
-    assert ("chosen_by" in own.model_dump()) == (says is not None)
-    assert parse(classify.Settings, own.model_dump(mode="json"), "test") == own
+    run_settings = settings(**over)
+    assert run_settings.chosen_by == says
+    assert ("chosen_by" in run_settings.model_dump()) == (says is not None)
+    assert parse(classify.Settings, run_settings.model_dump(mode="json"), "test") == run_settings
     if says is None:
         with pytest.raises(DpbenchError, match="chosen_by: nothing is chosen here"):
             settings(**over, chosen_by="content")
@@ -212,6 +212,6 @@ def test_only_runs_whose_rows_changed_have_another_name(over, says):
     ],
 )
 def test_only_prompted_runs_that_choose_rows_have_another_name(over, says):
-    own = parse(prompted.Settings, PROMPTED | over, "test")
-    assert own.chosen_by == says
-    assert ("chosen_by" in own.model_dump()) == (says is not None)
+    run_settings = parse(prompted.Settings, PROMPTED | over, "test")
+    assert run_settings.chosen_by == says
+    assert ("chosen_by" in run_settings.model_dump()) == (says is not None)

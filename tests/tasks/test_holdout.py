@@ -68,39 +68,39 @@ def pictures(**over):
 
 def test_a_row_decides_alone_whether_it_is_held_out():
     """Five standard deviations of a share of 5,000 rows are 0.028."""
-    whole = is_held_out(KEYS, 0.2, "test")
-    assert np.array_equal(whole[1:], is_held_out(KEYS[1:], 0.2, "test"))
-    assert abs(whole.mean() - 0.2) < 0.028
-    assert not (whole & ~is_held_out(KEYS, 0.3, "test")).any(), "a larger share has all rows of a smaller one"
+    decisions = is_held_out(KEYS, 0.2, "test")
+    assert np.array_equal(decisions[1:], is_held_out(KEYS[1:], 0.2, "test"))
+    assert abs(decisions.mean() - 0.2) < 0.028
+    assert not (decisions & ~is_held_out(KEYS, 0.3, "test")).any(), "a larger share has all rows of a smaller one"
 
 
-def test_holding_out_has_nothing_to_do_with_which_rows_class_keep_leaves():
+def test_holding_out_is_independent_of_class_keep():
     """Were both drawn from one hash, class_keep would leave all held-out rows and too few of those that are trained on."""
     apart, kept = is_held_out(KEYS, 0.2, "test"), np.asarray([share_of(key) < 0.6 for key in KEYS])
     assert abs(kept[apart].mean() - 0.6) < 5 * math.sqrt(0.24 / apart.sum())
 
 
 @pytest.mark.parametrize("task", ["sst2", "qnli"])
-def test_features_and_full_training_hold_out_the_same_rows_and_never_draw_them(task, tmp_path, as_parent):
+def test_features_and_full_training_hold_out_the_same_rows(task, tmp_path, as_parent):
     settings = parse(features.Settings, {"dataset": task, "model": "tiny_bert", "train_limit": 400, "max_length": 128}, "test")
     (tmp_path / "features").mkdir()
     features.run(settings, context(tmp_path / "features"))
     as_parent(tmp_path / "features", "text_features", [FILE])
     full = TextTask(text(dataset=task, max_length=128, **HELD_OUT), context(tmp_path))
     frozen = FeatureTask(text(dataset=task, training="features", **HELD_OUT), context(tmp_path, features=tmp_path / "features"))
-    whole = TextTask(text(dataset=task, max_length=128), context(tmp_path))
+    full_task = TextTask(text(dataset=task, max_length=128), context(tmp_path))
     drawn = {tuple(full.train.ids[i]) for i in full.index}
     evaluated = {tuple(ids) for ids in full.evaluated.ids}
     assert not drawn & evaluated
-    assert drawn | evaluated == {tuple(ids) for ids in whole.train.ids}
+    assert drawn | evaluated == {tuple(ids) for ids in full_task.train.ids}
     assert 0 < len(full.evaluated.ids) == 400 - len(full)
     assert full.rows == frozen.rows == len(full) == len(frozen)
     assert frozen.y.tolist() == full.train.labels[full.index].tolist()
     assert frozen.evaluated[1].tolist() == full.evaluated.labels.tolist()
-    assert len(whole) == whole.rows == 400
+    assert len(full_task) == full_task.rows == 400
 
 
-def test_class_keep_thins_both_parts_and_held_out_rows_are_not_protected(tmp_path):
+def test_class_keep_thins_the_held_out_rows_too(tmp_path):
     thinned = TextTask(text(class_keep={"positive": 0.5}, **HELD_OUT), context(tmp_path))
     plain = TextTask(text(**HELD_OUT), context(tmp_path))
     assert thinned.rows == plain.rows == len(plain)
@@ -110,11 +110,11 @@ def test_class_keep_thins_both_parts_and_held_out_rows_are_not_protected(tmp_pat
 
 
 def test_held_out_images_are_evaluated_and_never_drawn(tmp_path):
-    whole, apart = ImageTask(pictures(), context(tmp_path)), ImageTask(pictures(**HELD_OUT), context(tmp_path))
+    full_task, apart = ImageTask(pictures(), context(tmp_path)), ImageTask(pictures(**HELD_OUT), context(tmp_path))
     train, held = ({i.numpy().tobytes() for i in apart.splits[split][0]} for split in ("train", "train_rest"))
     assert not train & held
-    assert train | held == {i.numpy().tobytes() for i in whole.splits["train"][0]}
-    assert len(apart) + len(apart.splits["train_rest"][1]) == len(whole) == 400
+    assert train | held == {i.numpy().tobytes() for i in full_task.splits["train"][0]}
+    assert len(apart) + len(apart.splits["train_rest"][1]) == len(full_task) == 400
     done = image.run(pictures(**HELD_OUT), context(tmp_path))
     assert done.facts["evaluated_rows"] == 400 - done.facts["train_rows"]
     assert done.mechanism["sampling"]["dataset_size"] == len(apart)

@@ -28,19 +28,19 @@ def spent(record, relation, delta):
     """By the accountant alone, of what a record says was done."""
     sampling = record["sampling"]
     rate = sampling["expected_batch_size"] / sampling["dataset_size"]
-    rest = {"noise_multiplier": record["noise_multiplier"], "sample_rate": rate, "steps": record["steps"], "delta": delta}
-    return epsilon_of(**rest, relation=relation)
+    arguments = {"noise_multiplier": record["noise_multiplier"], "sample_rate": rate, "steps": record["steps"], "delta": delta}
+    return epsilon_of(**arguments, relation=relation)
 
 
 @pytest.mark.parametrize("name", PRIVATE)
-def test_the_relation_reaches_the_accountant_from_a_jobs_settings(name, tmp_path):
+def test_the_relation_of_a_job_reaches_the_accountant(name, tmp_path):
     """Under replace_one the same epsilon takes more noise: 5 % of epsilon here, where calibration is within 1 %."""
-    found = run(CASES[name], tmp_path, relation="replace_one", steps=3)
-    assert found.privacy.relation == found.mechanism["relation"] == "replace_one"
-    assert found.privacy.epsilon == spent(found.mechanism, "replace_one", found.privacy.delta)
-    assert LEAST * EPSILON <= found.privacy.epsilon <= EPSILON
-    assert spent(found.mechanism, "add_or_remove", found.privacy.delta) < 0.97 * found.privacy.epsilon
-    assert found.privacy.epsilon_rdp is None, "RDP refuses replace_one with Poisson sampling, and is not asked about another"
+    outcome = run(CASES[name], tmp_path, relation="replace_one", steps=3)
+    assert outcome.privacy.relation == outcome.mechanism["relation"] == "replace_one"
+    assert outcome.privacy.epsilon == spent(outcome.mechanism, "replace_one", outcome.privacy.delta)
+    assert LEAST * EPSILON <= outcome.privacy.epsilon <= EPSILON
+    assert spent(outcome.mechanism, "add_or_remove", outcome.privacy.delta) < 0.97 * outcome.privacy.epsilon
+    assert outcome.privacy.epsilon_rdp is None, "RDP refuses replace_one with Poisson sampling, and is not asked about another"
 
 
 def test_the_relation_of_a_teacher_is_its_students(tmp_path):
@@ -50,9 +50,9 @@ def test_the_relation_of_a_teacher_is_its_students(tmp_path):
         "distil": {"weight": 0.5},
         "split": {"teacher": 0.5, "student": 0.5},
     }
-    own = parse(compress.Settings, COMPRESS | over | {"relation": "replace_one"}, "test")
-    teacher = parse(compress.Settings, own.of_teacher(), "teacher").mechanism(100, 100, 0)
-    both = own.plan(100, 100, 0, (release_of(teacher),))
+    student_settings = parse(compress.Settings, COMPRESS | over | {"relation": "replace_one"}, "test")
+    teacher = parse(compress.Settings, student_settings.of_teacher(), "teacher").mechanism(100, 100, 0)
+    both = student_settings.plan(100, 100, 0, (release_of(teacher),))
     assert teacher.relation == both.relation == "replace_one"
     parts = (release_of(teacher), release_in(both.describe()))
     assert both.epsilon() == accounting.epsilon(parts, delta=1e-5, relation="replace_one")
@@ -62,12 +62,12 @@ def test_the_relation_of_a_teacher_is_its_students(tmp_path):
 @pytest.mark.parametrize("name", ["features", "text", "zeroth", "compress"])
 def test_noise_is_calibrated_for_the_rows_that_are_drawn_from(name, tmp_path):
     """`class_keep` leaves fewer rows than are protected: each is drawn more often, and that is what is paid for."""
-    found = run(CASES[name], tmp_path, class_keep={"positive": 0.4})
-    kept, rows = found.facts["rows_drawn_from"], found.facts["train_rows"]
+    outcome = run(CASES[name], tmp_path, class_keep={"positive": 0.4})
+    kept, rows = outcome.facts["rows_drawn_from"], outcome.facts["train_rows"]
     assert kept < 0.9 * rows
-    assert found.mechanism["sampling"]["dataset_size"] == kept
-    assert found.privacy.epsilon == spent(found.mechanism, "add_or_remove", found.privacy.delta)
-    assert LEAST * EPSILON <= found.privacy.epsilon <= EPSILON
+    assert outcome.mechanism["sampling"]["dataset_size"] == kept
+    assert outcome.privacy.epsilon == spent(outcome.mechanism, "add_or_remove", outcome.privacy.delta)
+    assert LEAST * EPSILON <= outcome.privacy.epsilon <= EPSILON
 
 
 def settings(**over):
@@ -75,7 +75,7 @@ def settings(**over):
 
 
 @pytest.mark.parametrize("rows", [70, 200], ids=["too few", "too many"])
-def test_noise_calibrated_for_other_rows_than_are_drawn_from_stops_the_run(rows, monkeypatch):
+def test_noise_calibrated_for_other_rows_stops_the_run(rows, monkeypatch):
     """Planted: drawn from 100 rows, calibrated for fewer, which wastes noise, or for more, which spends too much."""
 
     def misled(without_noise, epsilon):
@@ -92,7 +92,7 @@ def test_noise_calibrated_for_other_rows_than_are_drawn_from_stops_the_run(rows,
 def test_noise_calibrated_for_another_run_stops_the_run(over, monkeypatch):
     """Planted: a calibration that is kept under a name too short for it."""
     kept = settings(**over).mechanism(100, 100, 0).noise_multiplier
-    monkeypatch.setattr("dpbench.privacy.accounting.calibrate", lambda *args, **rest: kept)
+    monkeypatch.setattr("dpbench.privacy.accounting.calibrate", lambda *args, **options: kept)
     with pytest.raises(DpbenchError, match=r"where 2 was asked for|is above the target 2"):
         settings().mechanism(100, 100, 0)
 
@@ -118,21 +118,21 @@ def test_other_budgets_are_held_to_what_was_asked_for_too(tmp_path, monkeypatch)
         "distil": {"weight": 0.5},
         "split": {"teacher": 0.5, "student": 0.5},
     }
-    own = parse(compress.Settings, COMPRESS | over, "test")
+    student_settings = parse(compress.Settings, COMPRESS | over, "test")
     with pytest.raises(DpbenchError, match="where 2 was asked for"):
-        own.plan(100, 100, 0, (Release(2.0, 0.12, 4),))
+        student_settings.plan(100, 100, 0, (Release(2.0, 0.12, 4),))
 
 
 def test_published_rows_are_stated_and_not_taken_for_the_target():
     """DPZero's noise is for more rows than there are: epsilon is what it is, and is said."""
-    found = settings(accounted_rows=200).mechanism(100, 100, 0)
-    assert found.target_epsilon is None
-    assert found.epsilon() > EPSILON
-    assert found.sampling == Sampling("poisson", 100, 12.0)
-    assert found.clipping == Clipping(bound=0.5)
+    mechanism = settings(accounted_rows=200).mechanism(100, 100, 0)
+    assert mechanism.target_epsilon is None
+    assert mechanism.epsilon() > EPSILON
+    assert mechanism.sampling == Sampling("poisson", 100, 12.0)
+    assert mechanism.clipping == Clipping(bound=0.5)
 
 
 def test_hardly_any_noise_may_spend_less_than_was_asked_for():
     """Calibration stops there: an epsilon in the thousands is none that anybody asks for."""
-    found = settings(epsilon=1e5).mechanism(100, 100, 0)
-    assert found.epsilon() < 1e5
+    mechanism = settings(epsilon=1e5).mechanism(100, 100, 0)
+    assert mechanism.epsilon() < 1e5

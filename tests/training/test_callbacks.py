@@ -53,13 +53,13 @@ class _Points:
             return {"accuracy": 100 * float((self.model(self.x).argmax(-1) == self.y).float().mean())}
 
 
-def train(own, folder, callbacks=lambda task: []):
+def train(run_settings, folder, callbacks=lambda task: []):
     """Returns (task, the callbacks of its training)."""
     task = _Points()
-    plan = own.mechanism(60, 60, 0)
-    optimizer = torch.optim.SGD(task.model.parameters(), lr=own.optimizer.learning_rate)
+    plan = run_settings.mechanism(60, 60, 0)
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=run_settings.optimizer.learning_rate)
     callbacks = callbacks(task)
-    fit(own, task, optimizer, [plan], context(folder), callbacks)
+    fit(run_settings, task, optimizer, [plan], context(folder), callbacks)
     return task, callbacks
 
 
@@ -71,9 +71,9 @@ def curve_of(every):
 def test_a_learning_curve_changes_nothing(engine, tmp_path):
     over = {"method": engine}
     over |= {"clipping": None, "epsilon": None} if engine in ("nonprivate", "mezo") else {"clipping": {"function": "abadi"}}
-    own = settings(**over, **({"zeroth": {}} if engine in ("dpzero", "mezo") else {}))
-    plain, _ = train(own, tmp_path)
-    looked, (curve,) = train(own, tmp_path, curve_of(2))
+    run_settings = settings(**over, **({"zeroth": {}} if engine in ("dpzero", "mezo") else {}))
+    plain, _ = train(run_settings, tmp_path)
+    looked, (curve,) = train(run_settings, tmp_path, curve_of(2))
     for a, b in zip(plain.model.parameters(), looked.model.parameters(), strict=True):
         assert torch.equal(a, b)
     assert plain.model.training == looked.model.training == (engine not in ("dpzero", "mezo"))
@@ -111,9 +111,9 @@ class _Seen(Callback):
 
 
 @pytest.mark.parametrize("engine", ["nonprivate", "bookkeeping"])
-def test_callbacks_are_called_in_order_and_see_weights_before_and_after_a_step(engine, tmp_path):
-    own = settings(**(NOT_PRIVATE if engine == "nonprivate" else {}), steps=2)
-    _, (seen,) = train(own, tmp_path, lambda task: [_Seen(task.model)])
+def test_callbacks_run_in_order_before_and_after_each_step(engine, tmp_path):
+    run_settings = settings(**(NOT_PRIVATE if engine == "nonprivate" else {}), steps=2)
+    _, (seen,) = train(run_settings, tmp_path, lambda task: [_Seen(task.model)])
     steps = [[("gradients_released", k), ("step_done", k + 1), ("observe", k + 1)] for k in range(2)]
     assert seen.calls == [*steps[0], *steps[1], ("phase_done 0", 2), ("training_done", 2)]
     assert not torch.equal(seen.weights[0], seen.weights[1])
@@ -122,8 +122,8 @@ def test_callbacks_are_called_in_order_and_see_weights_before_and_after_a_step(e
 
 def test_the_average_of_weights_is_the_recursion(tmp_path):
     """min(decay, (1 + t) / (10 + t)) at step t, in place of the weights at the end."""
-    own = settings(**NOT_PRIVATE)
-    task, (seen, _) = train(own, tmp_path, lambda task: [_Seen(task.model), WeightAverage(task.model, 0.5)])
+    run_settings = settings(**NOT_PRIVATE)
+    task, (seen, _) = train(run_settings, tmp_path, lambda task: [_Seen(task.model), WeightAverage(task.model, 0.5)])
     initial = torch.cat([p.detach().flatten() for p in _Points().model.parameters()])
     weights = [w for (name, _), w in zip(seen.calls, seen.weights, strict=True) if name == "step_done"]
     mean = initial
@@ -138,8 +138,8 @@ def test_the_average_of_weights_is_the_recursion(tmp_path):
 def test_a_released_gradient_is_brought_to_a_norm(tmp_path):
     """Step after step of SGD moves the weights by at most the learning rate times that norm, noise and all."""
     longest = 1e-3
-    own = settings(steps=3)
-    _, (_, seen) = train(own, tmp_path, lambda task: [GradientClip(longest), _Seen(task.model)])
+    run_settings = settings(steps=3)
+    _, (_, seen) = train(run_settings, tmp_path, lambda task: [GradientClip(longest), _Seen(task.model)])
     before = [w for (name, _), w in zip(seen.calls, seen.weights, strict=True) if name == "gradients_released"]
     after = [w for (name, _), w in zip(seen.calls, seen.weights, strict=True) if name == "step_done"]
     for a, b in zip(before, after, strict=True):

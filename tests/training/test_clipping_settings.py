@@ -78,7 +78,7 @@ def test_what_is_left_at_its_default_is_not():
     assert named("throughput", TIMED | {"adaptive": None}) == named("throughput", TIMED)
 
 
-def test_the_version_of_adaptive_thresholds_counts_where_they_are_used():
+def test_the_version_of_adaptive_thresholds_counts_if_used():
     def versions(job, settings):
         return config_of(job, settings, 1, lambda kind, name: Source(kind="embedded", revision="v1", synthetic=True))["versions"]
 
@@ -91,7 +91,7 @@ def test_the_version_of_adaptive_thresholds_counts_where_they_are_used():
         assert versions(job, merge(base, over))["threshold:adaptive"] >= 1
 
 
-def test_settings_become_the_mechanisms_clipping_and_come_back_from_a_record():
+def test_settings_become_clipping_and_come_back_from_a_record():
     over = {"scope": "per_device", "devices": 2, "allocation": "equal", "adaptive": ADAPTIVE | {"budget": 0.1, "rescale": True}}
     settings = parse(classify.Settings, merge(CLASSIFY, {"clipping": over}), "test")
     clipping = settings.clipping.build()
@@ -99,9 +99,9 @@ def test_settings_become_the_mechanisms_clipping_and_come_back_from_a_record():
     adaptive = clipping.adaptive
     assert (adaptive.quantile, adaptive.rate, adaptive.budget, adaptive.rescale) == (0.6, 0.3, 0.1, True)
     assert parse(classify.Settings, settings.model_dump(mode="json"), "test") == settings
-    given = parse(language_model.Settings, merge(LANGUAGE, {"clipping": {"bound": None, "given": [3.0, 4.0]}}), "test")
-    assert given.clipping.build(groups=2).bound == 5.0
-    assert parse(language_model.Settings, given.model_dump(mode="json"), "test") == given
+    parsed_settings = parse(language_model.Settings, merge(LANGUAGE, {"clipping": {"bound": None, "given": [3.0, 4.0]}}), "test")
+    assert parsed_settings.clipping.build(groups=2).bound == 5.0
+    assert parse(language_model.Settings, parsed_settings.model_dump(mode="json"), "test") == parsed_settings
 
 
 @pytest.mark.parametrize(("over", "says"), [
@@ -131,7 +131,7 @@ def test_a_language_model_has_one_kind_of_bound():
         )
 
 
-def test_timed_engines_that_adapt_do_and_others_keep_fixed_bounds():
+def test_only_timed_engines_that_can_adapt_do():
     settings = parse(throughput.Settings, TIMED | {"methods": ["nonprivate", "fused", "opacus"], "adaptive": ADAPTIVE}, "test")
     assert settings.mechanism("fused").clipping.adaptive.quantile == 0.6
     assert settings.mechanism("opacus").clipping.adaptive is None
@@ -144,7 +144,7 @@ def test_timed_engines_that_adapt_do_and_others_keep_fixed_bounds():
     ({"scope": "per_layer", "bound": 1.0, "given": [0.1, 0.2]}, "2 thresholds for 3 groups"),
     ({"scope": "per_layer", "bound": 1.0, "given": {"hidden.0": 0.1, "hidden.1": 0.1, "outt": 0.1}}, "unknown group 'outt'"),
 ])  # fmt: skip
-def test_groups_that_the_model_does_not_have_are_refused_before_anything_is_trained(over, says):
+def test_unknown_groups_are_refused_before_training(over, says):
     """`hidden` of two widths and an output layer: three layers. `check` attaches the engine to a model without weights."""
     from dpbench.data import registry as datasets
 

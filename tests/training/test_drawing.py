@@ -36,7 +36,7 @@ def without_last(pieces):
 
 
 @pytest.mark.parametrize(("name", "fault"), [*itertools.product(CASES, [twice]), *itertools.product(KINDS, [without_last])])
-def test_a_physical_batch_counted_twice_or_left_out_stops_every_loop(name, fault, tmp_path, monkeypatch):
+def test_a_batch_counted_twice_or_left_out_stops_every_loop(name, fault, tmp_path, monkeypatch):
     case = CASES[name]
     physical = case.task.physical
     monkeypatch.setattr(case.task, "physical", lambda task, drawn: fault(list(physical(task, drawn))))
@@ -146,8 +146,8 @@ def test_a_count_before_the_first_draw_is_seen():
 def test_the_loop_that_shows_equivalence_is_watched(monkeypatch):
     attach = methods.attach
 
-    def doubled(*args, **rest):
-        method = attach(*args, **rest)
+    def doubled(*args, **options):
+        method = attach(*args, **options)
         backward = method.backward
         method.backward = lambda losses, batch: (backward(losses, batch), backward(losses, batch))[0]
         return method

@@ -42,7 +42,7 @@ def test_a_linear_rate_falls_to_the_last_step(name, tmp_path):
     assert rates(tmp_path, name, optimizer={"schedule": "linear"}) == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_zeroth_order_method_steps_with_the_rate_that_is_logged(tmp_path, monkeypatch):
+def test_a_zeroth_order_method_steps_with_the_logged_rate(tmp_path, monkeypatch):
     """The optimizer's rate is the method's own, step after step."""
     seen = []
     step = ZerothOrder.step

@@ -78,7 +78,7 @@ def test_a_students_losses_are_those_of_its_rows(tmp_path):
     check_rows_apart(student := CompressedTask(settings, context), student.batch)
 
 
-def test_losses_of_a_stage_are_those_of_its_rows_and_padding_has_none(tmp_path):
+def test_losses_of_a_stage_are_its_rows_and_padding_has_none(tmp_path):
     """A stage pads each batch with copies of row 0, which must not count."""
     case = CASES["virtual_stages"]
     settings = case.parsed(virtual=False)

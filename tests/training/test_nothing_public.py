@@ -110,12 +110,12 @@ def test_a_tasks_public_parts_do_not_look_at_private_rows(name, tmp_path, neighb
 def losses_by_row(task):
     """[12] of the first rows, each in a batch of its own; a place may have moved by one where rows are grouped or chosen."""
     model = stirred(task.model).eval()
-    found = []
+    row_losses = []
     with torch.no_grad():
         for row in range(12):
             (piece,) = task.physical(np.asarray([row]))
-            found.append(float(task.losses(model, task.batch(piece))))
-    return found
+            row_losses.append(float(task.losses(model, task.batch(piece))))
+    return row_losses
 
 
 @pytest.mark.parametrize("dataset", ["sst2", "qnli"])

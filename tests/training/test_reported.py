@@ -32,14 +32,14 @@ def metrics(outcome):
 def test_the_reported_accuracy_is_the_last_of_the_curve(name, tmp_path, monkeypatch):
     case = CASES[name]
     monkeypatch.setattr(case.task, "accuracy", scripted([(value, 20) for value in SCRIPT]))
-    found = run(case, tmp_path)
-    curve = [accuracy for _, accuracy in found.facts["curve"]]
+    outcome = run(case, tmp_path)
+    curve = [accuracy for _, accuracy in outcome.facts["curve"]]
     assert len(curve) > 2
     assert curve == [100 * value for _, value in zip(curve, itertools.cycle(SCRIPT), strict=False)]
-    assert metrics(found)["accuracy"] == curve[-1] < max(curve)
-    assert found.facts["curve"][-1][0] == case.settings["steps"]
-    if "gained" in metrics(found):
-        assert metrics(found)["gained"] == pytest.approx(curve[-1] - curve[0])
+    assert metrics(outcome)["accuracy"] == curve[-1] < max(curve)
+    assert outcome.facts["curve"][-1][0] == case.settings["steps"]
+    if "gained" in metrics(outcome):
+        assert metrics(outcome)["gained"] == pytest.approx(curve[-1] - curve[0])
 
 
 def test_a_curve_evaluates_no_model_but_the_one_at_hand(tmp_path):
@@ -54,21 +54,21 @@ def test_a_curve_evaluates_no_model_but_the_one_at_hand(tmp_path):
 def test_the_reported_scores_of_prompts_are_the_last(name, tmp_path, monkeypatch):
     values = scripted([{"accuracy": 100 * value, "loss": 1 - value} for value in SCRIPT])
     monkeypatch.setattr(PromptTask, "evaluate", values)
-    found = run(CASES[name], tmp_path)
-    curve = [accuracy for _, accuracy in found.facts["curve"]]
-    assert metrics(found)["accuracy"] == curve[-1] < max(curve)
-    assert metrics(found)["loss"] == pytest.approx(1 - curve[-1] / 100)
+    outcome = run(CASES[name], tmp_path)
+    curve = [accuracy for _, accuracy in outcome.facts["curve"]]
+    assert metrics(outcome)["accuracy"] == curve[-1] < max(curve)
+    assert metrics(outcome)["loss"] == pytest.approx(1 - curve[-1] / 100)
 
 
 def test_the_reported_validation_loss_is_the_last(tmp_path, monkeypatch):
     values = [3.0, 1.0, 2.0, 2.5, 4.0]
     scores = scripted([{"validation_loss": loss, "perplexity": math.exp(loss)} for loss in values])
     monkeypatch.setattr(LanguageModelingTask, "evaluate", scores)
-    found = run(CASES["language_model"], tmp_path, evaluate_every=1)
-    curve = [loss for _, loss in found.facts["curve"]]
+    outcome = run(CASES["language_model"], tmp_path, evaluate_every=1)
+    curve = [loss for _, loss in outcome.facts["curve"]]
     assert curve == values
-    assert metrics(found)["validation_loss"] == 4.0
-    assert metrics(found)["perplexity"] == math.exp(4.0)
+    assert metrics(outcome)["validation_loss"] == 4.0
+    assert metrics(outcome)["perplexity"] == math.exp(4.0)
 
 
 def test_images_are_evaluated_once_after_training(tmp_path, monkeypatch):
@@ -102,7 +102,7 @@ def test_a_run_says_what_its_thresholds_cost_and_where_they_went(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["text", "zeroth", "language_model"])
-def test_the_clipped_fraction_is_the_mean_over_steps_that_had_examples(name, tmp_path):
+def test_the_clipped_fraction_is_the_mean_over_non_empty_steps(name, tmp_path):
     outcome = run(CASES[name], tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
     clipped = [line["clipped_fraction"] for line in lines if line["clipped_fraction"] is not None]

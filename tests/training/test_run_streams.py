@@ -34,10 +34,10 @@ def entropies(monkeypatch):
     seen, sequence = [], np.random.SeedSequence
 
     class Spied(sequence):
-        def __init__(self, entropy=None, **rest):
+        def __init__(self, entropy=None, **options):
             if entropy is not None:
                 seen.append(filled(entropy))
-            super().__init__(entropy, **rest)
+            super().__init__(entropy, **options)
 
     monkeypatch.setattr(np.random, "SeedSequence", Spied)
     return seen
@@ -71,9 +71,9 @@ def attached(monkeypatch):
     """Mechanisms of all methods that a run attaches, in order."""
     seen, attach = [], methods.attach
 
-    def spied(engine, model, optimizer, plan, *args, **rest):
+    def spied(engine, model, optimizer, plan, *args, **options):
         seen.append(plan)
-        return attach(engine, model, optimizer, plan, *args, **rest)
+        return attach(engine, model, optimizer, plan, *args, **options)
 
     monkeypatch.setattr(methods, "attach", spied)
     return seen
@@ -106,14 +106,14 @@ def test_phases_of_a_run_draw_and_release_apart(tmp_path, monkeypatch):
     must_be_apart(plans)
 
 
-def test_a_teacher_a_student_and_phases_of_either_have_seeds_of_their_own():
+def test_teacher_student_and_phases_have_different_seeds():
     """Over seeds and stages: no two share draws or noise, and none is another run's plain seed."""
     over = {"student": {"layers": 1, "start": "teacher"}, "teacher": {}, "distil": {"weight": 0.5}}
-    own = parse(compress.Settings, COMPRESS | over | {"split": {"teacher": 0.5, "student": 0.5}}, "test")
+    student_settings = parse(compress.Settings, COMPRESS | over | {"split": {"teacher": 0.5, "student": 0.5}}, "test")
     seen = []
     for seed in range(20):
-        teacher = parse(compress.Settings, own.of_teacher(), "teacher").plan(80, 80, seed)
-        student = own.plan(80, 80, seed).mechanism
+        teacher = parse(compress.Settings, student_settings.of_teacher(), "teacher").plan(80, 80, seed)
+        student = student_settings.plan(80, 80, seed).mechanism
         seen += [plan.seed for stage in (teacher, student) for plan in phases(stage, [1, 1, 2])]
     assert len(set(seen)) == len(seen) == 20 * 2 * 3
 
@@ -126,12 +126,19 @@ def test_planted_phases_of_one_seed_are_seen(tmp_path, monkeypatch):
         must_be_apart(plans)
 
 
-def test_seeds_of_stages_are_not_small_numbers_that_a_table_may_have():
+def test_seeds_of_stages_are_not_small_numbers_of_tables():
     assert min(stage_seed(seed, f"{stage}") for seed in range(50) for stage in ("student", "phase 1", "phase 2")) > 2**32
 
 
-def test_public_distillation_draws_from_a_stream_that_no_private_draw_has(tmp_path, entropies):
+def test_public_distillation_has_a_stream_of_its_own(tmp_path, entropies):
     """Of a run of its own, whose seed is that of others: its stream is that of public directions, and none of noise or draws."""
-    own = {"model": "tiny_bert", "student_layers": 1, "steps": 1, "batch_size": 2, "max_length": 16, "learning_rate": 1e-3}
-    public_student.run(parse(public_student.Settings, own, "test"), context_of(CASES["text"], tmp_path))
+    public_settings = {
+        "model": "tiny_bert",
+        "student_layers": 1,
+        "steps": 1,
+        "batch_size": 2,
+        "max_length": 16,
+        "learning_rate": 1e-3,
+    }
+    public_student.run(parse(public_student.Settings, public_settings, "test"), context_of(CASES["text"], tmp_path))
     assert {entropy[1] for entropy in entropies} == {4}

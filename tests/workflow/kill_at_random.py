@@ -341,13 +341,15 @@ class Trials:
         return seen
 
 
-def trials(made: Trials, random_count: int, chosen_count: int, pair_count: int) -> Iterator[tuple[str, Callable[[], Faults]]]:
+def trials(
+    kill_trials: Trials, random_count: int, chosen_count: int, pair_count: int
+) -> Iterator[tuple[str, Callable[[], Faults]]]:
     for number, kind in enumerate(islice(cycle(KINDS), random_count)):
-        yield f"random: {kind}", lambda kind=kind, number=number: made.at_random(kind, number)
-    for name, trial in islice(made.chosen(), chosen_count):
+        yield f"random: {kind}", lambda kind=kind, number=number: kill_trials.at_random(kind, number)
+    for name, trial in islice(kill_trials.chosen(), chosen_count):
         yield f"chosen: {name}", trial
     for number in range(pair_count):
-        yield "pair", lambda number=number: made.pair(number)
+        yield "pair", lambda number=number: kill_trials.pair(number)
 
 
 def prove(
@@ -384,7 +386,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="yard-") as folder:
         counts, faults = prove(Path(folder), args.random, args.chosen, args.pairs, args.seed, args.only)
-    print(dict(counts), {kind: len(found) for kind, found in vars(faults).items()})
+    print(dict(counts), {kind: len(faults_of_kind) for kind, faults_of_kind in vars(faults).items()})
     return bool(faults)
 
 

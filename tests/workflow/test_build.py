@@ -68,9 +68,9 @@ def test_everything_is_there(built: Tree, plan: Study) -> None:
         assert (built.folder / path).stat().st_size > 0
 
 
-def test_the_queue_is_looked_at_when_a_job_ends_and_not_by_a_clock(build: tuple[Tree, str]) -> None:
-    said = build[1]
-    ended, looks = said.count("Finished jobid"), said.count("Resources before job selection")
+def test_the_queue_is_read_when_a_job_ends_and_by_no_clock(build: tuple[Tree, str]) -> None:
+    output = build[1]
+    ended, looks = output.count("Finished jobid"), output.count("Resources before job selection")
     assert 0 < looks <= ended + 1
 
 
@@ -153,7 +153,7 @@ def test_killed_in_the_middle_a_plain_rerun_ends_the_same(built: Tree, tmp_path:
     assert ready(tree)
 
 
-def test_killed_in_the_students_stage_the_teacher_is_not_trained_again(built: Tree, plan: Study, tmp_path: Path) -> None:
+def test_killed_in_the_students_stage_the_teacher_is_kept(built: Tree, plan: Study, tmp_path: Path) -> None:
     (student,) = [run for run in plan.runs.values() if "teacher" in run.parents]
     teacher = student.parents["teacher"].id
     tree = without(built, {student.id, teacher}, tmp_path / "killed tree")

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.mark.parametrize(
-    ("given", "key", "expected"),
+    ("overrides", "key", "expected"),
     [
         ({"papers": "dpzero"}, "papers", ["dpzero"]),
         ({"papers": "dpzero, flashdp"}, "papers", ["dpzero", "flashdp"]),
@@ -36,8 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
         ({"tier": None}, "tier", "laptop"),
     ],
 )
-def test_a_command_line_may_give_one_name_or_several(given: dict[str, object], key: str, expected: object) -> None:
-    assert getattr(config_of(given), key) == expected
+def test_a_command_line_may_give_one_name_or_several(overrides: dict[str, object], key: str, expected: object) -> None:
+    assert getattr(config_of(overrides), key) == expected
 
 
 def test_the_config_in_the_repository_is_the_default() -> None:
@@ -46,13 +46,13 @@ def test_the_config_in_the_repository_is_the_default() -> None:
     assert config_of(values) == Config()
 
 
-def test_a_run_of_two_tables_exists_once_and_every_parent_is_there() -> None:
-    found = study(config_of({"tier": TIERS[0]}))
-    assert found.plans
-    named = [run for plan in found.plans.values() for run in plan.runs]
-    assert set(found.runs) == set(named)
+def test_a_run_of_two_tables_exists_once_and_has_its_parents() -> None:
+    tier_study = study(config_of({"tier": TIERS[0]}))
+    assert tier_study.plans
+    named = [run for plan in tier_study.plans.values() for run in plan.runs]
+    assert set(tier_study.runs) == set(named)
     seen: set[str] = set()
-    for name, run in found.runs.items():
+    for name, run in tier_study.runs.items():
         assert run.id == name
         assert {parent.id for parent in run.parents.values()} <= seen
         seen.add(name)
@@ -63,7 +63,7 @@ def test_shared_runs_get_enough_for_both() -> None:
     assert module._largest(one, other) == module._largest(other, one) == Resources(threads="all", mem_mb=100, minutes=9, gpu=1)
 
 
-def test_folders_of_the_config_reach_the_environment_unless_it_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_of_the_config_yield_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DPBENCH_MODELS", "theirs")
     resolver(Config(data_folder="ours", model_folder="ours"))
     assert os.environ["DPBENCH_MODELS"] == "theirs"
@@ -73,19 +73,23 @@ def test_folders_of_the_config_reach_the_environment_unless_it_has_its_own(monke
 def test_a_source_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, str]] = []
     real = module.datasets.resolve
-    monkeypatch.setattr(module.datasets, "resolve", lambda name, wanted: calls.append((name, wanted)) or real(name, wanted))
+    monkeypatch.setattr(
+        module.datasets, "resolve", lambda name, source_name: calls.append((name, source_name)) or real(name, source_name)
+    )
     resolve = resolver(Config(sources={"sst2": "embedded"}))
     assert resolve("dataset", "sst2") is resolve("dataset", "sst2")
     assert calls == [("sst2", "embedded")]
 
 
-@pytest.mark.parametrize(("tier", "wanted"), [("smoke", "embedded"), ("laptop", "auto")])
-def test_the_smoke_tier_is_the_same_everywhere(tier: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("tier", "source_name"), [("smoke", "embedded"), ("laptop", "auto")])
+def test_the_smoke_tier_is_the_same_everywhere(tier: str, source_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     real = module.datasets.resolve
-    monkeypatch.setattr(module.datasets, "resolve", lambda name, wanted: calls.append(wanted) or real(name, wanted))
+    monkeypatch.setattr(
+        module.datasets, "resolve", lambda name, source_name: calls.append(source_name) or real(name, source_name)
+    )
     resolver(Config(tier=tier))("dataset", "sst2")
-    assert calls == [wanted]
+    assert calls == [source_name]
 
 
 def test_a_dataset_without_a_stand_in_is_read_in_the_smoke_tier_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +106,27 @@ def test_a_dataset_without_a_stand_in_is_read_in_the_smoke_tier_too(tmp_path: Pa
 def test_a_source_for_nothing_is_an_error() -> None:
     with pytest.raises(DpbenchError, match=r"unknown dataset or model 'sts2'\s+hint: did you mean 'sst2'"):
         resolver(Config(sources={"sts2": "embedded"}))
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong", "nearest"),
+    [
+        ({"tier": "smokey"}, "smokey", "did you mean 'smoke'?"),
+        ({"papers": "flashpd"}, "flashpd", "did you mean 'flashdp'?"),
+        ({"papers": ["automatic", "flashpd"]}, "flashpd", "did you mean 'flashdp'?"),
+        ({"tables": "flashpd/nothing"}, "flashpd", "did you mean 'flashdp'?"),
+        ({"tables": "flashdp"}, "flashdp", "write PAPER/TABLE"),
+        ({"teir": "smoke"}, "teir", "did you mean 'tier'?"),
+        ({"sources": {"stt2": "embedded"}}, "stt2", "did you mean 'sst2'?"),
+        ({"sources": {"sst2": "elsewhere"}}, "elsewhere", "sources.sst2"),
+        ({"seeds": "one"}, "one", "seeds"),
+    ],
+)
+def test_a_wrong_name_is_refused_with_the_nearest_right_one(values: dict[str, object], wrong: str, nearest: str) -> None:
+    with pytest.raises(DpbenchError) as caught:
+        study(config_of(values))
+    assert f"'{wrong}'" in str(caught.value)
+    assert nearest in str(caught.value)
 
 
 def test_naming_all_runs_imports_no_torch() -> None:

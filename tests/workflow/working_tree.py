@@ -63,13 +63,18 @@ class Tree:
         """(rule, outputs) of every job that a dry run lists."""
         done = self.snakemake("--dry-run", *arguments)
         assert done.returncode == 0, done.stdout
-        return [(job["rule"], _outputs(job["body"])) for job in JOB.finditer(done.stdout)]
+        return jobs_in(done.stdout)
 
     def records(self) -> dict[str, Path]:
         """Run -> its record."""
         return {path.parent.name: path for path in self.folder.glob("results/runs/*/record.json")}
 
 
+def jobs_in(printed: str) -> list[tuple[str, frozenset[str]]]:
+    """(rule, outputs) of every job in what a dry run prints."""
+    return [(job["rule"], _outputs(job["body"])) for job in JOB.finditer(printed)]
+
+
 def _outputs(body: str) -> frozenset[str]:
-    found = OUTPUT.search(body)
-    return frozenset(found[1].split(", ")) if found else frozenset()
+    match = OUTPUT.search(body)
+    return frozenset(match[1].split(", ")) if match else frozenset()

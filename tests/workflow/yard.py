@@ -164,13 +164,13 @@ class Yard:
 
     def processes(self) -> list[psutil.Process]:
         """All that run here."""
-        found = []
+        processes = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 is_ours = process.environ().get("TMPDIR") == str(self._scratch)
                 if is_ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+                    processes.append(process)
+        return processes
 
     def listeners(self) -> list[psutil.Process]:
         return [process for process in self._warm() if os.getsid(process.pid) == process.pid]
@@ -180,12 +180,12 @@ class Yard:
         return [process for process in self._warm() if os.getsid(process.pid) != process.pid]
 
     def _warm(self) -> list[psutil.Process]:
-        found = []
+        warm_processes = []
         for process in self.processes():
             with suppress(psutil.Error, ProcessLookupError):
                 if "dpbench.execution.warm" in process.cmdline() and os.getsid(process.pid):
-                    found.append(process)
-        return found
+                    warm_processes.append(process)
+        return warm_processes
 
     def close(self) -> None:
         for process in self.processes():

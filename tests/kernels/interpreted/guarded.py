@@ -14,17 +14,17 @@ ROOM = 40  # guard rows and columns on each side: more than a tile, so that even
 def amid(value: torch.Tensor, fill: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(a view equal to `value`, the larger tensor it lies in): guards before, behind and between its rows."""
     shape = [size + 2 * ROOM for size in value.shape]
-    whole = torch.full(shape, fill, dtype=value.dtype)
-    view = whole[tuple(slice(ROOM, ROOM + size) for size in value.shape)]
+    padded = torch.full(shape, fill, dtype=value.dtype)
+    view = padded[tuple(slice(ROOM, ROOM + size) for size in value.shape)]
     view.copy_(value)
-    return view, whole
+    return view, padded
 
 
-def guards_hold(view: torch.Tensor, whole: torch.Tensor) -> bool:
-    """Whether every cell of `whole` outside of `view` is as it was."""
+def guards_hold(view: torch.Tensor, padded: torch.Tensor) -> bool:
+    """Whether every cell of `padded` outside of `view` is as it was."""
     kept = view.clone()
     view.fill_(SENTINEL)
-    held = bool((whole == SENTINEL).all())
+    held = bool((padded == SENTINEL).all())
     view.copy_(kept)
     return held
 

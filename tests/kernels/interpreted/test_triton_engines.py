@@ -37,9 +37,9 @@ def test_parity_with_the_oracle_over_physical_batches(name, scope, model, poison
     plan, batches = mechanism(scope, function), [data(4), data(3, seed=1)]
     if model in ("plain", "rmsnorm"):  # a tensor of several layers is summed by torch, which wants at least one example
         batches.append(data(0))
-    wanted, oracle = released("loop", MODELS[model](), plan, batches, "auto", torch.float64)
-    found, handle = released(name, MODELS[model](), plan, batches)
-    assert relative(found, wanted) < 1e-5
+    expected, oracle = released("loop", MODELS[model](), plan, batches, "auto", torch.float64)
+    actual, handle = released(name, MODELS[model](), plan, batches)
+    assert relative(actual, expected) < 1e-5
     assert handle.clipped_fraction == oracle.clipped_fraction
     assert handle.unprotected == []
 
@@ -47,20 +47,20 @@ def test_parity_with_the_oracle_over_physical_batches(name, scope, model, poison
 @pytest.mark.parametrize("name", ["fused", "bookkeeping"])
 def test_tied_per_use(name):
     plan = mechanism("per_layer", tied="per_use", bound=0.3)
-    wanted, _ = released("loop", Language(tied=True), plan, [data(5)], "auto", torch.float64)
-    found, _ = released(name, Language(tied=True), plan, [data(5)])
-    assert relative(found, wanted) < 1e-5
+    expected, _ = released("loop", Language(tied=True), plan, [data(5)], "auto", torch.float64)
+    actual, _ = released(name, Language(tied=True), plan, [data(5)])
+    assert relative(actual, expected) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "scope"), PAIRS)
 def test_one_bad_example_adds_nothing_and_is_counted(name, scope):
     batch = data(5)
     good = {k: v[[0, 1, 3, 4]] for k, v in batch.items()}
-    wanted, _ = released("loop", Language(), mechanism(scope), [good], "auto", torch.float64)
+    expected, _ = released("loop", Language(), mechanism(scope), [good], "auto", torch.float64)
     batch["weight"] = batch["weight"].clone()
     batch["weight"][2] = float("nan")
-    found, handle = released(name, Language(), mechanism(scope), [batch])
-    assert relative(found, wanted) < 1e-5
+    actual, handle = released(name, Language(), mechanism(scope), [batch])
+    assert relative(actual, expected) < 1e-5
     assert handle.non_finite_examples == 1
 
 
@@ -73,8 +73,8 @@ def test_one_example_moves_the_sum_by_at_most_the_sensitivity():
     batch = {k: v if k != "weight" else v * 100 for k, v in data(5).items()}
     fewer = {k: v[:4] for k, v in batch.items()}
     plan = mechanism("per_layer", bound=0.3)
-    whole, handle = released("fused", Language(), plan, [batch])
-    moved = 4.0 * (whole - released("fused", Language(), plan, [fewer])[0]).norm()
+    full_sum, handle = released("fused", Language(), plan, [batch])
+    moved = 4.0 * (full_sum - released("fused", Language(), plan, [fewer])[0]).norm()
     assert float(moved) == pytest.approx(handle.sensitivity, rel=1e-5)  # every layer of the example is clipped
 
 
@@ -117,11 +117,11 @@ def test_a_function_of_the_user_takes_the_way_of_two_kernels(monkeypatch):
     monkeypatch.delitem(onchip.FUNCTIONS, "abadi")
     calls = []
     form = abadi.factor
-    monkeypatch.setattr(abadi, "factor", lambda norms, *rest: calls.append(len(norms)) or form(norms, *rest))
-    wanted, _ = released("loop", Language(), mechanism("per_layer"), [data(4)], "auto", torch.float64)
+    monkeypatch.setattr(abadi, "factor", lambda norms, *arguments: calls.append(len(norms)) or form(norms, *arguments))
+    expected, _ = released("loop", Language(), mechanism("per_layer"), [data(4)], "auto", torch.float64)
     calls.clear()
-    found, handle = released("fused", Language(), mechanism("per_layer"), [data(4)])
-    assert relative(found, wanted) < 1e-5
+    actual, handle = released("fused", Language(), mechanism("per_layer"), [data(4)])
+    assert relative(actual, expected) < 1e-5
     assert calls.count(4) == len(handle.bounds)  # the other calls are the probe of many norms, when it is attached
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from gradients import of_linear
 from guarded import with_fault
-from test_leaves import norms_of, relative
+from kernel_oracles import norms_of, relative
 
 from dpbench.kernels.linear import onchip, plan
 from dpbench.kernels.linear import triton as ours
@@ -69,19 +69,19 @@ def whole_grid(ahead, late):
     assert not stuck, "programs wait for ever"
     assert errors.empty(), errors.get()
     gradients = dict(zip(("weight", "bias"), of_linear(x, g), strict=True))
-    wanted = norms_of(gradients)
-    good = torch.isfinite(wanted)
-    factors = abadi.factor(wanted[good], 2.0, 0.0)
+    expected_norms = norms_of(gradients)
+    good = torch.isfinite(expected_norms)
+    factors = abadi.factor(expected_norms[good], 2.0, 0.0)
     sums = [torch.einsum("b,b...->...", factors, value[good]) for value in gradients.values()]
-    return (tensors[6], tensors[2], tensors[3]), (wanted, *sums)
+    return (tensors[6], tensors[2], tensors[3]), (expected_norms, *sums)
 
 
-def hold(found, wanted):
-    norms, weight, bias = found
+def hold(released, expected_norms):
+    norms, weight, bias = released
     assert torch.isnan(norms).tolist() == [False, True, False]
-    assert relative(norms[::2], wanted[0][::2]) < 1e-6
-    assert relative(weight, wanted[1]) < 1e-5
-    assert relative(bias, wanted[2]) < 1e-5
+    assert relative(norms[::2], expected_norms[0][::2]) < 1e-6
+    assert relative(weight, expected_norms[1]) < 1e-5
+    assert relative(bias, expected_norms[2]) < 1e-5
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["waits", "ahead"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from guarded import SENTINEL, amid, guards_hold, with_fault
-from test_leaves import FUNCTIONS, norms_of, oracle, relative
+from kernel_oracles import FUNCTIONS, norms_of, oracle, relative
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -27,22 +27,22 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 def take(monkeypatch, way, small=True):
     """Every call goes `way`."""
 
-    def own(*shape):
+    def tiles_of(*shape):
         dtype = shape[-1]
         product = SMALL if small else plan.product_tiles(dtype)[0]
         single = SMALL if small else plan.single_tiles(dtype)[0]
         return product, SMALL_GRAM if small else plan.gram_tiles(dtype)[0], single
 
     def choose(sheet, *shape):
-        product, gram, single = own(*shape)
+        product, gram, single = tiles_of(*shape)
         if way == "single":
             return plan.Plan("single", None, single, 0.0)
         return plan.Plan(way, gram if way == "gram" else product, product, 0.0)
 
     monkeypatch.setattr(plan, "choose", choose)
-    monkeypatch.setattr(plan, "sum_tile", lambda sheet, *shape: own(*shape)[0])
+    monkeypatch.setattr(plan, "sum_tile", lambda sheet, *shape: tiles_of(*shape)[0])
     norms = "gram" if way == "gram" else "direct"
-    monkeypatch.setattr(plan, "norm_way", lambda sheet, *shape: (norms, own(*shape)[norms == "gram"]))
+    monkeypatch.setattr(plan, "norm_way", lambda sheet, *shape: (norms, tiles_of(*shape)[norms == "gram"]))
 
 
 def case(size, dtype=torch.float32, bias=True, kind="linear"):
@@ -71,9 +71,9 @@ def sums(leaf, fresh):
 def check(leaf, use, tolerance, functions=("abadi",)):
     """Norms, weighted sum and clipped sum; fresh sums and others; factors formed on chip and between two kernels."""
     gradients = {n: v for n, v in oracle(leaf, use).items() if n in leaf.names}
-    wanted = norms_of(gradients)
-    assert relative(leaf.sq_norms(use).sqrt(), wanted) < 1e-5, "norms"
-    bound = float(wanted.median()) or 0.1
+    expected_norms = norms_of(gradients)
+    assert relative(leaf.sq_norms(use).sqrt(), expected_norms) < 1e-5, "norms"
+    bound = float(expected_norms.median()) or 0.1
 
     def hold(into, before, scale, what):
         for name, gradient in gradients.items():
@@ -91,10 +91,10 @@ def check(leaf, use, tolerance, functions=("abadi",)):
             hold(into, before, scale, "weighted")
         for function in functions:
             into, before = sums(leaf, fresh)
-            found = leaf.clip_into(use, factor(function, bound, known), into)
-            assert relative(found, wanted) < 1e-5, function
+            norms = leaf.clip_into(use, factor(function, bound, known), into)
+            assert relative(norms, expected_norms) < 1e-5, function
             assert not into.fresh
-            hold(into, before, FUNCTIONS[function].factor(wanted, bound, 0.01), (function, known, fresh))
+            hold(into, before, FUNCTIONS[function].factor(expected_norms, bound, 0.01), (function, known, fresh))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -160,14 +160,14 @@ def test_guard_cells_around_every_tensor(way, kind, monkeypatch):
     take(monkeypatch, way)
     leaf, use = case((3, 19, 21, 37), kind=kind)
     plain, _ = sums(leaf, True)
-    wanted = leaf.clip_into(use, factor("abadi", 3.0), plain)
+    expected_norms = leaf.clip_into(use, factor("abadi", 3.0), plain)
     x, _ = amid(use.x, float("nan"))
     g, _ = amid(use.g, float("nan"))
     views, wholes = {}, {}
     for name, parameter in leaf.parameters.items():
         views[name], wholes[name] = amid(torch.zeros_like(parameter), SENTINEL)
-    found = leaf.clip_into(Use(x, g), factor("abadi", 3.0), Sums(views, views))
-    assert torch.equal(found, wanted)
+    norms = leaf.clip_into(Use(x, g), factor("abadi", 3.0), Sums(views, views))
+    assert torch.equal(norms, expected_norms)
     for name in views:
         assert torch.equal(views[name], plain[name])
         assert guards_hold(views[name], wholes[name]), name
@@ -261,11 +261,11 @@ def test_the_same_bits_twice_and_inputs_left_alone(way, monkeypatch):
     take(monkeypatch, way)
     leaf, use = case((3, 33, 40, 17))
     x, g = use.x.clone(), use.g.clone()
-    found = []
+    results = []
     for _ in range(2):
         into, _ = sums(leaf, True)
-        found.append((leaf.clip_into(use, factor("auto_s", 1.0), into), into["weight"], into["bias"]))
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        results.append((leaf.clip_into(use, factor("auto_s", 1.0), into), into["weight"], into["bias"]))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert torch.equal(use.x, x)
     assert torch.equal(use.g, g)
 
@@ -275,8 +275,8 @@ def test_fp16_sums_survive_small_factors():
     leaf, use = case((3, 17, 20, 21), torch.float16)
     into, _ = sums(leaf, True)
     leaf.add_weighted(use, torch.tensor([1e-7, 2e-7, 3e-7]), into)
-    wanted = torch.einsum("b,boi->oi", torch.tensor([1e-7, 2e-7, 3e-7]).double(), oracle(leaf, use)["weight"])
-    assert relative(into["weight"], wanted) < 2e-3
+    expected_sum = torch.einsum("b,boi->oi", torch.tensor([1e-7, 2e-7, 3e-7]).double(), oracle(leaf, use)["weight"])
+    assert relative(into["weight"], expected_sum) < 2e-3
 
 
 FAULTS = {
@@ -335,8 +335,8 @@ def test_a_gram_norm_says_no_less_where_tokens_cancel(noise, monkeypatch):
     half_x, half_g = torch.randn(3, 20, 65), torch.randn(3, 20, 33)
     x = torch.cat([half_x, half_x + noise * torch.randn_like(half_x)], 1)
     g = torch.cat([half_g, -half_g], 1)
-    found = ours.linear_sq_norms(x, g, False).double()
+    sq_norms = ours.linear_sq_norms(x, g, False).double()
     true = norms_of({"weight": torch.einsum("bto,bti->boi", g.double(), x.double())}).square()
     terms = (x.double().square().sum(2) * g.double().square().sum(2)).sum(1)
-    assert (found >= true * (1 - 1e-5)).all()
-    assert (found <= true + 1e-5 * terms).all()
+    assert (sq_norms >= true * (1 - 1e-5)).all()
+    assert (sq_norms <= true + 1e-5 * terms).all()

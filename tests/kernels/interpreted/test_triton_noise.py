@@ -45,23 +45,23 @@ def test_the_reference_gives_the_known_answer():
 
 @pytest.mark.parametrize("key", [0, 1, 16, 7 << 40, -1, -(1 << 63), (1 << 63) - 1])
 def test_every_number_is_philox_in_fp64(key):
-    found = draw(4096 + 5, key, number=3, step=9)
+    numbers = draw(4096 + 5, key, number=3, step=9)
     for place in (0, 1, 511):
         words = philox(key % (1 << 64), (place, 0, 3, 9))
-        wanted = (*normal(*words[:2]), *normal(*words[2:]))
-        assert [float(found[place + 512 * k]) for k in range(4)] == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+        expected_numbers = (*normal(*words[:2]), *normal(*words[2:]))
+        assert [float(numbers[place + 512 * k]) for k in range(4)] == pytest.approx(expected_numbers, rel=1e-5, abs=1e-5)
     words = philox(key % (1 << 64), (512, 0, 3, 9))
-    assert float(found[2048]) == pytest.approx(normal(*words[:2])[0], rel=1e-5, abs=1e-5)
+    assert float(numbers[2048]) == pytest.approx(normal(*words[:2])[0], rel=1e-5, abs=1e-5)
 
 
 def test_the_numbers_are_normal_and_independent():
-    found = draw(200_000).double()
-    assert stats.kstest(found.numpy(), "norm").pvalue > 1e-3
-    for transformed in (found, found**2):
+    numbers = draw(200_000).double()
+    assert stats.kstest(numbers.numpy(), "norm").pvalue > 1e-3
+    for transformed in (numbers, numbers**2):
         for lag in (1, 512, 1024, 2048):
             pair = torch.stack([transformed[:-lag], transformed[lag:]])
             assert abs(float(torch.corrcoef(pair)[0, 1])) < 1.2e-2  # five standard errors
-    assert float(found.abs().max()) < 6.8
+    assert float(numbers.abs().max()) < 6.8
 
 
 def test_no_draw_repeats_across_tensors_steps_and_keys():
@@ -93,19 +93,19 @@ def test_extreme_words_are_finite():
 def release(seed=0, steps=1, std=2.0, randomness="seeded"):
     torch.manual_seed(1)
     noise = Noise(mechanism("per_layer", noise_multiplier=1.0, seed=seed, randomness=randomness), kernels="triton")
-    found = []
+    noises = []
     for _ in range(steps):
         sums = [torch.zeros(50, 40), torch.zeros(30, 20).T, torch.zeros(4, 3, 5, 5).to(memory_format=torch.channels_last)]
         sums += [torch.zeros(60, 50)[:, ::2], torch.zeros(()), torch.zeros(33, dtype=torch.float64)]
         noise.release_([(total, std) for total in sums], 4.0)
-        found.append(torch.cat([total.double().flatten() for total in sums]))
-    return torch.cat(found)
+        noises.append(torch.cat([total.double().flatten() for total in sums]))
+    return torch.cat(noises)
 
 
 def test_every_element_of_every_layout_gets_its_own_noise():
-    found = release(steps=2)
-    assert float(found.std()) == pytest.approx(0.5, rel=0.03)
-    assert len(found.unique()) > 0.999 * len(found)
+    noises = release(steps=2)
+    assert float(noises.std()) == pytest.approx(0.5, rel=0.03)
+    assert len(noises.unique()) > 0.999 * len(noises)
     assert torch.equal(release(), release())
     assert not torch.equal(release(), release(seed=1))
 

@@ -64,6 +64,6 @@ def test_torch_compile_sees_through():
         return weight * 3, norms + 1
 
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
-    wanted = step(x, g, weight.clone(), bias.clone())
-    for found, value in zip(compiled(x, g, weight, bias), wanted, strict=True):
-        torch.testing.assert_close(found, value)
+    expected = step(x, g, weight.clone(), bias.clone())
+    for actual, value in zip(compiled(x, g, weight, bias), expected, strict=True):
+        torch.testing.assert_close(actual, value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from guarded import SENTINEL, amid, guards_hold, with_fault
-from test_leaves import hold, norms_of, oracle, relative
+from kernel_oracles import hold, norms_of, oracle, relative
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -88,14 +88,14 @@ def test_only_what_is_trained():
 def test_guard_cells_and_strides(kind):
     leaf, use, _ = MAKERS[kind]((2, 35))
     plain = fresh(leaf)
-    wanted = leaf.clip_into(use, factor(), plain)
+    expected_norms = leaf.clip_into(use, factor(), plain)
     x = use.x if kind == "embedding" else amid(use.x, float("nan"))[0]
     g = amid(use.g, float("nan"))[0]
     views, wholes = {}, {}
     for name, parameter in leaf.parameters.items():
         views[name], wholes[name] = amid(torch.zeros_like(parameter), SENTINEL)
-    found = leaf.clip_into(Use(x, g), factor(), Sums(views, views))
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    norms = leaf.clip_into(Use(x, g), factor(), Sums(views, views))
+    torch.testing.assert_close(norms, expected_norms, rtol=1e-6, atol=0)
     for name in views:
         torch.testing.assert_close(views[name], plain[name], rtol=1e-5, atol=1e-6)
         assert guards_hold(views[name], wholes[name]), name
@@ -109,8 +109,8 @@ def test_a_bad_example_adds_exactly_nothing(kind):
     if kind == "embedding":  # the padding id hides whatever is in its row
         use.x[1, 0], use.x[2] = 0, torch.tensor([0, 1, 0, 1, 0])
     good = Use(use.x[[0, 3]], use.g[[0, 3]])
-    wanted = oracle(leaf, good)
-    scale = abadi.factor(norms_of(wanted), 0.5, 0.0)
+    expected_gradients = oracle(leaf, good)
+    scale = abadi.factor(norms_of(expected_gradients), 0.5, 0.0)
     for way in ("clip", "finite"):
         into = fresh(leaf)
         if way == "clip":
@@ -121,7 +121,7 @@ def test_a_bad_example_adds_exactly_nothing(kind):
             factors[[0, 3]] = scale.float()
             leaf.add_finite(use, factors, torch.tensor([True, False, False, True]), into)
         for name in leaf.names:
-            assert relative(into[name], torch.einsum("b,b...->...", scale, wanted[name])) < 1e-5
+            assert relative(into[name], torch.einsum("b,b...->...", scale, expected_gradients[name])) < 1e-5
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -138,15 +138,15 @@ def test_rows_too_wide_are_refused():
     assert "float64" in LayerNormTritonLeaf.refuses(nn.LayerNorm(4).double())
 
 
-def test_the_sum_of_an_embedding_is_the_same_bits_in_any_order_of_programs():
+def test_an_embedding_sum_has_the_same_bits_in_any_order():
     """FLASH-12: no atomics, so nothing depends on which program is first."""
     leaf, use, _ = embedding((4, 40))
-    found = []
+    sums_by_order = []
     for _ in range(2):
         into = fresh(leaf)
         leaf.clip_into(use, factor(), into)
-        found.append(into["weight"])
-    assert torch.equal(*found)
+        sums_by_order.append(into["weight"])
+    assert torch.equal(*sums_by_order)
 
 
 FAULTS = {

@@ -12,6 +12,7 @@ engine is exempt from nothing that it does not declare. What may be declared:
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -63,19 +64,29 @@ def only(batch, index):
 
 def released(name, model, plan, *batches, **options):
     """Bounded sums of one step without noise, flattened to fp64; and the handle."""
-    found, handle = gradients(name, model, plan, batches, **options)
-    return found * EXPECTED, handle
+    actual, handle = gradients(name, model, plan, batches, **options)
+    return actual * EXPECTED, handle
+
+
+@functools.cache
+def oracle_of(scope, function, model, module):
+    """Gradient and handle of the fp64 loop for the case of `parity`, which all engines share. module: that of the function."""
+    return gradients("loop", MODELS[model](), mechanism(scope, function), parity_batches(), dtype=torch.float64)
+
+
+def parity_batches():
+    return [data(4), data(3, seed=1)]
 
 
 def parity(name, scope, function, model):
     """Released gradients of a step of two physical batches are the fp64 loop's, and so is what is said about clipping."""
     plan = mechanism(scope, function)
-    batches = [data(4), data(3, seed=1)]
+    batches = parity_batches()
     if refused(name, function, model in TIED):
         with pytest.raises((DpbenchError, NotImplementedError)):
             gradients(name, MODELS[model](), plan, batches)
         return
-    expected, oracle = gradients("loop", MODELS[model](), plan, batches, dtype=torch.float64)
+    expected, oracle = oracle_of(scope, function, model, plugins.get("function", function).load())
     gradient, handle = gradients(name, MODELS[model](), plan, batches)
     if plugins.get("function", function).extra.get("threshold"):
         assert 0 < oracle.clipped_fraction < 1, "the data do not make clipping bite"
@@ -111,11 +122,11 @@ def noise(name, scope):
     for seed in (0, 1):
         noisy, handle = gradients(name, model, mechanism(scope, noise_multiplier=2.0, seed=seed), [batch])
         draws.append(noisy - clean)
-        whole = torch.cat([torch.full((p.numel(),), handle.noise_stds[id(p)]) for p in handle.trainable.values()]) / EXPECTED
-        assert float((draws[-1] / whole).std()) == pytest.approx(1.0, rel=0.15)
+        stds = torch.cat([torch.full((p.numel(),), handle.noise_stds[id(p)]) for p in handle.trainable.values()]) / EXPECTED
+        assert float((draws[-1] / stds).std()) == pytest.approx(1.0, rel=0.15)
         start = 0
         for parameter in handle.trainable.values():
-            part = (draws[-1] / whole)[start : start + parameter.numel()]
+            part = (draws[-1] / stds)[start : start + parameter.numel()]
             start += parameter.numel()
             assert 0.2 < float(part.square().mean().sqrt()) < 3, "a tensor has no noise of its own"
     assert abs(float(torch.corrcoef(torch.stack(draws))[0, 1])) < 0.25
@@ -323,7 +334,7 @@ def half_sums(name, model, plan, batch, mode):
 def half_precision(name, scope, mode):
     """In half precision an example moves the sum by no more than the sensitivity, however many examples it has."""
     options, worst = functions(name), 0.0
-    for seed, size in enumerate((2, 5, 9, 17, 33, 33, 65, 65)):
+    for seed, size in enumerate((2, 5, 9, 17, 33, 65)):
         plan = mechanism(scope, options[seed % len(options)], bound=0.3 + 0.17 * seed)
         batch = half_case(size, seed, same=seed != 2)
         with_it, handle = half_sums(name, Language(), plan, batch, mode)

@@ -21,11 +21,11 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 @lru_cache(maxsize=8)
 def values(sample: Sample) -> list[float]:
     """Each example's own loss."""
-    found = []
+    loss_values = []
     for index in range(sample.size):
         built = sample.build(torch.float64)
-        found.append(built.losses(built.model, built.batch([index])).item())
-    return found
+        loss_values.append(built.losses(built.model, built.batch([index])).item())
+    return loss_values
 
 
 @lru_cache(maxsize=8)
@@ -35,7 +35,7 @@ def examples(sample: Sample, dtype: torch.dtype = torch.float64, changed: bool =
     Args:
         changed: after the sample's event; the tensors are those that were trained before it.
     """
-    found = []
+    gradients = []
     for index in range(sample.size):
         built = sample.build(dtype)
         tensors = trained(built.model)
@@ -45,8 +45,8 @@ def examples(sample: Sample, dtype: torch.dtype = torch.float64, changed: bool =
         assert value.shape == (1,)
         if value.requires_grad:  # not so where no trained tensor is reached
             value.sum().backward()
-        found.append({name: _gradient(p) for name, p in tensors.items()})
-    return found
+        gradients.append({name: _gradient(p) for name, p in tensors.items()})
+    return gradients
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -104,8 +104,8 @@ def by_layer(model: nn.Module) -> list[set[str]]:
     return parts
 
 
-def distance(found: Mapping[str, Tensor], wanted: Gradient) -> float:
+def distance(actual: Mapping[str, Tensor], expected: Gradient) -> float:
     """Relative, over all tensors."""
-    apart = math.sqrt(sum(float((found[n].double() - w).square().sum()) for n, w in wanted.items()))
-    length = math.sqrt(sum(float(w.square().sum()) for w in wanted.values()))
+    apart = math.sqrt(sum(float((actual[n].double() - w).square().sum()) for n, w in expected.items()))
+    length = math.sqrt(sum(float(w.square().sum()) for w in expected.values()))
     return apart / length if length else apart

@@ -480,7 +480,7 @@ def test_a_finite_gradient_is_clipped_whatever_its_size(scale, name, scope):
 
 @pytest.mark.parametrize(("name", "scope"), CAPTURED)
 @pytest.mark.parametrize("changed", [False, True])
-def test_norms_on_their_way_from_a_device_are_settled_with_the_step(changed, name, scope, monkeypatch):
+def test_norms_in_flight_from_a_device_arrive_with_the_step(changed, name, scope, monkeypatch):
     """As on a device: two physical batches later, or in the step; a batch that was overwritten since leaves its example out."""
     monkeypatch.setattr(rescue._Doubt, "on_its_way", property(lambda _: True, lambda *_: None), raising=False)
 
@@ -497,8 +497,8 @@ def test_norms_on_their_way_from_a_device_are_settled_with_the_step(changed, nam
     if changed:
         pieces[-1]["w"].fill_(2.0)
     optimizer.step()
-    found = {name: p.grad.double() * 4 for name, p in model.named_parameters() if p.grad is not None}
-    assert distance(found, expected) < 1e-5
+    gradients_by_name = {name: p.grad.double() * 4 for name, p in model.named_parameters() if p.grad is not None}
+    assert distance(gradients_by_name, expected) < 1e-5
     assert handle.non_finite_examples == changed
 
 
@@ -561,7 +561,7 @@ def test_a_first_example_that_is_not_finite_hides_nothing(name, scope):
 
 
 @pytest.mark.parametrize(("name", "scope"), CAPTURED)
-def test_examples_that_mix_are_found_beside_one_that_is_not_finite(name, scope):
+def test_mixed_examples_are_found_beside_a_non_finite_one(name, scope):
     class Centred(Net):
         def middle(self, x):
             return x - x.mean(0)
@@ -634,7 +634,7 @@ def test_looking_leaves_random_streams_as_they_were():
 
 
 @pytest.mark.parametrize(("name", "scope"), EVERY)
-def test_a_private_step_without_a_finite_example_is_a_step_of_noise(name, scope):
+def test_a_private_step_without_finite_examples_is_noise(name, scope):
     """An abort would tell of private data: the same bits are released as for an empty batch."""
     steps = []
     for bad in (True, False):

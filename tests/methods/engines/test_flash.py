@@ -28,25 +28,26 @@ def plan(noise=0.0, bound=0.5, seed=0, expected=4.0):
 def noise_of(name, batches, bound=0.5, seeds=40):
     """parameter name -> draws [seeds, ...]: released gradient minus that without noise, times expected batch size."""
     model = Language()
-    found = {}
-    for seed in range(seeds):
-        for noise, sign in ((2.0, 1), (0.0, -1)):
-            own = copy.deepcopy(model)
-            optimizer = torch.optim.SGD(own.parameters(), lr=0.1)
-            handle = engines.attach(name, own, optimizer, plan(noise, bound, seed))
-            for batch in batches:
-                handle.backward(losses, batch)
-            optimizer.step()
-            for key, parameter in own.named_parameters():
-                found.setdefault(key, [torch.zeros_like(parameter) for _ in range(seeds)])[seed] += sign * 4.0 * parameter.grad
-            handle.detach()
-    return {key: torch.stack(values) for key, values in found.items()}, handle
+
+    def released(noise, seed):
+        model_copy = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(model_copy.parameters(), lr=0.1)
+        handle = engines.attach(name, model_copy, optimizer, plan(noise, bound, seed))
+        for batch in batches:
+            handle.backward(losses, batch)
+        optimizer.step()
+        handle.detach()
+        return {key: 4.0 * parameter.grad for key, parameter in model_copy.named_parameters()}, handle
+
+    clean, handle = released(0.0, seed=0)
+    noisy = [released(2.0, seed)[0] for seed in range(seeds)]
+    return {key: torch.stack([gradients[key] - value for gradients in noisy]) for key, value in clean.items()}, handle
 
 
 def test_every_deviation_names_a_test_that_is_there():
-    found = deviations("flashdp")
-    assert [d.id for d in found] == [f"FLASH-{n}" for n in range(1, 14)]
-    for deviation in found:
+    flashdp_deviations = deviations("flashdp")
+    assert [d.id for d in flashdp_deviations] == [f"FLASH-{n}" for n in range(1, 14)]
+    for deviation in flashdp_deviations:
         path, name = deviation.test.split("::")
         assert path == "tests/methods/engines/test_flash.py"
         assert callable(globals()[name])
@@ -55,15 +56,15 @@ def test_every_deviation_names_a_test_that_is_there():
 @pytest.mark.parametrize("name", OURS)
 def test_flash_1_noise_follows_the_bounds_and_not_the_batch(name):
     for bound, batch in ((0.5, 2), (0.5, 8), (5.0, 2)):
-        found, handle = noise_of(name, [data(batch)], bound, seeds=12)
-        wanted = 2.0 * handle.sensitivity
+        noises, handle = noise_of(name, [data(batch)], bound, seeds=12)
+        expected_std = 2.0 * handle.sensitivity
         assert handle.sensitivity == pytest.approx(len(handle.bounds) ** 0.5 * handle.bounds[0])
-        every = torch.cat([v.flatten() for v in found.values()])
-        assert float(every.std()) == pytest.approx(wanted, rel=0.05)
+        every = torch.cat([v.flatten() for v in noises.values()])
+        assert float(every.std()) == pytest.approx(expected_std, rel=0.05)
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_flash_2_layernorm_is_clipped_by_its_l2_norm_and_gets_noise(name):
+def test_flash_2_layernorm_is_clipped_by_its_norm_and_gets_noise(name):
     model = Language()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     handle = engines.attach(name, model, optimizer, plan(bound=1e-3))
@@ -75,9 +76,9 @@ def test_flash_2_layernorm_is_clipped_by_its_l2_norm_and_gets_noise(name):
     assert noise["block.norm.weight"].abs().min() > 0
 
 
-def test_flash_3_weight_and_bias_of_a_layernorm_get_the_same_noise():
-    found, handle = noise_of("fused", [data(4)], seeds=150)
-    weight, bias = found["block.norm.weight"], found["block.norm.bias"]
+def test_flash_3_layernorm_weight_and_bias_get_the_same_noise():
+    noises, handle = noise_of("fused", [data(4)], seeds=150)
+    weight, bias = noises["block.norm.weight"], noises["block.norm.bias"]
     for value in (weight, bias):
         assert float(value.std()) == pytest.approx(2.0 * handle.sensitivity, rel=0.1)
     assert abs(float(torch.corrcoef(torch.stack([weight.flatten(), bias.flatten()]))[0, 1])) < 0.12
@@ -90,23 +91,23 @@ def test_flash_4_embedding_and_tied_head_are_protected(name):
     handle = engines.attach(name, model, optimizer, plan(1.0))
     assert handle.unprotected == []
     assert handle.noise_stds[id(model.embed.weight)] > 0
-    found, _ = gradients(name, Language(tied=True), plan(), [data(4)])
-    wanted, _ = gradients("loop", Language(tied=True), plan(), [data(4)], dtype=torch.float64)
-    assert relative(found, wanted) < 1e-5
+    actual, _ = gradients(name, Language(tied=True), plan(), [data(4)])
+    expected, _ = gradients("loop", Language(tied=True), plan(), [data(4)], dtype=torch.float64)
+    assert relative(actual, expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_flash_5_dirty_memory_does_not_reach_a_norm(name, poisoned_empty):
-    found, _ = gradients(name, Twice(), plan(), [data(4), data(2, seed=1)])
-    wanted, _ = gradients("loop", Twice(), plan(), [data(4), data(2, seed=1)], dtype=torch.float64)
-    assert relative(found, wanted) < 1e-5
+    actual, _ = gradients(name, Twice(), plan(), [data(4), data(2, seed=1)])
+    expected, _ = gradients("loop", Twice(), plan(), [data(4), data(2, seed=1)], dtype=torch.float64)
+    assert relative(actual, expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_flash_6_noise_is_drawn_once_a_step(name):
-    whole = data(4)
-    parts = [{k: v[i : i + 1] for k, v in whole.items()} for i in range(4)]
-    at_once, _ = gradients(name, Language(), plan(2.0), [whole])
+    full_batch = data(4)
+    parts = [{k: v[i : i + 1] for k, v in full_batch.items()} for i in range(4)]
+    at_once, _ = gradients(name, Language(), plan(2.0), [full_batch])
     in_parts, _ = gradients(name, Language(), plan(2.0), parts)
     assert relative(in_parts, at_once) < 1e-5
     fixed = Mechanism(Sampling("fixed", 100, 4), 10, Clipping(), 1.0)
@@ -141,9 +142,9 @@ def test_flash_7_the_input_gradient_is_autograds(name):
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
 def test_flash_8_norms_are_exact_where_no_tile_divides_the_size(kind, tokens, inputs, outputs):
     leaf, use = layer(kind, tokens, inputs, outputs)
-    wanted = torch.einsum("bti,bto->bio", use.x.double(), use.g.double()).flatten(1).norm(dim=1)
+    exact_norms = torch.einsum("bti,bto->bio", use.x.double(), use.g.double()).flatten(1).norm(dim=1)
     norms = leaf.clip_into(use, lambda n: abadi.factor(n, 0.5, 0.0), into_zeros(leaf))
-    assert relative(norms.double(), wanted) < 1e-6
+    assert relative(norms.double(), exact_norms) < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
@@ -176,8 +177,8 @@ def test_flash_11_one_forward_one_backward_one_clip_a_layer(monkeypatch):
     handle.backward(losses, data(4))  # before the first batch the model is looked at
     calls.clear()
     for one in handle.layout.layers:
-        own = one.leaf.clip_into
-        monkeypatch.setattr(one.leaf, "clip_into", lambda *a, own=own: calls.update(["clip"]) or own(*a))
+        clip_into = one.leaf.clip_into
+        monkeypatch.setattr(one.leaf, "clip_into", lambda *a, clip_into=clip_into: calls.update(["clip"]) or clip_into(*a))
     handle.backward(losses, data(4))
     assert calls == {"forward": 1, "backward": 1, "clip": len(handle.layout.layers)}
 

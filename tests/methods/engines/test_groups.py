@@ -50,9 +50,9 @@ GROUPS = {
 }  # fmt: skip
 
 
-def attached(name, scope, allocation="global", model=None, noise_multiplier=2.0, **rest):
+def attached(name, scope, allocation="global", model=None, noise_multiplier=2.0, **options):
     model = model or Blocks()
-    plan = mechanism(scope, noise_multiplier=noise_multiplier, allocation=allocation, **rest)
+    plan = mechanism(scope, noise_multiplier=noise_multiplier, allocation=allocation, **options)
     return engines.attach(name, model, torch.optim.SGD(model.parameters(), lr=0.1), plan)
 
 
@@ -82,18 +82,18 @@ def test_sensitivity_and_noise_derived_by_hand(name, scope, allocation):
     sizes = list(GROUPS[scope].values())
     count = len(sizes)
     handle = attached(name, scope, allocation, given=[float(k) for k in range(1, count + 1)])
-    wanted = {
+    expected = {
         "global": [2 * math.sqrt(SQUARES[scope])] * count,
         "equal": [2 * math.sqrt(count) * k for k in range(1, count + 1)],
         "weighted": [2 * math.sqrt(45 / d) * k for k, d in enumerate(sizes, 1)],
     }[allocation]
     assert handle.sensitivity == pytest.approx(math.sqrt(SQUARES[scope]))
     if handle.layout is None:
-        assert list(handle.noise_stds.values()) == pytest.approx(wanted * len(handle.trainable))
+        assert list(handle.noise_stds.values()) == pytest.approx(expected * len(handle.trainable))
         return
     for cluster in handle.layout.clusters:
         for parameter in (p for layer in cluster.layers for p in layer.parameters.values()):
-            assert handle.noise_stds[id(parameter)] == pytest.approx(wanted[cluster.group])
+            assert handle.noise_stds[id(parameter)] == pytest.approx(expected[cluster.group])
 
 
 @pytest.mark.parametrize("allocation", ["global", "equal", "weighted"])
@@ -102,13 +102,13 @@ def test_released_noise_has_the_std_of_its_group(scope, allocation):
     """Over 400 steps a group of d elements gives its std to 5 / sqrt(2 x 400 d)."""
     count = len(GROUPS[scope])
     handle = attached("bookkeeping", scope, allocation, given=[float(k) for k in range(1, count + 1)], steps=400)
-    found = {id(p): [] for p in handle.trainable.values()}
+    noises_by_parameter = {id(p): [] for p in handle.trainable.values()}
     for _ in range(400):
         handle.optimizer.step()
         for parameter in handle.trainable.values():
-            found[id(parameter)].append(parameter.grad.flatten().clone())
+            noises_by_parameter[id(parameter)].append(parameter.grad.flatten().clone())
         handle.optimizer.zero_grad()
-    for key, pieces in found.items():
+    for key, pieces in noises_by_parameter.items():
         values = torch.cat(pieces).double() * 4.0  # expected_batch_size
         assert float(values.square().mean().sqrt()) == pytest.approx(handle.noise_stds[key], rel=5 / math.sqrt(2 * len(values)))
 
@@ -121,15 +121,15 @@ def test_each_group_is_bounded_by_its_own_threshold(scope):
     probe = attached("bookkeeping", scope, model=model)
     count = len(probe.bounds)
     probe.detach()
-    given = [0.1 * (k + 1) for k in range(count)]
-    handle = attached("bookkeeping", scope, model=model, noise_multiplier=0.0, given=given)
+    thresholds = [0.1 * (k + 1) for k in range(count)]
+    handle = attached("bookkeeping", scope, model=model, noise_multiplier=0.0, given=thresholds)
     handle.backward(losses, batch)
     handle.optimizer.step()
     squares = [0.0] * count
     for cluster in handle.layout.clusters:
         for parameter in (p for layer in cluster.layers for p in layer.parameters.values()):
             squares[cluster.group] += float((parameter.grad.double() * 4.0).square().sum())
-    assert [math.sqrt(s) for s in squares] == pytest.approx(given, rel=1e-5)
+    assert [math.sqrt(s) for s in squares] == pytest.approx(thresholds, rel=1e-5)
 
 
 def test_thresholds_given_by_label_are_those_given_in_order():
@@ -145,11 +145,11 @@ def test_thresholds_given_by_label_are_those_given_in_order():
 def test_a_weight_and_its_bias_are_clipped_apart(name):
     """As the oracle does it, and not as one layer."""
     plan = mechanism("per_tensor", bound=0.3)
-    wanted, _ = gradients("loop", Language(), plan, [data(5)], dtype=torch.float64)
-    found, handle = gradients(name, Language(), plan, [data(5)])
-    assert relative(found, wanted) < 1e-5
+    expected, _ = gradients("loop", Language(), plan, [data(5)], dtype=torch.float64)
+    actual, handle = gradients(name, Language(), plan, [data(5)])
+    assert relative(actual, expected) < 1e-5
     together, _ = gradients(name, Language(), mechanism("per_layer", bound=0.3), [data(5)])
-    assert relative(found, together) > 1e-2
+    assert relative(actual, together) > 1e-2
     assert len(handle.bounds) == len(list(Language().parameters()))
 
 
@@ -159,18 +159,18 @@ def test_per_tensor_with_every_kernel_and_a_frozen_weight(kernels):
     model.block.up.weight.requires_grad_(False)
     model.block.norm.bias.requires_grad_(False)
     plan = mechanism("per_tensor", "auto_s")
-    wanted, _ = gradients("loop", model, plan, [data(6)], dtype=torch.float64)
+    expected, _ = gradients("loop", model, plan, [data(6)], dtype=torch.float64)
     for name in ("bookkeeping", "fused"):
-        found, _ = gradients(name, model, plan, [data(6)], kernels=kernels)
-        assert relative(found, wanted) < 1e-5
+        actual, _ = gradients(name, model, plan, [data(6)], kernels=kernels)
+        assert relative(actual, expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["loop", "bookkeeping", "fused"])
 def test_tied_per_use_per_tensor(name):
     plan = mechanism("per_tensor", tied="per_use", bound=0.3)
-    wanted, _ = gradients("loop", Language(tied=True), plan, [data(5)], dtype=torch.float64)
-    found, handle = gradients(name, Language(tied=True), plan, [data(5)])
-    assert relative(found, wanted) < 1e-5
+    expected, _ = gradients("loop", Language(tied=True), plan, [data(5)], dtype=torch.float64)
+    actual, handle = gradients(name, Language(tied=True), plan, [data(5)])
+    assert relative(actual, expected) < 1e-5
     each = handle.bounds[0]
     assert handle.sensitivity == pytest.approx(each * math.sqrt(6 + 4))  # six tensors, and one whose two uses may add up
 
@@ -189,9 +189,9 @@ def test_tied_per_use_has_no_bound_inside_a_larger_group(scope):
 
 def test_a_module_called_twice_per_tensor():
     plan = mechanism("per_tensor")
-    wanted, _ = gradients("loop", Twice(), plan, [data(4)], dtype=torch.float64)
-    found, _ = gradients("fused", Twice(), plan, [data(4)])
-    assert relative(found, wanted) < 1e-5
+    expected, _ = gradients("loop", Twice(), plan, [data(4)], dtype=torch.float64)
+    actual, _ = gradients("fused", Twice(), plan, [data(4)])
+    assert relative(actual, expected) < 1e-5
 
 
 def test_engines_name_the_scopes_they_lack():

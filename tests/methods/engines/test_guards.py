@@ -83,11 +83,11 @@ def test_a_parameter_beside_modules_is_clipped_as_by_the_loop(name, scope):
 
 
 def test_the_loop_protects_what_has_no_leaf():
-    found, handle = gradients(
+    actual, handle = gradients(
         "loop", Loose(), mechanism("flat", bound=0.1), [torch.randn(4, 3)], loss=lambda m, x: m(x).square().sum(1)
     )
     assert handle.unprotected == []
-    assert float(found.norm()) <= 0.1 + 1e-6
+    assert float(actual.norm()) <= 0.1 + 1e-6
 
 
 def test_batch_norm_is_refused_by_name():
@@ -164,9 +164,9 @@ def test_planted_clip_after_averaging_breaks_parity():
             return super().backward(lambda m, b: losses(m, b) / size, batch)
 
     plan = mechanism("per_layer", bound=0.3)
-    wanted, _ = gradients("loop", Language(), plan, [data(6)], dtype=torch.float64)
-    found, _ = released(Averaged, plan, [data(6)])
-    assert relative(found, wanted) > 1e-2
+    expected, _ = gradients("loop", Language(), plan, [data(6)], dtype=torch.float64)
+    actual, _ = released(Averaged, plan, [data(6)])
+    assert relative(actual, expected) > 1e-2
 
 
 def test_planted_missing_noise_is_seen():
@@ -190,10 +190,10 @@ def test_planted_wrong_noise_scale_is_seen():
             self.noise_stds = {k: self.mechanism.noise_multiplier * self.bounds[0] for k in self.noise_stds}
 
     plan = mechanism("per_layer", noise_multiplier=1.0)
-    found, handle = released(Own, plan, [])
-    wanted = handle.sensitivity / plan.sampling.expected_batch_size
-    assert float(found.std()) < 0.7 * wanted
-    assert float(released(fused(), plan, [])[0].std()) == pytest.approx(wanted, rel=0.15)
+    released_noise, handle = released(Own, plan, [])
+    expected_std = handle.sensitivity / plan.sampling.expected_batch_size
+    assert float(released_noise.std()) < 0.7 * expected_std
+    assert float(released(fused(), plan, [])[0].std()) == pytest.approx(expected_std, rel=0.15)
 
 
 def test_planted_unprotected_tensor_is_seen():

@@ -67,8 +67,8 @@ def test_image_models_are_the_oracles(name, scope, colour, last, limits, monkeyp
         monkeypatch.setattr(cpu, constant, value)
     net, plan = model(CHANNELS[colour]), mechanism(scope, bound=1.0)
     batches = [images(CHANNELS[colour], size, last, seed) for seed, size in enumerate((5, 1, 2))]
-    wanted, oracle = gradients("loop", net, plan, batches, losses, torch.float64)
+    expected, oracle = gradients("loop", net, plan, batches, losses, torch.float64)
     assert 0 < oracle.clipped_fraction < 1, "the images do not make clipping bite"
-    found, handle = gradients(name, net, plan, batches, losses)
-    assert relative(found, wanted) < 1e-5
+    actual, handle = gradients(name, net, plan, batches, losses)
+    assert relative(actual, expected) < 1e-5
     assert handle.clipped_fraction == oracle.clipped_fraction

@@ -35,13 +35,13 @@ def draw(count, dtype=np.float32, key=KEY, piece=gaussian.PIECE, std=1.0):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_numbers_are_normal_and_independent(dtype):
-    found = draw(1_000_000, dtype, piece=1 << 16)
-    assert stats.kstest(found, "norm").pvalue > 1e-3
-    for transformed in (found, found**2, np.abs(found)):  # neighbours, the two halves of a pair, pieces one after another
+    numbers = draw(1_000_000, dtype, piece=1 << 16)
+    assert stats.kstest(numbers, "norm").pvalue > 1e-3
+    for transformed in (numbers, numbers**2, np.abs(numbers)):  # neighbours, the two halves of a pair, pieces one after another
         for lag in (1, 1 << 15, 1 << 16):
             assert abs(np.corrcoef(transformed[:-lag], transformed[lag:])[0, 1]) < 5e-3
-    assert stats.kurtosis(found) == pytest.approx(0, abs=0.02)
-    beyond = np.mean(np.abs(found) > 4)
+    assert stats.kurtosis(numbers) == pytest.approx(0, abs=0.02)
+    beyond = np.mean(np.abs(numbers) > 4)
     assert beyond == pytest.approx(2 * stats.norm.sf(4), rel=0.5)
 
 
@@ -54,8 +54,8 @@ def test_box_muller_of_the_keystream_in_fp64(dtype, count):
     uniform = [(float(w) + 0.5) / 2 ** (8 * size) for w in words]
     radius = [math.sqrt(-2 * math.log(u)) for u in uniform[:half]]
     turns = [(float(w) if w < 2 ** (8 * size - 1) else float(w) - 2 ** (8 * size)) / 2 ** (8 * size) for w in words[half:]]
-    wanted = [f(2 * math.pi * t) * r for f in (math.cos, math.sin) for r, t in zip(radius, turns, strict=True)][:count]
-    assert draw(count, dtype) == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    expected_numbers = [f(2 * math.pi * t) * r for f in (math.cos, math.sin) for r, t in zip(radius, turns, strict=True)][:count]
+    assert draw(count, dtype) == pytest.approx(expected_numbers, rel=1e-5, abs=1e-6)
 
 
 def test_keys_give_other_numbers():
@@ -91,19 +91,19 @@ def sums():
 
 
 def release(threads, std=2.0, seed=0):
-    made = sums()
+    noisy_sums = sums()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        Noise(mechanism("per_layer", noise_multiplier=1.0, seed=seed)).release_([(t, std) for t in made.values()], 4.0)
+        Noise(mechanism("per_layer", noise_multiplier=1.0, seed=seed)).release_([(t, std) for t in noisy_sums.values()], 4.0)
     finally:
         torch.set_num_threads(before)
-    return made
+    return noisy_sums
 
 
 def test_every_element_of_every_layout_gets_its_own_noise():
-    found = release(2)
-    noise = {name: (4 * found[name] - before) / 2 for name, before in sums().items()}
+    released_sums = release(2)
+    noise = {name: (4 * released_sums[name] - before) / 2 for name, before in sums().items()}
     flat = torch.cat([value.double().flatten() for value in noise.values()])
     assert len(flat.round(decimals=4).unique()) > 0.1 * len(flat)
     assert (flat.abs() > 1e-6).sum() > len(flat) - 5
@@ -119,27 +119,27 @@ def test_the_number_of_threads_changes_nothing():
 
 
 def test_without_noise_the_sum_is_divided_alone():
-    found = release(2, std=0.0)
-    assert all(torch.allclose(found[name], before / 4) for name, before in sums().items())
+    released_sums = release(2, std=0.0)
+    assert all(torch.allclose(released_sums[name], before / 4) for name, before in sums().items())
 
 
 def test_a_sum_with_gaps_gets_noise_everywhere_and_nowhere_else():
-    whole = torch.zeros(60, 50)
-    Noise(mechanism("per_layer", noise_multiplier=1.0)).release_([(whole[:, ::2], 2.0)], 4.0)
-    assert (whole[:, ::2] != 0).all()
-    assert not whole[:, 1::2].any()
+    backing = torch.zeros(60, 50)
+    Noise(mechanism("per_layer", noise_multiplier=1.0)).release_([(backing[:, ::2], 2.0)], 4.0)
+    assert (backing[:, ::2] != 0).all()
+    assert not backing[:, 1::2].any()
 
 
 def test_a_stream_goes_on_from_a_position():
     """Also from inside a block of the cipher: pieces of odd length end there."""
-    whole, scratch = Gaussian(KEY), Scratch.inside(np.zeros(Scratch.room_for(64, "f4"), np.uint8), "f4")
+    full_stream, scratch = Gaussian(KEY), Scratch.inside(np.zeros(Scratch.room_for(64, "f4"), np.uint8), "f4")
     for count in (7, 1, 64, 3):
-        before = whole.position
+        before = full_stream.position
         first, again = np.zeros(count, np.float32), np.zeros(count, np.float32)
-        whole.perturb_(first, 1.0, 1.0, scratch)
+        full_stream.perturb_(first, 1.0, 1.0, scratch)
         Gaussian(KEY, before).perturb_(again, 1.0, 1.0, scratch)
         assert (first == again).all()
-        assert whole.position == before + 4 * 2 * ((count + 1) // 2)
+        assert full_stream.position == before + 4 * 2 * ((count + 1) // 2)
 
 
 def test_a_key_of_other_than_16_bytes_is_refused():
@@ -171,8 +171,8 @@ def test_devices_without_our_kernels_get_the_noise_of_the_others(monkeypatch):
             return torch.device("cuda", 0)
 
     monkeypatch.setattr(Noise, "_by_triton", lambda *_: False)
-    made = torch.Generator
-    monkeypatch.setattr(torch, "Generator", lambda _device: made("cpu"))
+    real_generator = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda _device: real_generator("cpu"))
     total = torch.full((40_000,), 12.0).as_subclass(Elsewhere)
     Noise(mechanism("per_layer", noise_multiplier=1.0)).release_([(total, 2.0)], 4.0)
     released = total.as_subclass(torch.Tensor)
@@ -182,12 +182,12 @@ def test_devices_without_our_kernels_get_the_noise_of_the_others(monkeypatch):
 
 def test_sums_of_several_dtypes_are_served_in_their_order():
     """Their streams are shared, so the order must be the same in every process, as a set's is not."""
-    found = {}
+    results = {}
     for dtypes in ([torch.float32, torch.float64], [torch.float64, torch.float32]):
         totals = {dtype: torch.zeros(9, dtype=dtype) for dtype in dtypes}
         Noise(mechanism("per_layer", noise_multiplier=1.0)).release_([(t, 1.0) for t in totals.values()], 1.0)
         first = torch.zeros(9, dtype=dtypes[0])
         Noise(mechanism("per_layer", noise_multiplier=1.0)).release_([(first, 1.0)], 1.0)
         assert torch.equal(totals[dtypes[0]], first)
-        found[dtypes[0]] = totals
-    assert not torch.equal(found[torch.float32][torch.float64], found[torch.float64][torch.float64])
+        results[dtypes[0]] = totals
+    assert not torch.equal(results[torch.float32][torch.float64], results[torch.float64][torch.float64])

@@ -96,9 +96,9 @@ def test_only_a_peer_has_limits_and_each_has_a_reason(name):
 @pytest.mark.parametrize("name", ["fused", "bookkeeping"])
 def test_tied_per_use(name):
     plan = mechanism("per_layer", "abadi", tied="per_use", bound=0.3)
-    wanted, _ = gradients("loop", Language(tied=True), plan, [data(5)], dtype=torch.float64)
-    found, handle = gradients(name, Language(tied=True), plan, [data(5)])
-    assert relative(found, wanted) < 1e-5
+    expected, _ = gradients("loop", Language(tied=True), plan, [data(5)], dtype=torch.float64)
+    actual, handle = gradients(name, Language(tied=True), plan, [data(5)])
+    assert relative(actual, expected) < 1e-5
     each = handle.bounds[0]
     assert handle.sensitivity == pytest.approx((3 * each**2 + (2 * each) ** 2) ** 0.5)
 
@@ -112,7 +112,7 @@ def test_tied_sum_is_not_tied_per_use():
 
 def test_nonprivate_is_plain_autograd():
     model = Language().double()
-    found, _ = gradients("nonprivate", model, plain(), [data(4), data(3, seed=1)], dtype=torch.float64)
+    actual, _ = gradients("nonprivate", model, plain(), [data(4), data(3, seed=1)], dtype=torch.float64)
     (losses(model, data(4)).sum() + losses(model, data(3, seed=1)).sum()).backward()
-    wanted = torch.cat([p.grad.flatten() for p in model.parameters()]) / 4
-    assert relative(found, wanted) < 1e-12
+    expected = torch.cat([p.grad.flatten() for p in model.parameters()]) / 4
+    assert relative(actual, expected) < 1e-12

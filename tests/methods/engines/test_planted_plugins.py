@@ -56,9 +56,9 @@ ONE_LAYER_UNCLIPPED = """
 def factor(self, group):
     bounds = self.bounds
     self.bounds = [1e6 if number == len(bounds) - 1 else bound for number, bound in enumerate(bounds)]
-    found = super().factor(group)
+    factors = super().factor(group)
     self.bounds = bounds
-    return found
+    return factors
 """
 ROUNDED_SUMS = """
 def _accumulate(self, losses, batch):
@@ -116,8 +116,8 @@ def _accumulate(self, losses, batch):
     return values
 """
 LOOSE_BOUND = """
-def _set_bounds(self, labels, own):
-    super()._set_bounds(labels, own)
+def _set_bounds(self, labels, group_bounds):
+    super()._set_bounds(labels, group_bounds)
     self.bounds = [1.01 * bound for bound in self.bounds]
 """
 

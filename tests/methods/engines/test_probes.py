@@ -79,7 +79,7 @@ def test_mixing_in_the_loss_is_refused():
             check_examples_apart_by_value(wrong, Net(), data(), select)
 
 
-def test_a_bad_example_that_spoils_others_is_refused_and_one_that_does_not_is_taken():
+def test_a_bad_example_is_refused_only_if_it_spoils_others():
     bad = data()
     bad["x"][3] = float("nan")
     assert check_examples_apart_by_value(losses, Net(), bad, select)
@@ -88,7 +88,7 @@ def test_a_bad_example_that_spoils_others_is_refused_and_one_that_does_not_is_ta
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_ordinary_models_pass_and_random_streams_go_on_where_they_were(dtype):
+def test_ordinary_models_pass_and_random_streams_go_on(dtype):
     model = Net(lambda self, h: F.dropout(h, 0.5) * random.random() * float(np.random.rand())).to(dtype)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     assert check_examples_apart_by_value(losses, model, data(8, dtype), select, 8)
@@ -144,6 +144,6 @@ def test_losses_of_another_shape_are_refused(wrong, shape):
         check_examples_apart_by_value(wrong, Net(), data(), select, 8)
 
 
-def test_a_model_that_the_look_itself_would_write_into_is_refused():
+def test_a_model_that_the_probe_would_write_into_is_refused():
     with pytest.raises(DpbenchError, match=r"^mean was written"):
         check_examples_apart_by_value(losses, Net(keeps_by_data), data(), select)

@@ -37,10 +37,10 @@ def released(model, plan, batches, name=NAME):
     for batch in batches:
         handle.backward(losses, batch)
     stepper.step()
-    found = {n: p.grad.clone() * plan.sampling.expected_batch_size for n, p in model.named_parameters()}
+    sums_by_name = {n: p.grad.clone() * plan.sampling.expected_batch_size for n, p in model.named_parameters()}
     stepper.zero_grad()
     handle.detach()
-    return found, handle
+    return sums_by_name, handle
 
 
 def plan(noise=0.0, bound=0.5, seed=0):
@@ -59,7 +59,7 @@ def test_nothing_offers_it_as_an_engine():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_what_it_leaves_unprotected_is_listed_and_no_epsilon_is_given(tied):
+def test_unprotected_tensors_are_listed_and_epsilon_is_none(tied):
     model = gpt(tied)
     _, handle = released(model, plan(1.0), [data(3)])
     assert handle.unprotected == [n for n, _ in model.named_parameters() if outside(n)]
@@ -67,7 +67,7 @@ def test_what_it_leaves_unprotected_is_listed_and_no_epsilon_is_given(tied):
     assert handle.sensitivity == float("inf")
 
 
-def test_layernorm_embeddings_and_head_get_no_noise_and_linear_layers_do():
+def test_linear_layers_alone_get_noise():
     """Two seeds of the noise: what is the same bits has none."""
     one, _ = released(gpt(), plan(1.0, seed=1), [data(3)])
     two, _ = released(gpt(), plan(1.0, seed=2), [data(3)])
@@ -77,31 +77,31 @@ def test_layernorm_embeddings_and_head_get_no_noise_and_linear_layers_do():
 
 def test_embeddings_and_head_have_plain_gradients():
     """FLASH-4."""
-    found, _ = released(gpt(), plan(), [data(3), data(2, seed=1)])
+    actual, _ = released(gpt(), plan(), [data(3), data(2, seed=1)])
     model = gpt()
     (losses(model, data(3)).sum() + losses(model, data(2, seed=1)).sum()).backward()
     for name, parameter in model.named_parameters():
         if outside(name) and "ln_" not in name:
-            assert relative(found[name].double(), parameter.grad.double()) < 1e-5
+            assert relative(actual[name].double(), parameter.grad.double()) < 1e-5
 
 
 def test_linear_layers_are_those_of_fused():
-    found, _ = released(gpt(), plan(), [data(3)])
-    wanted, _ = released(gpt(), plan(), [data(3)], "fused")
-    assert all(torch.equal(found[name], wanted[name]) != outside(name) for name in found)
+    actual, _ = released(gpt(), plan(), [data(3)])
+    expected, _ = released(gpt(), plan(), [data(3)], "fused")
+    assert all(torch.equal(actual[name], expected[name]) != outside(name) for name in actual)
 
 
 def by_hand(rows, bound, buffers):
     """The published kernel, a token at a time."""
     total = torch.zeros(buffers, rows.shape[1], dtype=torch.float64)
     for number, row in enumerate(rows.double()):
-        own = total[number % buffers]
-        own.copy_(row + own.clamp(-bound, bound))
+        buffer = total[number % buffers]
+        buffer.copy_(row + buffer.clamp(-bound, bound))
     return total.sum(0)
 
 
 @pytest.mark.parametrize(("tokens", "width", "buffers"), [(700, 6, 256), (256, 6, 256), (300, 1025, 128), (1, 3, 256)])
-def test_running_buffers_are_clipped_before_and_never_after_a_token(tokens, width, buffers):
+def test_running_buffers_are_clipped_before_a_token_alone(tokens, width, buffers):
     """FLASH-2."""
     torch.manual_seed(tokens)
     rows = torch.randn(tokens, width)
@@ -110,14 +110,14 @@ def test_running_buffers_are_clipped_before_and_never_after_a_token(tokens, widt
         assert torch.allclose(flashdp.running(rows, 1e-9), rows.sum(0), atol=1e-4)
 
 
-def test_few_tokens_give_layernorm_its_plain_gradient_whatever_the_bound():
+def test_few_tokens_give_layernorm_its_plain_gradient():
     """FLASH-2 as it was seen in the published code: 24 tokens, each in a buffer of its own."""
-    found, _ = released(gpt(), plan(bound=1e-6), [data(3)])
+    actual, _ = released(gpt(), plan(bound=1e-6), [data(3)])
     model = gpt()
     losses(model, data(3)).sum().backward()
     for name, parameter in model.named_parameters():
         if "ln_" in name:
-            assert relative(found[name].double(), parameter.grad.double()) < 1e-4
+            assert relative(actual[name].double(), parameter.grad.double()) < 1e-4
 
 
 def test_it_fails_what_every_engine_is_held_to():
@@ -130,11 +130,11 @@ def test_it_fails_what_every_engine_is_held_to():
     assert float(moved) > 10 * bound  # sensitivity: one example moves the sum by at most the bound
     silent, _ = released(gpt(), plan(2.0), [])
     assert any(float(value.std()) == 0 for value in silent.values())  # an empty batch releases noise in every tensor
-    wanted, _ = gradients("loop", gpt(), plan(bound=bound), [data(4)], loss=losses, dtype=torch.float64)
+    expected, _ = gradients("loop", gpt(), plan(bound=bound), [data(4)], loss=losses, dtype=torch.float64)
     ours = torch.cat([four[n].double().flatten() for n, _ in gpt().named_parameters()]) / 4.0
-    assert relative(ours, wanted) > 0.1  # parity with the oracle
+    assert relative(ours, expected) > 0.1  # parity with the oracle
     fused, _ = released(gpt(), plan(bound=bound), [data(4)], "fused")
-    assert relative(torch.cat([fused[n].double().flatten() for n, _ in gpt().named_parameters()]) / 4.0, wanted) < 1e-5
+    assert relative(torch.cat([fused[n].double().flatten() for n, _ in gpt().named_parameters()]) / 4.0, expected) < 1e-5
 
 
 def test_the_deviations_it_keeps_name_the_rows_that_show_them():

@@ -181,7 +181,7 @@ def test_a_planted_fault_is_found(name):
     assert why in outcome.why
 
 
-def test_a_method_that_does_not_clip_is_found_by_removing_one_example():
+def test_removing_an_example_finds_a_method_that_does_not_clip():
     sample = ordinary_sample()
     plan = trials.mechanism_of(sample, "flat", "abadi")
     tight = dataclasses.replace(plan, clipping=dataclasses.replace(plan.clipping, bound=plan.clipping.bound / 100))

@@ -59,12 +59,12 @@ def released(name, model, plan, dtype, kernels="auto"):
     ("name", "scope", "kernels"), [(*pair, k) for pair in OURS for k in ("auto", "torch") if k == "auto" or pair[0] != "vmap"]
 )
 def test_parity_with_the_fp64_loop(name, scope, kernels, model, poisoned_empty):
-    made = MODELS[model]()
+    built_model = MODELS[model]()
     plan = mechanism(scope, "abadi", bound=0.1 if "lora" in model else 0.8)
-    wanted, oracle = released("loop", made, plan, torch.float64)
-    found, handle = released(name, made, plan, torch.float32, kernels)
+    expected, oracle = released("loop", built_model, plan, torch.float64)
+    actual, handle = released(name, built_model, plan, torch.float32, kernels)
     assert 0 < oracle.clipped_fraction < 1, "the data do not make clipping bite"
-    assert relative(found, wanted) < 1e-5
+    assert relative(actual, expected) < 1e-5
     assert handle.clipped_fraction == oracle.clipped_fraction
     assert handle.unprotected == []
 
@@ -73,15 +73,15 @@ def test_parity_with_the_fp64_loop(name, scope, kernels, model, poisoned_empty):
 @pytest.mark.parametrize(("name", "scope"), OURS)
 def test_bfloat16_is_the_loop_in_bfloat16(name, scope, model):
     """The same rounded weights and the same rounded forward and backward pass: only sums differ, and those are kept in fp32."""
-    made = MODELS[model]()
+    built_model = MODELS[model]()
     plan = mechanism(scope, "auto_s")
-    wanted, _ = released("loop", made, plan, torch.bfloat16)
-    found, _ = released(name, made, plan, torch.bfloat16)
-    assert relative(found, wanted) < 2e-2
+    expected, _ = released("loop", built_model, plan, torch.bfloat16)
+    actual, _ = released(name, built_model, plan, torch.bfloat16)
+    assert relative(actual, expected) < 2e-2
 
 
 def test_lora_trains_the_adapters_alone():
-    made = lora("tiny")
-    _, handle = released("fused", made, mechanism("per_layer"), torch.float32)
+    adapted_model = lora("tiny")
+    _, handle = released("fused", adapted_model, mechanism("per_layer"), torch.float32)
     assert all("lora_" in name for name in handle.trainable)
     assert len(handle.bounds) == len(handle.trainable)  # every adapter matrix is a layer, so a group, of its own

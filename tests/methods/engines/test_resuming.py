@@ -66,7 +66,7 @@ RESUMED = [p for p in pairs() if p.values[0] != "fastdp"]
 
 
 @pytest.mark.parametrize(("name", "scope"), RESUMED)
-def test_training_gone_on_with_is_training_not_stopped_to_the_bit(name, scope):
+def test_resumed_training_is_uninterrupted_training_to_the_bit(name, scope):
     plan = mechanism(scope, noise_multiplier=1.0)
     if plugins.get("engine", name).extra.get("adaptive"):
         plan = replace(plan, clipping=replace(plan.clipping, adaptive=ADAPTIVE))
@@ -87,7 +87,7 @@ def test_training_gone_on_with_is_training_not_stopped_to_the_bit(name, scope):
 def test_going_on_works_in_another_process(tmp_path):
     """With tensors of two dtypes, which share the streams: their order must not be a set's."""
 
-    def train(first, last, load="", save=""):
+    def train(first, last, load="", save="", apart=True):
         program = f"""
 import sys, torch
 sys.path[:0] = {sys.path!r}
@@ -119,10 +119,13 @@ for number, drawn in enumerate(batches(plan, start={first}), {first}):
     optimizer.zero_grad()
 torch.save([handle.state_dict(), model.state_dict()], {save!r})
 """
-        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+        if apart:
+            subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+        else:
+            exec(program, {})
         return torch.load(save, weights_only=True)
 
-    _, through = train(0, 6, save=str(tmp_path / "through"))
+    _, through = train(0, 6, save=str(tmp_path / "through"), apart=False)
     train(0, 3, save=str(tmp_path / "half"))
     state, later = train(3, 6, load=str(tmp_path / "half"), save=str(tmp_path / "later"))
     assert state["steps"] == 6
@@ -269,7 +272,7 @@ def noise_of(handle):
     return released
 
 
-def test_attaching_again_goes_on_with_the_noise_and_does_not_repeat_it():
+def test_attaching_again_continues_the_noise():
     """Else the difference of two releases would be free of noise."""
     plan, model = mechanism("per_layer", noise_multiplier=1.0), Language()
     first = attach(plan, model=model)
@@ -341,7 +344,7 @@ def test_secret_noise_is_fresh_with_every_handle():
 
 
 @pytest.mark.parametrize(("name", "scope"), list(pairs()))
-def test_an_engine_stops_at_its_mechanisms_steps_and_releases_nothing_more(name, scope):
+def test_an_engine_releases_nothing_beyond_its_mechanisms_steps(name, scope):
     plan = mechanism(scope, noise_multiplier=1.0, steps=2)
     handle = attach(plan, name)
     for _ in range(2):
@@ -378,18 +381,18 @@ def test_the_handles_epsilon_is_of_the_steps_made():
     plan = Mechanism(Sampling("poisson", 100, 4.0), 3, Clipping("abadi", "per_layer"), 1.0)
     handle = attach(plan)
     assert handle.epsilon() == 0.0
-    for made in (1, 2, 3):
+    for step_count in (1, 2, 3):
         step(handle)
-        assert handle.epsilon() == plan.epsilon(made)
-        assert plan.epsilon(made) > plan.epsilon(made - 1)
+        assert handle.epsilon() == plan.epsilon(step_count)
+        assert plan.epsilon(step_count) > plan.epsilon(step_count - 1)
     assert handle.epsilon() == plan.epsilon()
 
 
 def test_batches_and_steps_of_a_resumed_run_fit_together():
     plan = mechanism("per_layer", noise_multiplier=1.0)
-    whole = list(batches(plan))
+    all_batches = list(batches(plan))
     handle = attach(plan)
-    for drawn in whole[:4]:
+    for drawn in all_batches[:4]:
         step(handle, data(max(len(drawn), 1)))
-    rest = list(batches(plan, start=going_on(saved(handle), plan).steps))
-    assert [b.tolist() for b in rest] == [b.tolist() for b in whole[4:]]
+    later_batches = list(batches(plan, start=going_on(saved(handle), plan).steps))
+    assert [b.tolist() for b in later_batches] == [b.tolist() for b in all_batches[4:]]

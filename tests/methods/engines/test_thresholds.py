@@ -24,9 +24,9 @@ ADAPTIVE = Adaptive(0.5, rate=0.3, budget=0.1)
 PAIRS = [p for p in pairs() if plugins.get("engine", p.values[0]).extra.get("adaptive")]
 
 
-def attach(name="fused", scope="per_layer", model=None, adaptive=ADAPTIVE, lr=0.1, dtype=torch.float32, steps=1000, **rest):
+def attach(name="fused", scope="per_layer", model=None, adaptive=ADAPTIVE, lr=0.1, dtype=torch.float32, steps=1000, **options):
     model = (model or Language()).to(dtype)
-    plan = mechanism(scope, adaptive=adaptive, steps=steps, **rest)
+    plan = mechanism(scope, adaptive=adaptive, steps=steps, **options)
     return engines.attach(name, model, torch.optim.SGD(model.parameters(), lr=lr), plan)
 
 
@@ -35,9 +35,9 @@ def step(handle, *batches):
     for batch in batches:
         handle.backward(losses, batch)
     handle.optimizer.step()
-    found = torch.cat([p.grad.double().flatten() for p in handle.trainable.values()])
+    gradient = torch.cat([p.grad.double().flatten() for p in handle.trainable.values()])
     handle.optimizer.zero_grad()
-    return found
+    return gradient
 
 
 def counts_of(handle):
@@ -99,7 +99,7 @@ def test_planted_uncentred_counts_are_too_sensitive():
     assert worst(Uncentred) == pytest.approx(math.sqrt(1.3), rel=1e-12)
 
 
-def test_planted_counts_without_the_root_of_their_number_get_too_little_noise():
+def test_planted_counts_with_too_little_noise_are_seen():
     """1 - r + 3 r = 1.2 times the squared length at r = 0.1 and three groups."""
     assert worst(adaptive=WithoutRoot(0.5, budget=0.1)) == pytest.approx(math.sqrt(1.2), rel=1e-12)
 
@@ -110,12 +110,12 @@ def test_one_example_moves_the_counts_of_an_engine_by_the_same(name, scope):
     handle, batch = attach(name, scope), data(4)
     for weight in (0.0, 0.3, 50.0, math.nan):
         batch["weight"][3] = weight
-        found = []
+        counts = []
         for kept in (4, 3):
             handle.thresholds._forget()
             handle.backward(losses, {key: value[:kept] for key, value in batch.items()})
-            found.append(counts_of(handle))
-        moved = [a - b for a, b in zip(*found, strict=True)]
+            counts.append(counts_of(handle))
+        moved = [a - b for a, b in zip(*counts, strict=True)]
         assert all(abs(m) == 0.5 for m in moved)
         if weight in (0.0, 50.0) or math.isnan(weight):
             assert set(moved) == ({0.5} if weight == 0.0 else {-0.5})
@@ -130,9 +130,9 @@ def test_engines_count_as_the_oracle_in_micro_batches_too(name, scope):
     oracle.backward(losses, batch)
     for part in parts:
         handle.backward(losses, part)
-    wanted = counts_of(oracle)
-    assert counts_of(handle) == wanted
-    assert len(set(wanted)) > 1 or scope == "flat", "the data do not tell the groups apart"
+    expected_counts = counts_of(oracle)
+    assert counts_of(handle) == expected_counts
+    assert len(set(expected_counts)) > 1 or scope == "flat", "the data do not tell the groups apart"
 
 
 @pytest.mark.parametrize("name", ["loop", "vmap", "fused", "bookkeeping"])
@@ -172,12 +172,14 @@ def test_a_step_is_clipped_and_gets_noise_by_its_own_thresholds(name, scope, all
     batches = [data(4), data(3, seed=1)]
     for _ in range(3):
         model, bounds = copy.deepcopy(handle.model), list(handle.bounds)
-        found = step(handle, *batches)
+        gradient = step(handle, *batches)
         fixed = attach(name, scope, model, None, allocation=allocation, given=bounds)
-        assert relative(found, step(fixed, *batches)) < 1e-6
+        assert relative(gradient, step(fixed, *batches)) < 1e-6
         assert handle.sensitivity == pytest.approx(math.hypot(*handle.bounds))
-        given = attach(name, scope, None, None, allocation=allocation, given=noisy.bounds, noise_multiplier=2 / math.sqrt(0.9))
-        stds = {key: given.noise_stds[id(p)] for key, p in given.trainable.items()}
+        fixed_handle = attach(
+            name, scope, None, None, allocation=allocation, given=noisy.bounds, noise_multiplier=2 / math.sqrt(0.9)
+        )
+        stds = {key: fixed_handle.noise_stds[id(p)] for key, p in fixed_handle.trainable.items()}
         assert {key: noisy.noise_stds[id(p)] for key, p in noisy.trainable.items()} == pytest.approx(stds, rel=1e-12)
         step(noisy, *batches)
     assert len({tuple(bounds) for bounds in handle.thresholds.trajectory}) == 4
@@ -192,7 +194,7 @@ def test_engines_share_a_trajectory(name, scope):
     assert handle.thresholds.trajectory == oracle.thresholds.trajectory
 
 
-def test_released_gradients_have_noise_of_the_thresholds_of_the_step():
+def test_gradient_noise_follows_the_thresholds_of_the_step():
     """Empty batches: the std follows the trajectory. 2 000 elements give it to 5 / sqrt(4 000)."""
     model = nn.Sequential(nn.Linear(40, 50, bias=False), nn.Linear(50, 40, bias=False))
     handle = attach(model=model, noise_multiplier=1.5, adaptive=Adaptive(0.9, rate=2.0, budget=0.1), allocation="equal")
@@ -200,15 +202,15 @@ def test_released_gradients_have_noise_of_the_thresholds_of_the_step():
         bounds = list(handle.bounds)
         handle.optimizer.step()
         for layer, bound in zip(model, bounds, strict=True):
-            wanted = 1.5 / math.sqrt(0.9) * math.sqrt(2) * bound / 4.0
-            assert float(layer.weight.grad.std()) == pytest.approx(wanted, rel=5 / math.sqrt(4000))
+            expected_std = 1.5 / math.sqrt(0.9) * math.sqrt(2) * bound / 4.0
+            assert float(layer.weight.grad.std()) == pytest.approx(expected_std, rel=5 / math.sqrt(4000))
         handle.optimizer.zero_grad()
     first, last = handle.thresholds.trajectory[0], handle.thresholds.trajectory[-1]
     assert max(abs(math.log(b / a)) for a, b in zip(first, last, strict=True)) > 0.5, "the thresholds hardly moved"
 
 
 @pytest.mark.parametrize(("budget", "raised"), [(0.01, 1.00504), (0.1, 1.05409)])
-def test_thresholds_raise_the_noise_of_gradients_and_change_nothing_else_of_it(budget, raised):
+def test_adaptive_thresholds_only_raise_the_gradient_noise(budget, raised):
     """The sums' stream is not touched by that of the counts: the same numbers, 1 / sqrt(1 - r) times as large."""
     fixed = attach(adaptive=None, noise_multiplier=2.0)
     adaptive = attach(adaptive=Adaptive(0.5, budget=budget), noise_multiplier=2.0)
@@ -236,7 +238,7 @@ def is_one_draw(noise):
 
 
 @pytest.mark.parametrize("randomness", ["seeded", "secret"])
-def test_counts_are_released_with_their_noise_also_on_empty_batches(randomness):
+def test_counts_get_their_noise_on_empty_batches_too(randomness):
     handle = attach(model=Language(), noise_multiplier=1.5, adaptive=Adaptive(0.5, rate=1e-3), randomness=randomness)
     assert handle.thresholds.std == pytest.approx(1.5 / 2 * math.sqrt(5 / 0.01))
     noise = released_noise(handle)
@@ -245,16 +247,16 @@ def test_counts_are_released_with_their_noise_also_on_empty_batches(randomness):
 
 
 def test_seeds_and_secrets_differ_and_physical_batches_do_not():
-    def released(*batches, **rest):
-        handle = attach(noise_multiplier=1.0, **rest)
+    def released(*batches, **options):
+        handle = attach(noise_multiplier=1.0, **options)
         step(handle, *batches)
         return handle.thresholds.fractions[0]
 
-    whole = data(6)
-    parts = [{k: v[:2] for k, v in whole.items()}, {k: v[2:] for k, v in whole.items()}]
-    assert released(whole) == released(*parts)
-    assert released(whole) != released(whole, seed=1)
-    assert released(whole, randomness="secret") != released(whole, randomness="secret")
+    full_batch = data(6)
+    parts = [{k: v[:2] for k, v in full_batch.items()}, {k: v[2:] for k, v in full_batch.items()}]
+    assert released(full_batch) == released(*parts)
+    assert released(full_batch) != released(full_batch, seed=1)
+    assert released(full_batch, randomness="secret") != released(full_batch, randomness="secret")
 
 
 class Raw(Thresholds):
@@ -308,7 +310,7 @@ def test_planted_counts_without_noise_are_seen():
     assert not is_one_draw(released_noise(bare)[-500:])
 
 
-def test_the_first_steps_bounds_are_the_mechanisms_and_raw_counts_are_forgotten():
+def test_first_bounds_are_the_mechanisms_counts_are_forgotten():
     handle = trained(Thresholds)
     assert handle.thresholds.trajectory[0] == pytest.approx([0.5 / math.sqrt(5)] * 5)
     assert counts_of(handle) == [0.0] * 5
@@ -340,7 +342,7 @@ def linear(model, batch):
     ("fused", "per_layer", 2), ("bookkeeping", "per_device", 2), ("ghost", "flat", 1), ("vmap", "per_tensor", 2),
     ("bookkeeping", "per_block", 2),
 ])  # fmt: skip
-def test_an_engines_bounds_converge_to_the_quantile_of_known_norms(name, scope, groups):
+def test_bounds_of_an_engine_converge_to_a_known_quantile(name, scope, groups):
     """Without noise; to the norms of the examples next to the quantile, of 101."""
     generator = torch.Generator().manual_seed(0)
     batch = {key: torch.randn(101, size, generator=generator) * scale for key, size, scale in (("a", 3, 0.2), ("b", 4, 5.0))}
@@ -351,8 +353,8 @@ def test_an_engines_bounds_converge_to_the_quantile_of_known_norms(name, scope, 
         handle.backward(linear, batch)
         handle.optimizer.step()
         handle.optimizer.zero_grad()
-    for bound, own in zip(handle.bounds, norms, strict=True):
-        assert own.quantile(0.67) <= bound <= own.quantile(0.73)
+    for bound, group_norms in zip(handle.bounds, norms, strict=True):
+        assert group_norms.quantile(0.67) <= bound <= group_norms.quantile(0.73)
 
 
 def test_rescaled_bounds_keep_the_sensitivity():

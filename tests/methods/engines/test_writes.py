@@ -144,7 +144,7 @@ def writers():
 
 
 @pytest.mark.parametrize("name", writers())
-def test_torchs_own_writers_are_refused_in_training_mode_and_by_value_and_not_in_eval_mode(name):
+def test_torchs_writers_are_refused_in_training_mode_alone(name):
     model = writers()[name]()
     with pytest.raises(DpbenchError, match=r"\) (keeps|moves) "):
         check_no_known_writer(model)
@@ -198,7 +198,7 @@ def draws(self, h):
 
 
 @pytest.mark.parametrize("middle", [rewrites_the_same, moves_the_same, draws])
-def test_values_that_stay_counters_of_python_and_random_numbers_are_no_write(middle):
+def test_equal_values_counters_and_random_states_are_no_write(middle):
     used(Net(middle), 10)
 
 

@@ -157,11 +157,11 @@ def _groups(handle: Any, tensors: dict[str, nn.Parameter]) -> list[list[str]]:
     if handle.layout is None:
         return [list(tensors)]
     first = {id(p): name for name, p in tensors.items()}
-    found: list[set[str]] = [set() for _ in handle.bounds]
+    names_by_group: list[set[str]] = [set() for _ in handle.bounds]
     for cluster in handle.layout.clusters:
         for layer in cluster.layers:
-            found[cluster.group] |= {first[id(p)] for p in layer.parameters.values()}
-    return [sorted(names) for names in found]
+            names_by_group[cluster.group] |= {first[id(p)] for p in layer.parameters.values()}
+    return [sorted(names) for names in names_by_group]
 
 
 def check(sample: Sample, attach: Attach, plan: Mechanism, dtype: torch.dtype = torch.float64, peer: bool = False) -> Outcome:
@@ -182,8 +182,8 @@ def check(sample: Sample, attach: Attach, plan: Mechanism, dtype: torch.dtype = 
         changed = bool(number) and released.changed
         every = oracle.examples(sample, changed=changed)
         chosen = [every[i] for i in order]
-        wanted = oracle.bounded_sum(chosen, released.groups, released.bounds, plan.clipping.function, GAMMA)
-        apart = oracle.distance(sums, wanted)
+        expected = oracle.bounded_sum(chosen, released.groups, released.bounds, plan.clipping.function, GAMMA)
+        apart = oracle.distance(sums, expected)
         single = dtype == torch.float32
         allowed = PEERS_ADD if peer else _allowed_in_single(sample, released, plan, changed) if single else EXACT
         if not apart <= allowed:
@@ -194,11 +194,11 @@ def check(sample: Sample, attach: Attach, plan: Mechanism, dtype: torch.dtype = 
     return Outcome("right")
 
 
-def _same_losses(found: Tensor, wanted: list[float], dtype: torch.dtype) -> bool:
+def _same_losses(actual: Tensor, expected: list[float], dtype: torch.dtype) -> bool:
     """In any order: that is the losses' own."""
     close = 1e-9 if dtype == torch.float64 else 1e-3
     return torch.allclose(
-        found.double().sort()[0], torch.tensor(wanted, dtype=torch.float64).sort()[0], close, close, equal_nan=True
+        actual.double().sort()[0], torch.tensor(expected, dtype=torch.float64).sort()[0], close, close, equal_nan=True
     )
 
 

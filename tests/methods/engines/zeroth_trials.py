@@ -45,9 +45,9 @@ def check(sample: Sample, method: str, directions: str) -> Outcome:
     for name, value in built.model.state_dict().items():
         if name not in _every_name(built.model, tensors) and not torch.equal(value.nan_to_num(), before[name].nan_to_num()):
             return Outcome("wrong", f"wrote {name} into the model without noise")
-    wanted, scale = _zeroth_move(sample, plan, plugin, directions)
+    expected_move, scale = _zeroth_move(sample, plan, plugin, directions)
     moved = {name: p.detach() - before[name] for name, p in tensors.items()}
-    apart = math.sqrt(sum(float((moved[n] - w).square().sum()) for n, w in wanted.items()))
+    apart = math.sqrt(sum(float((moved[n] - w).square().sum()) for n, w in expected_move.items()))
     if not apart <= ROUNDING * scale:
         return Outcome("wrong", f"weights are off by {apart / scale:.1e} of the largest move allowed")
     return Outcome("right")

@@ -20,21 +20,21 @@ def weights(dtype=torch.float64, sizes=((300, 40), (40,), (3, 5, 7))):
     return [torch.zeros(size, dtype=dtype) for size in sizes]
 
 
-def direction(seed=0, step=0, **rest):
+def direction(seed=0, step=0, **options):
     """u_step as one vector: the weights start at zero."""
-    found = weights()
-    Directions(found, seed, **rest).add_(step, 1.0)
-    return torch.cat([w.flatten() for w in found])
+    moved_weights = weights()
+    Directions(moved_weights, seed, **options).add_(step, 1.0)
+    return torch.cat([w.flatten() for w in moved_weights])
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "sphere"])
-def test_a_direction_is_the_same_again_and_another_at_another_step_or_seed(kind):
+def test_a_direction_depends_on_step_and_seed_alone(kind):
     assert torch.equal(direction(kind=kind), direction(kind=kind))
     for other in (direction(kind=kind, step=1), direction(kind=kind, seed=1)):
         assert abs(float(torch.corrcoef(torch.stack([direction(kind=kind), other]))[0, 1])) < 0.05
 
 
-def test_gaussian_directions_are_normal_and_spherical_ones_have_their_length():
+def test_directions_are_gaussian_or_of_spherical_length():
     u = direction()
     assert abs(float(u.mean())) < 0.04
     assert abs(float(u.var()) - 1) < 0.05
@@ -53,12 +53,12 @@ def test_in_place_equals_the_reference(dtype, kind):
     ways = []
     for kind_of_directions in (Directions, ReferenceDirections):
         torch.manual_seed(0)
-        found = [torch.randn(size).to(dtype) for size in ((300, 41), (40,), (3, 5, 7))]
-        found.append(torch.randn(30, 20).to(dtype).T)  # whose elements lie in another order
-        made = kind_of_directions(found, 3, kind)
-        made.add_(5, 1e-2)
-        made.add_(6, -3e-2)
-        ways.append(torch.cat([w.flatten().double() for w in found]))
+        parameters = [torch.randn(size).to(dtype) for size in ((300, 41), (40,), (3, 5, 7))]
+        parameters.append(torch.randn(30, 20).to(dtype).T)  # whose elements lie in another order
+        directions = kind_of_directions(parameters, 3, kind)
+        directions.add_(5, 1e-2)
+        directions.add_(6, -3e-2)
+        ways.append(torch.cat([w.flatten().double() for w in parameters]))
     tolerance = 4 * torch.finfo(dtype).eps
     assert torch.allclose(*ways, rtol=tolerance, atol=tolerance)
     assert not torch.equal(ways[0], torch.zeros_like(ways[0]))
@@ -68,26 +68,26 @@ def test_in_place_equals_the_reference(dtype, kind):
 @given(st.integers(0, 2**31), st.integers(0, 10**6), st.floats(1e-4, 1e-1))
 def test_there_and_back_leaves_the_weights(seed, step, size):
     torch.manual_seed(1)
-    found = [torch.randn(17, 5, dtype=torch.float64)]
-    before = found[0].clone()
-    made = Directions(found, seed)
-    made.add_(step, size)
-    assert not torch.equal(found[0], before)
-    made.add_(step, -2 * size)
-    made.add_(step, size)
-    assert torch.allclose(found[0], before, rtol=0, atol=1e-13)
+    parameters = [torch.randn(17, 5, dtype=torch.float64)]
+    before = parameters[0].clone()
+    directions = Directions(parameters, seed)
+    directions.add_(step, size)
+    assert not torch.equal(parameters[0], before)
+    directions.add_(step, -2 * size)
+    directions.add_(step, size)
+    assert torch.allclose(parameters[0], before, rtol=0, atol=1e-13)
 
 
 def test_directions_say_nothing_of_the_noise():
     """The published code draws its noise from the generator that the direction's seed has just reset (deviation ZERO-2)."""
     plan = Mechanism(Sampling("poisson", 1000, 10), 5, Clipping(bound=1.0), 1.0, seed=7)
     noise = np.array(Noise(plan).on_counts([0.0] * 4096, 1.0))
-    made = torch.zeros(4096, dtype=torch.float64)
+    numbers = torch.zeros(4096, dtype=torch.float64)
     for step in range(5):
-        made.zero_()
-        Directions([made], 7).add_(step, 1.0)
-        assert abs(np.corrcoef(noise, made.numpy())[0, 1]) < 0.08
-        assert not np.isin(np.round(noise, 9), np.round(made.numpy(), 9)).any()
+        numbers.zero_()
+        Directions([numbers], 7).add_(step, 1.0)
+        assert abs(np.corrcoef(noise, numbers.numpy())[0, 1]) < 0.08
+        assert not np.isin(np.round(noise, 9), np.round(numbers.numpy(), 9)).any()
 
 
 def seeds_of_all_streams(plan):
@@ -106,7 +106,7 @@ def seeds_of_all_streams(plan):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 3, 4, 2**31])
-def test_streams_of_noise_coins_directions_and_rounding_are_pairwise_apart(seed):
+def test_noise_coins_directions_and_rounding_share_no_numbers(seed):
     """SeedSequence takes (seed, 3, k) and (seed, 3, k, 0) for one: a stream number that two share is one stream."""
     seeds = seeds_of_all_streams(Mechanism(Sampling("poisson", 1000, 10), 5, Clipping(bound=1.0), 1.0, seed=seed))
     assert len(set(seeds.values())) == len(seeds)
@@ -123,25 +123,27 @@ def test_a_directions_first_numbers_are_not_the_noises():
     seen = set(torch.cat(noise).round(decimals=9).tolist())
     assert len(seen) == 18_000
     for step in range(4):
-        made = [torch.zeros(3000, dtype=torch.float64), torch.zeros(50, dtype=torch.float64)]
-        Directions(made, 7).add_(step, 1.0)
-        numbers = set(torch.cat(made).round(decimals=9).tolist())
+        first_numbers = [torch.zeros(3000, dtype=torch.float64), torch.zeros(50, dtype=torch.float64)]
+        Directions(first_numbers, 7).add_(step, 1.0)
+        numbers = set(torch.cat(first_numbers).round(decimals=9).tolist())
         assert len(numbers) == 3050
         assert not numbers & seen
         seen |= numbers
 
 
-@pytest.mark.parametrize(("size", "said"), [(0.0, "not a positive"), (-1e-3, "not a positive"), (float("nan"), "not a positive")])
-def test_a_perturbation_that_is_none_is_refused(size, said):
-    with pytest.raises(DpbenchError, match=said):
+@pytest.mark.parametrize(
+    ("size", "message"), [(0.0, "not a positive"), (-1e-3, "not a positive"), (float("nan"), "not a positive")]
+)
+def test_a_perturbation_that_is_none_is_refused(size, message):
+    with pytest.raises(DpbenchError, match=message):
         check_perturbation([torch.randn(10)], size)
 
 
 def test_a_perturbation_lost_in_the_weights_precision_is_refused():
-    found = [torch.full((100,), 0.5, dtype=torch.bfloat16)]
+    parameters = [torch.full((100,), 0.5, dtype=torch.bfloat16)]
     with pytest.raises(DpbenchError, match=r"0\.0001 leaves 100 % of the weights unchanged in bfloat16"):
-        check_perturbation(found, 1e-4)
-    check_perturbation(found, 1e-2)
+        check_perturbation(parameters, 1e-4)
+    check_perturbation(parameters, 1e-2)
     check_perturbation([torch.full((100,), 0.5)], 1e-4)
 
 

@@ -27,7 +27,7 @@ def test_physical_batches_change_nothing(name):
 
 
 @EACH
-def test_no_example_of_a_search_moves_the_sum_by_more_than_the_bound(name):
+def test_no_searched_example_moves_the_sum_beyond_the_bound(name):
     checks.bound_by_search(name)
 
 

@@ -19,9 +19,9 @@ HALVES = [torch.float16, torch.bfloat16]
 def weights(dtype, std=0.02):
     """Of several layouts and sizes, with what rounding treats in ways of its own."""
     torch.manual_seed(0)
-    made = [torch.randn(300, 41) * std, torch.randn(40) * std, torch.zeros(30), (torch.randn(30, 20) * std).T]
-    made.append(torch.tensor([0.0, -0.0, 1e-7, -6e-8, 1.0, 6e4, torch.finfo(torch.float16).max, 2.0**-14]))
-    return [*(w.to(dtype) for w in made), (torch.randn(8, 8) * std).to(dtype)[:, ::2]]
+    tensors = [torch.randn(300, 41) * std, torch.randn(40) * std, torch.zeros(30), (torch.randn(30, 20) * std).T]
+    tensors.append(torch.tensor([0.0, -0.0, 1e-7, -6e-8, 1.0, 6e4, torch.finfo(torch.float16).max, 2.0**-14]))
+    return [*(w.to(dtype) for w in tensors), (torch.randn(8, 8) * std).to(dtype)[:, ::2]]
 
 
 def kept_bytes(displacement):
@@ -89,7 +89,7 @@ def test_what_is_kept_is_a_fraction_of_a_byte_a_weight():
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_rounding_at_random_keeps_what_is_exact_and_has_the_values_mean(dtype):
+def test_random_rounding_keeps_exact_values_and_the_mean(dtype):
     generator = torch.Generator().manual_seed(0)
     exact = torch.cat([w.flatten() for w in weights(dtype)])
     kept = rounded_at_random(exact.float(), dtype, generator)
@@ -130,7 +130,7 @@ def plan(noise=0.0, bound=0.5):
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("method", ["dpzero", "dpgd_0th"])
-def test_steps_of_rate_0_leave_half_precision_weights_as_they_are(dtype, method):
+def test_steps_of_rate_0_leave_half_precision_weights(dtype, method):
     model = small(dtype)
     before = copy.deepcopy(model)
     batch = torch.randn(8, 64).to(dtype), torch.randint(0, 8, (8,))
@@ -141,7 +141,7 @@ def test_steps_of_rate_0_leave_half_precision_weights_as_they_are(dtype, method)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_updates_below_half_a_unit_in_the_last_place_are_made_in_the_mean(dtype):
+def test_updates_below_half_a_last_place_hold_in_the_mean(dtype):
     moved = [torch.full((200_000,), 1.0).to(dtype)]
     change = torch.finfo(dtype).eps / 50
     displacement = Displacement(Directions(moved, 0))
@@ -149,8 +149,8 @@ def test_updates_below_half_a_unit_in_the_last_place_are_made_in_the_mean(dtype)
     Directions([numbers], 0).add_(0, 1.0)
     displacement.move_(0, 1e-2)
     displacement.settle_(0, change)
-    made = (moved[0].double() - 1) @ numbers.double()
-    assert float(made) / (change * float(numbers.square().sum())) == pytest.approx(1.0, abs=0.15)
+    moved_by = (moved[0].double() - 1) @ numbers.double()
+    assert float(moved_by) / (change * float(numbers.square().sum())) == pytest.approx(1.0, abs=0.15)
 
 
 def test_vector_noise_of_half_precision_is_added_before_rounding():

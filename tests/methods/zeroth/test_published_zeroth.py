@@ -15,6 +15,7 @@ from dpbench.methods.zeroth.trainer import ZerothOrder
 from dpbench.privacy import accounting
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
 
+pytestmark = pytest.mark.usefixtures("coarse_grid")
 DELTA = 1e-5
 
 
@@ -47,22 +48,22 @@ def test_zero_2_the_noise_can_be_taken_off():
 
 
 def test_zero_2_has_no_epsilon(tmp_path):
-    found = run(tmp_path, method="dpzero_published")
-    assert (value(found, "epsilon").value, value(found, "epsilon").text) == (None, "none")
-    assert found.privacy.epsilon is None
-    assert found.privacy.validity == "nominal"
-    assert "public" in found.privacy.reasons[0]
+    outcome = run(tmp_path, method="dpzero_published")
+    assert (value(outcome, "epsilon").value, value(outcome, "epsilon").text) == (None, "none")
+    assert outcome.privacy.epsilon is None
+    assert outcome.privacy.validity == "nominal"
+    assert "public" in outcome.privacy.reasons[0]
 
 
-def test_zero_1_epochs_without_amplification_cost_more_than_is_stated(tmp_path):
-    found = run(tmp_path, sampler="fixed", steps=6)
-    real = value(found, "epsilon").value
+def test_zero_1_unamplified_epochs_cost_more_than_stated(tmp_path):
+    outcome = run(tmp_path, sampler="fixed", steps=6)
+    real = value(outcome, "epsilon").value
     assert real > 2.0
     expected = epsilon_of(  # 80 rows are 4 batches of 20: 6 steps are 2 epochs at most
-        noise_multiplier=found.privacy.noise_multiplier, sample_rate=1.0, steps=2, delta=DELTA, relation="replace_one"
+        noise_multiplier=outcome.privacy.noise_multiplier, sample_rate=1.0, steps=2, delta=DELTA, relation="replace_one"
     )
     assert real == pytest.approx(expected, rel=1e-12)
-    assert found.privacy.validity == "nominal"
+    assert outcome.privacy.validity == "nominal"
 
 
 def test_poisson_batches_have_no_epochs():
@@ -78,7 +79,7 @@ def test_zero_3_replacing_a_row_asks_for_twice_the_noise():
     assert more["replace_one"] == pytest.approx(2 * more["add_or_remove"], rel=0.02)
 
 
-def test_zero_5_fewer_rows_than_were_counted_cost_more_than_is_stated(tmp_path):
+def test_zero_5_fewer_rows_cost_more_than_stated(tmp_path):
     right, wrong = run(tmp_path), run(tmp_path, accounted_rows=120)
     assert value(right, "epsilon").value <= 2.0 < value(wrong, "epsilon").value
     assert value(wrong, "stated_epsilon").value == 2.0

@@ -21,8 +21,8 @@ NONE = {3: 0.0, 70: 0.0}
 def test_a_clipped_sum_by_order_is_the_plain_one(values, at, bound):
     ordered = np.sort(values)
     below = np.concatenate([[0.0], np.cumsum(ordered)])
-    found = clipped_sum(np.array([at]), np.array([bound]), ordered, below)[0]
-    assert found == pytest.approx(np.clip(at - values, -bound, bound).sum(), rel=1e-9, abs=1e-7)
+    clipped = clipped_sum(np.array([at]), np.array([bound]), ordered, below)[0]
+    assert clipped == pytest.approx(np.clip(at - values, -bound, bound).sum(), rel=1e-9, abs=1e-7)
 
 
 def plainly(method, problem, steps, rate, bound, seed):
@@ -56,11 +56,11 @@ def plainly(method, problem, steps, rate, bound, seed):
 def test_every_grid_point_is_the_training_it_stands_for(method, spectrum):
     problem = Problem.draw(7, spectrum, 40, 0)
     grid = Grid.of([3], [0.3, 0.01], [0.5, 100.0])
-    found = train(method, problem, grid, NONE, 5)
+    trained = train(method, problem, grid, NONE, 5)
     for number in range(len(grid.steps)):
         expected = plainly(method, problem, 3, grid.rates[number], grid.bounds[number], 5)
         assert np.abs(expected).max() > 1e-4
-        assert found[number] == pytest.approx(expected, rel=2e-4, abs=1e-6)
+        assert trained[number] == pytest.approx(expected, rel=2e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", ["dpzero", "dpgd_0th", "dp_gd"])
@@ -74,7 +74,7 @@ def test_shorter_trainings_end_where_the_longer_ones_pass(method):
 
 
 @pytest.mark.parametrize("method", ["dpzero", "dpgd_0th", "dp_gd"])
-def test_the_noise_is_of_the_bound_times_the_multiplier_on_the_sum(method):
+def test_noise_on_the_sum_is_the_bound_times_the_multiplier(method):
     problem = Problem.draw(400, "full", 3, 0)
     grid = Grid.of([1], [2.0], [5.0])
     quiet, loud = (train(method, problem, grid, {1: m}, 0)[0] for m in (0.0, 1000.0))
@@ -113,7 +113,7 @@ def test_the_slope_is_that_of_a_power():
 
 
 def test_a_grid_that_is_none_is_refused():
-    given = {
+    base_settings = {
         "method": "dpzero",
         "spectrum": "log",
         "dimensions": [2, 4],
@@ -123,7 +123,7 @@ def test_a_grid_that_is_none_is_refused():
         "learning_rates": [1.0],
         "bounds": [1.0],
     }
-    job.Settings(**given)
+    job.Settings(**base_settings)
     for name, bad in (("bounds", [0.0]), ("steps", [2, 2]), ("dimensions", [4])):
         with pytest.raises(ValueError, match=name):
-            job.Settings(**{**given, name: bad})
+            job.Settings(**{**base_settings, name: bad})

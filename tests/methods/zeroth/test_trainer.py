@@ -34,26 +34,26 @@ def losses(model, batch):
     return cross_entropy(model(batch["x"]), batch["y"], reduction="none")
 
 
-def plan(bound=1.0, noise=0.0, kind="gaussian", steps=50, **rest):
+def plan(bound=1.0, noise=0.0, kind="gaussian", steps=50, **options):
     clipping = None if bound is None else Clipping(bound=bound)
-    return Mechanism(Sampling("fixed", 100, BATCH), steps, clipping, noise, noise=kind, **rest)
+    return Mechanism(Sampling("fixed", 100, BATCH), steps, clipping, noise, noise=kind, **options)
 
 
 def flat(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def trained(method="dpzero", steps=4, mechanism=None, model=None, rate=0.1, batches=None, **rest):
+def trained(method="dpzero", steps=4, mechanism=None, model=None, rate=0.1, batches=None, **options):
     model = model or net()
-    optimizer = ZerothOrder(method, model, mechanism or plan(), rate, 1e-4, **rest)
+    optimizer = ZerothOrder(method, model, mechanism or plan(), rate, 1e-4, **options)
     seen = [optimizer.step(losses, batches or [data()]) for _ in range(steps)]
     return flat(model), seen
 
 
 def directions_of(model, step, kind="gaussian", seed=0):
     zeros = [torch.zeros_like(p) for p in model.parameters()]
-    made = Directions(zeros, seed, kind)
-    made.add_(step, 1.0)
+    directions = Directions(zeros, seed, kind)
+    directions.add_(step, 1.0)
     return torch.cat([z.flatten() for z in zeros])
 
 
@@ -80,9 +80,9 @@ def by_gradients(method, bound, steps, rate, kind="gaussian"):
     [("mezo", None, "gaussian"), ("dpzero", 1.0, "gaussian"), ("dpzero", 0.3, "sphere"), ("dpgd_0th", 5.0, "gaussian")],
 )
 def test_without_noise_a_step_is_that_of_exact_derivatives(method, bound, kind):
-    found, _ = trained(method, mechanism=plan(bound), directions=kind)
+    final_weights, _ = trained(method, mechanism=plan(bound), directions=kind)
     expected = by_gradients(method, bound, 4, 0.1, kind)
-    assert float((found - expected).norm() / (expected - flat(net())).norm()) < 1e-5
+    assert float((final_weights - expected).norm() / (expected - flat(net())).norm()) < 1e-5
 
 
 def test_an_unbounded_noiseless_dpzero_is_mezo_bit_for_bit():
@@ -104,8 +104,8 @@ def test_in_place_and_reference_go_the_same_way(dtype, monkeypatch):
 
 
 def test_physical_batches_do_not_matter():
-    whole = data()
-    parts = [{n: v[at] for n, v in whole.items()} for at in (slice(0, 5), slice(5, 6), slice(6, BATCH))]
+    full_batch = data()
+    parts = [{n: v[at] for n, v in full_batch.items()} for at in (slice(0, 5), slice(5, 6), slice(6, BATCH))]
     assert torch.allclose(trained()[0], trained(batches=parts)[0], rtol=0, atol=1e-9)
 
 
@@ -118,24 +118,24 @@ def released(method, kind, noise, count, bound=2.0, seed=0):
 
 @pytest.mark.parametrize(("method", "kind"), [("dpzero", "gaussian"), ("dp_zo_laplace", "laplace")])
 def test_the_noise_has_the_mechanisms_size_and_law(method, kind):
-    found = released(method, kind, 3.0, 1500) / 3.0
-    assert abs(found.mean()) < 0.12
+    noises = released(method, kind, 3.0, 1500) / 3.0
+    assert abs(noises.mean()) < 0.12
     if kind == "gaussian":
-        assert 0.92 < found.std() < 1.08
-        assert abs((np.abs(found) < 1).mean() - 0.683) < 0.04
+        assert 0.92 < noises.std() < 1.08
+        assert abs((np.abs(noises) < 1).mean() - 0.683) < 0.04
     else:
-        assert 1.26 < found.std() < 1.58  # sqrt(2) b
-        assert abs((np.abs(found) < 1).mean() - (1 - math.exp(-1))) < 0.04
+        assert 1.26 < noises.std() < 1.58  # sqrt(2) b
+        assert abs((np.abs(noises) < 1).mean() - (1 - math.exp(-1))) < 0.04
 
 
-def test_vector_noise_is_one_number_a_weight_of_the_mechanisms_size():
+def test_vector_noise_is_one_number_a_weight():
     before = flat(net())
-    found = (trained("dpgd_0th", 1, plan(2.0, 3.0), rate=0.1, batches=[])[0] - before) / (0.1 * 3.0 * 2.0 / BATCH)
-    assert 0.75 < float(found.std()) < 1.25
-    assert len(set(found.round(decimals=9).tolist())) == len(found)
+    noise = (trained("dpgd_0th", 1, plan(2.0, 3.0), rate=0.1, batches=[])[0] - before) / (0.1 * 3.0 * 2.0 / BATCH)
+    assert 0.75 < float(noise.std()) < 1.25
+    assert len(set(noise.round(decimals=9).tolist())) == len(noise)
 
 
-def test_noise_is_the_same_whatever_the_direction_and_another_for_another_seed():
+def test_noise_depends_on_the_seed_and_on_no_direction():
     """Fails for noise drawn from the direction's generator (deviation ZERO-2): another kind of direction would move it."""
 
     def noise(directions, seed=0):
@@ -174,7 +174,7 @@ def all_bad():
     return bad
 
 
-def test_without_privacy_all_examples_lost_stop_the_run_and_leave_the_weights():
+def test_without_privacy_a_step_of_lost_examples_stops_the_run():
     model = net()
     before = flat(model)
     with pytest.raises(DpbenchError, match="step 0: no example's loss is finite"):
@@ -183,7 +183,7 @@ def test_without_privacy_all_examples_lost_stop_the_run_and_leave_the_weights():
 
 
 @pytest.mark.parametrize(("method", "kind"), [("dpzero", "gaussian"), ("dp_zo_laplace", "laplace"), ("dpgd_0th", "gaussian")])
-def test_under_privacy_a_step_without_a_finite_loss_is_one_of_noise_as_an_empty_one_is(method, kind):
+def test_under_privacy_a_step_without_finite_losses_is_noise(method, kind):
     """A run that stops would say so without noise."""
     model, other = net(), net()
     first, second = (ZerothOrder(method, m, plan(noise=1.0, kind=kind), 0.1, 1e-4) for m in (model, other))
@@ -203,7 +203,7 @@ def test_a_loss_that_is_not_per_example_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("method", "mechanism", "said"),
+    ("method", "mechanism", "message"),
     [
         ("mezo", plan(1.0), "mezo takes no clipping"),
         ("dpzero", plan(None), "dpzero needs a clipping"),
@@ -213,8 +213,8 @@ def test_a_loss_that_is_not_per_example_is_refused():
         ("dpzero", Mechanism(Sampling("fixed", 9, 3), 2, Clipping(scope="per_layer")), "function abadi, scope flat"),
     ],
 )
-def test_what_is_not_the_methods_is_refused(method, mechanism, said):
-    with pytest.raises(DpbenchError, match=said):
+def test_what_is_not_the_methods_is_refused(method, mechanism, message):
+    with pytest.raises(DpbenchError, match=message):
         ZerothOrder(method, net(), mechanism, 0.1)
 
 
@@ -258,7 +258,7 @@ def test_without_privacy_losses_that_never_move_stop_the_run():
     assert optimizer.longest_silence == SILENT
 
 
-def test_under_privacy_losses_that_never_move_are_counted_and_stop_nothing():
+def test_under_privacy_losses_that_never_move_are_only_counted():
     optimizer = ZerothOrder("dpzero", net(), plan(), 0.1, 1e-7)
     for _ in range(SILENT + 2):
         optimizer.step(coarse, [data()])

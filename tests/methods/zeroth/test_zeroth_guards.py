@@ -42,8 +42,8 @@ def plan(private=True, noise=0.0, steps=50):
     return Mechanism(Sampling("poisson", 100, 8), steps, Clipping(bound=BOUND) if private else None, noise if private else 0.0)
 
 
-def method(model, name="dpzero", rate=0.1, **rest):
-    return ZerothOrder(name, model, plan(name != "mezo"), rate, **rest)
+def method(model, name="dpzero", rate=0.1, **options):
+    return ZerothOrder(name, model, plan(name != "mezo"), rate, **options)
 
 
 def flat(model):
@@ -77,7 +77,7 @@ Net.training_began = False
 
 @pytest.mark.parametrize("name", ["dpzero", "dpgd_0th"])
 @pytest.mark.parametrize(
-    ("middle", "said"),
+    ("middle", "message"),
     [
         (keeps, r"^kept was written"),
         (codebook, r"^kept was written"),
@@ -85,18 +85,18 @@ Net.training_began = False
         (remembers, r"^memory was put into the model"),
     ],
 )
-def test_a_forward_pass_that_writes_into_the_model_is_refused_and_the_weights_are_back(middle, said, name):
+def test_a_writing_forward_pass_is_refused_and_weights_restored(middle, message, name):
     model = Net(middle)
     optimizer = method(model, name)
     before = flat(model)
-    with pytest.raises(DpbenchError, match=said):
+    with pytest.raises(DpbenchError, match=message):
         optimizer.step(losses, [data(1)])
     if middle is not starts_by_data:
         assert torch.allclose(flat(model), before, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(
-    ("layer", "said"),
+    ("layer", "message"),
     [
         (lambda: nn.BatchNorm1d(6), "mixes the examples"),
         (lambda: nn.BatchNorm1d(6, affine=False, track_running_stats=False), "mixes the examples"),
@@ -106,8 +106,8 @@ def test_a_forward_pass_that_writes_into_the_model_is_refused_and_the_weights_ar
         (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)), "power iteration"),
     ],
 )
-def test_layers_that_mix_or_write_are_refused_by_name_before_there_is_data(layer, said):
-    with pytest.raises(DpbenchError, match=said) as error:
+def test_layers_that_mix_or_write_are_refused_before_any_data(layer, message):
+    with pytest.raises(DpbenchError, match=message) as error:
         method(Net(layer=layer()))
     assert str(error.value).startswith("layer")
     method(Net(layer=layer()), "mezo")
@@ -136,7 +136,7 @@ def zero_gated(self, h):
         zero_gated,
     ],
 )
-def test_examples_that_mix_are_refused_at_the_first_batch_that_shows_it(middle):
+def test_mixed_examples_are_refused_at_the_first_such_batch(middle):
     model = Net(middle, layer=nn.Linear(1, 6, bias=False))
     nn.init.zeros_(model.layer.weight)
     optimizer = method(model)
@@ -147,7 +147,7 @@ def test_examples_that_mix_are_refused_at_the_first_batch_that_shows_it(middle):
     assert torch.allclose(flat(model), before, rtol=0, atol=1e-7)
 
 
-def test_a_batch_of_one_example_shows_nothing_and_the_next_is_looked_at():
+def test_after_a_batch_of_one_example_the_next_is_probed():
     optimizer = method(Net(lambda self, h: h - h.mean(0)))
     optimizer.step(losses, [data(1)])
     with pytest.raises(DpbenchError, match="depends on the other examples of its batch"):
@@ -223,7 +223,7 @@ def test_weights_that_are_no_numbers_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (lambda m, b: losses(m, b).mean(), r"^losses (of|have) shape \[\]"),
         (lambda m, b: losses(m, b)[:, None], r"^losses (of|have) shape \[8, 1\]"),
@@ -232,10 +232,10 @@ def test_weights_that_are_no_numbers_are_refused():
     ],
 )
 @pytest.mark.parametrize("rows", [[8], [1] * 8])
-def test_losses_that_are_not_one_an_example_are_refused_and_the_weights_are_back(wrong, said, rows):
+def test_losses_of_wrong_shape_are_refused_and_weights_restored(wrong, message, rows):
     model = Net()
     before = flat(model)
-    with pytest.raises(DpbenchError, match=said if rows == [8] else "loss"):
+    with pytest.raises(DpbenchError, match=message if rows == [8] else "loss"):
         method(model).step(wrong, [data(n) for n in rows])
     assert torch.allclose(flat(model), before, rtol=0, atol=1e-7)
 
@@ -291,7 +291,7 @@ def take_out(model):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (unfreeze, r"^last\.weight is trainable, and was not"),
         (freeze, r"^first\.bias was trainable"),
@@ -304,13 +304,13 @@ def take_out(model):
     ],
 )
 @pytest.mark.parametrize("name", ["mezo", "dpzero"])
-def test_another_trained_set_is_refused_by_name(change, said, name):
+def test_another_trained_set_is_refused_by_name(change, message, name):
     model = Net()
     model.last.requires_grad_(False)
     optimizer = method(model, name)
     optimizer.step(losses, [data()])
     change(model)
-    with pytest.raises(DpbenchError, match=said):
+    with pytest.raises(DpbenchError, match=message):
         optimizer.step(losses, [data()])
 
 
@@ -342,7 +342,7 @@ def test_weights_that_cannot_be_moved_are_refused():
 
 
 @pytest.mark.parametrize("physical", [[8], [1] * 8, [3, 5]])
-def test_removing_an_example_moves_the_slope_by_the_bound_at_most(physical):
+def test_removing_an_example_moves_the_slope_within_the_bound(physical):
     """Of what is accepted; physical batches of one example cannot mix, whatever the model does with them."""
     batch = data(8)
     sums = []

@@ -17,20 +17,20 @@ def attached(optimizer=None):
 
 
 @pytest.mark.parametrize(
-    ("ignored", "silence", "said"),
+    ("ignored", "silence", "message"),
     [
         (0, SILENT - 1, []),
         (3, 0, ["3 examples had losses that are not finite and contributed 0"]),
         (0, SILENT, [f"no example's loss moved in {SILENT} steps one after another"]),
     ],
 )
-def test_warnings_name_lost_examples_and_losses_that_never_moved(ignored, silence, said):
+def test_warnings_name_lost_examples_and_losses_that_never_moved(ignored, silence, message):
     """Where a private run must not stop."""
     method = attached()
     method.order.non_finite_examples, method.order.longest_silence = ignored, silence
     warnings = method.warnings()
-    assert len(warnings) == len(said)
-    assert all(warning.startswith(start) for warning, start in zip(warnings, said, strict=True))
+    assert len(warnings) == len(message)
+    assert all(warning.startswith(start) for warning, start in zip(warnings, message, strict=True))
 
 
 @pytest.mark.parametrize("options", [{"momentum": 0.9}, {"weight_decay": 0.1}, {"maximize": True}])

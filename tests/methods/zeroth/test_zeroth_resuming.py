@@ -51,8 +51,8 @@ def train(optimizer, start, stop):
 @pytest.mark.parametrize(("name", "bound", "noise"), METHODS)
 def test_going_on_from_a_file_is_not_stopping_to_the_bit(name, bound, noise, dtype):
     mechanism = plan(bound, noise)
-    whole, first = net(dtype), net(dtype)
-    train(ZerothOrder(name, whole, mechanism, 0.1, 1e-2), 0, 8)
+    uninterrupted, first = net(dtype), net(dtype)
+    train(ZerothOrder(name, uninterrupted, mechanism, 0.1, 1e-2), 0, 8)
     stopped = ZerothOrder(name, first, mechanism, 0.1, 1e-2)
     train(stopped, 0, 3)
     file = io.BytesIO()
@@ -65,19 +65,19 @@ def test_going_on_from_a_file_is_not_stopping_to_the_bit(name, bound, noise, dty
     going_on.load_state_dict(saved["method"])
     assert going_on.steps == 3
     train(going_on, 3, 8)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(uninterrupted.parameters(), second.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
 def test_a_state_of_other_ways_is_refused():
     mechanism = plan(1.0, "gaussian")
     state = ZerothOrder("dpzero", net(), mechanism, 0.1, 1e-2).state_dict()
-    for other, said in (
+    for other, message in (
         (ZerothOrder("dpzero", net(), mechanism, 0.1, 1e-3), "perturbation 0.01, not 0.001"),
         (ZerothOrder("dpzero", net(), mechanism, 0.1, 1e-2, "sphere"), "directions 'gaussian', not 'sphere'"),
         (ZerothOrder("dpgd_0th", net(), mechanism, 0.1, 1e-2), "of 'dpzero', not 'dpgd_0th'"),
     ):
-        with pytest.raises(DpbenchError, match=said):
+        with pytest.raises(DpbenchError, match=message):
             other.load_state_dict(state)
     with pytest.raises(DpbenchError, match="no state"):
         ZerothOrder("dpzero", net(), mechanism, 0.1, 1e-2).load_state_dict([])

@@ -170,7 +170,8 @@ def numbers(number: bool, draws: list[torch.Tensor], seed: int) -> np.ndarray:
     """The numbers of noise in what was released: one a step, or one a weight."""
     if not number:
         return torch.cat(draws).numpy()
-    along_u = [along(draw, direction(net(), step, seed=seed)) for step, draw in enumerate(draws)]
+    model = net()
+    along_u = [along(draw, direction(model, step, seed=seed)) for step, draw in enumerate(draws)]
     assert None not in along_u, "what is released is not along the direction of its step"
     return np.array(along_u)
 

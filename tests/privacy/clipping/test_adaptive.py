@@ -34,15 +34,15 @@ def test_what_the_thresholds_cost_in_gradient_noise(budget, percent):
     assert round(raised, 1) == percent
 
 
-def test_the_accountant_finds_the_composition_to_cost_what_the_mechanism_says():
+def test_the_composition_costs_what_the_mechanism_says():
     """RDP of Gaussians adds exactly, so that of (sums, counts) is that of one Gaussian of `noise_multiplier`."""
     import dp_accounting
     from dp_accounting import rdp
 
     def spent(*multipliers):
-        made = rdp.RdpAccountant()
-        made.compose(dp_accounting.ComposedDpEvent([dp_accounting.GaussianDpEvent(m) for m in multipliers]), 7)
-        return made.get_epsilon(1e-5)
+        accountant = rdp.RdpAccountant()
+        accountant.compose(dp_accounting.ComposedDpEvent([dp_accounting.GaussianDpEvent(m) for m in multipliers]), 7)
+        return accountant.get_epsilon(1e-5)
 
     sigma, count, adaptive = 2.0, 13, Adaptive(0.6, budget=0.2)
     both = spent(adaptive.gradient_noise_multiplier(sigma), adaptive.count_std(sigma, count) / (math.sqrt(count) / 2))
@@ -69,15 +69,15 @@ def test_one_step_by_hand():
 
 
 @given(st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=6), st.booleans(), st.floats(1e-3, 1e3))
-def test_bounds_stay_finite_and_positive_whatever_is_released(fractions, rescale, whole):
+def test_bounds_stay_finite_and_positive_whatever_is_released(fractions, rescale, whole_bound):
     adaptive = Adaptive(0.5, rescale=rescale)
-    bounds = [whole / math.sqrt(len(fractions))] * len(fractions)
+    bounds = [whole_bound / math.sqrt(len(fractions))] * len(fractions)
     for _ in range(3):
-        bounds = adaptive.moved(bounds, fractions, whole)
+        bounds = adaptive.moved(bounds, fractions, whole_bound)
     low, high = (RANGE**-2 / len(fractions), 1.0) if rescale else (1 / RANGE, RANGE)
-    assert all(low * (1 - 1e-9) <= b / whole <= high * (1 + 1e-9) for b in bounds)
+    assert all(low * (1 - 1e-9) <= b / whole_bound <= high * (1 + 1e-9) for b in bounds)
     if rescale:
-        assert math.hypot(*bounds) == pytest.approx(whole, rel=1e-12)
+        assert math.hypot(*bounds) == pytest.approx(whole_bound, rel=1e-12)
 
 
 @pytest.mark.parametrize("quantile", [0.3, 0.5, 0.7])

@@ -43,20 +43,20 @@ def test_blocks_are_groups_and_other_layers_a_group_each():
 ])  # fmt: skip
 def test_devices_have_about_equal_parameter_counts(sizes, devices, ends):
     layers = [str(k) for k in range(len(sizes))]
-    found = per_device.groups(layers, sizes, devices)
-    assert [sum(len(g) for g in found[: k + 1]) for k in range(devices)] == ends
-    assert [layer for group in found for layer in group] == layers
+    groups = per_device.groups(layers, sizes, devices)
+    assert [sum(len(g) for g in groups[: k + 1]) for k in range(devices)] == ends
+    assert [layer for group in groups for layer in group] == layers
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=30), st.data())
 def test_devices_are_runs_that_none_is_far_from_its_share(sizes, drawn):
     devices = drawn.draw(st.integers(1, len(sizes)))
     layers = [str(k) for k in range(len(sizes))]
-    found = per_device.groups(layers, sizes, devices)
-    assert [layer for group in found for layer in group] == layers
-    assert all(found)
+    groups = per_device.groups(layers, sizes, devices)
+    assert [layer for group in groups for layer in group] == layers
+    assert all(groups)
     if devices <= len(sizes) // max(sizes):  # shares of a layer or more: each end is within half a layer of where it should be
-        largest = max(sum(sizes[int(layer)] for layer in group) for group in found)
+        largest = max(sum(sizes[int(layer)] for layer in group) for group in groups)
         assert largest <= sum(sizes) / devices + max(sizes)
 
 

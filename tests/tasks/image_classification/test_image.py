@@ -70,15 +70,15 @@ def test_settings_that_make_no_sense_are_named(over, says):
 def test_a_copy_is_its_image_moved_and_mirrored():
     images = torch.arange(2 * 1 * 5 * 6, dtype=torch.float32).view(2, 1, 5, 6)
     moves = Moves(AugmentationSettings(multiplicity=4, flip=True, shift=2), 2, np.random.default_rng(0))
-    found = moves.copies(images, np.asarray([1, 0]))
-    assert found.shape == (2, 4, 1, 5, 6)
+    copies = moves.copies(images, np.asarray([1, 0]))
+    assert copies.shape == (2, 4, 1, 5, 6)
     for place, row in enumerate((1, 0)):  # images[place] stands at position `row` of the batch
         wide = np.pad(images[place, 0].numpy(), 2, mode="reflect")
         for copy in range(4):
             top, left = moves.down[row, copy], moves.right[row, copy]
-            wanted = wide[top : top + 5, left : left + 6]
-            wanted = wanted[:, ::-1] if moves.mirrored[row, copy] else wanted
-            assert np.array_equal(found[place, copy, 0].numpy(), wanted)
+            expected_copy = wide[top : top + 5, left : left + 6]
+            expected_copy = expected_copy[:, ::-1] if moves.mirrored[row, copy] else expected_copy
+            assert np.array_equal(copies[place, copy, 0].numpy(), expected_copy)
     assert 0 < moves.mirrored.sum() < moves.mirrored.size
 
 
@@ -90,14 +90,16 @@ def test_no_move_gives_the_image_itself():
 
 def test_copies_do_not_depend_on_how_a_batch_is_cut(tmp_path):
     drawn = np.asarray([3, 8, 20, 21, 90])
-    whole, cut = (ImageTask(settings(physical=size, **COPIES), context(tmp_path)) for size in (8, 2))
-    (piece,) = whole.physical(drawn)
-    wanted = whole.batch(piece)
+    whole_task, cut = (ImageTask(settings(physical=size, **COPIES), context(tmp_path)) for size in (8, 2))
+    (piece,) = whole_task.physical(drawn)
+    expected_batch = whole_task.batch(piece)
     pieces = [cut.batch(rows) for rows in cut.physical(drawn)]
     assert [len(p["label"]) for p in pieces] == [2, 2, 1]
     for key in ("image", "label"):
-        assert torch.equal(torch.cat([p[key] for p in pieces]), wanted[key])
-    assert not torch.equal(whole.batch(next(iter(whole.physical(drawn))))["image"], wanted["image"]), "every step draws anew"
+        assert torch.equal(torch.cat([p[key] for p in pieces]), expected_batch[key])
+    assert not torch.equal(whole_task.batch(next(iter(whole_task.physical(drawn))))["image"], expected_batch["image"]), (
+        "every step draws anew"
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,17 +111,17 @@ def test_copies_of_an_example_are_clipped_as_one(engine, scope, tmp_path):
     (rows,) = task.physical(np.arange(4))
     batch = {k: v.double() if v.is_floating_point() else v for k, v in task.batch(rows).items()}
     task.model.double()
-    found = {}
+    results = {}
     for name in ("loop", engine):
         optimizer = torch.optim.SGD(task.model.parameters(), lr=0.0)
         plan = Mechanism(Sampling("poisson", 400, 4.0), 1, Clipping(scope=scope, bound=0.05))
         handle = engines.attach(name, task.model, optimizer, plan)
         handle.backward(task.losses, batch)
-        found[name] = torch.cat([handle.sum_of(p).flatten() for p in task.model.parameters()])
+        results[name] = torch.cat([handle.sum_of(p).flatten() for p in task.model.parameters()])
         assert float(handle.sensitivity) == pytest.approx(0.05)
         handle.detach()
-    assert float((found[engine] - found["loop"]).norm() / found["loop"].norm()) < 1e-6  # the loss is fp32
-    assert float(found["loop"].norm()) <= 4 * 0.05 * (1 + 1e-9)
+    assert float((results[engine] - results["loop"]).norm() / results["loop"].norm()) < 1e-6  # the loss is fp32
+    assert float(results["loop"].norm()) <= 4 * 0.05 * (1 + 1e-9)
 
 
 def test_one_example_adds_at_most_the_bound_whatever_its_copies(tmp_path):
@@ -155,13 +157,13 @@ ADAPTIVE = {"method": "fused", "clipping": {"function": "abadi", "scope": "per_l
 
 
 @pytest.mark.parametrize("clipping", [{"clipping": {"bound": 0.25}}, ADAPTIVE], ids=["fixed", "adaptive"])
-def test_a_rate_by_the_bound_keeps_its_product_with_the_bound_of_each_step(clipping, tmp_path):
-    own = settings(
+def test_a_rate_by_the_bound_keeps_its_product_with_each_bound(clipping, tmp_path):
+    run_settings = settings(
         **merge(clipping, {"optimizer": {"name": "sgd", "learning_rate": 0.5, "by_bound": True, "schedule": "linear"}})
     )
     rates = []
     hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
-    done = job.run(own, context(tmp_path))
+    done = job.run(run_settings, context(tmp_path))
     hook.remove()
     lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
     bounds = [math.hypot(*line.get("thresholds", [0.25])) for line in lines]
@@ -171,10 +173,10 @@ def test_a_rate_by_the_bound_keeps_its_product_with_the_bound_of_each_step(clipp
 
 def test_training_learns_the_shapes(tmp_path):
     """Ten balanced classes, 1,000 test images: chance is 10 % with a standard deviation of 1 point."""
-    own = settings(
+    run_settings = settings(
         **PLAIN, train_limit=None, steps=80, expected_batch_size=200, optimizer={"name": "adamw", "learning_rate": 3e-3}
     )
-    done = job.run(own, context(tmp_path))
+    done = job.run(run_settings, context(tmp_path))
     assert done.metrics[0].value > 30
 
 
@@ -184,6 +186,6 @@ def test_training_learns_the_shapes(tmp_path):
 @pytest.mark.parametrize("engine", ["nonprivate", "bookkeeping", "fused"])
 def test_every_model_stands_with_its_engines(task, model, engine):
     private = {} if engine == "nonprivate" else {"clipping": {"function": "abadi", "scope": "per_layer"}, "epsilon": 3}
-    own = parse(job.Settings, BASE | PLAIN | {"dataset": task, "model": model, "method": engine} | private, "test")
+    run_settings = parse(job.Settings, BASE | PLAIN | {"dataset": task, "model": model, "method": engine} | private, "test")
     sources = {f"dataset:{task}": datasets.resolve(task, "embedded"), f"model:{model}": Source(kind="scratch")}
-    assert job.check(own, sources)[0].endswith("M trainable parameters")
+    assert job.check(run_settings, sources)[0].endswith("M trainable parameters")

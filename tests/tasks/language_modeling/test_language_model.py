@@ -52,14 +52,14 @@ def context(tmp_path):
     return Context(tmp_path, 1, {"dataset:wikitext2": source}, StepLog(tmp_path / "steps.jsonl"))
 
 
-def trained(own, context, plan=None, seed=1):
+def trained(run_settings, context, plan=None, seed=1):
     """Return the validation losses along training and what training did, under the settings' own mechanism or another."""
     context.seed = seed
-    task = LanguageModelingTask(own, context)
-    plan = plan or own.mechanism(task.rows, len(task), seed, task.groups)
-    curve = LearningCurve(task.model, task.evaluate, own.evaluate_every)
+    task = LanguageModelingTask(run_settings, context)
+    plan = plan or run_settings.mechanism(task.rows, len(task), seed, task.groups)
+    curve = LearningCurve(task.model, task.evaluate, run_settings.evaluate_every)
     curve.evaluate(0)
-    training = fit(own, task, own.optimizer.build(task.parameter_groups()), [plan], context, [curve])
+    training = fit(run_settings, task, run_settings.optimizer.build(task.parameter_groups()), [plan], context, [curve])
     return torch.tensor([loss for _, loss in curve.points], dtype=torch.float64), training
 
 
@@ -110,7 +110,7 @@ def published_gradient(task, bounds, sigma, parts, generator):
     layers = [(n, m) for n, m in task.model.named_modules() if any(True for _ in m.parameters(recurse=False))]
     total = {id(p): torch.zeros_like(p) for p in task.model.parameters()}
     for part in parts:
-        own = {key: torch.zeros_like(value) for key, value in total.items()}
+        part_sums = {key: torch.zeros_like(value) for key, value in total.items()}
         for i in range(len(part)):
             loss = task.losses(task.model, task.batch(part[i : i + 1])).sum()
             gradients = dict(
@@ -120,20 +120,20 @@ def published_gradient(task, bounds, sigma, parts, generator):
                 mine = [gradients[id(p)] for p in module.parameters(recurse=False)]
                 norm = torch.cat([g.flatten() for g in mine]).norm()
                 for p, g in zip(module.parameters(recurse=False), mine, strict=True):
-                    own[id(p)] += g * min(1.0, bound / float(norm))
-        for key, value in own.items():
+                    part_sums[id(p)] += g * min(1.0, bound / float(norm))
+        for key, value in part_sums.items():
             noise = torch.randn(value.shape, generator=generator) * sigma / math.sqrt(len(part))
             total[key] += (value / len(part) + noise) * len(part)
     return torch.cat([total[id(p)].flatten() for p in task.model.parameters()]) / sum(map(len, parts))
 
 
 @pytest.mark.parametrize("each", [1.0, 100.0])
-def test_the_published_noise_is_our_mechanism_with_another_multiplier(context, each):
+def test_published_noise_is_our_mechanism_with_a_new_multiplier(context, each):
     """FLASH-1: the mean of the released gradient and its noise, against the update as it is published, on the same batch."""
-    own = settings(noise="flashdp_published", clipping={"bound": None, "group_bound": each})
-    task = LanguageModelingTask(own, context)
+    run_settings = settings(noise="flashdp_published", clipping={"bound": None, "group_bound": each})
+    task = LanguageModelingTask(run_settings, context)
     stated = settings(clipping={"bound": None, "group_bound": each}).mechanism(400, 400, 0, task.groups)
-    plan = own.mechanism(400, 400, 0, task.groups)
+    plan = run_settings.mechanism(400, 400, 0, task.groups)
     bounds, drawn = plan.clipping.bounds(task.groups), torch.arange(40).numpy()
     quiet = Mechanism(plan.sampling, plan.steps, plan.clipping)
 
@@ -143,16 +143,16 @@ def test_the_published_noise_is_our_mechanism_with_another_multiplier(context, e
         for part in (drawn[:16], drawn[16:]):
             handle.backward(task.losses, task.batch(part))
         stepper.step()
-        found = torch.cat([p.grad.flatten() for p in task.model.parameters()])
+        gradient = torch.cat([p.grad.flatten() for p in task.model.parameters()])
         stepper.zero_grad()
         handle.detach()
-        return found
+        return gradient
 
     parts = [drawn[:16], drawn[16:]]
-    wanted = published_gradient(task, bounds, 0.0, parts, None)
-    assert float((released(quiet) - wanted).norm() / wanted.norm()) < 1e-5
-    noisy = published_gradient(task, bounds, stated.noise_multiplier, parts, torch.Generator().manual_seed(0)) - wanted
-    ours = released(plan) - wanted
+    expected_gradient = published_gradient(task, bounds, 0.0, parts, None)
+    assert float((released(quiet) - expected_gradient).norm() / expected_gradient.norm()) < 1e-5
+    noisy = published_gradient(task, bounds, stated.noise_multiplier, parts, torch.Generator().manual_seed(0)) - expected_gradient
+    ours = released(plan) - expected_gradient
     formula = stated.noise_multiplier / math.sqrt(40)
     within = 4 / math.sqrt(2 * len(ours))  # four standard errors of a standard deviation of that many draws
     assert float(noisy.std()) == pytest.approx(formula, rel=within)
@@ -163,12 +163,12 @@ def test_the_published_noise_is_our_mechanism_with_another_multiplier(context, e
 
 
 @pytest.mark.parametrize(("engine", "scope"), [("fused", "per_layer"), ("bookkeeping", "flat")])
-def test_without_noise_and_with_a_bound_that_never_bites_it_is_plain_training(context, engine, scope):
+def test_without_noise_and_clipping_it_is_plain_training(context, engine, scope):
     """Same sampling, same weights: only the order of sums differs, 1e-7 a step in float32, which AdamW may enlarge."""
     sampling = Sampling("poisson", 400, 40)
     expected, plain = trained(settings(**PLAIN), context, Mechanism(sampling, 6, seed=1))
-    own = settings(method=engine, clipping={"scope": scope})
-    losses, clipped = trained(own, context, Mechanism(sampling, 6, Clipping(scope=scope, bound=1e6), seed=1))
+    run_settings = settings(method=engine, clipping={"scope": scope})
+    losses, clipped = trained(run_settings, context, Mechanism(sampling, 6, Clipping(scope=scope, bound=1e6), seed=1))
     assert clipped.batch_sizes == plain.batch_sizes
     assert set(clipped.clipped_fractions) == {0.0}
     assert losses == pytest.approx(expected, abs=1e-4)
@@ -186,12 +186,12 @@ def test_fused_draws_the_same_curve_as_the_reference(context):
 
 def test_a_private_run_records_its_epsilon_and_curve(context):
     done = job.run(settings(save_weights=True), context)
-    found = {m.name: m for m in done.metrics}
-    assert 0.99 * 8 <= found["epsilon"].value <= 8 == found["stated_epsilon"].value
+    metrics = {m.name: m for m in done.metrics}
+    assert 0.99 * 8 <= metrics["epsilon"].value <= 8 == metrics["stated_epsilon"].value
     assert done.privacy.validity == "valid"
     assert [step for step, _ in done.facts["curve"]] == [0, 2, 4, 6]
-    assert found["perplexity"].value == pytest.approx(math.exp(found["validation_loss"].value))
-    assert found["noise_std"].value == pytest.approx(done.mechanism["noise_std"])
+    assert metrics["perplexity"].value == pytest.approx(math.exp(metrics["validation_loss"].value))
+    assert metrics["noise_std"].value == pytest.approx(done.mechanism["noise_std"])
     assert done.facts["example"] == "one block of 16 tokens"
     assert done.facts["tokenizer_split"] == "test"
     assert done.facts["unprotected"] == []
@@ -202,8 +202,8 @@ def test_a_private_run_records_its_epsilon_and_curve(context):
 
 
 def test_thresholds_that_adapt_are_in_the_log_and_in_the_facts(context):
-    own = settings(clipping={"adaptive": {"quantile": 0.6, "budget": 0.1}})
-    outcome = job.run(own, context)
+    run_settings = settings(clipping={"adaptive": {"quantile": 0.6, "budget": 0.1}})
+    outcome = job.run(run_settings, context)
     lines = [json.loads(line) for line in (context.out / "steps.jsonl").read_text().splitlines()]
     bounds = outcome.facts["thresholds"]
     assert len(bounds) == outcome.facts["groups"]
@@ -233,14 +233,14 @@ def test_check_proves_groups_and_thresholds():
 
 def test_a_run_as_published_says_the_real_epsilon_or_none(context):
     noise = job.run(settings(noise="flashdp_published", clipping={"bound": None, "group_bound": 100.0}), context)
-    found = {m.name: m for m in noise.metrics}
-    assert noise.privacy.target_epsilon == found["stated_epsilon"].value == 8
-    assert noise.privacy.epsilon == found["epsilon"].value > 1000
+    metrics = {m.name: m for m in noise.metrics}
+    assert noise.privacy.target_epsilon == metrics["stated_epsilon"].value == 8
+    assert noise.privacy.epsilon == metrics["epsilon"].value > 1000
     assert "epsilon 8 and added as published gives" in noise.warnings[0]
     layers = job.run(settings(method="flashdp_published"), context)
-    found = {m.name: m for m in layers.metrics}
-    assert (found["epsilon"].value, found["epsilon"].text) == (None, "none")
-    assert found["epsilon"].note.startswith("FLASH-2, FLASH-4: no finite epsilon")
+    metrics = {m.name: m for m in layers.metrics}
+    assert (metrics["epsilon"].value, metrics["epsilon"].text) == (None, "none")
+    assert metrics["epsilon"].note.startswith("FLASH-2, FLASH-4: no finite epsilon")
     assert (layers.privacy.epsilon, layers.privacy.epsilon_rdp, layers.privacy.validity) == (None, None, "nominal")
     assert "model.lm_head.weight" in layers.facts["unprotected"]
     plain = job.run(settings(**PLAIN), context)
@@ -249,7 +249,7 @@ def test_a_run_as_published_says_the_real_epsilon_or_none(context):
 
 
 def test_the_released_gradient_is_shortened_after_the_noise(context):
-    own = settings(optimizer={"gradient_clip": 1e-3})
+    run_settings = settings(optimizer={"gradient_clip": 1e-3})
     norms = []
     zero_grad = torch.optim.AdamW.zero_grad
 
@@ -260,14 +260,14 @@ def test_the_released_gradient_is_shortened_after_the_noise(context):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "zero_grad", watch)
-        job.run(own, context)
-    assert norms == pytest.approx([1e-3] * own.steps, rel=1e-3)
+        job.run(run_settings, context)
+    assert norms == pytest.approx([1e-3] * run_settings.steps, rel=1e-3)
 
 
 def test_weight_decay_is_of_matrices_alone():
-    own = settings(optimizer={"weight_decay": 0.1})
-    found = own.optimizer.build(parameter_groups(own, model_of(own)))
-    assert {(p.dim() >= 2, group["weight_decay"]) for group in found.param_groups for p in group["params"]} == {
+    run_settings = settings(optimizer={"weight_decay": 0.1})
+    optimizer = run_settings.optimizer.build(parameter_groups(run_settings, model_of(run_settings)))
+    assert {(p.dim() >= 2, group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]} == {
         (True, 0.1),
         (False, 0.0),
     }

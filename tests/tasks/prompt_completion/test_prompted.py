@@ -55,9 +55,11 @@ def settings(**over):
 
 @pytest.fixture
 def context(tmp_path):
-    found = {f"dataset:{name}": registry.resolve(name, "embedded") for name in ("sst2", "boolq", "squad", "drop", "wikitext2")}
-    found |= {f"model:{name}": sources.resolve(name, "scratch") for name in ("opt", "gpt2", "openai_gpt2", "facebook_opt_1_3b")}
-    return Context(tmp_path, 1, found, StepLog(tmp_path / "steps.jsonl"))
+    resolved = {f"dataset:{name}": registry.resolve(name, "embedded") for name in ("sst2", "boolq", "squad", "drop", "wikitext2")}
+    resolved |= {
+        f"model:{name}": sources.resolve(name, "scratch") for name in ("opt", "gpt2", "openai_gpt2", "facebook_opt_1_3b")
+    }
+    return Context(tmp_path, 1, resolved, StepLog(tmp_path / "steps.jsonl"))
 
 
 def metrics(outcome):
@@ -103,8 +105,8 @@ def test_settings_that_make_no_sense_are_named(over, says):
 @pytest.mark.parametrize("over", [{}, ANSWERS, ZERO_SHOT, FIRST_ORDER | {"loss": "tokens"}, {"start": START}])
 def test_settings_are_read_as_they_are_written(over):
     """A run's config is what its process is given."""
-    given = settings(**over)
-    assert parse(job.Settings, given.model_dump(mode="json"), "test") == given
+    run_settings = settings(**over)
+    assert parse(job.Settings, run_settings.model_dump(mode="json"), "test") == run_settings
 
 
 def reference(model, prompt, way):
@@ -122,14 +124,14 @@ def test_scores_are_mean_log_likelihoods_of_the_words_own_tokens(context, words)
     assert task.examples.forms == (1 if all(len(ids) == 1 for ids in task.words) else 2)
     index = np.array([3, 0, 17, 5])
     with torch.no_grad():
-        found = scores(task.model, task.examples.batch(index))
-        whole = scores(task.model, task.examples.batch(index), trim=False)
-    wanted = torch.tensor([[reference(task.model, task.examples.prompts[i], way) for way in task.words] for i in index])
-    assert float((found - wanted).abs().max()) < 1e-4
-    assert float((found - whole).abs().max()) < 1e-5
+        word_scores = scores(task.model, task.examples.batch(index))
+        untrimmed_scores = scores(task.model, task.examples.batch(index), trim=False)
+    expected_scores = torch.tensor([[reference(task.model, task.examples.prompts[i], way) for way in task.words] for i in index])
+    assert float((word_scores - expected_scores).abs().max()) < 1e-4
+    assert float((word_scores - untrimmed_scores).abs().max()) < 1e-5
     losses = task.losses(task.model, task.examples.batch(index))
     right = torch.as_tensor(task.examples.label[index])
-    assert torch.allclose(losses, -wanted.log_softmax(1)[torch.arange(4), right], atol=1e-4)
+    assert torch.allclose(losses, -expected_scores.log_softmax(1)[torch.arange(4), right], atol=1e-4)
 
 
 def test_the_loss_of_tokens_is_that_of_the_right_words_alone(context):
@@ -139,8 +141,8 @@ def test_the_loss_of_tokens_is_that_of_the_right_words_alone(context):
     losses = task.losses(task.model, task.batch(index))
     label = every.examples.label[index]
     assert set(label.tolist()) == {0, 1}
-    wanted = [-reference(task.model, task.examples.prompts[i], task.words[label[i]]) for i in index]
-    assert torch.allclose(losses, torch.tensor(wanted), atol=1e-4)
+    expected_losses = [-reference(task.model, task.examples.prompts[i], task.words[label[i]]) for i in index]
+    assert torch.allclose(losses, torch.tensor(expected_losses), atol=1e-4)
 
 
 @pytest.mark.parametrize("over", [{}, {"label_words": LONG}, {"loss": "tokens"}, ANSWERS, ANSWERS | {"dataset": "drop"}])
@@ -157,7 +159,7 @@ def test_an_example_does_not_depend_on_its_neighbours(context, over):
 
 def test_answers_are_trained_on_their_tokens_and_their_end(context):
     task = PromptTask(settings(**ANSWERS), context)
-    row = next(i for i, own in enumerate(task.examples.candidates) if len(own[0]) < 10)
+    row = next(i for i, candidates in enumerate(task.examples.candidates) if len(candidates[0]) < 10)
     (way,) = task.examples.candidates[row]
     assert way[-1] == task.stop
     loss = float(task.losses(task.model, task.batch(np.array([row]))).detach()[0])
@@ -165,12 +167,12 @@ def test_answers_are_trained_on_their_tokens_and_their_end(context):
 
 
 def test_answers_that_do_not_fit_are_cut_and_counted(context):
-    found = job.run(settings(**ANSWERS | {"answer_length": 3}), context)
-    assert found.facts["answers_cut"] > 0
-    assert any("were cut to 3 tokens" in warning for warning in found.warnings)
-    whole = job.run(settings(**ANSWERS | {"answer_length": 40}), context)
-    assert whole.facts["answers_cut"] == 0
-    assert whole.warnings == []
+    cut_outcome = job.run(settings(**ANSWERS | {"answer_length": 3}), context)
+    assert cut_outcome.facts["answers_cut"] > 0
+    assert any("were cut to 3 tokens" in warning for warning in cut_outcome.warnings)
+    full_outcome = job.run(settings(**ANSWERS | {"answer_length": 40}), context)
+    assert full_outcome.facts["answers_cut"] == 0
+    assert full_outcome.warnings == []
 
 
 def test_of_a_long_prompt_the_end_is_kept(context):
@@ -187,8 +189,8 @@ def test_label_words_without_a_token_or_with_the_same_are_named(context, monkeyp
     from dpbench.data import coding
 
     task = PromptTask(settings(), context)
-    own = coding.Pieces.ids
-    monkeypatch.setattr(coding.Pieces, "ids", lambda self, text: [] if text == " great" else own(self, text))
+    real_ids = coding.Pieces.ids
+    monkeypatch.setattr(coding.Pieces, "ids", lambda self, text: [] if text == " great" else real_ids(self, text))
     with pytest.raises(DpbenchError, match="' great' of positive has no token"):
         PromptTask(settings(), context)
     monkeypatch.setattr(coding.Pieces, "ids", lambda self, text: task.words[0])
@@ -206,23 +208,23 @@ def test_the_seed_chooses_the_rows_and_the_rest_is_apart(context):
     assert len(one) == 40
     assert len(one & other) < 10
     assert same == evaluated  # of the validation split, for every seed
-    drawn, rest = prompts(0, evaluate_on="train_rest")
+    drawn, other_rows = prompts(0, evaluate_on="train_rest")
     assert drawn == one
-    assert len(rest) == 16
-    assert not drawn & set(rest)
+    assert len(other_rows) == 16
+    assert not drawn & set(other_rows)
 
 
 @pytest.mark.parametrize("task", ["sst2", "boolq"])
 def test_a_private_run_says_what_it_did(context, task):
-    found = job.run(settings(dataset=task), context)
-    assert found.facts["train_rows"] == 40
-    assert found.facts["evaluated_rows"] == 16
-    assert found.mechanism["sampling"]["sample_rate"] == 12 / 40
-    assert 5.9 < found.privacy.epsilon <= 6.0
-    assert found.facts["curve"][0][0] == 0
-    assert found.facts["curve"][-1] == [4, metrics(found)["accuracy"]]
-    assert sum(found.facts["picks"]) == 16
-    assert 0 <= metrics(found)["accuracy"] <= 100
+    outcome = job.run(settings(dataset=task), context)
+    assert outcome.facts["train_rows"] == 40
+    assert outcome.facts["evaluated_rows"] == 16
+    assert outcome.mechanism["sampling"]["sample_rate"] == 12 / 40
+    assert 5.9 < outcome.privacy.epsilon <= 6.0
+    assert outcome.facts["curve"][0][0] == 0
+    assert outcome.facts["curve"][-1] == [4, metrics(outcome)["accuracy"]]
+    assert sum(outcome.facts["picks"]) == 16
+    assert 0 <= metrics(outcome)["accuracy"] <= 100
 
 
 @pytest.mark.parametrize("task", ["squad", "drop"])
@@ -234,22 +236,22 @@ def test_answers_are_scored_after_the_last_step(context, task, monkeypatch):
         return evaluate(task)
 
     monkeypatch.setattr(PromptTask, "evaluate", counted)
-    found = job.run(settings(**ANSWERS | {"dataset": task}), context)
-    assert found.privacy is not None
-    assert set(metrics(found)) >= {"f1", "exact_match"}
+    outcome = job.run(settings(**ANSWERS | {"dataset": task}), context)
+    assert outcome.privacy is not None
+    assert set(metrics(outcome)) >= {"f1", "exact_match"}
     assert lines == [4]  # once, when all steps have been logged
-    assert "curve" not in found.facts
-    assert len(found.facts["outputs_sha256"]) == 64
+    assert "curve" not in outcome.facts
+    assert len(outcome.facts["outputs_sha256"]) == 64
 
 
 def test_right_answers_score_a_hundred(context, monkeypatch):
     """What is written is compared with the answers of its own row."""
     task = PromptTask(settings(**ANSWERS), context)
     ways = [task.coding.ids(f" The {row.answers[0]}!") for row in task.evaluated]
-    monkeypatch.setattr(module, "generate", lambda *args, **rest: ways)
-    found = task.evaluate()
-    assert (found["f1"], found["exact_match"]) == (100.0, 100.0)
-    monkeypatch.setattr(module, "generate", lambda *args, **rest: [*ways[8:], *ways[:8]])
+    monkeypatch.setattr(module, "generate", lambda *args, **options: ways)
+    metrics = task.evaluate()
+    assert (metrics["f1"], metrics["exact_match"]) == (100.0, 100.0)
+    monkeypatch.setattr(module, "generate", lambda *args, **options: [*ways[8:], *ways[:8]])
     assert task.evaluate()["exact_match"] < 60
 
 
@@ -259,47 +261,47 @@ def test_the_evaluated_loss_is_the_mean_of_the_rows(context, over):
     rows = task.asked
     each = []
     for prompt, ways, label in zip(rows.prompts, rows.candidates, rows.label, strict=True):
-        found = torch.tensor([reference(task.model, prompt, way) for way in ways])
-        each.append(-float(found.log_softmax(0)[label] if len(ways) > 1 else found[0]))
+        row_losses = torch.tensor([reference(task.model, prompt, way) for way in ways])
+        each.append(-float(row_losses.log_softmax(0)[label] if len(ways) > 1 else row_losses[0]))
     assert task.evaluate()["loss"] == pytest.approx(np.mean(each), abs=1e-4)
 
 
 def test_written_answers_end_at_their_length_or_their_mark(context, monkeypatch):
-    given = {}
+    seen_options = {}
 
-    def generate_(model, prompts, **rest):
-        given.update(rest, prompts=prompts)
+    def generate_(model, prompts, **options):
+        seen_options.update(options, prompts=prompts)
         return [[] for _ in prompts]
 
     monkeypatch.setattr(module, "generate", generate_)
     task = PromptTask(settings(**ANSWERS), context)
     assert task.evaluate()["f1"] == 0
-    assert (given["eos"], given["longest"], given["limit"]) == (task.stop, 10, 160)
-    assert max(map(len, given["prompts"])) <= 150
+    assert (seen_options["eos"], seen_options["longest"], seen_options["limit"]) == (task.stop, 10, 160)
+    assert max(map(len, seen_options["prompts"])) <= 150
 
 
 @pytest.mark.parametrize("task", ["sst2", "squad"])
 def test_zero_shot_evaluates_the_model_as_it_starts(context, task):
     over = ANSWERS if task == "squad" else {}
-    found = job.run(settings(**ZERO_SHOT | over), context)
-    assert found.mechanism is None
-    assert found.privacy is None
-    assert "train_rows" not in found.facts
+    outcome = job.run(settings(**ZERO_SHOT | over), context)
+    assert outcome.mechanism is None
+    assert outcome.privacy is None
+    assert "train_rows" not in outcome.facts
     if task == "sst2":
         trained = job.run(settings(**MEZO), context)
-        assert found.facts["curve"] == [[0, metrics(found)["accuracy"]]] == trained.facts["curve"][:1]
+        assert outcome.facts["curve"] == [[0, metrics(outcome)["accuracy"]]] == trained.facts["curve"][:1]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("over", [{}, ANSWERS], ids=["words", "answers"])
 def test_half_precision_trains_by_zeroth_order(context, dtype, over):
-    found = job.run(settings(**{"dtype": dtype, **over}), context)
-    assert not any("not finite" in warning for warning in found.warnings)
+    outcome = job.run(settings(**{"dtype": dtype, **over}), context)
+    assert not any("not finite" in warning for warning in outcome.warnings)
     task = PromptTask(settings(**{"dtype": dtype, **over}), context)
     assert {p.dtype for p in task.model.parameters()} == {getattr(torch, dtype)}
     wide = PromptTask(settings(**over), context)
     index = np.arange(6)
-    losses = [own.losses(own.model, own.batch(index)) for own in (task, wide)]
+    losses = [variant.losses(variant.model, variant.batch(index)) for variant in (task, wide)]
     assert losses[0].dtype == torch.float32
     assert torch.allclose(*losses, rtol=0.05)
 
@@ -317,11 +319,11 @@ def test_mezo_lowers_the_loss(context):
     }
     task = PromptTask(settings(**over), context)
     start = float(task.losses(task.model, task.batch(np.arange(24))).detach().mean())
-    found = job.run(settings(**over), context)
+    outcome = job.run(settings(**over), context)
     losses = [json.loads(line)["loss"] for line in (context.out / "steps.jsonl").read_text().splitlines()]
     assert abs(start - losses[0]) < 0.02
     assert np.mean(losses[-10:]) < start - 0.01
-    assert found.facts["trainable_parameters"] == found.facts["parameters"]
+    assert outcome.facts["trainable_parameters"] == outcome.facts["parameters"]
 
 
 def test_a_first_order_engine_needs_one_input_an_example(context):
@@ -353,7 +355,7 @@ def test_first_order_engines_sum_what_the_oracle_sums(context, over):
 
 def test_the_public_start_is_the_one_of_the_generate_job(context, as_parent):
     over = {"size": "tiny", "start": START | {"token_budget": 1024}}
-    ((role, (name, wanted, seed, _)),) = job.parents(settings(**over), 1).items()
+    ((role, (name, parent_settings, seed, _)),) = job.parents(settings(**over), 1).items()
     other = {
         "dataset": "e2e_nlg",
         "size": "tiny",
@@ -369,11 +371,11 @@ def test_the_public_start_is_the_one_of_the_generate_job(context, as_parent):
     }
     theirs = generate.parents(parse(generate.Settings, other, "test"), 7)[role]
     assert (role, name, seed) == ("start", "language_modeling", 0)
-    assert theirs[:3] == (name, wanted, seed)
+    assert theirs[:3] == (name, parent_settings, seed)
     folder = context.out / "start"
     folder.mkdir()
     outcome = language_model.run(
-        parse(language_model.Settings, wanted, "parent"),
+        parse(language_model.Settings, parent_settings, "parent"),
         Context(folder, seed, context.sources, StepLog(folder / "steps.jsonl")),
     )
     context.parents["start"] = as_parent(folder, "language_modeling", outcome.artefacts)
@@ -432,12 +434,12 @@ def test_published_weights_with_their_own_tokenizer(published, over):
     assert all(prompt[0] == 2 for prompt in task.examples.prompts)  # </s>, as OPT was trained
     assert task.stop == tokenizer.encode("\n").ids[-1]
     assert {1, 380, 399} <= set(task.coding.banned)
-    found = job.run(settings(**WEIGHTS | over), context)
-    assert found.facts["vocabulary"] == 400
-    assert found.privacy.epsilon <= 6.0
+    outcome = job.run(settings(**WEIGHTS | over), context)
+    assert outcome.facts["vocabulary"] == 400
+    assert outcome.privacy.epsilon <= 6.0
 
 
-def test_answers_of_published_weights_end_with_the_line_or_the_text(published):
+def test_answers_of_published_weights_end_with_line_or_text(published):
     context, tokenizer = published
     task = PromptTask(settings(**WEIGHTS | ANSWERS), context)
     ids = tokenizer.encode(" great").ids

@@ -53,19 +53,19 @@ def settings(**over):
 
 @pytest.fixture
 def context(tmp_path):
-    found = {f"dataset:{name}": registry.resolve(name, "embedded") for name in ("e2e_nlg", "web_nlg", "dart", "wikitext2")}
-    found |= {f"model:{name}": models.resolve(name, "scratch") for name in ("gpt2", "openai_gpt2")}
-    return Context(tmp_path, 1, found, StepLog(tmp_path / "steps.jsonl"))
+    resolved = {f"dataset:{name}": registry.resolve(name, "embedded") for name in ("e2e_nlg", "web_nlg", "dart", "wikitext2")}
+    resolved |= {f"model:{name}": models.resolve(name, "scratch") for name in ("gpt2", "openai_gpt2")}
+    return Context(tmp_path, 1, resolved, StepLog(tmp_path / "steps.jsonl"))
 
 
 @pytest.fixture
 def started(context, as_parent):
     """The context with the public model that `PUBLIC` asks for."""
-    ((role, (name, wanted, seed, _)),) = job.parents(settings(**PUBLIC), 1).items()
+    ((role, (name, parent_settings, seed, _)),) = job.parents(settings(**PUBLIC), 1).items()
     assert (role, name, seed) == ("start", "language_modeling", 0)
     folder = context.out / "start"
     folder.mkdir()
-    parent = parse(language_model.Settings, wanted, "parent")
+    parent = parse(language_model.Settings, parent_settings, "parent")
     outcome = language_model.run(parent, Context(folder, seed, context.sources, StepLog(folder / "steps.jsonl")))
     context.parents["start"] = as_parent(folder, "language_modeling", outcome.artefacts)
     return context, outcome
@@ -99,12 +99,12 @@ def test_the_loss_is_of_the_text_alone(quick, context):
         task.quicken()
         assert task.first == min(task.begins) - 1 > 0
     rows = np.asarray([0, 7, 30])
-    found = task.losses(task.model, task.batch(rows)).detach()
-    for value, row in zip(found, rows, strict=True):
+    batch_losses = task.losses(task.model, task.batch(rows)).detach()
+    for value, row in zip(batch_losses, rows, strict=True):
         ids, begin = task.ids[row], task.begins[row]
         logits = task.model(torch.tensor([ids])).detach()[0].log_softmax(-1)
-        own = [float(logits[at - 1, ids[at]]) for at in range(begin, len(ids))]
-        assert float(value) == pytest.approx(-sum(own) / len(own), rel=1e-5)  # float32
+        token_losses = [float(logits[at - 1, ids[at]]) for at in range(begin, len(ids))]
+        assert float(value) == pytest.approx(-sum(token_losses) / len(token_losses), rel=1e-5)  # float32
     assert len({len(task.ids[row]) for row in rows}) > 1  # so that one of them is padded
     other = dict(task.batch(rows[:1]))
     other["input_ids"] = other["input_ids"].clone()
@@ -121,18 +121,18 @@ def test_long_rows_are_cut_but_have_text(context):
     assert bool((task.batch(rows)["count"] > 0).all())
 
 
-def train(own, task, plan, context):
-    return fit(own, task, own.optimizer.build(task.parameter_groups()), [plan], context)
+def train(run_settings, task, plan, context):
+    return fit(run_settings, task, run_settings.optimizer.build(task.parameter_groups()), [plan], context)
 
 
-def test_without_noise_and_with_a_bound_that_never_bites_it_is_plain_training(context):
+def test_without_noise_and_clipping_it_is_plain_training(context):
     """Same sampling, same weights: only the order of sums differs, which AdamW may enlarge."""
     sampling = Sampling("poisson", 300, 40)
     ends = []
     for over, clipping in ((PLAIN, None), ({"clipping": {"function": "abadi"}}, Clipping(bound=1e6))):
-        own = settings(**over)
-        task = TableToText(own, context)
-        done = train(own, task, Mechanism(sampling, 3, clipping, seed=1), context)
+        run_settings = settings(**over)
+        task = TableToText(run_settings, context)
+        done = train(run_settings, task, Mechanism(sampling, 3, clipping, seed=1), context)
         assert done.clipped_fractions == [0.0] * 3
         ends.append(task.losses(task.model, task.batch(np.arange(20))).detach())
     assert float((ends[0] - ends[1]).abs().max()) < 1e-3
@@ -141,11 +141,11 @@ def test_without_noise_and_with_a_bound_that_never_bites_it_is_plain_training(co
 @pytest.mark.parametrize("dataset", ["e2e_nlg", "web_nlg", "dart"])
 def test_a_private_run_measures_and_accounts(dataset, context):
     done = job.run(settings(dataset=dataset), context)
-    found = {m.name: m for m in done.metrics}
+    metrics = {m.name: m for m in done.metrics}
     spent = ["epsilon", "stated_epsilon", "training_seconds", "processor_seconds", "clipped_fraction", "noise_ratio"]
-    assert list(found) == ["bleu", "rouge_l", "nist", "meteor", "cider", *spent]
-    assert all(0 <= found[name].value <= 100 for name in ("bleu", "rouge_l", "nist"))
-    assert all(found[name].value is None and found[name].note.startswith("left out") for name in ("meteor", "cider"))
+    assert list(metrics) == ["bleu", "rouge_l", "nist", "meteor", "cider", *spent]
+    assert all(0 <= metrics[name].value <= 100 for name in ("bleu", "rouge_l", "nist"))
+    assert all(metrics[name].value is None and metrics[name].note.startswith("left out") for name in ("meteor", "cider"))
     assert 0.99 * 8 <= done.privacy.epsilon <= 8
     assert done.mechanism["sampling"]["dataset_size"] == done.facts["train_rows"] == 300
     assert done.facts["unprotected"] == []
@@ -166,7 +166,7 @@ def test_a_seed_gives_one_result(context):
 
 def test_it_learns_to_speak_of_its_input(context):
     """Without privacy, 160 steps: most names and places of the input are spoken of, and BLEU is no accident."""
-    own = settings(
+    run_settings = settings(
         **PLAIN,
         size="nano",
         train_limit=None,
@@ -176,9 +176,9 @@ def test_it_learns_to_speak_of_its_input(context):
         evaluate_limit=40,
         token_budget=8192,
     )
-    task = TableToText(own, context)
+    task = TableToText(run_settings, context)
     untrained = task.score()
-    train(own, task, own.mechanism(len(task), len(task), 1), context)
+    train(run_settings, task, run_settings.mechanism(len(task), len(task), 1), context)
     trained, outputs = task.score(), task.write()
     assert untrained["bleu"] < 5
     assert trained["bleu"] > 25
@@ -191,11 +191,11 @@ def test_it_learns_to_speak_of_its_input(context):
 @pytest.mark.parametrize("mode", MODES)
 def test_parts_of_a_public_model_are_trained(mode, started):
     context, parent = started
-    own = settings(**PUBLIC, tuning=MODES[mode], decoding={"beams": 2})
-    task = TableToText(own, context)
+    run_settings = settings(**PUBLIC, tuning=MODES[mode], decoding={"beams": 2})
+    task = TableToText(run_settings, context)
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     assert task.facts["tokenizer_sha256"] == parent.facts["tokenizer_sha256"]
-    done = train(own, task, own.mechanism(300, 300, 1), context)
+    done = train(run_settings, task, run_settings.mechanism(300, 300, 1), context)
     moved = {name for name, value in task.model.state_dict().items() if not torch.equal(value, before[name])}
     trained = {name for name, p in task.model.named_parameters() if p.requires_grad}
     assert moved == trained
@@ -214,28 +214,28 @@ def test_training_begins_with_the_public_weights(started):
     assert not torch.equal(random.state_dict()["model.lm_head.weight"], kept["model.lm_head.weight"])
 
 
-def test_the_rest_of_the_train_split_is_apart_from_what_is_trained_on(context):
-    whole = TableToText(settings(train_limit=None), context)
-    rest = TableToText(settings(train_limit=None, evaluate_on="train_rest", held_out=0.2, evaluate_limit=None), context)
+def test_the_held_out_train_rows_are_never_trained_on(context):
+    full_task = TableToText(settings(train_limit=None), context)
+    other_task = TableToText(settings(train_limit=None, evaluate_on="train_rest", held_out=0.2, evaluate_limit=None), context)
     source = context.sources["dataset:e2e_nlg"]
     rows = described.load("e2e_nlg", "train", source)
     train = described.grouped(rows)
     test = {row.fields for row in described.load("e2e_nlg", "test", source)}
-    assert {row.fields for row in whole.inputs} <= test
-    held = {row.fields for row in rest.inputs}
+    assert {row.fields for row in full_task.inputs} <= test
+    held = {row.fields for row in other_task.inputs}
     assert held < {row.fields for row in train}
     assert 0.15 < len(held) / len(train) < 0.25
-    assert len(rest) == len(whole) - sum(row.fields in held for row in rows)
+    assert len(other_task) == len(full_task) - sum(row.fields in held for row in rows)
     assert not any(is_held_out(row, 0.2) for row in train if row.fields not in held)
 
 
 def test_samples_are_the_best_and_the_worst():
     inputs = [Described((("name", str(i)),), ("one two three four five",)) for i in range(5)]
     outputs = ["one two three four five", "six", "one two three four", "one two seven", ""]
-    found = samples(inputs, outputs, 2)
-    assert [(s["place"], s["index"]) for s in found] == [("best", 0), ("best", 2), ("worst", 4), ("worst", 1)]
-    assert found[0]["bleu"] == 100.0
-    assert found[0]["input"] == "name : 0"
+    chosen = samples(inputs, outputs, 2)
+    assert [(s["place"], s["index"]) for s in chosen] == [("best", 0), ("best", 2), ("worst", 4), ("worst", 1)]
+    assert chosen[0]["bleu"] == 100.0
+    assert chosen[0]["input"] == "name : 0"
     few = samples(inputs[:3], outputs[:3], 5)
     assert sorted(s["index"] for s in few) == [0, 1, 2]
 
@@ -245,9 +245,9 @@ OWN = {"size": None, "weights": "openai_gpt2", "coding": "own"}
 
 @pytest.mark.parametrize("over", [{}, PLAIN, PUBLIC, OWN, *({**PUBLIC, "tuning": mode} for mode in MODES.values())])
 def test_a_run_is_proven_without_running_it(over, context):
-    own = settings(**over)
-    said = job.check(own, context.sources)
-    assert "trainable parameters" in said[0]
+    run_settings = settings(**over)
+    remarks = job.check(run_settings, context.sources)
+    assert "trainable parameters" in remarks[0]
 
 
 def test_a_model_with_published_weights_brings_its_tokenizer(context, tmp_path, monkeypatch):
@@ -265,12 +265,12 @@ def test_a_model_with_published_weights_brings_its_tokenizer(context, tmp_path, 
     (folder / "config.json").write_text("{}")
     monkeypatch.setenv("DPBENCH_MODELS", str(tmp_path / "models"))
     context.sources["model:openai_gpt2"] = models.resolve("openai_gpt2", "local")
-    own = settings(**OWN, max_length=80, tuning=MODES["last_layers"])
-    task = TableToText(own, context)
+    run_settings = settings(**OWN, max_length=80, tuning=MODES["last_layers"])
+    task = TableToText(run_settings, context)
     assert all(ids[begin - 1] == 7 for ids, begin in zip(task.ids, task.begins, strict=True))
     assert (task.coding.pad, task.coding.eos) == (7, 7)
     assert 7 not in task.coding.banned
-    assert len(job.run(own, context).facts["samples"]) == 4
+    assert len(job.run(run_settings, context).facts["samples"]) == 4
     scratch = TableToText(settings(**OWN, max_length=80, from_scratch=True), context)
     assert scratch.coding.sha256 == task.coding.sha256
     assert not torch.equal(scratch.model.state_dict()["model.lm_head.weight"], task.model.state_dict()["model.lm_head.weight"])
@@ -287,12 +287,12 @@ def test_automatic_and_tight_clipping_are_one_under_adam(context):
     it out, but for the 1e-8 that keeps it from dividing by 0: made so small that it rounds away. R is a power of two: exact."""
     ends = []
     for clipping in ({"function": "auto_v", "bound": 1.0}, {"function": "abadi", "bound": 2.0**-7}):
-        own = settings(clipping=clipping, steps=4)
-        task = TableToText(own, context)
-        stepper = own.optimizer.build(task.parameter_groups())
+        run_settings = settings(clipping=clipping, steps=4)
+        task = TableToText(run_settings, context)
+        stepper = run_settings.optimizer.build(task.parameter_groups())
         stepper.param_groups[0]["eps"] = 1e-30
-        plan = Mechanism(Sampling("poisson", 300, 40), 4, own.clipping.build(), 0.5, seed=1)
-        done = fit(own, task, stepper, [plan], context)
+        plan = Mechanism(Sampling("poisson", 300, 40), 4, run_settings.clipping.build(), 0.5, seed=1)
+        done = fit(run_settings, task, stepper, [plan], context)
         assert done.clipped_fractions == [1.0] * 4
         ends.append(torch.cat([p.detach().flatten() for p in task.model.parameters()]))
     assert float((ends[0] - ends[1]).abs().max()) < 1e-6  # of weights that moved by 4e-2; a rounding in fp32 is 1e-9

@@ -51,17 +51,17 @@ def settings(**over):
 
 @pytest.fixture(scope="module")
 def sources():
-    found = {f"dataset:{name}": registry.resolve(name, "embedded") for name in ("e2e_nlg", "samsum", "wikitext2")}
-    return found | {f"model:{name}": models.resolve(name, "scratch") for name in ("gpt2", "openai_gpt2_xl")}
+    resolved = {f"dataset:{name}": registry.resolve(name, "embedded") for name in ("e2e_nlg", "samsum", "wikitext2")}
+    return resolved | {f"model:{name}": models.resolve(name, "scratch") for name in ("gpt2", "openai_gpt2_xl")}
 
 
 @pytest.fixture(scope="module")
 def start(sources, tmp_path_factory, as_parent):
     """The folder of the public model that `BASE` asks for."""
-    ((_, (_, wanted, seed, _)),) = job.parents(settings(), 1).items()
+    ((_, (_, parent_settings, seed, _)),) = job.parents(settings(), 1).items()
     folder = tmp_path_factory.mktemp("start")
     outcome = language_model.run(
-        parse(language_model.Settings, wanted, "parent"), Context(folder, seed, sources, StepLog(folder / "steps.jsonl"))
+        parse(language_model.Settings, parent_settings, "parent"), Context(folder, seed, sources, StepLog(folder / "steps.jsonl"))
     )
     return as_parent(folder, "language_modeling", outcome.artefacts)
 
@@ -104,9 +104,9 @@ def test_what_cannot_run_is_refused_by_the_check(over, says, sources):
 
 @pytest.mark.parametrize("over", [{}, PLAIN, {"clipping": {"scope": "flat"}}, {"virtual": True, "method": "loop"}, NO_SCORE])
 def test_a_run_is_proven_without_running_it(over, sources):
-    said = job.check(settings(**over), sources)
-    assert "trainable parameters of" in said[0]
-    assert said[-2].startswith("2 ")
+    remarks = job.check(settings(**over), sources)
+    assert "trainable parameters of" in remarks[0]
+    assert remarks[-2].startswith("2 ")
 
 
 def test_fewer_gpus_than_stages_is_said_before_work(monkeypatch):
@@ -130,10 +130,10 @@ def test_processes_train_what_one_process_trains(context):
     alone, which AdamW enlarges where a gradient is nearly 0 (1e-3 of the largest step, 4 x the learning rate)."""
     ends = []
     for virtual in (False, True):
-        own = settings(**PLAIN, virtual=virtual)
-        task = TableToText(own, context)
+        run_settings = settings(**PLAIN, virtual=virtual)
+        task = TableToText(run_settings, context)
         before = {n: p.detach().clone() for n, p in task.model.named_parameters() if p.requires_grad}
-        done = pipeline.train(own, task, own.mechanism(200, 200, 1), context)
+        done = pipeline.train(run_settings, task, run_settings.mechanism(200, 200, 1), context)
         assert len(done.training.step_seconds) == len(done.tokens) == 4
         after = dict(task.model.named_parameters())
         assert all(not torch.equal(before[name], after[name]) for name in before)
@@ -146,14 +146,14 @@ def test_processes_train_what_one_process_trains(context):
 
 def test_a_private_run_of_two_processes(context):
     done = job.run(settings(), context)
-    found = {m.name: m for m in done.metrics}
+    metrics = {m.name: m for m in done.metrics}
     trained = {"epsilon", "stated_epsilon", "training_seconds", "processor_seconds", "clipped_fraction", "noise_ratio"}
-    assert set(found) == {"throughput", "step_seconds", "text_loss", *job.BYTES, *job.SCORES, *trained}
-    assert found["clipping_bytes"].value == 0
-    assert found["activation_bytes"].value == 2 * 4 * 80 * 32  # there and back, of every token the width in float32
-    assert 0 < found["guard_bytes"].value < 20
-    assert len(found["throughput"].rounds) == 2
-    assert all(0 <= found[name].value <= 100 for name in job.SCORES)
+    assert set(metrics) == {"throughput", "step_seconds", "text_loss", *job.BYTES, *job.SCORES, *trained}
+    assert metrics["clipping_bytes"].value == 0
+    assert metrics["activation_bytes"].value == 2 * 4 * 80 * 32  # there and back, of every token the width in float32
+    assert 0 < metrics["guard_bytes"].value < 20
+    assert len(metrics["throughput"].rounds) == 2
+    assert all(0 <= metrics[name].value <= 100 for name in job.SCORES)
     assert done.facts["groups"] == 2
     assert done.facts["unprotected"] == []
     assert done.facts["trainable_parameters"] == sum(done.facts["trainable_parameters_of_each_stage"])
@@ -162,49 +162,49 @@ def test_a_private_run_of_two_processes(context):
     assert 0.99 * 8 <= done.privacy.epsilon <= 8
 
 
-def test_the_loss_of_the_evaluated_texts_is_the_mean_of_each_ones_own(context):
+def test_the_evaluated_loss_is_the_mean_of_each_texts_loss(context):
     task = TableToText(settings(evaluate_limit=3, max_length=72), context)
     rows = [(row, text) for row in task.inputs for text in row.texts]
     assert len(rows) > len(task.inputs)
-    wanted = []
+    expected_losses = []
     for row, text in rows:
         prompt = task.prompt(row)
         ids = [*prompt, *task.coding.target(row.fields, text)][:72]
         logits = task.model(torch.tensor([ids])).detach()[0].log_softmax(-1)
-        own = [float(logits[at - 1, ids[at]]) for at in range(len(prompt), len(ids))]
-        wanted.append(-sum(own) / len(own))
-    assert task.text_loss() == pytest.approx(sum(wanted) / len(wanted), rel=1e-5)  # float32
+        token_losses = [float(logits[at - 1, ids[at]]) for at in range(len(prompt), len(ids))]
+        expected_losses.append(-sum(token_losses) / len(token_losses))
+    assert task.text_loss() == pytest.approx(sum(expected_losses) / len(expected_losses), rel=1e-5)  # float32
 
 
-def test_virtual_devices_have_the_groups_of_the_stages_and_no_bytes(context):
+def test_virtual_devices_group_as_stages_and_send_no_bytes(context):
     done = job.run(settings(virtual=True), context)
-    found = {m.name: m for m in done.metrics}
+    metrics = {m.name: m for m in done.metrics}
     assert done.facts["groups"] == 2
-    assert all(found[name].value is None and found[name].note == job.NO_BYTES for name in job.BYTES)
+    assert all(metrics[name].value is None and metrics[name].note == job.NO_BYTES for name in job.BYTES)
 
 
 def test_a_stage_of_random_weights_is_made_without_the_others(sources):
     """Frozen weights in bfloat16, adapters in float32; both stages together are the model, and it runs."""
-    own = settings(**NO_SCORE, dtype="bfloat16")
+    run_settings = settings(**NO_SCORE, dtype="bfloat16")
     request = {"source": sources["model:gpt2"].model_dump(mode="json"), "start": None, "vocabulary": 300, "seed": 1}
     x, names = torch.randint(0, 300, (2, 7)), set()
     for rank in range(2):
-        part = stage(own, request, rank, torch.device("cpu"))
+        part = stage(run_settings, request, rank, torch.device("cpu"))
         kinds = {(".lora_" in n, p.requires_grad, p.dtype) for n, p in part.named_parameters()}
         assert kinds == {(True, True, torch.float32), (False, False, torch.bfloat16)}
         names |= {n for n, _ in part.named_parameters()}
         x = part(x)
     assert bool(torch.isfinite(x).all())
-    whole = model_of(own, 300, sources["model:gpt2"], meta=True)
-    assert names == {n for k in range(2) for n, _ in stage_of(whole, k, 2).named_parameters()}
+    whole_model = model_of(run_settings, 300, sources["model:gpt2"], meta=True)
+    assert names == {n for k in range(2) for n, _ in stage_of(whole_model, k, 2).named_parameters()}
 
 
 def test_physical_batches_of_a_stage_have_one_shape():
     import numpy as np
 
-    own = settings(micro_batches=4)
-    examples = Examples(own, torch.device("cpu"), [[5] * n for n in (10, 30, 200)], [2, 3, 4], 0)
-    task = StageTask(examples, stage_of(model_of(own, 300, models.resolve("gpt2", "scratch")), 0, 2), own)
+    run_settings = settings(micro_batches=4)
+    examples = Examples(run_settings, torch.device("cpu"), [[5] * n for n in (10, 30, 200)], [2, 3, 4], 0)
+    task = StageTask(examples, stage_of(model_of(run_settings, 300, models.resolve("gpt2", "scratch")), 0, 2), run_settings)
     assert task.size == 8  # 1600 tokens of 200 each
     pieces = list(task.physical(np.arange(3).repeat(4)))
     assert [(len(rows), real) for rows, real in pieces] == [(8, 8), (8, 4)]
@@ -220,8 +220,8 @@ def test_nothing_is_counted_where_no_step_has_examples():
     assert (counter.examples, set(counter.bytes.values())) == (0, {0})
 
 
-def test_the_gpu_tier_has_virtual_devices_and_the_others_real_ones():
+def test_the_gpu_tier_alone_has_virtual_devices():
     for tier, virtual in (("laptop", False), ("gpu", True), ("paper", False)):
         runs = study_at(tier, ["groupwise/per_device"], "test").runs.values()
-        found = {run.config["settings"]["virtual"] for run in runs if run.config["job"] == "table_to_text_pipeline"}
-        assert found == {virtual}
+        virtual_choices = {run.config["settings"]["virtual"] for run in runs if run.config["job"] == "table_to_text_pipeline"}
+        assert virtual_choices == {virtual}

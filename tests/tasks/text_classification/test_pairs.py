@@ -66,9 +66,9 @@ def test_the_longer_text_is_cut_first(lengths, room, kept):
 def test_a_pair_is_one_input_with_a_mark_behind_each_text():
     tokenizer = models.text_tokenizer("tiny_bert", SCRATCH, SOURCES["dataset:wikitext2"])
     end = tokenizer.encode([""], 4)[0][-1]
-    (whole,) = tokenizer.encode(["the town"], 32, ["a river"])
-    assert whole == tokenizer.encode(["the town"], 32)[0] + tokenizer.encode(["a river"], 32)[0]
-    assert whole.count(end) == 2
+    (pair_ids,) = tokenizer.encode(["the town"], 32, ["a river"])
+    assert pair_ids == tokenizer.encode(["the town"], 32)[0] + tokenizer.encode(["a river"], 32)[0]
+    assert pair_ids.count(end) == 2
     (cut,) = tokenizer.encode(["the town"], 6, ["a river " * 20])
     assert len(cut) == 6
     with pytest.raises(DpbenchError, match="use more than 3"):
@@ -88,11 +88,11 @@ def test_real_tokenizers_mark_pairs_as_their_models_were_trained(tmp_path):
     theirs = AutoTokenizer.from_pretrained(sources.file_of(minilm, source, sources.TOKENIZER).parent)
     first, second = ["who came ?", "x " * 30], ["the mayor came", "y " * 12]
     for length in (64, 20):
-        wanted = theirs(first, second, truncation="longest_first", max_length=length)["input_ids"]
-        assert ours.encode(first, length, second) == wanted
+        expected_ids = theirs(first, second, truncation="longest_first", max_length=length)["input_ids"]
+        assert ours.encode(first, length, second) == expected_ids
 
 
-def test_features_of_pairs_are_product_and_distance_of_their_texts(tmp_path):
+def test_features_of_pairs_are_product_and_distance_of_texts(tmp_path):
     outcome = features.run(parse(features.Settings, FEATURES, "test"), context(tmp_path))
     stored = load_file(tmp_path / FILE)
     assert stored["train_x"].shape == (60, 64)
@@ -124,25 +124,25 @@ def test_pairs_train_on_features_and_whole(tmp_path, as_parent):
 
 @pytest.mark.parametrize(("training_kind", "width"), [("features", 64), ("full", 32)])
 def test_the_checked_model_has_the_width_of_the_trained_one(training_kind, width):
-    own = parse(classify.Settings, CLASSIFY | {"training": training_kind}, "test")
-    model = meta_model(own, SOURCES)
+    run_settings = parse(classify.Settings, CLASSIFY | {"training": training_kind}, "test")
+    model = meta_model(run_settings, SOURCES)
     head = model if training_kind == "features" else model.head
     assert head.out.weight.shape == (3, width)
-    assert "M trainable parameters" in classify.check(own, SOURCES)[0]
+    assert "M trainable parameters" in classify.check(run_settings, SOURCES)[0]
 
 
 def test_a_pairs_gradient_depends_on_both_of_its_texts():
     """Swapping another text in for the second changes what one example adds: it is not cut away."""
     data = TextData("mnli", "tiny_bert", SOURCES, 32)
     encoded = data.encode(["the mayor sold a boat"] * 2, np.zeros(2, dtype=np.int64), ["in the park", "at noon"])
-    own = parse(classify.Settings, CLASSIFY, "test")
-    head = make_head(own, 32, 3, 0, None)
+    run_settings = parse(classify.Settings, CLASSIFY, "test")
+    head = make_head(run_settings, 32, 3, 0, None)
     torch.nn.init.normal_(head.out.weight)
-    model = freeze(Classifier(models.encoder("tiny_bert", SCRATCH), head, own), own)
+    model = freeze(Classifier(models.encoder("tiny_bert", SCRATCH), head, run_settings), run_settings)
     sums = []
     for row in (0, 1):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        plan = own.mechanism(300, 300, 0)
+        plan = run_settings.mechanism(300, 300, 0)
         handle = engines.attach("bookkeeping", model, optimizer, plan)
         handle.backward(
             lambda net, b: torch.nn.functional.cross_entropy(net(b), b["label"], reduction="none"), encoded.batch([row])
@@ -161,14 +161,14 @@ def test_runs_on_single_sentences_keep_their_names():
     def local(kind, name):
         return Source(kind="local", files={"train": name * 4})
 
-    wanted = {
+    expected_names = {
         "smoke": (2, "3f64e8441b37", "f476d1a9f786"),
         "laptop": (8, "0c1d09d602fc", "d5287fc7c9d8"),
         "overnight": (43, "00513a62d9bf", "fcde97801973"),
         "gpu": (21, "1b2e9f8846b1", "eb5b75662223"),
         "paper": (21, "087ab3d5de4e", "f6720361a194"),
     }
-    for tier, expected in wanted.items():
+    for tier, expected in expected_names.items():
         runs = expand(load_table("automatic", "glue_base"), tier, local).runs.values()
         configs = [run.config for run in runs if run.config["settings"]["dataset"] == "sst2"]
         settings = [{k: v for k, v in config["settings"].items() if k != "chosen_by"} for config in configs]
@@ -186,8 +186,8 @@ def test_recorded_runs_keep_their_names():
         if not present or not tiers:
             continue
 
-        def resolve(kind, name, own=record.sources):
-            return own.get(f"{kind}:{name}", SCRATCH)
+        def resolve(kind, name, record_sources=record.sources):
+            return record_sources.get(f"{kind}:{name}", SCRATCH)
 
         spec = load_table("automatic", "glue_base")
         assert any(record.run in expand(spec, tier, resolve, [0, 1, 2, 3, 4]).runs for tier in tiers)

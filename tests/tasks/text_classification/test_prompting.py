@@ -50,17 +50,17 @@ def tokenizer(words=WORDS):
         vocabulary[symbol] = len(vocabulary)
     merges = []
     for word in words:
-        whole = "Ġ"
+        joined = "Ġ"
         for letter in word:
-            pair, whole = (whole, letter), whole + letter
-            if whole not in vocabulary:
-                vocabulary[whole] = len(vocabulary)
+            pair, joined = (joined, letter), joined + letter
+            if joined not in vocabulary:
+                vocabulary[joined] = len(vocabulary)
                 merges.append(pair)
-    made = Tokenizer(BPE(vocabulary, merges, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.add_special_tokens([AddedToken("<mask>", lstrip=True), *(AddedToken(t) for t in ("<s>", "<pad>", "</s>"))])
-    made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-    return made
+    bpe_tokenizer = Tokenizer(BPE(vocabulary, merges, unk_token="<unk>"))
+    bpe_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe_tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True), *(AddedToken(t) for t in ("<s>", "<pad>", "</s>"))])
+    bpe_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    return bpe_tokenizer
 
 
 @pytest.fixture
@@ -68,9 +68,9 @@ def roberta(monkeypatch, tmp_path):
     """A masked language model of two layers in a local folder, and transformers' own model of it."""
     from transformers import RobertaConfig, RobertaForMaskedLM
 
-    made = tokenizer()
+    bpe_tokenizer = tokenizer()
     architecture = plugins.get("model", "roberta_base").extra["architecture"] | {
-        "vocab_size": made.get_vocab_size(),
+        "vocab_size": bpe_tokenizer.get_vocab_size(),
         "hidden_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
@@ -84,14 +84,14 @@ def roberta(monkeypatch, tmp_path):
             parameter.add_(0.05 * torch.randn_like(parameter))
     folder = tmp_path / "models" / "roberta-base"
     theirs.save_pretrained(folder)
-    made.save(str(folder / "tokenizer.json"))
+    bpe_tokenizer.save(str(folder / "tokenizer.json"))
     monkeypatch.setenv("DPBENCH_MODELS", str(tmp_path / "models"))
     return theirs
 
 
 def sources():
-    found = {f"dataset:{name}": datasets.resolve(name, "embedded") for name in ("sst2", "wikitext2")}
-    return found | {"model:roberta_base": models.resolve("roberta_base", "local")}
+    resolved = {f"dataset:{name}": datasets.resolve(name, "embedded") for name in ("sst2", "wikitext2")}
+    return resolved | {"model:roberta_base": models.resolve("roberta_base", "local")}
 
 
 def own_tokenizer(words=WORDS):
@@ -102,11 +102,11 @@ def test_logits_are_transformers_own_of_the_label_words(roberta, tmp_path):
     settings = parse(classify.Settings, SETTINGS, "test")
     task = TextTask(settings, Context(tmp_path, 0, sources(), StepLog(tmp_path / "steps.jsonl")))
     batch = task.train.batch(np.arange(5))
-    found = task.model.eval()(batch)
-    whole = roberta(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    at_mask = whole[torch.arange(5), (batch["input_ids"] == 4).int().argmax(1)]
+    logits = task.model.eval()(batch)
+    model_logits = roberta(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    at_mask = model_logits[torch.arange(5), (batch["input_ids"] == 4).int().argmax(1)]
     words = [tokenizer().token_to_id(f"Ġ{word}") for word in ("terrible", "great")]
-    torch.testing.assert_close(found, at_mask[:, words], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits, at_mask[:, words], atol=1e-5, rtol=1e-5)
     assert (batch["input_ids"] == 4).sum(1).tolist() == [1] * 5
 
 
@@ -114,40 +114,40 @@ def test_logits_are_transformers_own_of_the_label_words(roberta, tmp_path):
 def test_the_head_is_trained_with_the_rest(roberta, tmp_path, engine):
     more = {"zeroth": {}, "optimizer": {"name": "sgd", "learning_rate": 0.01}} if engine == "mezo" else {}
     settings = parse(classify.Settings, SETTINGS | {"method": engine, "steps": 2} | more, "test")
-    found = classify.run(settings, Context(tmp_path, 0, sources(), StepLog(tmp_path / "steps.jsonl")))
-    assert found.facts["trainable_parameters"] > 32 * 32 + 2 * 33
-    assert found.privacy is None
+    outcome = classify.run(settings, Context(tmp_path, 0, sources(), StepLog(tmp_path / "steps.jsonl")))
+    assert outcome.facts["trainable_parameters"] > 32 * 32 + 2 * 33
+    assert outcome.privacy is None
 
 
-def test_zero_shot_is_the_accuracy_of_the_start_and_reads_no_training_row(roberta, tmp_path):
+def test_zero_shot_evaluates_the_start_and_reads_no_training_row(roberta, tmp_path):
     settings = parse(classify.Settings, SETTINGS, "test")
     context = Context(tmp_path, 0, sources(), StepLog(tmp_path / "steps.jsonl"))
-    found = classify.run(settings, context)
+    outcome = classify.run(settings, context)
     task = TextTask(settings, context)
-    assert found.metrics[0].value == 100 * task.accuracy()[0]
-    assert [m.name for m in found.metrics] == ["accuracy"]
-    assert (found.mechanism, found.privacy, found.facts["evaluated_rows"]) == (None, None, 20)
+    assert outcome.metrics[0].value == 100 * task.accuracy()[0]
+    assert [m.name for m in outcome.metrics] == ["accuracy"]
+    assert (outcome.mechanism, outcome.privacy, outcome.facts["evaluated_rows"]) == (None, None, 20)
 
 
 def test_a_long_text_is_cut_and_the_prompt_is_not():
-    own = own_tokenizer()
-    prompt = Prompt.of("sst2", own)
-    short, long = prompt.encode(own, ["a fine film", "very " * 50 + "fine"], None, 12)
+    prompt_tokenizer = own_tokenizer()
+    prompt = Prompt.of("sst2", prompt_tokenizer)
+    short, long = prompt.encode(prompt_tokenizer, ["a fine film", "very " * 50 + "fine"], None, 12)
     assert len(long) <= 12
     assert long[0] == 0
-    end = prompt.encode(own, [""], None, 12)[0]
+    end = prompt.encode(prompt_tokenizer, [""], None, 12)[0]
     assert long[-3:] == end[-3:]  # <mask> . </s>
     assert short.count(4) == long.count(4) == 1
     assert prompt.places([short, long]).tolist() == [short.index(4), long.index(4)]
     with pytest.raises(DpbenchError, match="no room for the prompt"):
-        prompt.encode(own, ["a"], None, 4)
+        prompt.encode(prompt_tokenizer, ["a"], None, 4)
 
 
 def test_of_a_pair_the_longer_text_is_cut_first():
-    own = own_tokenizer()
-    found = Prompt.of("rte", own).encode(own, ["very " * 40 + "fine"], ["a fine film"], 16)[0]
-    assert own.tokenizer.decode(found).endswith("Ġa Ġfine Ġfilm")
-    assert len(found) <= 16
+    prompt_tokenizer = own_tokenizer()
+    ids = Prompt.of("rte", prompt_tokenizer).encode(prompt_tokenizer, ["very " * 40 + "fine"], ["a fine film"], 16)[0]
+    assert prompt_tokenizer.tokenizer.decode(ids).endswith("Ġa Ġfine Ġfilm")
+    assert len(ids) <= 16
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_settings_that_make_no_sense_are_named(over, says):
         parse(classify.Settings, SETTINGS | over, "test")
 
 
-def test_every_declared_prompt_has_one_mask_its_texts_and_a_word_for_each_class():
+def test_each_prompt_has_one_mask_its_texts_and_class_words():
     seen = 0
     for plugin in plugins.discover("dataset").values():
         if (prompt := plugin.extra.get("prompt")) is None:

@@ -43,9 +43,9 @@ def test_thinning_looks_at_one_row_at_a_time():
     """Removing a row leaves the fate of all others as it was: the stability that keeps epsilon what it says."""
     keys = [f"text {i}" for i in range(2000)]
     labels = np.arange(2000) % 2
-    own = settings(class_keep={"positive": 0.5})
-    kept = {keys[i] for i in kept_rows(own, labels, lambda: keys, CLASSES)}
-    fewer = {keys[:-1][i] for i in kept_rows(own, labels[:-1], lambda: keys[:-1], CLASSES)}
+    run_settings = settings(class_keep={"positive": 0.5})
+    kept = {keys[i] for i in kept_rows(run_settings, labels, lambda: keys, CLASSES)}
+    fewer = {keys[:-1][i] for i in kept_rows(run_settings, labels[:-1], lambda: keys[:-1], CLASSES)}
     assert kept - {keys[-1]} == fewer
     share = sum(int(k.split()[1]) % 2 for k in kept) / 1000
     assert share == pytest.approx(0.5, abs=0.06)
@@ -57,7 +57,7 @@ def test_thinning_names_an_unknown_class():
         kept_rows(settings(class_keep={"positiv": 0.5}), np.zeros(3, dtype=int), lambda: ["a", "b", "c"], CLASSES)
 
 
-def test_heads_of_a_seed_are_the_same_and_leave_torchs_generator_alone():
+def test_heads_of_a_seed_are_equal_and_spare_torchs_generator():
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first = make_head(settings(hidden=[6]), 4, 2, 1, None)

@@ -19,14 +19,14 @@ from dpbench.validation import parse
 
 @pytest.mark.parametrize("engine", ["dpzero", "dpgd_0th", "dp_zo_laplace"])
 def test_a_private_run_counts_the_rows_there_are(tmp_path, engine):
-    found = run(tmp_path, method=engine)
-    assert found.facts["train_rows"] == found.facts["rows_drawn_from"] == 80
-    assert found.facts["evaluated_rows"] == 30
-    assert found.mechanism["sampling"]["sample_rate"] == 20 / 80
-    assert 7.9 < found.privacy.epsilon <= 8.0
-    assert found.facts["curve"][0][0] == 0
-    assert found.facts["curve"][-1][0] == 4
-    names = {m.name for m in found.metrics}
+    outcome = run(tmp_path, method=engine)
+    assert outcome.facts["train_rows"] == outcome.facts["rows_drawn_from"] == 80
+    assert outcome.facts["evaluated_rows"] == 30
+    assert outcome.mechanism["sampling"]["sample_rate"] == 20 / 80
+    assert 7.9 < outcome.privacy.epsilon <= 8.0
+    assert outcome.facts["curve"][0][0] == 0
+    assert outcome.facts["curve"][-1][0] == 4
+    names = {m.name for m in outcome.metrics}
     assert names == {
         "accuracy",
         "epsilon",
@@ -38,17 +38,17 @@ def test_a_private_run_counts_the_rows_there_are(tmp_path, engine):
     }
 
 
-def test_mezo_spends_nothing_and_moves_all_weights_but_the_frozen(tmp_path):
-    found = run(tmp_path, method="mezo", clipping=None, epsilon=None)
-    assert found.privacy is None
-    whole = run(tmp_path, method="mezo", clipping=None, epsilon=None, freeze_embeddings=False)
-    assert whole.facts["trainable_parameters"] > found.facts["trainable_parameters"]
+def test_mezo_spends_nothing_and_moves_all_unfrozen_weights(tmp_path):
+    outcome = run(tmp_path, method="mezo", clipping=None, epsilon=None)
+    assert outcome.privacy is None
+    unfrozen_outcome = run(tmp_path, method="mezo", clipping=None, epsilon=None, freeze_embeddings=False)
+    assert unfrozen_outcome.facts["trainable_parameters"] > outcome.facts["trainable_parameters"]
 
 
 def test_a_class_too_small_gives_what_it_has_and_says_so(tmp_path):
-    found = run(tmp_path, per_class=190)
-    assert any("where 190 were asked for" in warning for warning in found.warnings)
-    assert found.facts["train_rows"] < 380
+    outcome = run(tmp_path, per_class=190)
+    assert any("where 190 were asked for" in warning for warning in outcome.warnings)
+    assert outcome.facts["train_rows"] < 380
 
 
 def chosen(seed, count=30, rows=400):
@@ -108,8 +108,8 @@ def test_a_check_says_what_would_be_trained():
 def test_a_head_of_prompt_words_starts_at_the_filled_prompts(tmp_path):
     """Rows of unit length, their mean over classes taken away; of a single text's features."""
     assert filled("sst2") == ["It was terrible.", "It was great."]
-    own = settings(head="prompt_words", centre=False)
-    task = TextTask(own, Context(tmp_path, 0, SOURCES, StepLog(tmp_path / "steps.jsonl")))
+    run_settings = settings(head="prompt_words", centre=False)
+    task = TextTask(run_settings, Context(tmp_path, 0, SOURCES, StepLog(tmp_path / "steps.jsonl")))
     weight = task.model.head.out.weight.detach()
     assert weight.norm(dim=1).tolist() == pytest.approx([1.0, 1.0])
     assert weight[0].tolist() == pytest.approx((-weight[1]).tolist(), abs=1e-6)
