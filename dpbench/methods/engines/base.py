@@ -17,7 +17,7 @@ from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Factor, Sums
 from dpbench.methods.engines.batches import Losses, batch_size, select, versions_of, without_padding
 from dpbench.methods.engines.exchange import Exchange, Tally
-from dpbench.methods.engines.guard import Guard, Witness, claim, let_go, trainable_of
+from dpbench.methods.engines.guard import Guard, Witness, claim, unclaim, trainable_of
 from dpbench.methods.engines.layers import Layer, Layout, check_examples_apart, lay_out
 from dpbench.methods.engines.probes import has_values
 from dpbench.methods.engines.rescue import Doubts, Norms, scales_all
@@ -257,7 +257,7 @@ class Handle(Resumable):
         self._hooks = []
         self._sums, self._losses = {}, []
         self._doubts.clear()
-        let_go(self.optimizer, self)
+        unclaim(self.optimizer, self)
 
     # the two halves of `_accumulate`, for a pipeline; engines that declare to run as stages have them
 

@@ -170,7 +170,7 @@ def claim(optimizer: torch.optim.Optimizer, handle: Resumable) -> None:
         setattr(optimizer, _TAKES_SCALES, True)
 
 
-def let_go(optimizer: torch.optim.Optimizer, handle: Resumable) -> None:
+def unclaim(optimizer: torch.optim.Optimizer, handle: Resumable) -> None:
     """Forget what `claim` noted, if it was this method."""
     noted = _ATTACHED.get(optimizer)
     if noted is not None and noted() is handle:
