@@ -28,9 +28,9 @@ class Clipping:
     bound: The L2 bound of the contribution over all groups; with K groups and uniform thresholds each gets bound / sqrt(K).
     gamma: AUTO-S' stability constant. allocation: How noise is shared between groups. tied: See DESIGN, section 5.
     devices: The number of parts into which the scope per_device cuts a model on one process.
-    given: Thresholds in place of uniform ones, one for each group in the model's order or by the group's label. `bound` is then
-    their hypotenuse, whatever was passed.
-    adaptive: How the thresholds move from step to step, starting from the uniform ones or those in `given`.
+    thresholds: Thresholds in place of uniform ones, one for each group in the model's order or by the group's label. `bound` is
+        then their hypotenuse, whatever was passed.
+    adaptive: How the thresholds move from step to step, starting from the uniform ones or those in `thresholds`.
 
     Raises:
         DpbenchError: A name is unknown (the message suggests the nearest), a number is out of range, or parts do not go together.
@@ -43,7 +43,7 @@ class Clipping:
     allocation: Allocation = "global"
     tied: Tied = "sum"
     devices: int | None = None
-    given: Sequence[float] | Mapping[str, float] | None = None
+    thresholds: Sequence[float] | Mapping[str, float] | None = None
     adaptive: Adaptive | None = None
 
     def __post_init__(self) -> None:
@@ -52,9 +52,9 @@ class Clipping:
         known_name(self.allocation, "noise allocation", get_args(Allocation))
         known_name(self.tied, "way to count tied weights", get_args(Tied))
         function, scope = plugins.get("function", self.function), plugins.get("scope", self.scope)
-        if self.given is not None:
-            object.__setattr__(self, "given", _checked_thresholds(self.given))
-            object.__setattr__(self, "bound", _hypotenuse(self.given))
+        if self.thresholds is not None:
+            object.__setattr__(self, "thresholds", _checked_thresholds(self.thresholds))
+            object.__setattr__(self, "bound", _hypotenuse(self.thresholds))
         object.__setattr__(self, "bound", finite_number(self.bound, "clipping bound", above=0, hint="give a bound above 0"))
         object.__setattr__(self, "gamma", finite_number(self.gamma, "clipping gamma", least=0, hint="AUTO-S uses 0.01"))
         if self.devices is not None:
@@ -73,7 +73,7 @@ class Clipping:
             )
 
     def bounds(self, groups: int, labels: Sequence[str] = ()) -> list[float]:
-        """Return C_1..C_K of the first step: those in `given`, or C_k = bound / sqrt(K), so that hypot(C_1..C_K) = bound.
+        """Return C_1..C_K of the first step: those in `thresholds`, or C_k = bound / sqrt(K), so that hypot(C_1..C_K) = bound.
 
         Args:
             labels: The groups' labels, for thresholds by label.
@@ -81,19 +81,23 @@ class Clipping:
         Raises:
             DpbenchError: The thresholds are for other groups than there are.
         """
-        if self.given is None:
+        if self.thresholds is None:
             return [self.bound / math.sqrt(groups)] * groups
-        if isinstance(self.given, Mapping):
-            for name in self.given:
+        if isinstance(self.thresholds, Mapping):
+            for name in self.thresholds:
                 if name not in labels:
-                    raise unknown("group", name, labels, "clipping given")
-            if missing := [label for label in labels if label not in self.given]:
-                raise DpbenchError(f"clipping given: no threshold for group {missing[0]}", f"{len(missing)} of {groups} lack one")
-            return [float(self.given[label]) for label in labels]
-        if len(self.given) != groups:
+                    raise unknown("group", name, labels, "clipping thresholds")
+            if missing := [label for label in labels if label not in self.thresholds]:
+                raise DpbenchError(
+                    f"clipping thresholds: no threshold for group {missing[0]}", f"{len(missing)} of {groups} lack one"
+                )
+            return [float(self.thresholds[label]) for label in labels]
+        if len(self.thresholds) != groups:
             listed = f": {', '.join(labels)}" if labels else ""
-            raise DpbenchError(f"clipping given: {len(self.given)} thresholds for {groups} groups{listed}", "give one a group")
-        return [float(value) for value in self.given]
+            raise DpbenchError(
+                f"clipping thresholds: {len(self.thresholds)} thresholds for {groups} groups{listed}", "give one a group"
+            )
+        return [float(value) for value in self.thresholds]
 
 
 def _checked_thresholds(thresholds: object) -> tuple[float, ...] | dict[str, float]:
@@ -103,18 +107,20 @@ def _checked_thresholds(thresholds: object) -> tuple[float, ...] | dict[str, flo
         DpbenchError: There is none, or one is not a positive number. The message names it.
     """
     if isinstance(thresholds, str | bytes) or not isinstance(thresholds, Sequence | Mapping):
-        raise DpbenchError(f"clipping given {thresholds!r} is no list of thresholds", "give one a group, in order or by label")
+        raise DpbenchError(
+            f"clipping thresholds {thresholds!r} is no list of thresholds", "give one a group, in order or by label"
+        )
     by_name = (
         thresholds if isinstance(thresholds, Mapping) else {f"number {number}": value for number, value in enumerate(thresholds)}
     )
     if not by_name:
-        raise DpbenchError("clipping given holds no threshold", "give one a group")
+        raise DpbenchError("clipping thresholds holds no threshold", "give one a group")
     checked = {}
     for name, value in by_name.items():
         try:
             checked[name] = finite_number(value, "threshold", above=0)
         except DpbenchError as error:
-            problem = f"clipping given: threshold {value!r} of {name} is not a positive number"
+            problem = f"clipping thresholds: threshold {value!r} of {name} is not a positive number"
             raise DpbenchError(problem, "give it one above 0") from error
     return checked if isinstance(thresholds, Mapping) else tuple(checked.values())
 

@@ -47,20 +47,20 @@ class ClippingSettings(Strict):
     gamma: float = 0.01
     allocation: Literal["global", "equal", "weighted"] = omitted("global")
     devices: int | None = omitted(ge=1, description="Virtual devices of scope per_device.")
-    given: list[float] | dict[str, float] | None = omitted(
+    thresholds: list[float] | dict[str, float] | None = omitted(
         description="Thresholds, one a group in order or by its label, instead of a bound."
     )
     adaptive: AdaptiveSettings | None = omitted()
 
     @model_validator(mode="after")
     def _one_bound(self) -> ClippingSettings:
-        if self.given is not None and self.bound != 1.0:
-            raise ValueError(f"bound {self.bound:g} beside given thresholds: their hypotenuse is the bound")
+        if self.thresholds is not None and self.bound != 1.0:
+            raise ValueError(f"bound {self.bound:g} beside thresholds: their hypotenuse is the bound")
         return self
 
     @model_validator(mode="after")
     def _can_be_built(self) -> ClippingSettings:
-        if self.devices is not None or self.given is not None or self.adaptive is not None:
+        if self.devices is not None or self.thresholds is not None or self.adaptive is not None:
             try:
                 self.build(bound=1.0)
             except DpbenchError as error:
@@ -73,7 +73,7 @@ class ClippingSettings(Strict):
         Args:
             bound: instead of that of the settings; groups: K of the model under the scope, where the bound depends on it.
         """
-        same = {name: getattr(self, name) for name in ("function", "scope", "gamma", "allocation", "devices", "given")}
+        same = {name: getattr(self, name) for name in ("function", "scope", "gamma", "allocation", "devices", "thresholds")}
         adaptive = self.adaptive.build() if self.adaptive is not None else None
         return Clipping(bound=self.total_bound(groups) if bound is None else bound, adaptive=adaptive, **same)
 

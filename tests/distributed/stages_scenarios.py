@@ -34,10 +34,14 @@ ADAPTED = [("tiny", "gpipe"), ("tiny", "1f1b"), ("llama_tiny", "gpipe")]
 BATCHES = [(8, 8), (8, 5)]  # examples, of which real
 
 
-def plan(name="fused", bound=2.0, scope="per_layer", allocation="global", adaptive=None, devices=None, given=None, **options):
+def plan(
+    name="fused", bound=2.0, scope="per_layer", allocation="global", adaptive=None, devices=None, thresholds=None, **options
+):
     if name == "nonprivate":
         return Mechanism(Sampling("poisson", 100, 8.0), 10, **options)
-    clipping = Clipping(scope=scope, bound=bound, allocation=allocation, adaptive=adaptive, devices=devices, given=given)
+    clipping = Clipping(
+        scope=scope, bound=bound, allocation=allocation, adaptive=adaptive, devices=devices, thresholds=thresholds
+    )
     return Mechanism(Sampling("poisson", 100, 8.0), 10, clipping, **options)
 
 
@@ -328,7 +332,7 @@ def guards(rank, stages):
         "flat": refused(lambda: attach("bookkeeping", mechanism=plan(scope="flat", adaptive=ADAPTIVE))),
         "ghost": refused(lambda: attach("ghost", mechanism=plan(scope="flat"))),
         "devices": refused(lambda: attach("bookkeeping", mechanism=plan(scope="per_device", devices=3))),
-        "given": refused(lambda: attach(mechanism=plan(given=[1.0] * 3))),
+        "thresholds": refused(lambda: attach(mechanism=plan(thresholds=[1.0] * 3))),
         "twice": refused(lambda: attach(stage=nn.Sequential(nn.Linear(3, 3)))),
         "mechanism": refused(lambda: attach(mechanism=plan(bound=1.0 + rank))),
         "micro-batches": refused(lambda: attach(micro=1, schedule="1f1b")),

@@ -138,7 +138,7 @@ def test_bad_examples_are_counted_once_over_all_stages(both):
     ("flat", "an adaptive threshold with flat clipping in a pipeline"),
     ("ghost", "engine 'ghost' does not run as stages"),
     ("devices", "3 devices in a pipeline of 2 stages"),
-    ("given", "3 thresholds for 16 groups"),
+    ("thresholds", "3 thresholds for 16 groups"),
     ("twice", "parameter 0.weight is in the stages of rank 0 and rank 1"),
     ("mechanism", "rank 1 has another mechanism than rank 0"),
     ("micro-batches", "1 micro-batches for 2 stages"),

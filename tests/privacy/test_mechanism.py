@@ -166,7 +166,7 @@ NUMBERS = {
     "clipping bound": (lambda value: Clipping(bound=value), [0]),
     "clipping gamma": (lambda value: Clipping("auto_s", gamma=value), []),
     "clipping devices": (lambda value: Clipping(scope="per_device", devices=value), [0, 2.0]),
-    "threshold": (lambda value: Clipping(scope="per_layer", given=[1.0, value]), [0]),
+    "threshold": (lambda value: Clipping(scope="per_layer", thresholds=[1.0, value]), [0]),
     "adaptive quantile": (lambda value: Adaptive(value), [0, 1]),
     "adaptive rate": (lambda value: Adaptive(0.5, rate=value), [0]),
     "adaptive budget": (lambda value: Adaptive(0.5, budget=value), [0, 1]),
@@ -235,7 +235,7 @@ def test_numbers_of_numpy_are_numbers_and_are_recorded_as_such():
 
 def test_given_thresholds_cannot_change_under_a_mechanism():
     thresholds, by_label = [3.0, 4.0], {"a": 3.0, "b": 4.0}
-    listed, labelled = Clipping(scope="per_layer", given=thresholds), Clipping(scope="per_layer", given=by_label)
+    listed, labelled = Clipping(scope="per_layer", thresholds=thresholds), Clipping(scope="per_layer", thresholds=by_label)
     thresholds[0] = by_label["a"] = 1e9
     assert listed.bounds(2) == labelled.bounds(2, ["a", "b"]) == [3.0, 4.0]
     assert listed.bound == labelled.bound == 5.0

@@ -103,13 +103,13 @@ def mechanism(
     tied="sum",
     seed=0,
     allocation="global",
-    given=None,
+    thresholds=None,
     adaptive=None,
     steps=10,
     **options,
 ) -> Mechanism:
     devices = 2 if "devices" in plugins.get("scope", scope).extra.get("needs", ()) else None
-    clipping = Clipping(function, scope, bound, 0.01, allocation, tied, devices, given, adaptive)
+    clipping = Clipping(function, scope, bound, 0.01, allocation, tied, devices, thresholds, adaptive)
     return Mechanism(Sampling("poisson", 100, expected), steps, clipping, noise_multiplier, seed=seed, **options)
 
 

@@ -65,7 +65,7 @@ def test_runs_that_use_none_of_it_keep_their_names(job, settings, name):
 
 @pytest.mark.parametrize(
     "over",
-    [{"allocation": "equal"}, {"scope": "per_device", "devices": 2}, {"given": [0.5], "bound": 1.0}, {"adaptive": ADAPTIVE}],
+    [{"allocation": "equal"}, {"scope": "per_device", "devices": 2}, {"thresholds": [0.5], "bound": 1.0}, {"adaptive": ADAPTIVE}],
 )
 def test_what_is_given_is_part_of_the_name(over):
     base = merge(CLASSIFY, {"clipping": {"bound": 1.0}})
@@ -73,7 +73,7 @@ def test_what_is_given_is_part_of_the_name(over):
 
 
 def test_what_is_left_at_its_default_is_not():
-    same = {"allocation": "global", "devices": None, "given": None, "adaptive": None}
+    same = {"allocation": "global", "devices": None, "thresholds": None, "adaptive": None}
     assert named("text_classification", merge(CLASSIFY, {"clipping": same})) == named("text_classification", CLASSIFY)
     assert named("throughput", TIMED | {"adaptive": None}) == named("throughput", TIMED)
 
@@ -99,7 +99,9 @@ def test_settings_become_clipping_and_come_back_from_a_record():
     adaptive = clipping.adaptive
     assert (adaptive.quantile, adaptive.rate, adaptive.budget, adaptive.rescale) == (0.6, 0.3, 0.1, True)
     assert parse(classify.Settings, settings.model_dump(mode="json"), "test") == settings
-    parsed_settings = parse(language_model.Settings, merge(LANGUAGE, {"clipping": {"bound": None, "given": [3.0, 4.0]}}), "test")
+    parsed_settings = parse(
+        language_model.Settings, merge(LANGUAGE, {"clipping": {"bound": None, "thresholds": [3.0, 4.0]}}), "test"
+    )
     assert parsed_settings.clipping.build(groups=2).bound == 5.0
     assert parse(language_model.Settings, parsed_settings.model_dump(mode="json"), "test") == parsed_settings
 
@@ -110,9 +112,9 @@ def test_settings_become_clipping_and_come_back_from_a_record():
     ({"adaptive": {"quantile": 0.5, "rate": math.inf}}, "clipping.adaptive.rate"),
     ({"adaptive": {"quantil": 0.5}}, "did you mean 'quantile'"),
     ({"adaptive": ADAPTIVE, "function": "auto_s"}, "adaptive thresholds with auto_s"),
-    ({"given": [0.1, -0.1], "bound": 1.0}, "threshold -0.1 of number 1"),
-    ({"given": {"all": 0.0}, "bound": 1.0}, "threshold 0.0 of all"),
-    ({"given": [0.1]}, "bound 0.1 beside given thresholds"),
+    ({"thresholds": [0.1, -0.1], "bound": 1.0}, "threshold -0.1 of number 1"),
+    ({"thresholds": {"all": 0.0}, "bound": 1.0}, "threshold 0.0 of all"),
+    ({"thresholds": [0.1]}, "bound 0.1 beside thresholds"),
     ({"devices": 2}, "flat has no use for devices 2"),
     ({"allocation": "fair"}, "clipping.allocation"),
 ])  # fmt: skip
@@ -122,8 +124,8 @@ def test_nonsense_is_named(over, says):
 
 
 def test_a_language_model_has_one_kind_of_bound():
-    for over in ({"bound": None}, {"given": [1.0]}, {"group_bound": 1.0}):
-        with pytest.raises(DpbenchError, match="exactly one of bound, group_bound and given"):
+    for over in ({"bound": None}, {"thresholds": [1.0]}, {"group_bound": 1.0}):
+        with pytest.raises(DpbenchError, match="exactly one of bound, group_bound and thresholds"):
             parse(language_model.Settings, merge(LANGUAGE, {"clipping": over}), "test")
     with pytest.raises(DpbenchError, match="pays for no adaptive thresholds"):
         parse(
@@ -141,8 +143,8 @@ def test_only_timed_engines_that_can_adapt_do():
 
 @pytest.mark.parametrize(("over", "says"), [
     ({"scope": "per_device", "devices": 9}, "9 devices for 3 layers"),
-    ({"scope": "per_layer", "bound": 1.0, "given": [0.1, 0.2]}, "2 thresholds for 3 groups"),
-    ({"scope": "per_layer", "bound": 1.0, "given": {"hidden.0": 0.1, "hidden.1": 0.1, "outt": 0.1}}, "unknown group 'outt'"),
+    ({"scope": "per_layer", "bound": 1.0, "thresholds": [0.1, 0.2]}, "2 thresholds for 3 groups"),
+    ({"scope": "per_layer", "bound": 1.0, "thresholds": {"hidden.0": 0.1, "hidden.1": 0.1, "outt": 0.1}}, "unknown group 'outt'"),
 ])  # fmt: skip
 def test_unknown_groups_are_refused_before_training(over, says):
     """`hidden` of two widths and an output layer: three layers. `check` attaches the engine to a model without weights."""

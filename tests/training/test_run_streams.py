@@ -113,7 +113,7 @@ def test_teacher_student_and_phases_have_different_seeds():
     seen = []
     for seed in range(20):
         teacher = parse(compress.Settings, student_settings.of_teacher(), "teacher").plan(80, 80, seed)
-        student = student_settings.plan(80, 80, seed).mechanism
+        student = student_settings.plan(80, 80, seed)
         seen += [plan.seed for stage in (teacher, student) for plan in phases(stage, [1, 1, 2])]
     assert len(set(seen)) == len(seen) == 20 * 2 * 3
 

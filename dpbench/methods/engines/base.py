@@ -17,7 +17,7 @@ from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Factor, Sums
 from dpbench.methods.engines.batches import Losses, batch_size, select, versions_of, without_padding
 from dpbench.methods.engines.exchange import Exchange, Tally
-from dpbench.methods.engines.guard import Guard, Witness, claim, unclaim, trainable_of
+from dpbench.methods.engines.guard import Guard, Witness, claim, trainable_of, unclaim
 from dpbench.methods.engines.layers import Layer, Layout, check_examples_apart, lay_out
 from dpbench.methods.engines.probes import has_values
 from dpbench.methods.engines.rescue import Doubts, Norms, scales_all

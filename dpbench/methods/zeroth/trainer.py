@@ -350,7 +350,12 @@ def _must_suit(method: plugins.Plugin, mechanism: Mechanism) -> None:
         raise DpbenchError(f"{method.name} {requirement}", "mezo is the method without, dpzero that with")
     if clipping is None:
         return
-    if clipping.function != "abadi" or clipping.scope != "flat" or clipping.adaptive is not None or clipping.given is not None:
+    if (
+        clipping.function != "abadi"
+        or clipping.scope != "flat"
+        or clipping.adaptive is not None
+        or clipping.thresholds is not None
+    ):
         raise DpbenchError(
             f"{method.name} bounds one number an example: {clipping.function}, scope {clipping.scope} has no meaning for it",
             "use function abadi, scope flat, and one bound",

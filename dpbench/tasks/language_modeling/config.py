@@ -18,8 +18,7 @@ from dpbench.validation import omitted
 
 
 class GroupClipping(ClippingSettings):
-    """One of bound (of an example's full gradient), group_bound (of each of its K groups: sqrt(K) times that in all) and given
-    (of each group by itself)."""
+    """Clipping with one of bound (of the gradient of an example), group_bound (of each of its K groups) and thresholds (by group)."""
 
     function: str = "abadi"
     scope: str
@@ -28,8 +27,8 @@ class GroupClipping(ClippingSettings):
 
     @model_validator(mode="after")
     def _one_bound(self) -> GroupClipping:
-        if sum(value is not None for value in (self.bound, self.group_bound, self.given)) != 1:
-            raise ValueError("exactly one of bound, group_bound and given")
+        if sum(value is not None for value in (self.bound, self.group_bound, self.thresholds)) != 1:
+            raise ValueError("exactly one of bound, group_bound and thresholds")
         return self
 
     def total_bound(self, groups: int) -> float:

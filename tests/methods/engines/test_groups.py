@@ -81,7 +81,7 @@ SQUARES = {"flat": 1, "per_layer": 91, "per_tensor": 506, "per_block": 30, "per_
 def test_sensitivity_and_noise_derived_by_hand(name, scope, allocation):
     sizes = list(GROUPS[scope].values())
     count = len(sizes)
-    handle = attached(name, scope, allocation, given=[float(k) for k in range(1, count + 1)])
+    handle = attached(name, scope, allocation, thresholds=[float(k) for k in range(1, count + 1)])
     expected = {
         "global": [2 * math.sqrt(SQUARES[scope])] * count,
         "equal": [2 * math.sqrt(count) * k for k in range(1, count + 1)],
@@ -101,7 +101,7 @@ def test_sensitivity_and_noise_derived_by_hand(name, scope, allocation):
 def test_released_noise_has_the_std_of_its_group(scope, allocation):
     """Over 400 steps a group of d elements gives its std to 5 / sqrt(2 x 400 d)."""
     count = len(GROUPS[scope])
-    handle = attached("bookkeeping", scope, allocation, given=[float(k) for k in range(1, count + 1)], steps=400)
+    handle = attached("bookkeeping", scope, allocation, thresholds=[float(k) for k in range(1, count + 1)], steps=400)
     noises_by_parameter = {id(p): [] for p in handle.trainable.values()}
     for _ in range(400):
         handle.optimizer.step()
@@ -122,7 +122,7 @@ def test_each_group_is_bounded_by_its_own_threshold(scope):
     count = len(probe.bounds)
     probe.detach()
     thresholds = [0.1 * (k + 1) for k in range(count)]
-    handle = attached("bookkeeping", scope, model=model, noise_multiplier=0.0, given=thresholds)
+    handle = attached("bookkeeping", scope, model=model, noise_multiplier=0.0, thresholds=thresholds)
     handle.backward(losses, batch)
     handle.optimizer.step()
     squares = [0.0] * count
@@ -134,11 +134,11 @@ def test_each_group_is_bounded_by_its_own_threshold(scope):
 
 def test_thresholds_given_by_label_are_those_given_in_order():
     by_label = {label: 0.1 * (k + 1) for k, label in enumerate(GROUPS["per_block"])}
-    assert attached("bookkeeping", "per_block", given=by_label).bounds == list(by_label.values())
+    assert attached("bookkeeping", "per_block", thresholds=by_label).bounds == list(by_label.values())
     with pytest.raises(DpbenchError, match=r"4 thresholds for 6 groups: embed, h\.0\.0"):
-        attached("fused", "per_layer", given=[1.0] * 4)
+        attached("fused", "per_layer", thresholds=[1.0] * 4)
     with pytest.raises(DpbenchError, match=r"unknown group 'h\.2'"):
-        attached("bookkeeping", "per_block", given=by_label | {"h.2": 1.0})
+        attached("bookkeeping", "per_block", thresholds=by_label | {"h.2": 1.0})
 
 
 @pytest.mark.parametrize("name", ["loop", "vmap", "bookkeeping", "fused"])

@@ -65,7 +65,7 @@ class WithoutRoot(Adaptive):
 
 def worst(kind=Thresholds, adaptive=ADAPTIVE, bounds=(0.5, 1.0, 4.0), sigma=1.7, allocation="global"):
     """Longest change of a step's release by one example, whitened by its noise, x noise multiplier: 1 is what is paid for."""
-    plan = mechanism("per_layer", noise_multiplier=sigma, given=list(bounds), adaptive=adaptive)
+    plan = mechanism("per_layer", noise_multiplier=sigma, thresholds=list(bounds), adaptive=adaptive)
     stds = noise_stds(bounds, plan.gradient_noise_multiplier, allocation, [5, 7, 11])
     at_and_around = [[0.0, np.nextafter(c, 0), c, np.nextafter(c, 9), 100 * c, math.inf, math.nan] for c in bounds]
     others = torch.tensor([[0.1, 2.0, 3.0], [0.5, 1.0, 9.0]], dtype=torch.float64)
@@ -173,11 +173,11 @@ def test_a_step_is_clipped_and_gets_noise_by_its_own_thresholds(name, scope, all
     for _ in range(3):
         model, bounds = copy.deepcopy(handle.model), list(handle.bounds)
         gradient = step(handle, *batches)
-        fixed = attach(name, scope, model, None, allocation=allocation, given=bounds)
+        fixed = attach(name, scope, model, None, allocation=allocation, thresholds=bounds)
         assert relative(gradient, step(fixed, *batches)) < 1e-6
         assert handle.sensitivity == pytest.approx(math.hypot(*handle.bounds))
         fixed_handle = attach(
-            name, scope, None, None, allocation=allocation, given=noisy.bounds, noise_multiplier=2 / math.sqrt(0.9)
+            name, scope, None, None, allocation=allocation, thresholds=noisy.bounds, noise_multiplier=2 / math.sqrt(0.9)
         )
         stds = {key: fixed_handle.noise_stds[id(p)] for key, p in fixed_handle.trainable.items()}
         assert {key: noisy.noise_stds[id(p)] for key, p in noisy.trainable.items()} == pytest.approx(stds, rel=1e-12)

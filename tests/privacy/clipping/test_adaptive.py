@@ -112,14 +112,14 @@ def test_rescaling_moves_the_ratios_alone():
         (lambda: Adaptive(math.nan), "quantile nan"),
         (lambda: Clipping(function="auto_v", adaptive=Adaptive(0.5)), "adaptive thresholds with auto_v: it brings every example"),
         (lambda: Clipping(function="auto_s", adaptive=Adaptive(0.5)), "adaptive thresholds with auto_s"),
-        (lambda: Clipping(given=[]), "holds no threshold"),
-        (lambda: Clipping(given=[1.0, 0.0]), "threshold 0.0 of number 1"),
-        (lambda: Clipping(given={"head": -1.0}), "threshold -1.0 of head"),
-        (lambda: Clipping(given=[1.0, math.inf]), "threshold inf"),
+        (lambda: Clipping(thresholds=[]), "holds no threshold"),
+        (lambda: Clipping(thresholds=[1.0, 0.0]), "threshold 0.0 of number 1"),
+        (lambda: Clipping(thresholds={"head": -1.0}), "threshold -1.0 of head"),
+        (lambda: Clipping(thresholds=[1.0, math.inf]), "threshold inf"),
         (lambda: Clipping(scope="per_layer", devices=2), "per_layer has no use for devices 2"),
-        (lambda: Clipping(given=[1.0, 2.0]).bounds(3, ["a", "b", "c"]), "2 thresholds for 3 groups: a, b, c"),
-        (lambda: Clipping(given={"a": 1.0, "bb": 2.0}).bounds(2, ["a", "b"]), "unknown group 'bb'"),
-        (lambda: Clipping(given={"a": 1.0}).bounds(2, ["a", "b"]), "no threshold for group b"),
+        (lambda: Clipping(thresholds=[1.0, 2.0]).bounds(3, ["a", "b", "c"]), "2 thresholds for 3 groups: a, b, c"),
+        (lambda: Clipping(thresholds={"a": 1.0, "bb": 2.0}).bounds(2, ["a", "b"]), "unknown group 'bb'"),
+        (lambda: Clipping(thresholds={"a": 1.0}).bounds(2, ["a", "b"]), "no threshold for group b"),
     ],
 )
 def test_nonsense_is_named(make, says):
@@ -128,6 +128,9 @@ def test_nonsense_is_named(make, says):
 
 
 def test_given_thresholds_make_the_bound():
-    by_number, by_label = Clipping(scope="per_layer", given=[3.0, 4.0]), Clipping(scope="per_layer", given={"b": 4.0, "a": 3.0})
+    by_number, by_label = (
+        Clipping(scope="per_layer", thresholds=[3.0, 4.0]),
+        Clipping(scope="per_layer", thresholds={"b": 4.0, "a": 3.0}),
+    )
     assert (by_number.bound, by_label.bound) == (5.0, 5.0)
     assert by_number.bounds(2, ["a", "b"]) == by_label.bounds(2, ["a", "b"]) == [3.0, 4.0]

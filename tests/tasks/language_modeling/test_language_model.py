@@ -68,7 +68,7 @@ def trained(run_settings, context, plan=None, seed=1):
     [
         ({"method": "nonprivate"}, "takes neither clipping nor epsilon"),
         ({"clipping": None}, "needs clipping and epsilon"),
-        ({"clipping": {"group_bound": 1.0}}, "exactly one of bound, group_bound and given"),
+        ({"clipping": {"group_bound": 1.0}}, "exactly one of bound, group_bound and thresholds"),
         ({**PLAIN, "noise": "flashdp_published"}, "adds no noise"),
         ({"expected_batch_size": 500}, "more than train_blocks"),
         ({"optimizer": {"min_learning_rate": 1.0}}, "is above learning_rate"),
@@ -223,7 +223,7 @@ def test_check_proves_groups_and_thresholds():
     assert job.check(settings(method="bookkeeping", clipping=deep), sources)
     for over, says in (
         ({"method": "bookkeeping", "clipping": {"scope": "per_device"}}, "needs a number of devices"),
-        ({"clipping": {"bound": None, "given": [1.0, 2.0]}}, "2 thresholds for 16 groups"),
+        ({"clipping": {"bound": None, "thresholds": [1.0, 2.0]}}, "2 thresholds for 16 groups"),
         ({"method": "opacus", "clipping": {"scope": "flat", "adaptive": {"quantile": 0.6}}}, "does not do adaptive"),
         ({"method": "flashdp_published", "clipping": {"adaptive": {"quantile": 0.6}}}, "does not do adaptive"),
     ):
