@@ -18,7 +18,7 @@ from dpbench.validation import omitted
 
 
 class GroupClipping(ClippingSettings):
-    """Clipping with one of bound (of the gradient of an example), group_bound (of each of its K groups) and thresholds (by group)."""
+    """Clipping with one of bound (of an example's gradient), group_bound (of each of its K groups) and thresholds (by group)."""
 
     function: str = "abadi"
     scope: str
