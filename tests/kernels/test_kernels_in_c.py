@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dpbench import plugins
 from dpbench.errors import DpbenchError
-from dpbench.kernels import compiled, native
+from dpbench.kernels import compiled
 from dpbench.kernels.layernorm import native as norms_native
 from dpbench.kernels.leaf import Factor, Sums, Use
 from dpbench.kernels.linear import cpu
@@ -265,14 +265,14 @@ def test_layers_that_have_no_kernel_in_c_are_served_by_torch():
 def test_without_a_compiler(monkeypatch):
     """auto takes torch's way; named, the kernels are an error that says why."""
     monkeypatch.setenv("DPBENCH_NATIVE", "0")
-    for cached in (native.library, linear_native._library, norms_native._library):
+    for cached in (linear_native._library, norms_native._library):
         cached.cache_clear()
     try:
         assert type(find_layers(nn.Linear(3, 4), "auto")[0].leaf) is cpu.LinearLeaf
         with pytest.raises(DpbenchError, match=r"layer .model. .Linear.: DPBENCH_NATIVE is 0"):
             find_layers(nn.Linear(3, 4), "native")
     finally:
-        for cached in (native.library, linear_native._library, norms_native._library):
+        for cached in (linear_native._library, norms_native._library):
             cached.cache_clear()
 
 

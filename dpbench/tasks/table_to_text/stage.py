@@ -78,7 +78,8 @@ class StageTask:
     """The examples in physical batches of one shape, which is what stages can send each other."""
 
     def __init__(self, examples: Examples, model: LanguageStage, settings: Settings) -> None:
-        self.examples, self.model = examples, model
+        self.examples = examples
+        self.model: nn.Module = model
         self.losses = examples.losses
         model.around = examples.around
         self.tokens = int(examples.lengths.max())
