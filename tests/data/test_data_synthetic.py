@@ -87,8 +87,8 @@ def _accuracy(hidden: int) -> float:
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(model(inputs[rows]), labels[rows]).backward()
                 optimizer.step()
-    found = model(encode(validation["text"])).argmax(1)
-    return float((found == torch.tensor(validation["label"])).float().mean())
+    predicted = model(encode(validation["text"])).argmax(1)
+    return float((predicted == torch.tensor(validation["label"])).float().mean())
 
 
 def test_sentiment_is_learnable_but_no_list_of_words_is_enough():

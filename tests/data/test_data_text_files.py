@@ -273,9 +273,9 @@ def test_any_text_comes_through_as_it_is(rows, suffix, write):
 )
 def test_bytes_of_any_kind_are_rows_or_one_error(content, head, suffix, write):
     file = write(head + content, suffix)
-    found, refusal = None, None
+    rows, refusal = None, None
     try:
-        found = loaded()
+        rows = loaded()
     except DpbenchError as error:
         refusal = error
-    assert (refusal is None and set(found["label"]) <= {0, 1}) or (str(file) in refusal.what and refusal.hint)
+    assert (refusal is None and set(rows["label"]) <= {0, 1}) or (str(file) in refusal.what and refusal.hint)

@@ -56,7 +56,7 @@ def folder(tmp_path, monkeypatch):
     return write
 
 
-def test_a_card_in_a_folder_is_a_plugin_like_those_of_the_package(folder):
+def test_a_card_in_a_folder_is_a_plugin_like_any_other(folder):
     path = folder(DATASET)
     plugin = plugins.get("dataset", "reviews")
     assert (plugin.version, plugin.path, plugin.outside, plugin.is_card) == (1, path, True, True)

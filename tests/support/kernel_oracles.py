@@ -1,4 +1,4 @@
-"""Kernels of every kind with small inputs, their fp64 oracles, and the comparison of the two."""
+"""Kernels of every kind with small inputs, their fp64 oracle, and the comparison of the two."""
 
 from __future__ import annotations
 

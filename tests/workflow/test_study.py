@@ -92,7 +92,7 @@ def test_the_smoke_tier_is_the_same_everywhere(tier: str, source_name: str, monk
     assert calls == [source_name]
 
 
-def test_a_dataset_without_a_stand_in_is_read_in_the_smoke_tier_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_smoke_tier_reads_datasets_without_a_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plugins").mkdir()
     write_template("dataset", "reviews", tmp_path / "plugins")
     (tmp_path / "reviews").mkdir()

@@ -164,13 +164,21 @@ FAULTS = {
 }  # fmt: skip
 
 
+def amid_numbers(maker):
+    """A case whose tensors lie amid other numbers, which a fault may read."""
+    leaf, use, oracle = maker((2, 70))
+    return leaf, Use(use.x if maker is embedding else amid(use.x, 3.0)[0], amid(use.g, 3.0)[0]), oracle
+
+
+@pytest.mark.parametrize("maker", [embedding, layernorm])
+def test_without_a_fault_nothing_is_caught(maker):
+    hold(*amid_numbers(maker))
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault, monkeypatch, tmp_path):
     maker, old, new = FAULTS[fault]
-    leaf, use, oracle = maker((2, 70))
-    use = Use(use.x if maker is embedding else amid(use.x, 3.0)[0], amid(use.g, 3.0)[0])
-    hold(leaf, use, oracle)
     ours, onchip = (embedding_ours, embedding_onchip) if maker is embedding else (norm_ours, norm_onchip)
     monkeypatch.setattr(ours, "onchip", with_fault(onchip.__file__, (old, new), folder=tmp_path))
     with pytest.raises(AssertionError):
-        hold(leaf, use, oracle)
+        hold(*amid_numbers(maker))

@@ -328,7 +328,7 @@ def test_parts_with_noise_of_one_seed_apart_are_not_put_together():
     parts = [Language(), Language()]
     for model in parts:
         noise_of(attach(plan, model=model))
-    with pytest.raises(DpbenchError, match="noise of seed 0 apart"):
+    with pytest.raises(DpbenchError, match="noise of seed 0 in separate models"):
         Noise(plan, on=parts)
 
 
