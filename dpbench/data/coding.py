@@ -141,7 +141,7 @@ class Words:
     def prompt(self, fields: Sequence[Field]) -> list[int]:
         values = self._values(fields)
         if self.slots:
-            value_of_slot = dict(fields)  # type: ignore[arg-type]
+            value_of_slot: dict[str, str] = {slot: value for slot, value in fields}
             return self._ids(
                 [
                     *(_slot_token(slot, closed_values, value_of_slot.get(slot)) for slot, closed_values in self.slots.items()),
@@ -165,9 +165,9 @@ class Words:
     def _values(self, fields: Sequence[Field]) -> list[str | None]:
         """Return the value of each placeholder; None where the input has no such slot."""
         if self.slots:
-            value_of_slot = dict(fields)  # type: ignore[arg-type]
+            value_of_slot: dict[str, str] = {slot: value for slot, value in fields}
             return [value_of_slot.get(slot) for slot, closed_values in self.slots.items() if closed_values is None]
-        entities = dict.fromkeys(entity for field in fields for entity in (field[0], field[-1]))
+        entities: dict[str | None, None] = dict.fromkeys(entity for field in fields for entity in (field[0], field[-1]))
         return [*entities][:ENTITIES]
 
 

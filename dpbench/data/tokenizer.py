@@ -66,6 +66,13 @@ def _train(texts: Sequence[str], vocabulary: int) -> str:
     return str(tokenizer.to_str())
 
 
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    """Return the id of a token that the tokenizer has, such as one of its marks."""
+    number: int | None = tokenizer.token_to_id(token)
+    assert number is not None, token
+    return number
+
+
 def bpe(name: str, vocabulary: int, source: Source, split: str = "train") -> tuple[Tokenizer, str]:
     """Return the BPE of a public text; it is trained on first use and kept in the cache folder.
 
@@ -108,7 +115,7 @@ def token_blocks(tokenizer: Tokenizer, texts: Sequence[str], block: int, limit: 
     """
     import numpy as np
 
-    eos = tokenizer.token_to_id(EOS)
+    eos = id_of(tokenizer, EOS)
     token_limit = None if limit is None else limit * block
     tokens: list[int] = []
     filled = [text for text in texts if text]

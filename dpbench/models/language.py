@@ -84,7 +84,7 @@ def causal_model(family: str, settings: Mapping[str, Any], tied: bool = False) -
 
     from dpbench.models.wrappers import CAUSAL, served_opt
 
-    options = {"use_cache": False, "tie_word_embeddings": tied, **dict.fromkeys(_DROPOUTS[family], 0.0)}
+    options: dict[str, Any] = {"use_cache": False, "tie_word_embeddings": tied, **dict.fromkeys(_DROPOUTS[family], 0.0)}
     options |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if family == "opt":
         options["word_embed_proj_dim"] = settings["hidden_size"]

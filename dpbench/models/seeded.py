@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -12,7 +12,9 @@ from torch import nn
 
 M = TypeVar("M", bound=torch.nn.Module)
 
-_NO_VALUES = {name: lambda tensor, *_, **__: tensor for name in dir(nn.init) if name.endswith("_") and name[0] != "_"}
+_NO_VALUES: dict[str, Any] = {
+    name: lambda tensor, *_, **__: tensor for name in dir(nn.init) if name.endswith("_") and name[0] != "_"
+}
 """Initialisers that do nothing, for tensors without values: the real ones take most of the time on the meta device."""
 
 
@@ -39,7 +41,7 @@ def parameters_on_meta() -> Iterator[None]:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

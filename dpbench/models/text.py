@@ -10,7 +10,7 @@ from dpbench import plugins
 from dpbench.data.coding import Pieces
 from dpbench.data.digests import digest
 from dpbench.data.public import PUBLIC
-from dpbench.data.tokenizer import EOS, PAD, bpe
+from dpbench.data.tokenizer import EOS, PAD, bpe, id_of
 from dpbench.errors import DpbenchError
 from dpbench.models import sources
 from dpbench.spec.sources import Source
@@ -57,7 +57,7 @@ class TextTokenizer:
             self.tokenizer.enable_truncation(max_length)  # counts the marks
             inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
             return [e.ids for e in self.tokenizer.encode_batch(inputs)]
-        end = self.tokenizer.token_to_id(EOS)
+        end = id_of(self.tokenizer, EOS)
         first = [e.ids for e in self.tokenizer.encode_batch(list(texts))]
         if pairs is None:
             return [[*ids[: max_length - 1], end] for ids in first]
@@ -88,7 +88,7 @@ def text_tokenizer(name: str, source: Source, public_source: Source) -> TextToke
     size = plugin.extra["architecture"]["vocab_size"]
     if source.kind == "scratch":
         tokenizer, sha256 = bpe(PUBLIC, min(size, LARGEST), public_source)
-        return TextTokenizer(tokenizer, tokenizer.token_to_id(PAD), size, sha256, published=False)
+        return TextTokenizer(tokenizer, id_of(tokenizer, PAD), size, sha256, published=False)
     from tokenizers import Tokenizer
 
     path = sources.file_of(plugin, source, sources.TOKENIZER)
@@ -112,5 +112,5 @@ def published_coding(weights: str, source: Source, public_source: Source) -> Pie
     tokenizer = text_tokenizer(weights, source, public_source)
     eos: int = plugins.get("model", weights).extra["architecture"]["eos_token_id"]
     if not tokenizer.published:
-        eos = tokenizer.tokenizer.token_to_id(EOS)
+        eos = id_of(tokenizer.tokenizer, EOS)
     return Pieces(tokenizer.tokenizer, tokenizer.vocabulary, tokenizer.pad, eos, tokenizer.sha256)

@@ -120,7 +120,7 @@ def prefix(model: LanguageModel, length: int, width: int | None, seed: int, meta
         num_layers=config.num_hidden_layers,
         num_attention_heads=config.num_attention_heads,
         num_transformer_submodules=1,
-        encoder_hidden_size=width,
+        encoder_hidden_size=width,  # type: ignore[arg-type]
         prefix_projection=width is not None,
     )
     return Prefixed(model, build(lambda: PrefixEncoder(prefix_config), seed, meta), length)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, BertModel, DynamicCache, OPTForCausalLM, PreTrainedModel, RobertaModel
+from transformers import AttentionInterface, DynamicCache, OPTForCausalLM, PreTrainedModel, RobertaModel
 from transformers.activations import NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
@@ -25,14 +25,15 @@ AttentionInterface.register(CAUSAL, sdpa_attention_forward)
 class Encoder(torch.nn.Module):
     """A BERT or RoBERTa without its pooler; `width` is H, `context` the longest input in tokens."""
 
-    def __init__(self, model: BertModel | RobertaModel) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model = model
-        self.width: int = model.config.hidden_size
+        config: Any = model.config
+        self.model: Any = model
+        self.width: int = config.hidden_size
         roberta = isinstance(model, RobertaModel)
-        self.first: int = model.config.pad_token_id + 1 if roberta else 0
+        self.first: int = config.pad_token_id + 1 if roberta else 0
         self.respects_padding = roberta
-        self.context: int = model.config.max_position_embeddings - self.first
+        self.context: int = config.max_position_embeddings - self.first
 
     def positions(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return [B, T]: 0, 1, ... for BERT; for RoBERTa counted from pad + 1 over real tokens, with pad at padding."""
@@ -76,7 +77,8 @@ class OptPositions(torch.nn.Module):
     def __init__(self, table: torch.nn.Embedding) -> None:
         super().__init__()
         self.offset = 2
-        self.table = torch.nn.Embedding(*table.weight.shape, _weight=table.weight)
+        tokens, width = table.weight.shape
+        self.table = torch.nn.Embedding(tokens, width, _weight=table.weight)
 
     def forward(self, attention_mask: Any, past: int = 0, position_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Map [B, T] positions from 0 to [B, T, H]; the mask is ignored."""
@@ -90,7 +92,7 @@ class OptBlock(OPTDecoderLayer):
     The block of transformers merges B and T before its MLP, so that no layer there could separate examples.
     """
 
-    def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:  # type: ignore[override]
         """Map [B, T, H] to [B, T, H]; `arguments` are those of transformers' block."""
         attended, _ = self.self_attn(hidden_states=self.self_attn_layer_norm(hidden_states), **arguments)
         hidden_states = hidden_states + attended

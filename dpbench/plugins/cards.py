@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -196,7 +196,7 @@ def _check_model(card: ModelCard, where: str) -> None:
 
 
 # Templates of prompts: `{column}` is the text of a row as it is, and a format says what is changed.
-_FORMATS = {
+_FORMATS: dict[str, Callable[[str], str]] = {
     "": str,
     "strip": str.strip,
     # a capital at the beginning, one question mark at the end
