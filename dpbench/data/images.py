@@ -6,12 +6,16 @@ import contextlib
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dpbench.data.remarks import remark, row_name
 from dpbench.errors import DpbenchError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -130,7 +134,7 @@ def _opened(value: bytes, image: Mapping[str, Any], where: str) -> tuple[Pixels,
     raise DpbenchError(what, f"store images of {expected_size[1]} x {expected_size[0]}, height first")
 
 
-def _check_head(opened: Any, where: str) -> None:
+def _check_head(opened: Image, where: str) -> None:
     """Check size and number of frames before any pixel is decoded."""
     if opened.width * opened.height > LARGEST:
         what = f"{where} is {opened.height} x {opened.width}, more than {LARGEST:,} pixels"
@@ -140,7 +144,7 @@ def _check_head(opened: Any, where: str) -> None:
         raise DpbenchError(f"{where} is animated ({frames} frames)", "store the one frame that is meant")
 
 
-def _turned(opened: Any) -> Any:
+def _turned(opened: Image) -> Image:
     """Return the image turned as its EXIF data say; EXIF data that cannot be read are ignored."""
     from PIL import ImageOps
 
@@ -149,7 +153,7 @@ def _turned(opened: Any) -> Any:
     return opened
 
 
-def _flat(picture: Any, mode: str) -> Any:
+def _flat(picture: Image, mode: str) -> Image:
     """Return the picture with 8 bits a channel. Pillow itself clips grey of more bits at 255, so that most of it turns white."""
     from PIL import Image
 

@@ -6,15 +6,20 @@ The columns are right, or one error names file, column and row.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpbench.data import file_kinds, text_files
 from dpbench.data.file_kinds import reason_of
 from dpbench.data.remarks import row_name
 from dpbench.errors import DpbenchError, nearest
 from dpbench.plugins.cards import TEXT_FILES
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
 
 _BATCH = 64
 """Rows that are read at once: a text of a megabyte, stored once for thousands of rows, is then at most 64 MiB."""
@@ -29,7 +34,7 @@ _DROP = "drop those rows, or fetch the file again"
 _DROP_TEXT = 'drop those rows; in a CSV, an empty text is written as ""'
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
     file = None
@@ -45,7 +50,7 @@ def _open(path: Path) -> Any:
     return file
 
 
-def _check_schema(path: Path, schema: Any, columns: dict[str, str]) -> None:
+def _check_schema(path: Path, schema: pa.Schema, columns: dict[str, str]) -> None:
     import pyarrow as pa
 
     for canonical, column in columns.items():
@@ -66,7 +71,7 @@ def _check_schema(path: Path, schema: Any, columns: dict[str, str]) -> None:
             raise DpbenchError(what, f"give texts as strings{_cast(kind, column, 'string')}")
 
 
-def _cast(kind: Any, column: str, target: str) -> str:
+def _cast(kind: pa.DataType, column: str, target: str) -> str:
     """Return how to convert a column whose values are right and whose type is not; else empty."""
     import pyarrow as pa
 
@@ -89,7 +94,7 @@ def _no_column(path: Path, column: str, names: list[str]) -> DpbenchError:
     )
 
 
-def _holds_bytes(kind: Any) -> bool:
+def _holds_bytes(kind: pa.DataType) -> bool:
     """Return whether a type is binary, or the struct of bytes and path in which the `datasets` library keeps an image."""
     import pyarrow as pa
 
@@ -121,14 +126,14 @@ def check(path: Path, columns: dict[str, str]) -> int:
         return int(file.metadata.num_rows)
 
 
-def _check_table(path: Path, schema: Any, columns: dict[str, str], rows: int) -> None:
+def _check_table(path: Path, schema: pa.Schema, columns: dict[str, str], rows: int) -> None:
     if schema.names:
         _check_schema(path, schema, columns)
     if rows <= 0:
         raise DpbenchError(f"{path}: no rows", file_kinds.AGAIN)
 
 
-def _text_table(path: Path, columns: dict[str, str]) -> Any:
+def _text_table(path: Path, columns: dict[str, str]) -> pa.Table:
     """Return the checked table of a file of text."""
     table = text_files.read(path, columns)
     _check_table(path, table.schema, columns, table.num_rows)
@@ -136,7 +141,7 @@ def _text_table(path: Path, columns: dict[str, str]) -> Any:
     return table
 
 
-def _declared(metadata: Any) -> int:
+def _declared(metadata: pq.FileMetaData) -> int:
     """Return the bytes that the footer states for all columns, before dictionaries are expanded.
 
     They are summed by row group: pyarrow ends the process where it is asked for a column that a damaged footer does not describe.
@@ -159,7 +164,7 @@ def read(path: Path, columns: dict[str, str], limit: int | None = None) -> dict[
     """
     names = list(dict.fromkeys(columns.values()))
     if path.suffix in TEXT_FILES:
-        batches: Any = _text_table(path, columns).select(names).to_batches(max_chunksize=_BATCH)
+        batches: Iterable[pa.RecordBatch] = _text_table(path, columns).select(names).to_batches(max_chunksize=_BATCH)
     else:
         batches = _batches(path, names, check(path, columns))
     values_of_column: dict[str, list[Any]] = {canonical: [] for canonical in columns}
@@ -179,7 +184,7 @@ def read(path: Path, columns: dict[str, str], limit: int | None = None) -> dict[
     return {canonical: values[:limit] for canonical, values in values_of_column.items()}
 
 
-def _batches(path: Path, columns: Sequence[str], rows: int) -> Iterator[Any]:
+def _batches(path: Path, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
     """Yield all rows of a Parquet file in batches.
 
     Raises:
@@ -202,7 +207,7 @@ def _batches(path: Path, columns: Sequence[str], rows: int) -> Iterator[Any]:
         raise DpbenchError(f"{path}: damaged: holds {done} rows, and states {rows}", file_kinds.AGAIN)
 
 
-def _values(canonical: str, values: Any, where: str, start: int) -> list[Any]:
+def _values(canonical: str, values: pa.Array, where: str, start: int) -> list[Any]:
     """Return the Python values of a piece of a column that begins at row `start`."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -225,7 +230,7 @@ def _label(value: int, where: str, index: int) -> int:
     return int(value)
 
 
-def _bad_value(values: Any, where: str, start: int, error: Exception) -> DpbenchError:
+def _bad_value(values: pa.Array, where: str, start: int, error: Exception) -> DpbenchError:
     """Return the error about the first row of a piece whose value cannot be read."""
 
     def readable(index: int) -> bool:

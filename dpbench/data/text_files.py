@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dpbench.data import file_kinds
 from dpbench.data.file_kinds import reason_of
 from dpbench.data.remarks import row_name
 from dpbench.errors import DpbenchError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 
 _NAMES = {".csv": "CSV", ".tsv": "tab-separated text", ".jsonl": "JSON lines"}
 _QUOTES = 'write a text with a separator, quote or end of line in "quotes", and a quote inside it twice'
@@ -19,7 +23,7 @@ _RAGGED = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
 _BOOLEANS = {"true": 1, "false": 0}
 
 
-def read(path: Path, columns: dict[str, str]) -> Any:
+def read(path: Path, columns: dict[str, str]) -> pa.Table:
     """Return the rows as an Arrow table: texts as strings, class numbers as integers. An empty field of a CSV is a missing value.
 
     Texts of a CSV are not checked to be UTF-8: who reads them does that, and knows their row.
@@ -40,7 +44,7 @@ def read(path: Path, columns: dict[str, str]) -> Any:
     return _json_lines(path, columns) if path.suffix == ".jsonl" else _separated(path, columns)
 
 
-def _separated(path: Path, columns: dict[str, str]) -> Any:
+def _separated(path: Path, columns: dict[str, str]) -> pa.Table:
     """Return the table of a CSV or of tab-separated text."""
     import pyarrow as pa
     from pyarrow import csv
@@ -77,7 +81,7 @@ def _separated(path: Path, columns: dict[str, str]) -> Any:
     return pa.Table.from_arrays(arrays, names=names)
 
 
-def _class_numbers(values: Any, where: str) -> Any:
+def _class_numbers(values: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
     """Return texts as integers; `true` and `false`, in any case, are 1 and 0."""
     import pyarrow as pa
 
@@ -100,7 +104,7 @@ def _class_numbers(values: Any, where: str) -> Any:
     return pa.array(numbers, pa.int64())
 
 
-def _json_lines(path: Path, columns: dict[str, str]) -> Any:
+def _json_lines(path: Path, columns: dict[str, str]) -> pa.Table:
     import pyarrow as pa
     from pyarrow import json
 

@@ -25,7 +25,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from dpbench.distributed.group import Group, Grouped
 from dpbench.errors import DpbenchError
 from dpbench.methods.engines.base import Handle
-from dpbench.methods.engines.batches import Losses, batch_size, select, without_padding
+from dpbench.methods.engines.batches import Batch, Losses, batch_size, select, without_padding
 from dpbench.methods.engines.exchange import Tally
 from dpbench.methods.engines.layers import Layout
 
@@ -164,7 +164,7 @@ class Pipeline:
         self._pieces: list[Any] = []
         self._values: dict[int, Tensor] = {}
 
-    def backward(self, losses: Losses, batch: Any, real: int | None = None) -> Tensor:
+    def backward(self, losses: Losses, batch: Batch, real: int | None = None) -> Tensor:
         """Add the bounded gradients of one physical batch to the step's sum, on all ranks together.
 
         Args:
@@ -231,6 +231,6 @@ class _KnownOutput:
         return getattr(self._model, name)
 
 
-def input_ids(batch: Any) -> Sequence[Tensor]:
+def input_ids(batch: Batch) -> Sequence[Tensor]:
     """Return the inputs of the first stage from a language model's batch."""
     return (batch["input_ids"],)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpbench.methods.engines.batches import Losses
+from dpbench.methods.engines.batches import Batch, Losses
 from dpbench.methods.engines.thresholds import Thresholds
 from dpbench.methods.protocol import StepReport
 
@@ -25,7 +25,7 @@ class InferenceOnly:
         self.model = model
         self.trainable: dict[str, nn.Parameter] = {}
 
-    def backward(self, losses: Losses, batch: Any) -> None:
+    def backward(self, losses: Losses, batch: Batch) -> None:
         with torch.inference_mode():
             losses(self.model, batch)
 

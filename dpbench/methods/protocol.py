@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from torch import nn
 
-    from dpbench.methods.engines.batches import Losses
+    from dpbench.methods.engines.batches import Batch, Losses
     from dpbench.methods.engines.thresholds import Thresholds
 
 
@@ -59,7 +59,7 @@ class Method(Protocol):
     @property
     def groups(self) -> int: ...
 
-    def backward(self, losses: Losses, batch: Any) -> object:
+    def backward(self, losses: Losses, batch: Batch) -> object:
         """Add one physical batch to the step."""
 
     def step(self) -> StepReport:

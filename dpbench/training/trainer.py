@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dpbench.execution.contract import Context, metric
+from dpbench.methods.engines.batches import Batch
 from dpbench.methods.protocol import Method, StepReport
 from dpbench.privacy.mechanism import Mechanism
 from dpbench.records.schema import Metric
@@ -37,7 +38,7 @@ class Batches(Protocol):
         """Return what a method gets of one piece."""
         ...
 
-    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the losses [B], each a function of that example alone."""
         ...
 

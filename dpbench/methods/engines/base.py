@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dpbench import plugins
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Factor, Sums
-from dpbench.methods.engines.batches import Losses, batch_size, select, versions_of, without_padding
+from dpbench.methods.engines.batches import Batch, Losses, batch_size, select, versions_of, without_padding
 from dpbench.methods.engines.exchange import Exchange, Tally
 from dpbench.methods.engines.guard import Guard, Witness, claim, trainable_of, unclaim
 from dpbench.methods.engines.layers import Layer, Layout, check_examples_apart, lay_out
@@ -167,7 +167,7 @@ class Handle(Resumable):
             return []
         return [name for name, p in self.trainable.items() if id(p) not in self.noise_stds]
 
-    def backward(self, losses: Losses, batch: Any, real: int | None = None) -> Tensor:
+    def backward(self, losses: Losses, batch: Batch, real: int | None = None) -> Tensor:
         """Add the bounded gradients of one physical batch to the step's sum, and return the detached losses [B].
 
         Args:
@@ -228,7 +228,7 @@ class Handle(Resumable):
         """Whether the model can be examined by additional passes: in one process, and with values in it."""
         return not self.exchange.keeps_padding and self._has_values
 
-    def _look(self, losses: Losses, batch: Any, changed: bool) -> None:
+    def _look(self, losses: Losses, batch: Batch, changed: bool) -> None:
         """Examine the model on a few examples before a batch is added to a sum.
 
         Args:
@@ -238,7 +238,7 @@ class Handle(Resumable):
             DpbenchError: Something breaks the guarantee. The message names it.
         """
 
-    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+    def _accumulate(self, losses: Losses, batch: Batch) -> Tensor:
         raise NotImplementedError
 
     def record_examples(self, losses: Tensor, examples: int | None = None) -> None:

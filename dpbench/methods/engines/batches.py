@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from dpbench.errors import DpbenchError
 
-Losses = Callable[[nn.Module, Any], Tensor]
+Batch: TypeAlias = Any
+"""A tensor whose first dimension is examples, or any nest of mappings, sequences and dataclasses of such tensors."""
+
+Losses = Callable[[nn.Module, Batch], Tensor]
 """A function losses(model, batch) -> [B]."""
 
 
@@ -30,7 +33,7 @@ def check_losses(values: Tensor) -> Tensor:
 def without_padding(losses: Losses, real: int) -> Losses:
     """Return the losses with those from number `real` on at 0, so that padding has no gradient."""
 
-    def counted(model: nn.Module, batch: Any) -> Tensor:
+    def counted(model: nn.Module, batch: Batch) -> Tensor:
         values = check_losses(losses(model, batch))
         padding = torch.arange(len(values), device=values.device) >= real
         return values.masked_fill(padding, 0.0)
@@ -38,7 +41,7 @@ def without_padding(losses: Losses, real: int) -> Losses:
     return counted
 
 
-def batch_size(batch: Any) -> int:
+def batch_size(batch: Batch) -> int:
     """Return B of a batch: the first dimension of its first tensor that has one.
 
     Args:
@@ -55,7 +58,7 @@ def batch_size(batch: Any) -> int:
     )
 
 
-def select(batch: Any, index: Tensor | slice) -> Any:
+def select(batch: Batch, index: Tensor | slice) -> Batch:
     """Return the examples `index` of a batch, in a container of the same kind.
 
     Tensors whose first dimension is B, and plain lists and tuples of B strings or numbers, are indexed; anything else (0-d
@@ -64,12 +67,12 @@ def select(batch: Any, index: Tensor | slice) -> Any:
     return _select(batch, index, batch_size(batch))
 
 
-def versions_of(batch: Any) -> list[int]:
+def versions_of(batch: Batch) -> list[int]:
     """Return how often each tensor of a batch has been written in place; 0 for those that do not count it."""
     return [0 if tensor.is_inference() else tensor._version for tensor in _tensors(batch)]
 
 
-def _tensors(batch: Any) -> Iterator[Tensor]:
+def _tensors(batch: Batch) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
         yield batch
         return
@@ -77,7 +80,7 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
         yield from _tensors(value)
 
 
-def _parts(batch: Any) -> Mapping[Any, Any]:
+def _parts(batch: Batch) -> Mapping[Any, Any]:
     """Return the contents of a container by key; nothing for a value that is no container."""
     if isinstance(batch, Mapping):
         return batch
@@ -106,7 +109,7 @@ def _has_batch(value: Tensor, size: int) -> bool:
     return value.dim() > 0 and value.shape[0] == size
 
 
-def _rebuilt(like: Any, parts: dict[Any, Any]) -> Any:
+def _rebuilt(like: Batch, parts: dict[Any, Any]) -> Any:
     """Return a container like `like` with other parts."""
     if isinstance(like, dict) and type(like) is dict:
         return parts

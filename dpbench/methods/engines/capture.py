@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Use
-from dpbench.methods.engines.batches import Losses, check_losses
+from dpbench.methods.engines.batches import Batch, Losses, check_losses
 from dpbench.methods.engines.layers import Cluster, Layer, Layout
 
 Ready = Callable[[Cluster, list[tuple[Layer, Use]]], None]
@@ -335,7 +335,7 @@ class Capture:
         open_pass.batch = len(output)
         return open_pass, output
 
-    def losses(self, losses: Losses, model: torch.nn.Module, batch: Any) -> tuple[Pass, Tensor]:
+    def losses(self, losses: Losses, model: torch.nn.Module, batch: Batch) -> tuple[Pass, Tensor]:
         """Return the open pass and the losses [B], after `Pass.check`.
 
         Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from dpbench.errors import DpbenchError
 from dpbench.kernels.fallback.cpu import FallbackLeaf
 from dpbench.methods.engines.base import Handle
-from dpbench.methods.engines.batches import Losses, batch_size, check_losses, select, versions_of
+from dpbench.methods.engines.batches import Batch, Losses, batch_size, check_losses, select, versions_of
 from dpbench.methods.engines.capture import Capture, OutsideUse, Pass
 from dpbench.methods.engines.completeness import check_complete, check_rows_apart, check_rows_in_place, look_at_arguments
 from dpbench.methods.engines.layers import Layout, caller_of, lay_out
@@ -57,12 +56,12 @@ class Captured(Handle):
             self.model, self.clipping, self.kernels, stage=self._globalize_layout is not None, enclosing=self._enclosing
         )
 
-    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+    def _accumulate(self, losses: Losses, batch: Batch) -> Tensor:
         open_pass, values = self._forward(losses, batch)
         self.backward_of(open_pass, values.sum())
         return values.detach()
 
-    def _forward(self, losses: Losses, batch: Any) -> tuple[Pass, Tensor]:
+    def _forward(self, losses: Losses, batch: Batch) -> tuple[Pass, Tensor]:
         """Return the open pass and the losses [B].
 
         A layer whose tensors are used outside its calls is from then on captured at a module around it.
@@ -118,7 +117,7 @@ class Captured(Handle):
             stacklevel=2,
         )
 
-    def _look(self, losses: Losses, batch: Any, changed: bool) -> None:
+    def _look(self, losses: Losses, batch: Batch, changed: bool) -> None:
         if changed:
             self._looks_left, self._complete, self._rows_apart = _LOOKS, False, False
         several = batch_size(batch) > 1
@@ -142,7 +141,7 @@ class Captured(Handle):
         finally:
             streams.rewind()
 
-    def _examine(self, losses: Losses, few: Any) -> bool:
+    def _examine(self, losses: Losses, few: Batch) -> bool:
         """Return whether the captured gradients of some examples were compared, and are independent and complete."""
         versions = versions_of(few)
         open_pass, values = self._forward(losses, few)
@@ -155,7 +154,7 @@ class Captured(Handle):
         finally:
             open_pass.close()
 
-    def _few(self, losses: Losses, batch: Any, most: int) -> Any:
+    def _few(self, losses: Losses, batch: Batch, most: int) -> Batch:
         """Return the first examples of a batch with a finite loss, filled up to two with others; all if it cannot be cut."""
         try:
             with torch.no_grad():

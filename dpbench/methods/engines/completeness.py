@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Sums, Use, accumulation_dtype
-from dpbench.methods.engines.batches import Losses, batch_size, select
+from dpbench.methods.engines.batches import Batch, Losses, batch_size, select
 from dpbench.methods.engines.capture import Capture, Pass
 from dpbench.methods.engines.functional import rounding_tolerance
 from dpbench.methods.engines.layers import Layer
@@ -25,7 +24,7 @@ _WEIGHTS = 20221104  # a seed like any other
 _WEIGHED, _WEIGHED_IN_HALVES = 1e-3, 5e-2  # tolerances for weights that differ by some tenths
 
 
-def look_at_arguments(capture: Capture, losses: Losses, model: nn.Module, batch: Any, open_pass: Pass) -> None:
+def look_at_arguments(capture: Capture, losses: Losses, model: nn.Module, batch: Batch, open_pass: Pass) -> None:
     """Note which arguments of each layer's calls have the batch first, from passes over two batches of different sizes."""
     size = batch_size(batch)
     if not open_pass.shapes or size < 2:

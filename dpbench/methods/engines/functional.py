@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dpbench.errors import DpbenchError
-from dpbench.methods.engines.batches import Losses, check_losses
+from dpbench.methods.engines.batches import Batch, Losses, check_losses
 
 Parameters = dict[str, Tensor]
 
@@ -25,11 +24,11 @@ class _LossesOf(nn.Module):
         self.model = model
         self._losses = losses
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         return check_losses(self._losses(self.model, batch))
 
 
-def losses_with(model: nn.Module, losses: Losses, parameters: Parameters, batch: Any, by_use: bool) -> Tensor:
+def losses_with(model: nn.Module, losses: Losses, parameters: Parameters, batch: Batch, by_use: bool) -> Tensor:
     """Return the losses [B] with other tensors in place of the model's parameters.
 
     Args:
@@ -54,7 +53,7 @@ def uses(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def gradients_of_one(
-    model: nn.Module, losses: Losses, example: Any, parameters: Iterable[nn.Parameter]
+    model: nn.Module, losses: Losses, example: Batch, parameters: Iterable[nn.Parameter]
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Return the detached loss [1] and id(parameter) -> gradient of a batch of one example, by a plain backward pass.
 
@@ -75,7 +74,7 @@ def gradients_of_one(
             parameter.grad = gradient
 
 
-def gradients_by_use(model: nn.Module, losses: Losses, example: Any) -> tuple[Tensor, dict[str, Tensor | None]]:
+def gradients_by_use(model: nn.Module, losses: Losses, example: Batch) -> tuple[Tensor, dict[str, Tensor | None]]:
     """Return the detached loss [1] of one example and, separately for the uses of a tied tensor, name -> gradient or None."""
     parameters = {name: parameter.detach().requires_grad_() for name, parameter in uses(model).items()}
     try:
@@ -105,7 +104,7 @@ def rounding_tolerance(dtype: torch.dtype) -> float:
 
 
 def check_uses_seen(
-    model: nn.Module, losses: Losses, example: Any, parameters: Mapping[str, nn.Parameter], rewind: Callable[[], None]
+    model: nn.Module, losses: Losses, example: Batch, parameters: Mapping[str, nn.Parameter], rewind: Callable[[], None]
 ) -> set[int]:
     """Check that a loss has the same gradients with other tensors in place of the parameters.
 

@@ -7,14 +7,12 @@ second pass is weighted layer by layer, not by the losses.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import Use, accumulation_dtype, sq_norms, weighted_factors
-from dpbench.methods.engines.batches import Losses, check_losses, select
+from dpbench.methods.engines.batches import Batch, Losses, check_losses, select
 from dpbench.methods.engines.capture import Pass
 from dpbench.methods.engines.captured import Captured
 from dpbench.methods.engines.layers import Cluster, Layer
@@ -35,7 +33,7 @@ PLUGIN = {
 class Engine(Captured):
     """The engine `ghost`: flat clipping, without memory beyond plain training."""
 
-    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+    def _accumulate(self, losses: Losses, batch: Batch) -> Tensor:
         squared: list[Tensor] = []
         half: list[bool] = []
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from dpbench.kernels.leaf import accumulation_dtype
 from dpbench.methods.engines.base import Handle
-from dpbench.methods.engines.batches import Losses, batch_size, select
+from dpbench.methods.engines.batches import Batch, Losses, batch_size, select
 from dpbench.methods.engines.functional import check_uses_seen, gradients_by_use, gradients_of_one, uses
 from dpbench.methods.engines.probes import RandomStreams
 from dpbench.methods.engines.rescue import group_members
@@ -36,7 +34,7 @@ class Engine(Handle):
     tracks_reach = True
     replaces = False  # whether gradients are formed with other tensors in place of the parameters
 
-    def _look(self, losses: Losses, batch: Any, changed: bool) -> None:
+    def _look(self, losses: Losses, batch: Batch, changed: bool) -> None:
         if not (self.replaces or self.clipping.tied == "per_use") or not (changed or len(self._reached) < len(self.trainable)):
             return
         streams = RandomStreams(self.model)
@@ -45,11 +43,11 @@ class Engine(Handle):
         finally:
             streams.rewind()
 
-    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+    def _accumulate(self, losses: Losses, batch: Batch) -> Tensor:
         values = [self._one(losses, select(batch, slice(i, i + 1))) for i in range(batch_size(batch))]
         return torch.cat(values) if values else torch.zeros(0)
 
-    def _one(self, losses: Losses, example: Any) -> Tensor:
+    def _one(self, losses: Losses, example: Batch) -> Tensor:
         if self.clipping.tied == "per_use":
             owner = uses(self.model)
             value, by_use = gradients_by_use(self.model, losses, example)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor
 
 from dpbench.errors import DpbenchError
 from dpbench.methods.engines.base import Handle
-from dpbench.methods.engines.batches import Losses, check_losses
+from dpbench.methods.engines.batches import Batch, Losses, check_losses
 
 PLUGIN = {
     "kind": "engine",
@@ -29,7 +28,7 @@ class Engine(Handle):
     def _prepare_clipping(self) -> None:
         raise DpbenchError("engine 'nonprivate' does not clip", "give a mechanism without clipping, or another engine")
 
-    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+    def _accumulate(self, losses: Losses, batch: Batch) -> Tensor:
         values = check_losses(losses(self.model, batch))
         with self.adding():
             values.sum().backward()

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
 from dpbench.errors import DpbenchError
+from dpbench.methods.engines.batches import Batch
 from dpbench.methods.engines.writes import StateWatch
 
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -38,7 +39,7 @@ def has_values(model: nn.Module) -> bool:
 def check_examples_apart_by_value(
     losses: Callable[[nn.Module, Any], Tensor],
     model: nn.Module,
-    batch: Any,
+    batch: Batch,
     select: Callable[[Any, Tensor], Any],
     examples: int | None = None,
 ) -> bool:
@@ -80,7 +81,7 @@ def _alone_as_together(
     losses: Callable[[nn.Module, Any], Tensor],
     model: nn.Module,
     plain: _Pass,
-    batch: Any,
+    batch: Batch,
     select: Callable[[Any, Tensor], Any],
     streams: RandomStreams,
 ) -> None:
@@ -107,7 +108,7 @@ def _alone_as_together(
 def _apart_by_value(
     plain: _Pass,
     observe: Callable[[Any], _Pass],
-    batch: Any,
+    batch: Batch,
     select: Callable[[Any, Tensor], Any],
     examples: int | None,
 ) -> bool:
@@ -145,7 +146,7 @@ class _Pass:
 
 
 def _observed(
-    losses: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any, watch: StateWatch, streams: RandomStreams
+    losses: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Batch, watch: StateWatch, streams: RandomStreams
 ) -> _Pass:
     dtypes = {t.dtype for t in [*model.parameters(), *model.buffers()] if t.is_floating_point()}
     shapes: list[list[torch.Size]] = []

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dpbench.kernels.leaf import Factor
-from dpbench.methods.engines.batches import Losses, select, versions_of
+from dpbench.methods.engines.batches import Batch, Losses, select, versions_of
 from dpbench.methods.engines.functional import gradients_of_one
 from dpbench.methods.engines.probes import RandomStreams
 
@@ -57,7 +57,7 @@ class Doubts:
     def clear(self) -> None:
         self._waiting.clear()
 
-    def add(self, losses: Losses, batch: Any, noted: list[Norms]) -> None:
+    def add(self, losses: Losses, batch: Batch, noted: list[Norms]) -> None:
         """Note the norms of one physical batch."""
         self._waiting.append(_Doubt(self._handle, losses, batch, noted, self.small))
 
@@ -74,7 +74,7 @@ class Doubts:
 class _Doubt:
     """The norms of one physical batch. on_its_way: Whether the device may not have computed them yet."""
 
-    def __init__(self, handle: Attached, losses: Losses, batch: Any, noted: list[Norms], small: bool) -> None:
+    def __init__(self, handle: Attached, losses: Losses, batch: Batch, noted: list[Norms], small: bool) -> None:
         self._handle, self._losses, self._batch, self._noted = handle, losses, batch, noted
         self._versions = versions_of(batch)
         self._doubtful = [~torch.isfinite(entry.norms) | (entry.norms < (_VANISHING if small else 0.0)) for entry in noted]

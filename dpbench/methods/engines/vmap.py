@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value
@@ -11,7 +9,7 @@ from torch.func import grad_and_value
 from dpbench.errors import DpbenchError
 from dpbench.kernels.leaf import accumulation_dtype, weighted_factors
 from dpbench.methods.engines import loop
-from dpbench.methods.engines.batches import Losses, batch_size, select
+from dpbench.methods.engines.batches import Batch, Losses, batch_size, select
 from dpbench.methods.engines.functional import Parameters, losses_with, uses
 
 PLUGIN = {
@@ -36,7 +34,7 @@ class Engine(loop.Engine):
     rescues = True
     replaces = True
 
-    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+    def _accumulate(self, losses: Losses, batch: Batch) -> Tensor:
         if batch_size(batch) == 0:
             return torch.zeros(0)
         owner = uses(self.model)

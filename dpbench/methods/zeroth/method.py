@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from dpbench.errors import DpbenchError
-from dpbench.methods.engines.batches import Losses
+from dpbench.methods.engines.batches import Batch, Losses
 from dpbench.methods.engines.thresholds import Thresholds
 from dpbench.methods.protocol import StepReport
 from dpbench.methods.zeroth.directions import Kind
@@ -57,7 +57,7 @@ class ZerothMethod:
             )
         return float(groups[0]["lr"])
 
-    def backward(self, losses: Losses, batch: Any) -> None:
+    def backward(self, losses: Losses, batch: Batch) -> None:
         if self._losses is not None and self._losses != losses:
             raise DpbenchError("the physical batches of a step have different losses", "give all of a step the same function")
         self._losses = losses
@@ -104,5 +104,5 @@ class ZerothMethod:
         self._batches, self._checks = [], []
 
 
-def _no_losses(model: nn.Module, batch: Any) -> Any:
+def _no_losses(model: nn.Module, batch: Batch) -> Batch:
     raise AssertionError("a step without batches asks for no losses")

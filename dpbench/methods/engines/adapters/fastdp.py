@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from typing import Any
 
 from torch import Tensor
 
 from dpbench.errors import DpbenchError
 from dpbench.methods.engines.base import Handle
-from dpbench.methods.engines.batches import Losses, check_losses
+from dpbench.methods.engines.batches import Batch, Losses, check_losses
 
 PLUGIN = {
     "kind": "engine",
@@ -72,7 +71,7 @@ class Engine(Handle):
                 loss_reduction="sum",
             )
 
-    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+    def _accumulate(self, losses: Losses, batch: Batch) -> Tensor:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Using a non-full backward hook")
             values = check_losses(losses(self.model, batch))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpbench.methods.engines.adapters.opacus_common import OpacusHandle
-from dpbench.methods.engines.batches import Losses, check_losses
+from dpbench.methods.engines.batches import Batch, Losses, check_losses
 
 PLUGIN = {
     "kind": "engine",
@@ -37,7 +37,7 @@ class Engine(OpacusHandle):
         self._gradients = GradSampleHooks(self.model, batch_first=True, loss_reduction="sum", strict=False)
         self._dp = DPOptimizer(self.optimizer, **self._wrapper_options())
 
-    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+    def _accumulate(self, losses: Losses, batch: Batch) -> Tensor:
         values = check_losses(losses(self.model, batch))
         values.sum().backward()
         parameters: list[Any] = list(self.trainable.values())

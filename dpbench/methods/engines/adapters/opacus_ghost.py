@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from dpbench.methods.engines.adapters.opacus_common import OpacusHandle
-from dpbench.methods.engines.batches import Losses, check_losses
+from dpbench.methods.engines.batches import Batch, Losses, check_losses
 
 PLUGIN = {
     "kind": "engine",
@@ -39,7 +37,7 @@ class Engine(OpacusHandle):
         )
         self._dp = DPOptimizerFastGradientClipping(self.optimizer, **self._wrapper_options())
 
-    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+    def _accumulate(self, losses: Losses, batch: Batch) -> Tensor:
         values = check_losses(losses(self.model, batch))
         values.sum().backward(retain_graph=True)
         for parameter in self.trainable.values():

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from dpbench.errors import DpbenchError
 from dpbench.methods.engines.base import Handle
-from dpbench.methods.engines.batches import Losses, batch_size
+from dpbench.methods.engines.batches import Batch, Losses, batch_size
 from dpbench.methods.engines.functional import Parameters, losses_with
 
 PLUGIN = {
@@ -45,11 +45,11 @@ class Engine(Handle):
         super()._prepare_clipping()
         self._clipped_grad = opake.dpsgd.clipping.clipped_grad
 
-    def _accumulate(self, losses: Losses, batch: Any) -> Tensor:
+    def _accumulate(self, losses: Losses, batch: Batch) -> Tensor:
         if batch_size(batch) == 0:
             return torch.zeros(0)
 
-        def loss(parameters: Parameters, example: Any) -> Tensor:
+        def loss(parameters: Parameters, example: Batch) -> Tensor:
             batch_of_one = tree_map(lambda v: v[None] if isinstance(v, Tensor) else v, example)
             return losses_with(self.model, losses, parameters, batch_of_one, by_use=False).squeeze(0)
 
