@@ -27,6 +27,10 @@ def runs() -> Path:
     return root() / "results" / "runs"
 
 
+def tables() -> Path:
+    return root() / "results" / "tables"
+
+
 def recorded() -> Path:
     return root() / "results" / "recorded"
 

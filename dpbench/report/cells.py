@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 """Characters with which a formula begins in a spreadsheet; the last four are of East Asian width."""
@@ -19,10 +20,7 @@ def cell(value: object) -> object:
     return value
 
 
-def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """Return rows as CSV with a header; None and a missing column are an empty field."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writerow({name: cell(name) for name in columns})
-    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
-    return out.getvalue()
+def csv_text(frame: DataFrame) -> str:
+    """Return a frame as CSV with a header and without its index; a missing value is an empty field."""
+    cells = frame.astype(object).map(cell, na_action="ignore").rename(columns=cell)
+    return cells.to_csv(index=False, lineterminator="\n")

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from dpbench.errors import DpbenchError
 from dpbench.files import read_text, write_atomic
 from dpbench.records.packed import recorded_records
 from dpbench.records.store import LeftOut, Stored, local_records
 from dpbench.report import claims, page, tables
 from dpbench.report.collect import build_table
-from dpbench.report.data import TableData
+from dpbench.report.data import LARGEST, read_table
 from dpbench.spec.expand import expand
 from dpbench.spec.models import TIERS, Plot
 from dpbench.spec.tables import all_tables, load_named
-
-_LARGEST = 256 << 20  # bytes of a table's JSON, which holds all its records, and of a plot
 
 
 def write_table(name: str, tier: str, folder: Path, sources: dict[str, str], seeds: list[int] | None) -> list[LeftOut]:
@@ -41,20 +37,6 @@ def write_table(name: str, tier: str, folder: Path, sources: dict[str, str], see
     tables.write_tables(data, folder)
     write_atomic(folder / f"{spec.table}.json", data.model_dump_json(indent=1) + "\n")
     return left_out_here
-
-
-def read_table(path: Path) -> TableData:
-    """Read a table's JSON.
-
-    Raises:
-        DpbenchError: the file is missing, or not of the form that this dpbench writes.
-    """
-    try:
-        return TableData.model_validate_json(read_text(path, _LARGEST, "make the table first"))
-    except ValidationError as error:
-        raise DpbenchError(
-            f"{path}: not a table's JSON ({error.error_count()} faults)", "delete it and make the table again"
-        ) from error
 
 
 def write_plot(name: str, plot: str, data: Path, out: Path) -> None:
@@ -83,14 +65,14 @@ def write_claims(paths: list[Path], out: Path) -> None:
 
 def write_long_table(out: Path) -> None:
     """Write all records, local and recorded, as CSV to `out` and as parquet beside it."""
-    from dpbench.report import long  # pyarrow is slow to import
+    from dpbench.report import long  # pandas and pyarrow are slow to import
 
-    long.write_long(long.long_rows([*local_records(), *recorded_records()]), out, out.with_suffix(".parquet"))
+    long.write_long(long.long_frame([*local_records(), *recorded_records()]), out, out.with_suffix(".parquet"))
 
 
 def write_report(data: list[Path], svgs: list[Path], judged: Path, out: Path) -> None:
     """Write the page from tables, plots named `.../<paper>/<table>/<plot>.svg`, and claims."""
-    svg_texts = {(p.parent.parent.name, p.parent.name, p.stem): read_text(p, _LARGEST, "draw the plot first") for p in svgs}
+    svg_texts = {(p.parent.parent.name, p.parent.name, p.stem): read_text(p, LARGEST, "draw the plot first") for p in svgs}
     write_atomic(out, page.render([read_table(p) for p in data], claims.read_claims(judged), svg_texts, "here"))
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from dpbench.errors import DpbenchError
+from dpbench.files import read_text
 from dpbench.records.schema import Privacy, Request
 from dpbench.records.store import LeftOut
 from dpbench.report.deviations import Deviation
@@ -19,6 +22,7 @@ K = TypeVar("K")
 
 Origin = Literal["published", "recorded", "here"]
 ORIGINS: tuple[Origin, ...] = ("published", "recorded", "here")
+LARGEST = 256 << 20  # bytes of a table's JSON, which holds all its records, and of a plot
 
 
 class Place(NamedTuple):
@@ -188,3 +192,17 @@ class TableData(Strict):
             if entry.metric == metric and entry.place == place and entry.labels == labels:
                 return entry
         return None
+
+
+def read_table(path: Path) -> TableData:
+    """Read a table's JSON.
+
+    Raises:
+        DpbenchError: the file is missing, or not of the form that this dpbench writes.
+    """
+    try:
+        return TableData.model_validate_json(read_text(path, LARGEST, "make the table first"))
+    except ValidationError as error:
+        raise DpbenchError(
+            f"{path}: not a table's JSON ({error.error_count()} faults)", "delete it and make the table again"
+        ) from error

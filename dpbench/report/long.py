@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pandas import DataFrame
 
 from dpbench.files import canonical_json, write_atomic, write_atomic_with
 from dpbench.records.store import Stored
@@ -15,40 +15,44 @@ from dpbench.report.cells import csv_text
 from dpbench.report.words import source_line
 
 LONG_SCHEMA_VERSION = 1
-_TYPES: dict[str, pa.DataType] = {
-    "run": pa.string(),
-    "machine": pa.string(),
-    "requests": pa.string(),
-    "job": pa.string(),
-    "seed": pa.int64(),
-    "labels": pa.string(),
-    "metric": pa.string(),
-    "value": pa.float64(),
-    "unit": pa.string(),
-    "low": pa.float64(),
-    "high": pa.float64(),
-    "rounds": pa.int64(),
-    "kind": pa.string(),
-    "note": pa.string(),
-    "epsilon": pa.float64(),
-    "epsilon_rdp": pa.float64(),
-    "target_epsilon": pa.float64(),
-    "delta": pa.float64(),
-    "noise_multiplier": pa.float64(),
-    "relation": pa.string(),
-    "sampler": pa.string(),
-    "validity": pa.string(),
-    "reasons": pa.string(),
-    "accountants": pa.string(),
-    "sources": pa.string(),
-    "synthetic": pa.bool_(),
-    "device": pa.string(),
-    "torch": pa.string(),
-    "commit": pa.string(),
-    "created": pa.string(),
+_DTYPES = {
+    "run": "string",
+    "machine": "string",
+    "requests": "string",
+    "job": "string",
+    "seed": "Int64",
+    "labels": "string",
+    "metric": "string",
+    "value": "Float64",
+    "unit": "string",
+    "low": "Float64",
+    "high": "Float64",
+    "rounds": "Int64",
+    "kind": "string",
+    "note": "string",
+    "epsilon": "Float64",
+    "epsilon_rdp": "Float64",
+    "target_epsilon": "Float64",
+    "delta": "Float64",
+    "noise_multiplier": "Float64",
+    "relation": "string",
+    "sampler": "string",
+    "validity": "string",
+    "reasons": "string",
+    "accountants": "string",
+    "sources": "string",
+    "synthetic": "boolean",
+    "device": "string",
+    "torch": "string",
+    "commit": "string",
+    "created": "string",
 }
-COLUMNS = list(_TYPES)
-Row = dict[str, Any]
+COLUMNS = list(_DTYPES)
+_ARROW = {"string": pa.string(), "Int64": pa.int64(), "Float64": pa.float64(), "boolean": pa.bool_()}
+_SCHEMA = pa.schema(
+    [(column, _ARROW[dtype]) for column, dtype in _DTYPES.items()],
+    metadata={"dpbench_long_schema": str(LONG_SCHEMA_VERSION)},
+)
 
 
 def _sampler(mechanism: dict[str, Any] | None) -> str | None:
@@ -56,12 +60,12 @@ def _sampler(mechanism: dict[str, Any] | None) -> str | None:
     return sampling.get("kind") if isinstance(sampling, dict) else sampling
 
 
-def long_rows(stored: Iterable[Stored]) -> list[Row]:
-    """Return one row per record and metric; requests, labels and accountants are JSON, unknown values are None."""
+def long_frame(stored: Iterable[Stored]) -> DataFrame:
+    """Return one row per record and metric; requests, labels and accountants are JSON, unknown values are `pandas.NA`."""
     rows = []
     for item in stored:
         record, privacy, environment = item.record, item.record.privacy, item.record.environment
-        shared: Row = {
+        shared: dict[str, Any] = {
             "run": record.run,
             "machine": item.machine,
             "requests": canonical_json(list(dict.fromkeys(f"{r.paper}/{r.table}/{r.tier}" for r in record.requests))),
@@ -82,17 +86,15 @@ def long_rows(stored: Iterable[Stored]) -> list[Row]:
         for metric in record.metrics:
             values = {name: getattr(metric, name) for name in ("value", "unit", "low", "high", "kind", "note")}
             values |= {"metric": metric.name, "labels": canonical_json(metric.labels), "rounds": len(metric.rounds) or None}
-            rows.append(dict.fromkeys(COLUMNS) | shared | values)
-    return rows
+            rows.append(shared | values)
+    return DataFrame(rows, columns=COLUMNS, dtype=object).astype(_DTYPES)
 
 
-def write_long(rows: list[Row], csv_path: Path, parquet_path: Path) -> None:
-    """Write the rows as CSV and as parquet, each atomically; the parquet's metadata has the schema version.
+def write_long(frame: DataFrame, csv_path: Path, parquet_path: Path) -> None:
+    """Write the long table as CSV and as parquet, each atomically; the parquet's metadata has the schema version.
 
     Raises:
         DpbenchError: a file cannot be written.
     """
-    write_atomic(csv_path, csv_text(COLUMNS, rows))
-    schema = pa.schema(list(_TYPES.items()), metadata={"dpbench_long_schema": str(LONG_SCHEMA_VERSION)})
-    table = pa.Table.from_pylist(rows, schema=schema)
-    write_atomic_with(parquet_path, lambda handle: pq.write_table(table, handle))
+    write_atomic(csv_path, csv_text(frame))
+    write_atomic_with(parquet_path, lambda handle: frame.to_parquet(handle, index=False, schema=_SCHEMA))

@@ -9,15 +9,10 @@ from pathlib import Path
 from dpbench.files import write_atomic
 from dpbench.report.cells import csv_text
 from dpbench.report.data import TableData
+from dpbench.report.frames import frame
 from dpbench.report.html import table_fragment
 from dpbench.report.layout import Block, blocks, published_in, sources_used
 from dpbench.report.rows import rows_used
-
-_PLACE = ["origin", "tier", "machine"]
-_VALUES = ["value", "text", "unit", "spread", "spread_kind", "low", "high", "n", "by_seed", "rounds", "runs"]
-_KINDS = ["synthetic", "simulated", "counted"]
-_PRIVACY = ["epsilon", "epsilon_rdp", "target_epsilon", "delta", "noise_multiplier", "relation", "validity", "reasons"]
-_ORIGINS = ["source", "sources", "warnings", "note"]
 
 
 def _field(value: object) -> object:
@@ -30,23 +25,8 @@ def _field(value: object) -> object:
 
 
 def to_csv(table: TableData) -> str:
-    """Return every entry with all that is known of it as CSV; an empty field is an unknown value, never 0.
-
-    An axis is named as in the table; the values of the mechanism start with `privacy_`.
-    """
-    values = [*_VALUES, *_KINDS, *_ORIGINS]
-    privacy = {f"privacy_{name}": name for name in _PRIVACY}
-    axes = [*table.rows, *table.columns]
-    columns = ["paper", "table", *_PLACE, *axes, "metric", *_VALUES, *_KINDS, *privacy, *_ORIGINS]
-    rows = []
-    for entry in table.entries:
-        row: dict[str, object] = {"paper": table.paper, "table": table.table, "metric": entry.metric}
-        row |= {name: getattr(entry, name) for name in _PLACE} | entry.labels
-        row |= {name: _field(getattr(entry, name)) for name in values}
-        row["n"] = entry.n or None  # not known for a published value
-        row |= {column: _field(getattr(entry.privacy, name, None)) for column, name in privacy.items()}
-        rows.append(row)
-    return csv_text(columns, rows)
+    """Return the frame of a table as CSV; an empty field is an unknown value, never 0."""
+    return csv_text(frame(table).astype(object).map(_field, na_action="ignore"))
 
 
 def _source_text(table: TableData) -> str:

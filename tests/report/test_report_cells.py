@@ -13,7 +13,7 @@ from dpbench.records.schema import Metric
 from dpbench.records.store import LeftOut
 from dpbench.report.cells import cell
 from dpbench.report.collect import build_table
-from dpbench.report.long import long_rows, write_long
+from dpbench.report.long import long_frame, write_long
 from dpbench.report.page import render
 from dpbench.report.tables import escape_latex, to_csv, to_latex, to_markdown
 
@@ -52,7 +52,7 @@ def hostile(labels: dict[str, str], seed: int, metric: str) -> Metric:
 
 def test_no_cell_of_any_csv_begins_with_a_formula(tmp_path: Path, published: None):
     local = made_up(glue(), "laptop", hostile, sources=EMBEDDED, warnings=["=WEBSERVICE(1)"])
-    write_long(long_rows(local), tmp_path / "long.csv", tmp_path / "long.parquet")
+    write_long(long_frame(local), tmp_path / "long.csv", tmp_path / "long.parquet")
     table = build_table(glue(), "laptop", resolver(EMBEDDED), local, [])
     texts = [(tmp_path / "long.csv").read_text(encoding="utf-8"), to_csv(table)]
     cells = [text for csv_text in texts for row in csv.reader(io.StringIO(csv_text)) for text in row]

@@ -11,6 +11,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from report_fakes import EMBEDDED, REAL, TIERS, batch_size, glue, made_up, privacy, resolver
@@ -21,7 +23,7 @@ from dpbench.report.collect import build_table
 from dpbench.report.data import TableData
 from dpbench.report.html import table_fragment
 from dpbench.report.layout import blocks
-from dpbench.report.long import COLUMNS, long_rows, write_long
+from dpbench.report.long import COLUMNS, long_frame, write_long
 from dpbench.report.page import render
 from dpbench.report.plots import draw
 from dpbench.report.tables import escape_latex, to_csv, to_latex, to_markdown, write_tables
@@ -210,19 +212,28 @@ def test_the_long_table_has_a_row_for_each_metric(tmp_path: Path) -> None:
     spec = glue()
     stored: list[Any] = made_up(spec, "laptop", accuracy, privacy=privacy(), mechanism={"sampling": {"kind": "poisson"}})
     stored += made_up(batch_size(), "laptop", speed, machine="m1")
-    rows = long_rows(stored)
-    assert len(rows) == sum(len(s.record.metrics) for s in stored)
-    write_long(rows, tmp_path / "long.csv", tmp_path / "long.parquet")
+    frame = long_frame(stored)
+    assert len(frame) == sum(len(s.record.metrics) for s in stored)
+    write_long(frame, tmp_path / "long.csv", tmp_path / "long.parquet")
     table = pq.read_table(tmp_path / "long.parquet")
     assert table.schema.metadata[b"dpbench_long_schema"] == b"1"
     assert table.column_names == COLUMNS
-    assert table.num_rows == len(rows)
+    assert table.num_rows == len(frame)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "long.parquet"), frame)
     with (tmp_path / "long.csv").open(newline="") as handle:
         back = list(csv.DictReader(handle))
     assert (back[0]["epsilon"], back[0]["sampler"], back[0]["torch"]) == ("2.97", "poisson", "2.13.0")
     assert back[0]["requests"] == '["automatic/glue_base/laptop"]'
     assert {r["value"] for r in back if "opacus" in r["labels"]} == {""}
-    assert table.column("value").null_count == sum(r["value"] is None for r in rows)
+    assert table.column("value").null_count == frame["value"].isna().sum() > 0
+
+
+def test_the_long_table_of_nothing_has_its_columns_and_types(tmp_path: Path) -> None:
+    write_long(long_frame([]), tmp_path / "long.csv", tmp_path / "long.parquet")
+    assert (tmp_path / "long.csv").read_text() == ",".join(COLUMNS) + "\n"
+    schema = pq.read_schema(tmp_path / "long.parquet")
+    types = {"seed": pa.int64(), "rounds": pa.int64(), "synthetic": pa.bool_(), "value": pa.float64(), "run": pa.string()}
+    assert {name: schema.field(name).type for name in types} == types
 
 
 def test_tiers_that_share_their_runs_are_one_column() -> None:
