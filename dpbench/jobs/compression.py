@@ -6,8 +6,6 @@ from dpbench.compression.config import Settings, parents, uses
 from dpbench.execution.contract import Context, Outcome
 from dpbench.spec.sources import Source
 
-__all__ = ["Settings", "check", "parents", "run", "uses"]
-
 PLUGIN = {
     "kind": "job",
     "name": "compression",

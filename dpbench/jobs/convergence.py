@@ -2,6 +2,4 @@
 
 from dpbench.measure.convergence import Settings, check, run, uses
 
-__all__ = ["Settings", "check", "run", "uses"]
-
 PLUGIN = {"kind": "job", "name": "convergence", "version": 1, "summary": "least gradient norm on a quadratic after T steps"}

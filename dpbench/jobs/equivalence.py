@@ -2,6 +2,4 @@
 
 from dpbench.measure.equivalence import Settings, check, run, uses
 
-__all__ = ["Settings", "check", "run", "uses"]
-
 PLUGIN = {"kind": "job", "name": "equivalence", "version": 1, "summary": "digits to which two private trainings agree"}

@@ -3,6 +3,4 @@
 from dpbench.tasks.image_classification.features import FeatureSettings as Settings
 from dpbench.tasks.image_classification.features import check, run, uses
 
-__all__ = ["Settings", "check", "run", "uses"]
-
 PLUGIN = {"kind": "job", "name": "image_features", "version": 1, "summary": "features of images by a frozen model"}

@@ -2,6 +2,4 @@
 
 from dpbench.measure.inference import Settings, check, run, uses
 
-__all__ = ["Settings", "check", "run", "uses"]
-
 PLUGIN = {"kind": "job", "name": "inference", "version": 1, "summary": "latency and throughput of encoders' inference on the CPU"}

@@ -2,6 +2,4 @@
 
 from dpbench.measure.kernel_bench import Settings, check, run, uses
 
-__all__ = ["Settings", "check", "run", "uses"]
-
 PLUGIN = {"kind": "job", "name": "kernel_bench", "version": 1, "summary": "correctness, then time, of single kernels"}

@@ -2,6 +2,4 @@
 
 from dpbench.measure.kernel_traffic import Settings, check, run, uses
 
-__all__ = ["Settings", "check", "run", "uses"]
-
 PLUGIN = {"kind": "job", "name": "kernel_traffic", "version": 1, "summary": "bytes moved and FLOPs of one linear layer"}

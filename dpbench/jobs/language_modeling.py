@@ -7,8 +7,6 @@ from dpbench.spec.models import label
 from dpbench.spec.sources import Source
 from dpbench.tasks.language_modeling.config import Settings, uses
 
-__all__ = ["Settings", "check", "run", "uses"]
-
 PLUGIN = {
     "kind": "job",
     "name": "language_modeling",

@@ -2,8 +2,6 @@
 
 from dpbench.measure.parallel import Settings, check, run, uses
 
-__all__ = ["Settings", "check", "run", "uses"]
-
 PLUGIN = {
     "kind": "job",
     "name": "parallel",

@@ -7,8 +7,6 @@ from dpbench.spec.sources import Source
 from dpbench.tasks.language_model import parents, uses
 from dpbench.tasks.prompt_completion.config import Settings
 
-__all__ = ["Settings", "check", "parents", "run", "uses"]
-
 PLUGIN = {
     "kind": "job",
     "name": "prompt_completion",

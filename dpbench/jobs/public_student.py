@@ -2,8 +2,6 @@
 
 from dpbench.compression.public_student import Settings, check, run, uses
 
-__all__ = ["Settings", "check", "run", "uses"]
-
 PLUGIN = {
     "kind": "job",
     "name": "public_student",

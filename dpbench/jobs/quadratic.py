@@ -2,6 +2,4 @@
 
 from dpbench.measure.quadratic import Settings, check, run, uses
 
-__all__ = ["Settings", "check", "run", "uses"]
-
 PLUGIN = {"kind": "job", "name": "quadratic", "version": 1, "summary": "private optimizers on a quadratic, by dimension"}

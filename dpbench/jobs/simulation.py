@@ -2,6 +2,4 @@
 
 from dpbench.measure.simulation import Settings, check, run, uses
 
-__all__ = ["Settings", "check", "run", "uses"]
-
 PLUGIN = {"kind": "job", "name": "simulation", "version": 1, "summary": "memory and roofline of steps, without the device"}

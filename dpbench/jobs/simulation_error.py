@@ -2,6 +2,4 @@
 
 from dpbench.measure.simulation_error import Settings, check, run, uses
 
-__all__ = ["Settings", "check", "run", "uses"]
-
 PLUGIN = {"kind": "job", "name": "simulation_error", "version": 1, "summary": "simulated peak memory against the measured one"}

@@ -8,8 +8,6 @@ from dpbench.spec.sources import Source
 from dpbench.tasks.language_model import parents, uses
 from dpbench.tasks.table_to_text.pipeline_config import COUNTED, Settings
 
-__all__ = ["Settings", "check", "parents", "run", "uses"]
-
 PLUGIN = {
     "kind": "job",
     "name": "table_to_text_pipeline",

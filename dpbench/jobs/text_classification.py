@@ -6,8 +6,6 @@ from dpbench.execution.contract import Context, Outcome
 from dpbench.spec.sources import Source
 from dpbench.tasks.text_classification.config import Settings, parents, uses
 
-__all__ = ["Settings", "check", "parents", "run", "uses"]
-
 PLUGIN = {
     "kind": "job",
     "name": "text_classification",

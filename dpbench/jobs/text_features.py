@@ -3,6 +3,4 @@
 from dpbench.tasks.text_classification.features import FeatureSettings as Settings
 from dpbench.tasks.text_classification.features import check, run, uses
 
-__all__ = ["Settings", "check", "run", "uses"]
-
 PLUGIN = {"kind": "job", "name": "text_features", "version": 1, "summary": "pooled features of a frozen encoder"}

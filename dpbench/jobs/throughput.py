@@ -2,6 +2,4 @@
 
 from dpbench.measure.throughput import Settings, check, run, uses
 
-__all__ = ["Settings", "check", "run", "uses"]
-
 PLUGIN = {"kind": "job", "name": "throughput", "version": 1, "summary": "memory and throughput of training steps"}
