@@ -1,13 +1,16 @@
-"""Magnitude masks on a model's weights, kept exact under private training. Imports torch."""
+"""Magnitude pruning while training: masks on a model's weights, kept exact under privacy. Imports torch."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from dpbench.compression.parts import Prune
 from dpbench.errors import DpbenchError
+from dpbench.models.wrappers import Encoder
+from dpbench.training.trainer import Callback, Trainer
 
 SLACK = 0.001
 """How far a model's sparsity may be from what it should be."""
@@ -118,3 +121,48 @@ def _largest(values: Tensor, count: int) -> Tensor:
     limit = values.kthvalue(values.numel() - count + 1).values
     keep, ties = values > limit, values == limit
     return keep | (ties & (ties.cumsum(0) <= count - int(keep.sum())))
+
+
+class MagnitudePruning(Callback):
+    """Unstructured DPIMP: the smallest weights become zero for good, then the others go back to their start.
+
+    sparsities: share of the prunable weights that is zero, after each step; masks: which.
+
+    Guarantee: what is pruned is decided on released weights: it costs no privacy.
+    """
+
+    def __init__(self, prune: Prune, model: nn.Module, encoder: Encoder) -> None:
+        self._prune = prune
+        self._rewound = model if prune.rewind == "all" else encoder
+        self._start = start_of(self._rewound)
+        self.masks = Masks(encoder, prune.scope)
+        self.sparsities: list[float] = []
+
+    def steps_of_schedule(self, step: int, steps: int) -> tuple[int, int]:
+        """Return (step, steps) of the learning rate's schedule, which starts anew for the sparse model."""
+        sparse = self._prune.steps
+        return (step, sparse) if step < sparse else (step - sparse, steps - sparse)
+
+    def facts(self, steps: int) -> dict[str, Any]:
+        """Return for the record how much was pruned, and when."""
+        return {
+            "sparsity": self.sparsities[-1],
+            "sparsities": self.sparsities,
+            "prunable_weights": self.masks.size,
+            "phases": [self._prune.steps, steps - self._prune.steps],
+        }
+
+    def gradients_released(self, trainer: Trainer) -> None:
+        self.masks.zero_gradients_()
+
+    def step_done(self, trainer: Trainer) -> None:
+        done, prune = trainer.done, self._prune
+        sparsity = prune.sparsity_after(done)
+        if done <= prune.steps and done % prune.every == 0:
+            self.masks.prune_(sparsity)
+            self.masks.zero_state_(trainer.optimizer)
+        if done == prune.steps and prune.rewind != "none":
+            self._rewound.load_state_dict(self._start, strict=False)
+            self.masks.apply_()
+            trainer.optimizer.state.clear()
+        self.sparsities.append(self.masks.check(sparsity))

@@ -56,7 +56,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     import torch
     from torch.optim.lr_scheduler import LambdaLR
 
-    from dpbench.compression.cutting import keep_layers
+    from dpbench.compression.dropping import keep_layers
     from dpbench.compression.saved import ENCODER, OF_ENCODER, save_encoder
     from dpbench.tasks.forward import autocast
     from dpbench.tasks.text_classification.encoding import Encoded

@@ -1,4 +1,4 @@
-"""A compressed classifier on disk: an encoder that transformers loads, and a head beside it. Imports torch."""
+"""A compressed classifier on disk: an encoder that transformers loads, and a head beside it; sizes. Imports torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -16,9 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpbench.errors import DpbenchError
-
-if TYPE_CHECKING:
-    from dpbench.models.wrappers import Encoder
+from dpbench.models.wrappers import Encoder
 
 ENCODER, HEAD = "encoder", "head.safetensors"
 CONFIG, WEIGHTS = f"{ENCODER}/config.json", f"{ENCODER}/model.safetensors"
@@ -62,8 +59,6 @@ def load_encoder(folder: Path) -> Encoder:
     """
     from transformers import AutoModel
 
-    from dpbench.models.wrappers import Encoder
-
     try:
         options = {"attn_implementation": "sdpa", "dtype": torch.float32, "local_files_only": True}
         with _no_bars():
@@ -86,6 +81,12 @@ def file_bytes(encoder: Encoder) -> int:
     with tempfile.TemporaryDirectory() as folder:
         save_encoder(encoder, Path(folder))
         return (Path(folder) / "model.safetensors").stat().st_size
+
+
+def sizes_of(model: nn.Module) -> tuple[int, int]:
+    """Return a model's number of parameters, and of those that are not zero."""
+    tensors: list[Tensor] = [p.detach() for p in model.parameters()]
+    return sum(t.numel() for t in tensors), sum(int(t.count_nonzero()) for t in tensors)
 
 
 def packed_bytes(parameters: int, nonzero: int, masked_of: int) -> int:

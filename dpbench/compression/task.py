@@ -1,4 +1,4 @@
-"""The task: text classification with a student or a model that is cut, and its teacher's logits."""
+"""The task: text classification with a student or a model that is cut, its teacher's logits, and the result's size and speed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from dpbench.compression import saved
 from dpbench.compression.config import Settings
-from dpbench.compression.cutting import keep_layers
+from dpbench.compression.dropping import keep_layers
 from dpbench.compression.parts import classes_of, layer_map
+from dpbench.compression.pruning import MagnitudePruning
 from dpbench.execution.contract import Context
 from dpbench.models import registry as models
 from dpbench.models.wrappers import Encoder
+from dpbench.records.schema import Metric
 from dpbench.spec.sources import Source
 from dpbench.tasks.text_classification import task as text_classification
 from dpbench.tasks.text_classification.model import Classifier, Head
@@ -132,3 +134,31 @@ def meta_model(settings: Settings, sources: dict[str, Source]) -> nn.Module:
     name, layers = settings.shape
     shape = settings.model_copy(update={"model": name, "layers": layers})
     return text_classification.meta_model(shape, {f"model:{name}": Source(kind="scratch")} | sources)
+
+
+def inference_metrics(settings: Settings, context: Context) -> list[Metric]:
+    """Return latency and throughput of this run's shape, from the run that timed all shapes in turn."""
+    names = {"latency": "ms", "throughput": "examples/s"}
+    if settings.inference is None:
+        return [Metric(name=n, value=None, unit=u, note="inference is not timed at this tier") for n, u in names.items()]
+    record = context.parent("inference")
+    shape = {"model": settings.shape[0], "layers": str(settings.shape[1])}
+    return [m.model_copy(update={"labels": {}}) for m in record.metrics if m.labels == shape and m.name in names]
+
+
+def size_metrics(settings: Settings, task: CompressedTask, pruning: MagnitudePruning | None) -> list[Metric]:
+    """Return parameters, files and work of the encoder with its head: counted, not measured."""
+    parameters, nonzero = saved.sizes_of(task.model)
+    masked = pruning.masks.size if pruning is not None else 0
+    tokens = settings.inference.tokens if settings.inference is not None else 32
+    values = {
+        "parameters": (parameters / 1e6, "M"),
+        "nonzero_parameters": (nonzero / 1e6, "M"),
+        "file_size": (saved.file_bytes(task.encoder) / 2**20, "MiB"),
+        "packed_size": (saved.packed_bytes(parameters, nonzero, masked) / 2**20, "MiB"),
+        "flops": (saved.flops_of(task.encoder, tokens) / 1e9, "GFLOP"),
+    }
+    metrics = [Metric(name=name, value=value, unit=unit, kind="counted") for name, (value, unit) in values.items()]
+    if pruning is not None:
+        metrics.append(Metric(name="sparsity", value=100 * pruning.sparsities[-1], unit="%", kind="counted"))
+    return metrics

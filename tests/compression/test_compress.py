@@ -10,8 +10,7 @@ import torch
 from compress_runs import BASE, DROP, PLAIN, PRUNE, SOURCES, STUDENT, run, settings, value
 
 from dpbench.compression import config, saved
-from dpbench.compression import train as training
-from dpbench.compression.cutting import blocks_of
+from dpbench.compression.dropping import blocks_of
 from dpbench.compression.pruning import Masks, prunable
 from dpbench.compression.task import CompressedTask, distillation_losses, load_classifier
 from dpbench.data import registry as datasets
@@ -135,8 +134,8 @@ def trained(tmp_path, monkeypatch):
     """Train a task that is at hand, in place of the one that a run makes for itself; returns the outcome."""
 
     def train(task):
-        monkeypatch.setattr(training, "CompressedTask", lambda *_: task)
-        return training.train(task.settings, context(tmp_path))
+        monkeypatch.setattr("dpbench.compression.task.CompressedTask", lambda *_: task)
+        return compress.run(task.settings, context(tmp_path))
 
     return train
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dpbench.compression import saved
-from dpbench.compression.cutting import blocks_of, forget, keep_layers, sizes_of, smallest_layers
+from dpbench.compression.dropping import blocks_of, forget, keep_layers, smallest_layers
 from dpbench.compression.parts import drop_order, layer_map
 from dpbench.compression.pruning import Masks, prunable, start_of
 from dpbench.compression.task import distillation_losses
@@ -254,7 +254,7 @@ def test_a_damaged_model_says_what_to_do(tmp_path):
 
 def test_sizes_and_work_are_counted():
     full_encoder, half = deep(), keep_layers(deep(), [0, 2, 4])
-    every, nonzero = sizes_of(full_encoder)
+    every, nonzero = saved.sizes_of(full_encoder)
     assert every == sum(p.numel() for p in full_encoder.parameters())
     assert saved.file_bytes(full_encoder) == pytest.approx(4 * every, rel=0.2)
     assert saved.flops_of(half, 10) * 2 == saved.flops_of(full_encoder, 10)
@@ -263,7 +263,7 @@ def test_sizes_and_work_are_counted():
     assert saved.flops_of(half, 10) == 10 * per_token + scores
     masks = Masks(full_encoder)
     masks.prune_(0.5)
-    fewer = sizes_of(full_encoder)[1]
+    fewer = saved.sizes_of(full_encoder)[1]
     assert nonzero - fewer == round(masks.size / 2)
     assert saved.packed_bytes(every, fewer, masks.size) == 4 * fewer + masks.size // 8
     assert saved.packed_bytes(every, nonzero, 0) == 4 * every

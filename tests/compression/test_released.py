@@ -7,7 +7,7 @@ import torch
 from compress_runs import PRUNE, run, settings
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from dpbench.compression import callbacks
+from dpbench.compression import dropping, pruning
 from dpbench.compression.pruning import Masks, prunable
 from dpbench.compression.task import CompressedTask
 from dpbench.methods.engines.base import Handle
@@ -97,7 +97,7 @@ def test_planted_masks_of_weights_before_the_noise_are_seen(tmp_path, monkeypatc
 def test_layers_chosen_by_weights_are_the_smallest_released(tmp_path, monkeypatch):
     """The norms that are compared are those of the weights that the last step of the block left."""
     seen = []
-    smallest = callbacks.smallest_layers
+    smallest = dropping.smallest_layers
     left: dict[str, torch.Tensor] = {}
     tasks = Watch(monkeypatch).tasks
 
@@ -109,7 +109,7 @@ def test_layers_chosen_by_weights_are_the_smallest_released(tmp_path, monkeypatc
         seen.append(all(torch.equal(p, left[name]) for name, p in encoder.named_parameters()))
         return smallest(encoder, count)
 
-    monkeypatch.setattr(callbacks, "smallest_layers", spied)
+    monkeypatch.setattr(dropping, "smallest_layers", spied)
     hook = register_optimizer_step_post_hook(stepped)
     try:
         run(tmp_path, settings(drop={"layers": 1, "block_steps": 1, "choose": "weights"}, **LOUD))
@@ -122,14 +122,14 @@ def test_layers_chosen_by_weights_are_the_smallest_released(tmp_path, monkeypatc
 def test_a_rewind_goes_back_to_public_weights(tmp_path, monkeypatch, rewind):
     """To those that training started from, which no private row has a part in."""
     starts = []
-    kept = callbacks.start_of
+    kept = pruning.start_of
 
     def spied(module):
         kept_weights = kept(module)
         starts.append({name: value.clone() for name, value in kept_weights.items()})
         return kept_weights
 
-    monkeypatch.setattr(callbacks, "start_of", spied)
+    monkeypatch.setattr(pruning, "start_of", spied)
     steps = []
     hook = register_optimizer_step_post_hook(lambda *_: steps.append(len(starts)))
     try:
