@@ -34,6 +34,7 @@ def run(settings: Settings, context: Context) -> Outcome:
             is missing, the mechanism is out of reach, a guard of the engine stopped the run, or a process failed.
     """
     from dpbench.metrics.text import require
+    from dpbench.privacy.sampling import batches
     from dpbench.tasks.table_to_text import pipeline
     from dpbench.tasks.table_to_text.task import Rows, TableToText
     from dpbench.training.run import outcome_of
@@ -44,7 +45,8 @@ def run(settings: Settings, context: Context) -> Outcome:
     plan = settings.mechanism(len(rows), len(rows), context.seed)
     result = pipeline.train(settings, rows, plan, context)
     training, sent, timed = result.training, result.bytes_per_example, slice(COUNTED + 1, None)
-    rates = [tokens / seconds for tokens, seconds in zip(result.tokens, training.step_seconds, strict=True)]
+    tokens = [int(rows.lengths[drawn].sum()) for drawn in batches(plan)]  # of each logical step, without padding
+    rates = [number / seconds for number, seconds in zip(tokens, training.step_seconds, strict=True)]
     metrics = [
         over_rounds("throughput", "tokens/s", {}, rates[timed]),
         over_rounds("step_seconds", "s", {}, training.step_seconds[timed]),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from dpbench import distributed
@@ -21,10 +22,9 @@ from dpbench.execution.environment import require_device
 from dpbench.methods.engines.layers import Layout
 from dpbench.models.stages import stage_of
 from dpbench.privacy.mechanism import Mechanism
-from dpbench.privacy.sampling import batches
 from dpbench.tasks.language_model import WEIGHTS
 from dpbench.tasks.table_to_text.pipeline_config import Settings
-from dpbench.tasks.table_to_text.task import Examples, Rows, TableToText
+from dpbench.tasks.table_to_text.task import Rows, TableToText
 from dpbench.training.run import attach_with, fit
 from dpbench.training.trainer import Training
 
@@ -36,11 +36,10 @@ PATIENCE = 1800.0
 
 @dataclass
 class Result:
-    """What training left beside the weights. tokens: of each logical step, without padding; bytes_per_example: that all stages
-    together send, by metric, over the examples that went through them, padding among them."""
+    """What training left beside the weights. bytes_per_example: that all stages together send, by metric, over the examples that
+    went through them, padding among them."""
 
     training: Training
-    tokens: list[int]
     facts: dict[str, Any] = field(default_factory=dict)
     bytes_per_example: dict[str, float] = field(default_factory=dict)
 
@@ -67,10 +66,8 @@ def require(settings: Settings, machine: bool = True) -> None:
 def size_remarks(settings: Settings, model: nn.Module) -> list[str]:
     """Return the MiB of weights of the largest stage, for a person."""
     frozen = 2 if settings.dtype == "bfloat16" else 4
-    sizes = [
-        sum(p.numel() * (4 if p.requires_grad else frozen) for p in stage_of(model, rank, settings.devices).parameters())  # type: ignore[arg-type]
-        for rank in range(settings.devices)
-    ]
+    stages = [stage_of(model, rank, settings.devices) for rank in range(settings.devices)]  # type: ignore[arg-type]
+    sizes = [sum(p.numel() * (4 if p.requires_grad else frozen) for p in stage.parameters()) for stage in stages]
     return [f"up to {max(sizes) / 2**20:.0f} MiB of weights a stage"]
 
 
@@ -102,17 +99,7 @@ def train(settings: Settings, rows: Rows, plan: Mechanism, context: Context) -> 
         assert isinstance(rows, TableToText)
         attach = attach_with(settings, stages_as_groups(settings, narrow_(rows.model, settings)))
         optimizer = settings.optimizer.build(rows.parameter_groups())
-        result = Result(fit(settings, rows, optimizer, [plan], context, attach=attach), [])
-    else:
-        result = _in_processes(settings, rows, context)
-    result.tokens = [int(rows.lengths[drawn].sum()) for drawn in batches(plan)]
-    return result
-
-
-def _in_processes(settings: Settings, rows: Rows, context: Context) -> Result:
-    """Start the processes, listen to them, and take their weights."""
-    from safetensors.torch import load_file
-
+        return Result(fit(settings, rows, optimizer, [plan], context, attach=attach))
     with tempfile.TemporaryDirectory(prefix="dpbench-") as name:
         folder = Path(name)
         ids = np.concatenate([np.asarray(example, dtype=np.int64) for example in rows.ids])
@@ -144,13 +131,6 @@ def _in_processes(settings: Settings, rows: Rows, context: Context) -> Result:
     return _together(reports)
 
 
-def examples(settings: Settings, request: dict[str, Any], device: torch.device) -> Examples:
-    """Return, in a worker, the examples that the parent has left for it."""
-    stored = np.load(Path(request["folder"]) / EXAMPLES)
-    ids = [part.tolist() for part in np.split(stored["ids"], np.cumsum(stored["lengths"])[:-1])]
-    return Examples(settings, device, ids, stored["begins"].tolist(), request["pad"])
-
-
 def _together(reports: list[dict[str, Any]]) -> Result:
     """Make one account of what all ranks have reported, in their order: the first rank's, with sums over all."""
     trained = [Training(**report["training"]) for report in reports]
@@ -165,4 +145,4 @@ def _together(reports: list[dict[str, Any]]) -> Result:
     training.processor = sum(processors) if processors else None
     sent = {name: sum(report["bytes"][name] for report in reports) for name in reports[0]["bytes"]}
     per_example = {name: total / counted for name, total in sent.items()} if counted else {}
-    return Result(training, [], facts, per_example)
+    return Result(training, facts, per_example)

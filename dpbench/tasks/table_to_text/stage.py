@@ -42,23 +42,21 @@ def train(request: dict[str, Any], rank: int) -> None:
     """Train this rank's stage with the others, leave its weights in the parent's folder, and report what it took."""
     settings = Settings(**request["settings"])
     device = torch.device("cuda", torch.cuda.current_device()) if settings.device == "cuda" else torch.device("cpu")
-    examples = pipeline.examples(settings, request, device)
+    folder = Path(request["folder"])
+    stored = np.load(folder / pipeline.EXAMPLES)
+    ids = [part.tolist() for part in np.split(stored["ids"], np.cumsum(stored["lengths"])[:-1])]
+    examples = Examples(settings, device, ids, stored["begins"].tolist(), request["pad"])
     task = StageTask(examples, stage(settings, request, rank, device), settings)
     plan = settings.mechanism(len(examples), len(examples), request["seed"])
-    counter = Counter()
-
-    def attach(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Mechanism) -> Method:
-        stages = distributed.attach_stage(settings.method, model, optimizer, plan, settings.pieces, settings.schedule)
-        return CountedStage(stages, counter)
-
+    method = CountedStage(settings)
     optimizer = settings.optimizer.build(trained_parameters(task.model))
     context: Any = _Parent(is_last=rank == settings.devices - 1)
-    training = fit(settings, task, optimizer, [plan], context, [counter], attach)
+    training = fit(settings, task, optimizer, [plan], context, [method], method.attach)
     if settings.score:
         weights = {n: p.detach().cpu().contiguous() for n, p in task.model.named_parameters() if p.requires_grad}
-        save_file(weights, Path(request["folder"]) / pipeline.WEIGHTS_OF.format(rank))
+        save_file(weights, folder / pipeline.WEIGHTS_OF.format(rank))
     values = {name: value for name, value in asdict(training).items() if name != "threshold_metrics"}
-    say({"training": values, "bytes": counter.bytes, "counted": counter.examples})
+    say({"training": values, "bytes": method.bytes, "counted": method.examples})
 
 
 def stage(settings: Settings, request: dict[str, Any], rank: int, device: torch.device) -> LanguageStage:
@@ -95,26 +93,40 @@ class StageTask:
         return self.examples.batch(rows[0], self.tokens), rows[1]
 
 
-class Counter(Callback):
-    """Bytes that this stage sends in step number COUNTED, or the first after it that has examples.
+class CountedStage(Callback):
+    """The method of this stage: that of its engine, with batches that go through the pipeline.
+
+    It counts the bytes that the stage sends in step number COUNTED, or the first after it that has examples.
 
     examples: that went through it in that step, padding among them.
     """
 
-    def __init__(self) -> None:
+    _stages: Pipeline
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self.examples = 0
         self._traffic = Traffic("step")
         self._counting = ExitStack()
         self._over = False
 
-    def backward(self, stages: Pipeline, losses: Losses, batch: tuple[dict[str, Tensor], int]) -> Tensor:
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Mechanism) -> Method:
+        """Attach the engine to this stage, and return the method."""
+        settings = self._settings
+        self._stages = distributed.attach_stage(settings.method, model, optimizer, plan, settings.pieces, settings.schedule)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_stages"].handle, name)
+
+    def backward(self, losses: Losses, batch: tuple[dict[str, Tensor], int]) -> Tensor:
         data, real = batch
-        if stages.handle.steps >= COUNTED and not self._over:
+        if self._stages.handle.steps >= COUNTED and not self._over:
             if not self.examples:
                 self._counting.enter_context(self._traffic)
             self.examples += len(data["input_ids"])
         self._traffic.phase = "backward"
-        values = stages.backward(losses, data, real)
+        values = self._stages.backward(losses, data, real)
         self._traffic.phase = "step"
         return values
 
@@ -131,19 +143,6 @@ class Counter(Callback):
             "guard_bytes": traffic.collectives["step"],
             "activation_bytes": traffic.messages["backward"],
         }
-
-
-class CountedStage:
-    """The method of this stage: that of its engine, with batches that go through the pipeline and are counted."""
-
-    def __init__(self, stages: Pipeline, counter: Counter) -> None:
-        self._stages, self._counter = stages, counter
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stages.handle, name)
-
-    def backward(self, losses: Losses, batch: tuple[dict[str, Tensor], int]) -> Tensor:
-        return self._counter.backward(self._stages, losses, batch)
 
 
 class _Parent:
