@@ -23,7 +23,7 @@ from dpbench.compression.parts import (
 from dpbench.data.public import PUBLIC
 from dpbench.execution.contract import Parents
 from dpbench.privacy.composition import Release, release_of, stage_seed
-from dpbench.privacy.mechanism import Mechanism, Sampling, calibrated
+from dpbench.privacy.mechanism import Mechanism, calibrated
 from dpbench.records.schema import Metric, Privacy
 from dpbench.spec.expand import Uses
 from dpbench.spec.models import Resources
@@ -185,21 +185,15 @@ class Settings(text_classification.Settings):
         """
         if self.student is not None:
             seed = stage_seed(seed, STUDENT)
-        if self.clipping is None:
-            return self.mechanism(rows, kept, seed)
-        delta = self.delta_of(rows)
-        sampling = Sampling(self.sampler, kept, min(self.expected_batch_size, kept))
-        options: dict[str, Any] = {"relation": self.relation, "seed": seed, "caveats": tuple(self.caveats)}
-        if self.noise_multiplier is not None:
-            return Mechanism(sampling, self.steps, self.clipping.build(), self.noise_multiplier, delta, **options)
-        if self.teacher is None and self.budget == "whole":
+        if self.clipping is not None and self.noise_multiplier is not None:
+            return replace(self.without_noise(rows, kept, seed), noise_multiplier=self.noise_multiplier)
+        if self.clipping is None or (self.teacher is None and self.budget == "whole"):
             return self.mechanism(rows, kept, seed)
         if not spent:  # a student without a teacher, or a check: the teacher's mechanism follows from its settings
             alone = parse(Settings, self.of_teacher(), "teacher")
             spent = (release_of(alone.mechanism(rows, kept, 0)),)
         assert self.target_epsilon is not None
-        without_noise = Mechanism(sampling, self.steps, self.clipping.build(), delta=delta, spent=spent, **options)
-        both = calibrated(without_noise, self.target_epsilon)
+        both = calibrated(replace(self.without_noise(rows, kept, seed), spent=spent), self.target_epsilon)
         check_spent(both, self.target_epsilon)
         return both if self.teacher is not None else replace(both, spent=(), target_epsilon=None)
 

@@ -43,10 +43,10 @@ class LanguageModelSettings(TrainingSettings):
     size: str | None = Field(None, description="A size of a family of language models, see dpbench.models.language.")
     weights: str | None = Field(None, description="A model with published weights, in place of a size.")
 
-    if TYPE_CHECKING:  # each task declares these, with a description that fits it
-        vocabulary: int
-        start: StartSettings | None
-        max_length: int
+    vocabulary: int = Field(0, ge=0, description="Of a size: tokens of its BPE, which public text decides.")
+    max_length: int
+    start: StartSettings | None = None
+    token_budget: int = Field(8192, ge=16, description="Padded tokens of a physical batch.")
 
     @property
     def model_name(self) -> str:
@@ -62,6 +62,11 @@ class LanguageModelSettings(TrainingSettings):
     def _one_model(self) -> LanguageModelSettings:
         if (self.size is None) == (self.weights is None):
             raise ValueError("exactly one of size and weights")
+        if self.weights is not None and self.start is not None:
+            raise ValueError("start pre-trains a model of a size; weights have been trained")
+        if self.start is not None and self.start.tokens < self.positions:
+            needed = f"the {self.positions} positions that are needed: max_length, and those of a prefix"
+            raise ValueError(f"start.tokens {self.start.tokens} is below {needed}")
         return self
 
 
@@ -103,12 +108,11 @@ def parents(settings: LanguageModelSettings, seed: int) -> Parents:
     return {"start": ("language_modeling", pretraining, 0, resources)}
 
 
-def coding_of(
-    settings: LanguageModelSettings, model: Source, public: Source, kind: Literal["words", "pieces"] = "pieces"
-) -> coding.Coding:
-    """Return the tokenizer: that of a model with published weights, or one of public text."""
+def coding_of(settings: LanguageModelSettings, sources: dict[str, Source], kind: Literal["words", "pieces"] = "pieces") -> Any:
+    """Return the tokenizer: that of a model with published weights, or one of public text; `words` or `pieces`."""
+    public = sources[f"dataset:{PUBLIC}"]
     if settings.weights is not None:
-        return models.published_coding(settings.weights, model, public)
+        return models.published_coding(settings.weights, sources[f"model:{settings.model_name}"], public)
     return coding.coding(kind, settings.dataset, settings.vocabulary, public)
 
 

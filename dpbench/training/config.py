@@ -271,13 +271,22 @@ class TrainingSettings(Strict):
         Raises:
             DpbenchError: no noise multiplier reaches epsilon, or the result of the calibration spends another epsilon.
         """
-        delta = self.delta_of(rows)
-        sampling = Sampling(self.sampler, kept, min(self.expected_batch_size, kept))
+        without_noise = self.without_noise(rows, kept, seed, groups)
         if self.clipping is None or self.epsilon is None:
+            return without_noise
+        if self.accounted_rows is None:
+            return check_spent(calibrated(without_noise, self.epsilon), self.epsilon)
+        accounted = replace(without_noise.sampling, dataset_size=self.accounted_rows)
+        plan = calibrated(replace(without_noise, sampling=accounted), self.epsilon)
+        return replace(plan, sampling=without_noise.sampling, target_epsilon=None)
+
+    def without_noise(self, rows: int, kept: int, seed: int, groups: int = 1) -> Mechanism:
+        """Return the mechanism before its noise is known; arguments as of `mechanism`."""
+        delta, sampling = self.delta_of(rows), Sampling(self.sampler, kept, min(self.expected_batch_size, kept))
+        if self.clipping is None:
             return Mechanism(sampling, self.steps, delta=delta, seed=seed)
-        accounted = sampling if self.accounted_rows is None else replace(sampling, dataset_size=self.accounted_rows)
-        without_noise = Mechanism(
-            accounted,
+        return Mechanism(
+            sampling,
             self.steps,
             self.clipping.build(groups=groups),
             delta=delta,
@@ -286,10 +295,6 @@ class TrainingSettings(Strict):
             caveats=tuple(self.caveats),
             noise=self.plugin.extra.get("noise") or "gaussian",
         )
-        plan = calibrated(without_noise, self.epsilon)
-        if self.accounted_rows is None:
-            return check_spent(plan, self.epsilon)
-        return replace(plan, sampling=sampling, target_epsilon=None)
 
     def mechanism_of(self, count: int) -> Mechanism | None:
         """Return the mechanism for a dry run, without noise where the number of rows is not known (0); None without steps."""

@@ -47,8 +47,8 @@ class TrainingTask(Batches):
         self.warnings: list[str] = []
 
     def __len__(self) -> int:
-        """Return how many rows can be drawn."""
-        raise NotImplementedError
+        """Return how many rows can be drawn: all, where a task does not say otherwise."""
+        return self.rows
 
     def evaluate(self) -> dict[str, float]:
         """Return metric -> value of the weights as they are; the first is the task's main metric, of which a curve is drawn."""

@@ -54,13 +54,10 @@ class ImageTask(TrainingTask):
         for split, (inputs, labels) in _stored(settings, context).items():
             self.splits[split] = (inputs.to(self.device), labels.to(self.device))
         self.model = model_of(settings, context.seed).to(self.device)
-        self.rows = len(self)
+        self.rows = len(self.splits["train"][1])
         self._seed, self._step = context.seed, -1
         self._drawn = np.empty(0, dtype=np.int64)
         self._moves: Moves | None = None
-
-    def __len__(self) -> int:
-        return len(self.splits["train"][1])
 
     def evaluate(self) -> dict[str, float]:
         """Return accuracy on the evaluated images, and on the first training images."""

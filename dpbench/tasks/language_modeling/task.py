@@ -68,9 +68,6 @@ class LanguageModelingTask(TrainingTask):
             "tokenizer_vocabulary": tokenizer.get_vocab_size(),
         }
 
-    def __len__(self) -> int:
-        return len(self.train)
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.settings, self.model)
 

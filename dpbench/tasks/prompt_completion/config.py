@@ -26,7 +26,6 @@ class Settings(LanguageModelSettings):
 
     steps: int = Field(ge=0, description="0: the model is evaluated as it starts (zero-shot).")
     dataset: str = Field(description="A dataset with prompts, see dpbench.data.asked.")
-    vocabulary: int = Field(0, ge=0, description="Of a size: tokens of its BPE, which public text decides.")
     start: PromptStart | None = None
     tied: bool = Field(False, description="Whether the head is the token embedding.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of the weights.")
@@ -47,7 +46,6 @@ class Settings(LanguageModelSettings):
         "validation", description="train_rest: rows of the train split that the seed has not chosen; for choosing settings."
     )
     evaluate_limit: int | None = Field(None, ge=1)
-    token_budget: int = Field(8192, ge=16, description="Padded tokens of a physical batch.")
     decoding_rows: int = Field(64, ge=1, description="Answers that are written at once.")
     chosen_by: holdout.ChosenBy = holdout.CHOSEN_BY
 
@@ -68,12 +66,10 @@ class Settings(LanguageModelSettings):
 
     @model_validator(mode="after")
     def _model_fits(self) -> Settings:
-        if self.weights is not None and (self.start is not None or self.vocabulary):
-            raise ValueError("start and vocabulary belong to a size: weights have been trained, with their tokenizer")
+        if self.weights is not None and self.vocabulary:
+            raise ValueError("vocabulary belongs to a size: weights have been trained with their tokenizer")
         if self.size is not None and not self.vocabulary:
             raise ValueError("vocabulary: a model of a size needs one")
-        if self.start is not None and self.start.tokens < self.max_length:
-            raise ValueError(f"start.tokens {self.start.tokens} is below max_length {self.max_length}")
         if self.start is not None and self.tied:
             raise ValueError("tied: the model that start pre-trains has a separate head")
         for name, is_set in (("dtype", self.dtype != "float32"), ("tied", self.tied)):

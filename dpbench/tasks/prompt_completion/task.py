@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy
 from dpbench import plugins
 from dpbench.data import asked
 from dpbench.data.asked import Asked
-from dpbench.data.public import PUBLIC
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.files import canonical_json
@@ -55,8 +54,8 @@ class PromptTask(TrainingTask):
     def __init__(self, settings: Settings, context: Context) -> None:
         super().__init__(settings)
         self._context = context
-        model, public = context.sources[f"model:{settings.model_name}"], context.sources[f"dataset:{PUBLIC}"]
-        self.coding: Any = coding_of(settings, model, public)
+        model = context.sources[f"model:{settings.model_name}"]
+        self.coding = coding_of(settings, context.sources)
         self.stop: int = self.coding.eos
         self.begin: list[int] = []
         if settings.weights is not None and model.kind != "scratch":
@@ -89,9 +88,6 @@ class PromptTask(TrainingTask):
             self.facts |= {"example": "one row: its prompt, and how it goes on", "mean_tokens": mean, "answers_cut": cut}
         if cut:
             self.warnings.append(f"{cut} answers to train on were cut to {settings.answer_length} tokens")
-
-    def __len__(self) -> int:
-        return len(self.examples)
 
     def _words(self) -> list[list[int]]:
         """Return the ids of each class' label words."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dpbench.tasks.language_model import LanguageModelSettings, StartSettings
+from dpbench.tasks.language_model import LanguageModelSettings
 from dpbench.validation import Strict
 
 
@@ -43,7 +43,6 @@ class Settings(LanguageModelSettings):
     vocabulary: int = Field(0, ge=0, description="pieces: tokens of the BPE; words: how many of the public text's words.")
     max_length: int = Field(100, ge=16, description="Tokens of input and text together; longer ones are cut.")
     tuning: TuningSettings = TuningSettings()
-    start: StartSettings | None = None
     delta: float | Literal["1/(2n)", "n^-1.1"] = 8e-6
     train_limit: int | None = Field(None, ge=1, description="Only the first so many examples.")
     evaluate_on: Literal["test", "validation", "train_rest"] = Field(
@@ -53,7 +52,6 @@ class Settings(LanguageModelSettings):
     evaluate_limit: int | None = Field(None, ge=1, description="Only the first so many inputs.")
     decoding: DecodingSettings = DecodingSettings()
     samples: int = Field(5, ge=0, description="Best and worst outputs kept in the local record, so many of each.")
-    token_budget: int = Field(8192, ge=16, description="Padded tokens of a physical batch.")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: float32 weights, products by autocast.")
 
     @property
@@ -72,13 +70,9 @@ class Settings(LanguageModelSettings):
             raise ValueError("coding: own belongs to weights, and words and pieces to a size")
         if self.weights is None and self.from_scratch:
             raise ValueError("from_scratch says what to do with weights: a model of a size is from scratch already")
-        if self.weights is not None and self.start is not None:
-            raise ValueError("start pre-trains a model of a size; weights have been trained")
         if self.tuning.mode != "full" and not self.is_pretrained:
             says = f"tuning.mode {self.tuning.mode} trains a part of a model that has learnt something"
             raise ValueError(f"{says}: give start or weights")
         if self.start is not None and self.coding != "pieces":
             raise ValueError("start: its model was trained on pieces, so coding must be pieces")
-        if self.start is not None and self.start.tokens < self.positions:
-            raise ValueError(f"start.tokens {self.start.tokens} is below the {self.positions} positions that are needed")
         return self

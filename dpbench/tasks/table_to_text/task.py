@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import compress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy, pad
 
 from dpbench.data import coding, described
 from dpbench.data.described import Described
-from dpbench.data.public import PUBLIC
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.execution.environment import require_device
@@ -92,10 +91,7 @@ class Rows(Examples):
     def __init__(self, settings: Settings, context: Context) -> None:
         self.settings, device = settings, require_device(settings.device)
         source = context.sources[f"dataset:{settings.dataset}"]
-        public = context.sources[f"dataset:{PUBLIC}"]
-        model = context.sources[f"model:{settings.model_name}"]
-        kind: Literal["words", "pieces"] = "words" if settings.coding == "words" else "pieces"
-        self.coding = coding_of(settings, model, public, kind)
+        self.coding = coding_of(settings, context.sources, "words" if settings.coding == "words" else "pieces")
         train = described.one_text_each(described.load(settings.dataset, "train", source))
         if settings.evaluate_on == "train_rest":
             held_out = [is_held_out(row, settings.held_out) for row in train]

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpbench import plugins
 from dpbench.data import registry as datasets
 from dpbench.data.public import PUBLIC, public_sentences
 from dpbench.errors import DpbenchError
 from dpbench.models import registry as models
+from dpbench.models.wrappers import Encoder
 from dpbench.privacy.sampling import by_tokens
 from dpbench.spec.sources import Source
 from dpbench.tasks.forward import autocast, padded
@@ -122,7 +123,7 @@ def train_keys(task: str, source: Source, limit: int | None) -> list[str]:
     return _keys(columns["text"], columns.get("text_pair"))
 
 
-def pooled(encoder: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def pooled(encoder: Encoder, batch: dict[str, Tensor]) -> Tensor:
     """Return [B, H] means over real tokens, fp32 or wider."""
     hidden = encoder(batch["input_ids"], batch["attention_mask"])
     mask = batch["attention_mask"][..., None].to(hidden.dtype)
@@ -140,9 +141,9 @@ def in_pieces(encoded: Encoded, budget: int) -> Iterator[tuple[np.ndarray, dict[
         yield index, encoded.batch(index)
 
 
-def features(encoder: nn.Module, encoded: Encoded, budget: int, precision: str = "float32") -> Tensor:
+def features(encoder: Encoder, encoded: Encoded, budget: int, precision: str = "float32") -> Tensor:
     """Return [N, H] pooled features in fp32, without gradients, of a forward pass in a precision."""
-    out = torch.empty(len(encoded.ids), encoder.width)  # type: ignore[arg-type]
+    out = torch.empty(len(encoded.ids), encoder.width)
     device = next(encoder.parameters()).device
     with torch.inference_mode():
         for index, batch in in_pieces(encoded, budget):

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from dpbench.errors import DpbenchError
 from dpbench.models import tuning
+from dpbench.models.wrappers import Encoder
 from dpbench.tasks.text_classification.encoding import pooled
 
 if TYPE_CHECKING:
@@ -35,10 +36,10 @@ class Head(nn.Module):
 class Classifier(nn.Module):
     """Encoder, mean pooling, centring by public text, head."""
 
-    def __init__(self, encoder: nn.Module, head: Head, settings: Settings) -> None:
+    def __init__(self, encoder: Encoder, head: Head, settings: Settings) -> None:
         super().__init__()
         self.encoder, self.head, self.settings = encoder, head, settings
-        self.register_buffer("centre", torch.zeros(encoder.width))  # type: ignore[arg-type]
+        self.register_buffer("centre", torch.zeros(encoder.width))
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         return self.head(prepared(pooled(self.encoder, batch).float(), self.centre, self.settings))  # type: ignore[arg-type]

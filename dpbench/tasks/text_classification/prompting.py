@@ -18,6 +18,7 @@ from dpbench import plugins
 from dpbench.errors import DpbenchError
 from dpbench.models import sources
 from dpbench.models.checkpoints import tensors_of
+from dpbench.models.wrappers import Encoder
 from dpbench.spec.sources import Source
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class WordHead(nn.Module):
 class Prompted(nn.Module):
     """Encoder, the hidden state at the mask, head of label words."""
 
-    def __init__(self, encoder: nn.Module, head: WordHead) -> None:
+    def __init__(self, encoder: Encoder, head: WordHead) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
 
@@ -145,7 +146,7 @@ class Prompted(nn.Module):
         return self.head(hidden.gather(1, at)[:, 0])
 
 
-def prompted(name: str, encoder: nn.Module, classes: int, source: Source | None, words: Sequence[int] = ()) -> Prompted:
+def prompted(name: str, encoder: Encoder, classes: int, source: Source | None, words: Sequence[int] = ()) -> Prompted:
     """Return the encoder with its head for the label words, their rows as copies of the tied embedding's.
 
     Args:
@@ -155,7 +156,7 @@ def prompted(name: str, encoder: nn.Module, classes: int, source: Source | None,
         DpbenchError: the checkpoint has no such head.
     """
     plugin = plugins.get("model", name)
-    head = WordHead(encoder.width, classes, plugin.extra["architecture"]["layer_norm_eps"])  # type: ignore[arg-type]
+    head = WordHead(encoder.width, classes, plugin.extra["architecture"]["layer_norm_eps"])
     if source is None or source.kind == "scratch":
         return Prompted(encoder, head)
     dense, norm, bias = _HEADS[plugin.extra["family"]]
@@ -164,6 +165,6 @@ def prompted(name: str, encoder: nn.Module, classes: int, source: Source | None,
     rows = torch.as_tensor(list(words))
     state = {f"dense.{kind}": tensors[f"{dense}.{kind}"] for kind in ("weight", "bias")}
     state |= {f"norm.{kind}": tensors[f"{norm}.{kind}"] for kind in ("weight", "bias")}
-    state["out.weight"] = encoder.model.embeddings.word_embeddings.weight[rows]  # type: ignore[union-attr,index]
+    state["out.weight"] = encoder.model.embeddings.word_embeddings.weight[rows]
     head.load_state_dict(state | {"out.bias": tensors[bias][rows]})
     return Prompted(encoder, head)

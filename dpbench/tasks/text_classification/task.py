@@ -57,6 +57,14 @@ class _Classification(TrainingTask):
         """Return (share of evaluated rows classified right, rows)."""
         raise NotImplementedError
 
+    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Return [B] cross entropies."""
+        return cross_entropy(self.logits(model, batch), batch["label"], reduction="none")
+
+    def logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Return [B, classes] logits in fp32."""
+        raise NotImplementedError
+
 
 class TextTask(_Classification):
     """Fine-tuning of a full encoder, on token ids. index: training rows that can be drawn."""
@@ -108,10 +116,6 @@ class TextTask(_Classification):
 
     def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
         return self.to_device(self.train.batch(rows))
-
-    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Return [B] cross entropies."""
-        return cross_entropy(self.logits(model, batch), batch["label"], reduction="none")
 
     def logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Return [B, classes] logits in fp32, of a forward pass in the settings' precision."""
@@ -183,9 +187,8 @@ class FeatureTask(_Classification):
         index = torch.as_tensor(rows, device=self.device)
         return {"x": self.x[index], "label": self.y[index]}
 
-    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Return [B] cross entropies."""
-        return cross_entropy(model(batch["x"]), batch["label"], reduction="none")
+    def logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return model(batch["x"])
 
     def accuracy(self) -> tuple[float, int]:
         x, y = self.evaluated
