@@ -7,21 +7,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dpbench.compression.parts import (
-    Distil,
-    Drop,
-    Inference,
-    Prune,
-    Split,
-    Student,
-    Teacher,
-    classes_of,
-    depth_of,
-    layer_map,
-    vocabulary_of,
-)
+from dpbench.compression.parts import Distil, Drop, Prune, Split, Student, Teacher, depth_of, layer_map, vocabulary_of
+from dpbench.data import registry as datasets
 from dpbench.data.public import PUBLIC
 from dpbench.execution.contract import Parents
+from dpbench.measure.inference import Settings as Inference
 from dpbench.privacy.composition import Release, release_of, stage_seed
 from dpbench.privacy.mechanism import Mechanism, calibrated
 from dpbench.records.schema import Metric, Privacy
@@ -113,7 +103,11 @@ class Settings(text_classification.Settings):
                     f"{name}: {other} has a vocabulary of {vocabulary_of(other)}, {self.model} of {vocabulary_of(self.model)}: "
                     "teacher and student must read the same tokens"
                 )
-        if teacher is not None and teacher.dataset is not None and classes_of(teacher.dataset) != classes_of(self.dataset):
+        if (
+            teacher is not None
+            and teacher.dataset is not None
+            and datasets.classes(teacher.dataset) != datasets.classes(self.dataset)
+        ):
             raise ValueError(
                 f"teacher.dataset: {teacher.dataset} has other classes than {self.dataset}: teacher and student must share them"
             )

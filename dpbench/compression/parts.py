@@ -131,22 +131,6 @@ class Prune(Strict):
         return self.sparsity * events / all_events
 
 
-class Shape(Strict):
-    """A model whose inference is timed."""
-
-    model: str
-    layers: int = Field(ge=1)
-
-
-class Inference(Strict):
-    """How inference is timed on the CPU: all shapes in turn in one run, shared by every run that names the same."""
-
-    shapes: list[Shape] = Field(min_length=1)
-    tokens: int = Field(32, ge=2, description="T of every example.")
-    batch_size: int = Field(32, ge=1, description="Examples at once, for throughput; latency is of one.")
-    rounds: int = Field(15, ge=1)
-
-
 def depth_of(model: str) -> int:
     """Layers of an encoder plug-in."""
     return int(plugins.get("model", model).extra["architecture"]["num_hidden_layers"])
@@ -155,11 +139,6 @@ def depth_of(model: str) -> int:
 def vocabulary_of(model: str) -> int:
     """Tokens of an encoder plug-in."""
     return int(plugins.get("model", model).extra["architecture"]["vocab_size"])
-
-
-def classes_of(task: str) -> list[str]:
-    """Labels of a classification task."""
-    return list(plugins.get("dataset", task).extra["classes"])
 
 
 def layer_map(choice: LayerMap, layers: int, depth: int) -> list[int]:

@@ -18,8 +18,7 @@ from dpbench.errors import DpbenchError
 from dpbench.models.wrappers import Encoder
 
 ENCODER, HEAD = "encoder", "head.safetensors"
-CONFIG, WEIGHTS = f"{ENCODER}/config.json", f"{ENCODER}/model.safetensors"
-OF_ENCODER = [CONFIG, WEIGHTS]
+OF_ENCODER = [f"{ENCODER}/config.json", f"{ENCODER}/model.safetensors"]
 FILES = [*OF_ENCODER, HEAD]
 """What `save` leaves, for a record's artefacts."""
 

@@ -12,8 +12,9 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from dpbench.compression import saved
 from dpbench.compression.config import Settings
 from dpbench.compression.dropping import keep_layers
-from dpbench.compression.parts import classes_of, layer_map
+from dpbench.compression.parts import layer_map
 from dpbench.compression.pruning import MagnitudePruning
+from dpbench.data import registry as datasets
 from dpbench.execution.contract import Context
 from dpbench.models import registry as models
 from dpbench.models.wrappers import Encoder
@@ -46,7 +47,7 @@ class CompressedTask(text_classification.TextTask):
         else:
             assert self.teacher is not None
             self.teacher.to(self.device)
-            self._logits = torch.full((len(self.train.ids), len(classes_of(settings.dataset))), float("nan"))
+            self._logits = torch.full((len(self.train.ids), len(datasets.classes(settings.dataset))), float("nan"))
 
     def _encoder(self, context: Context) -> Encoder:
         settings, student = self.settings, self.settings.student
@@ -122,7 +123,7 @@ def distillation_losses(student: Tensor, teacher: Tensor, labels: Tensor, weight
 def load_classifier(settings: Settings, folder: Path) -> Classifier:
     """Return the teacher that a run left, frozen and in eval mode."""
     encoder, head = saved.load_encoder(folder / saved.ENCODER), saved.load_head(folder)
-    model = Classifier(encoder, Head(encoder.width, settings.hidden, len(classes_of(settings.dataset))), settings)
+    model = Classifier(encoder, Head(encoder.width, settings.hidden, len(datasets.classes(settings.dataset))), settings)
     model.load_state_dict(head | {f"encoder.{k}": v for k, v in encoder.state_dict().items()})
     return model.eval().requires_grad_(False)
 

@@ -244,6 +244,11 @@ def _check_once(name: str, source: str) -> None:
     check(name, Source.model_validate_json(source))
 
 
+def classes(name: str) -> list[str]:
+    """Return the classes of a classification dataset, in the order of their numbers."""
+    return list(plugins.get("dataset", name).extra["classes"])
+
+
 def attributes(name: str) -> list[str]:
     """Return the canonical columns of a dataset's yes-or-no attributes, `label_...`; empty where an example has one class."""
     return [key for key in plugins.get("dataset", name).extra["columns"] if key.startswith("label_")]

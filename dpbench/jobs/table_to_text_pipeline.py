@@ -6,7 +6,8 @@ from dpbench.execution.contract import Context, Outcome, metric, over_rounds
 from dpbench.records.schema import Metric
 from dpbench.spec.sources import Source
 from dpbench.tasks.language_model import parents, uses
-from dpbench.tasks.table_to_text.pipeline_config import COUNTED, Settings
+from dpbench.tasks.table_to_text.config import COUNTED
+from dpbench.tasks.table_to_text.config import PipelineSettings as Settings
 
 PLUGIN = {
     "kind": "job",

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from dpbench.compression.parts import Inference, depth_of
-from dpbench.errors import DpbenchError
+from pydantic import Field
+
 from dpbench.execution.contract import Context, Outcome, over_rounds
 from dpbench.measure.rounds import seconds_per_call
 from dpbench.spec.expand import Uses
 from dpbench.spec.sources import Source
+from dpbench.validation import Strict
 
 
-class Settings(Inference):
-    """Settings with the shapes. Weights are random: time does not depend on their values; zeros take as long as any number."""
+class Shape(Strict):
+    """A model whose inference is timed."""
+
+    model: str
+    layers: int = Field(ge=1)
+
+
+class Settings(Strict):
+    """How inference is timed on the CPU: all shapes in turn in one run, shared by every run that names the same.
+
+    Weights are random: time does not depend on their values; zeros take as long as any number.
+    """
+
+    shapes: list[Shape] = Field(min_length=1)
+    tokens: int = Field(32, ge=2, description="T of every example.")
+    batch_size: int = Field(32, ge=1, description="Examples at once, for throughput; latency is of one.")
+    rounds: int = Field(15, ge=1)
 
 
 def uses(settings: Settings) -> Uses:
@@ -56,7 +72,5 @@ def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     from dpbench.models import registry as models
 
     for shape in settings.shapes:
-        if shape.layers > depth_of(shape.model):
-            raise DpbenchError(f"shapes: {shape.model} has {depth_of(shape.model)} layers, not {shape.layers}", "take fewer")
         models.encoder(shape.model, Source(kind="scratch"), shape.layers, meta=True)
     return [f"{len(settings.shapes)} shapes in turn, {settings.rounds} rounds"]

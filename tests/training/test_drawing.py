@@ -15,8 +15,8 @@ from dpbench.errors import DpbenchError
 from dpbench.measure import equivalence
 from dpbench.privacy import sampling
 from dpbench.privacy.mechanism import Clipping, Mechanism, Sampling
-from dpbench.training import draws as training_draws
-from dpbench.training.draws import Draws
+from dpbench.training import trainer
+from dpbench.training.trainer import Draws
 from dpbench.validation import parse
 
 KINDS = ("text", "zeroth", "prune", "language_model", "virtual_stages")
@@ -46,7 +46,7 @@ def test_a_batch_counted_twice_or_left_out_stops_every_loop(name, fault, tmp_pat
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_loop_that_ends_before_its_mechanism_is_stopped(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(training_draws, "batches", lambda plan: list(sampling.batches(plan))[:-1])
+    monkeypatch.setattr(trainer, "batches", lambda plan: list(sampling.batches(plan))[:-1])
     with pytest.raises(DpbenchError, match=RELEASED):
         run(CASES[name], tmp_path)
 

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from dpbench import plugins
 from dpbench.data import asked
+from dpbench.data import registry as datasets
 from dpbench.data.asked import Asked
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
@@ -93,7 +94,7 @@ class PromptTask(TrainingTask):
         """Return the ids of each class' label words."""
         words = []
         texts = asked.label_words(self.settings.dataset, self.settings.label_words)
-        for name, text in zip(plugins.get("dataset", self.settings.dataset).extra["classes"], texts, strict=True):
+        for name, text in zip(datasets.classes(self.settings.dataset), texts, strict=True):
             ids = self.coding.ids(text)
             if not ids:
                 raise DpbenchError(f"label_words: {text!r} of {name} has no token", "choose another word")

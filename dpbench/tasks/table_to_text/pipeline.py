@@ -23,7 +23,7 @@ from dpbench.methods.engines.layers import Layout
 from dpbench.models.stages import stage_of
 from dpbench.privacy.mechanism import Mechanism
 from dpbench.tasks.language_model import WEIGHTS
-from dpbench.tasks.table_to_text.pipeline_config import Settings
+from dpbench.tasks.table_to_text.config import PipelineSettings as Settings
 from dpbench.tasks.table_to_text.task import Rows, TableToText
 from dpbench.training.run import attach_with, fit
 from dpbench.training.trainer import Training

@@ -25,7 +25,8 @@ from dpbench.models.stages import LanguageStage, stage_of
 from dpbench.privacy.mechanism import Mechanism
 from dpbench.spec.sources import Source
 from dpbench.tasks.table_to_text import pipeline
-from dpbench.tasks.table_to_text.pipeline_config import COUNTED, Settings
+from dpbench.tasks.table_to_text.config import COUNTED
+from dpbench.tasks.table_to_text.config import PipelineSettings as Settings
 from dpbench.tasks.table_to_text.task import Examples, model_of
 from dpbench.training.run import fit, trained_parameters
 from dpbench.training.trainer import Callback, Trainer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dpbench import plugins
+from dpbench.data import registry as datasets
 from dpbench.errors import unknown
 from dpbench.tasks.holdout import is_held_out, share_of
 
@@ -55,7 +55,7 @@ class RowSplit:
 
     def __init__(self, settings: Settings, labels: np.ndarray, texts: Callable[[], list[str]], seed: int) -> None:
         """labels: [N]; texts: gives what identifies each row, asked only where rows are chosen; seed: of `per_class`."""
-        classes: list[str] = plugins.get("dataset", settings.dataset).extra["classes"]
+        classes = datasets.classes(settings.dataset)
         texts = cache(texts)
         self.drawn = kept_rows(settings, labels, texts, classes)
         self.held_out: np.ndarray | None = None

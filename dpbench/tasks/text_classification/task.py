@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from dpbench import plugins
+from dpbench.data import registry as datasets
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.models import registry as models
@@ -77,8 +77,7 @@ class TextTask(_Classification):
         self.rows, self.index, self.warnings = split.rows, split.drawn, split.warnings
         self.lengths = self.train.lengths
         self.evaluated = data.split("validation")[0] if split.held_out is None else self.train.part(split.held_out)
-        if settings.evaluate_limit is not None:
-            self.evaluated = self.evaluated.part(chosen_rows(len(self.evaluated.ids), settings.evaluate_limit))
+        self.evaluated = self.evaluated.part(chosen_rows(len(self.evaluated.ids), settings.evaluate_limit))
         self.model = self._model(data, context)
         self.model.to(self.device)
         self.facts["tokenizer_sha256"] = data.tokenizer.sha256
@@ -138,7 +137,6 @@ class FeatureTask(_Classification):
     def __init__(self, settings: Settings, context: Context) -> None:
         super().__init__(settings)
         stored = load_file(context.artefact("features", FILE))
-        classes: list[str] = plugins.get("dataset", settings.dataset).extra["classes"]
         centre = stored["public_mean"]
         labels = stored["train_y"].numpy()
 
@@ -156,15 +154,14 @@ class FeatureTask(_Classification):
         self.x, self.y = (part[split.drawn].to(self.device) for part in train)
         evaluated = prepared(stored["validation_x"].float(), centre, settings), stored["validation_y"]
         if split.held_out is not None:
-            evaluated = train[0][split.held_out], train[1][split.held_out]
-            if settings.evaluate_limit is not None:  # of a validation split there are no more features than these
-                index = chosen_rows(len(evaluated[1]), settings.evaluate_limit)
-                evaluated = evaluated[0][index], evaluated[1][index]
+            index = split.held_out[chosen_rows(len(split.held_out), settings.evaluate_limit)]
+            evaluated = train[0][index], train[1][index]  # of a validation split there are no more features than are evaluated
         self.evaluated = evaluated[0].to(self.device), evaluated[1].to(self.device)
         phrases = prepared(stored["label_phrases"], centre, settings) if "label_phrases" in stored else None
         if settings.head == "prompt_words":
             phrases = prepared(self._of_prompts(context), centre, settings)
-        self.model = make_head(settings, self.x.shape[1], len(classes), context.seed, phrases).to(self.device)
+        classes = len(datasets.classes(settings.dataset))
+        self.model = make_head(settings, self.x.shape[1], classes, context.seed, phrases).to(self.device)
 
     def _of_prompts(self, context: Context) -> Tensor:
         """Return [classes, H] features of the dataset's prompt with each label word."""
@@ -201,7 +198,7 @@ def check_rows(settings: Settings, sources: dict[str, Source]) -> int:
     """Return how many rows training can draw, 0 where that is not known, after checking the files as `trained_rows` does."""
     count = trained_rows(settings, sources)
     if settings.per_class is not None:
-        count = min(count, settings.per_class * len(plugins.get("dataset", settings.dataset).extra["classes"]))
+        count = min(count, settings.per_class * len(datasets.classes(settings.dataset)))
     return count
 
 
@@ -209,7 +206,7 @@ def meta_model(settings: Settings, sources: dict[str, Source]) -> nn.Module:
     """Return the trained model on the meta device."""
     source = sources[f"model:{settings.model}"]
     encoder = models.encoder(settings.model, source, settings.layers, meta=True)
-    classes = len(plugins.get("dataset", settings.dataset).extra["classes"])
+    classes = len(datasets.classes(settings.dataset))
     if settings.head == "prompt":
         return freeze(prompted(settings.model, encoder, classes, None).to("meta"), settings, meta=True)
     if settings.training == "features":
