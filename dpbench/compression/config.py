@@ -103,11 +103,7 @@ class Settings(text_classification.Settings):
                     f"{name}: {other} has a vocabulary of {vocabulary_of(other)}, {self.model} of {vocabulary_of(self.model)}: "
                     "teacher and student must read the same tokens"
                 )
-        if (
-            teacher is not None
-            and teacher.dataset is not None
-            and datasets.classes(teacher.dataset) != datasets.classes(self.dataset)
-        ):
+        if teacher and teacher.dataset and datasets.classes(teacher.dataset) != datasets.classes(self.dataset):
             raise ValueError(
                 f"teacher.dataset: {teacher.dataset} has other classes than {self.dataset}: teacher and student must share them"
             )
@@ -137,10 +133,6 @@ class Settings(text_classification.Settings):
         if self.student is not None:
             model = self.student.model or (self.teacher.model if self.teacher and self.student.start == "teacher" else None)
         return model or self.model, part.layers if part is not None else self.depth
-
-    @property
-    def compresses(self) -> bool:
-        return any(part is not None for part in (self.student, self.drop, self.prune))
 
     @property
     def target_epsilon(self) -> float | None:
@@ -187,8 +179,8 @@ class Settings(text_classification.Settings):
             alone = parse(Settings, self.of_teacher(), "teacher")
             spent = (release_of(alone.mechanism(rows, kept, 0)),)
         assert self.target_epsilon is not None
-        both = calibrated(replace(self.without_noise(rows, kept, seed), spent=spent), self.target_epsilon)
-        check_spent(both, self.target_epsilon)
+        without_noise = replace(self.without_noise(rows, kept, seed), spent=spent)
+        both = check_spent(calibrated(without_noise, self.target_epsilon), self.target_epsilon)
         return both if self.teacher is not None else replace(both, spent=(), target_epsilon=None)
 
     def epsilon_metrics(self, plan: Mechanism, privacy: Privacy | None) -> list[Metric]:

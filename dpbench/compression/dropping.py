@@ -11,13 +11,9 @@ from torch import nn
 
 from dpbench.compression.parts import Drop, drop_order, layer_map
 from dpbench.errors import DpbenchError
+from dpbench.models.stages import blocks_of
 from dpbench.models.wrappers import Encoder
 from dpbench.training.trainer import Callback, Trainer
-
-
-def blocks_of(encoder: Encoder) -> nn.ModuleList:
-    """Return the transformer layers of a BERT or RoBERTa, in order."""
-    return encoder.model.encoder.layer
 
 
 def keep_layers(encoder: Encoder, kept: Sequence[int]) -> Encoder:

@@ -57,7 +57,7 @@ def run(settings: Settings, context: Context) -> Outcome:
         outcome.facts |= {"teacher_run": teacher.run, "teacher_curve": teacher.facts.get("curve", [])}
     for callback in callbacks:
         outcome.facts |= callback.facts(plan.steps)
-    if settings.save_model or not settings.compresses:
+    if settings.save_model or not (settings.student or settings.drop or settings.prune):
         outcome.artefacts = task.save(context.out)
     return outcome
 
@@ -65,10 +65,11 @@ def run(settings: Settings, context: Context) -> Outcome:
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     """Return remarks of a dry run: data schema, the model on the meta device with its method, and the budget of all stages."""
     from dpbench.compression.task import meta_model
-    from dpbench.tasks.text_classification.task import check_rows, parameter_groups
+    from dpbench.tasks.checking import trained_rows
+    from dpbench.tasks.text_classification.task import parameter_groups
     from dpbench.training.run import dry_run
 
-    count = check_rows(settings, sources)
+    count = trained_rows(settings, sources)
     model = meta_model(settings, sources).train()
     plan = settings.plan(count, count, 0) if count else settings.mechanism_of(0)
     return dry_run(settings, model, plan, parameter_groups(settings, model))

@@ -33,9 +33,10 @@ def run(settings: Settings, context: Context) -> Outcome:
 
 def check(settings: Settings, sources: dict[str, Source]) -> list[str]:
     """Return remarks of a dry run: data schema, the model on the meta device with its method, and the budget."""
+    from dpbench.tasks.checking import trained_rows
     from dpbench.tasks.text_classification import task
     from dpbench.training.run import dry_run
 
-    count = task.check_rows(settings, sources)
+    count = trained_rows(settings, sources)
     model = task.meta_model(settings, sources).train()
     return dry_run(settings, model, settings.mechanism_of(count), task.parameter_groups(settings, model))

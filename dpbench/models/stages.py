@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dpbench.errors import DpbenchError
 
 if TYPE_CHECKING:
-    from dpbench.models.wrappers import LanguageModel
+    from dpbench.models.wrappers import Encoder, LanguageModel
 
 
 class LanguageStage(nn.Module):
@@ -54,14 +54,16 @@ class LanguageStage(nn.Module):
         return x if self.head is None or self.norm is None else self.head(self.norm(x))
 
 
-def blocks_of(model: LanguageModel) -> nn.ModuleList:
-    """Return the transformer blocks of a GPT-2, Llama or OPT, in order."""
+def blocks_of(model: LanguageModel | Encoder) -> nn.ModuleList:
+    """Return the transformer blocks of a GPT-2, Llama or OPT, or of a BERT or RoBERTa, in order."""
     body = body_of(model)
+    if hasattr(body, "encoder"):
+        return body.encoder.layer
     return body.layers if hasattr(body, "layers") else body.h
 
 
-def body_of(model: LanguageModel) -> Any:
-    """Return the part of a language model between its token ids and its head."""
+def body_of(model: LanguageModel | Encoder) -> Any:
+    """Return the part of a model between its token ids and its head."""
     body: Any = model.model.base_model
     return body.decoder if hasattr(body, "decoder") else body
 

@@ -21,4 +21,6 @@ def checked_rows(settings: Any, sources: dict[str, Source]) -> dict[str, int]:
 def trained_rows(settings: Any, sources: dict[str, Source]) -> int:
     """Return how many rows training can draw, 0 where that is not known, after checking all files as `checked_rows` does."""
     count = checked_rows(settings, sources).get("train", 0)
+    if (per_class := getattr(settings, "per_class", None)) is not None:
+        count = min(count, per_class * len(datasets.classes(settings.dataset)))
     return min(count, settings.train_limit or count)

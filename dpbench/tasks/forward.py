@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -21,15 +21,10 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-@contextmanager
-def attention(device: torch.device, functional: bool = False) -> Iterator[None]:
-    """Use plain products for attention on the CPU, where the fused kernel is slow on short texts.
+def attention(device: torch.device, functional: bool = False) -> AbstractContextManager[None]:
+    """Return what uses plain products for attention on the CPU, where the fused kernel is slow on short texts.
 
     Args:
         functional: whether torch.func traces the losses, for which the fused kernel has no rule.
     """
-    if device.type == "cpu" or functional:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    else:
-        yield
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" or functional else nullcontext()

@@ -22,9 +22,6 @@ from dpbench.validation import Strict, omitted
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-NOISELESS = 0.05
-"""Noise multiplier below which calibration stops: epsilon is then in the thousands, and less than was asked for."""
-
 
 class AdaptiveSettings(Strict):
     """Thresholds that follow a quantile of the norms, see dpbench.privacy.clipping.adaptive.Adaptive."""
@@ -163,8 +160,7 @@ def check_spent(plan: Mechanism, epsilon: float) -> Mechanism:
         DpbenchError: it spends more than `epsilon`, or more than 1 % less.
     """
     spent = plan.epsilon()
-    too_little = spent is not None and spent < epsilon * (1 - TOLERANCE) and plan.noise_multiplier >= NOISELESS
-    if spent is None or spent > epsilon * (1 + 1e-9) or too_little:
+    if spent is None or not epsilon * (1 - TOLERANCE) <= spent <= epsilon * (1 + 1e-9):
         what = f"the mechanism spends epsilon {'none' if spent is None else f'{spent:.4g}'}, where {epsilon:g} was asked for"
         raise DpbenchError(what, "report this: it was calibrated for something else than it is run on")
     return plan

@@ -10,7 +10,6 @@ import torch
 from compress_runs import BASE, DROP, PLAIN, PRUNE, SOURCES, STUDENT, run, settings, value
 
 from dpbench.compression import config, saved
-from dpbench.compression.dropping import blocks_of
 from dpbench.compression.pruning import Masks, prunable
 from dpbench.compression.task import CompressedTask, distillation_losses, load_classifier
 from dpbench.data import registry as datasets
@@ -20,6 +19,7 @@ from dpbench.execution.tracking import StepLog
 from dpbench.jobs import compression as compress
 from dpbench.jobs import public_student
 from dpbench.measure import inference
+from dpbench.models.stages import blocks_of
 from dpbench.privacy import accounting
 from dpbench.privacy.composition import release_in, stage_seed
 from dpbench.records.store import NAME, read_record

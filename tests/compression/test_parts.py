@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from dpbench.compression import saved
-from dpbench.compression.dropping import blocks_of, forget, keep_layers, smallest_layers
+from dpbench.compression.dropping import forget, keep_layers, smallest_layers
 from dpbench.compression.parts import drop_order, layer_map
 from dpbench.compression.pruning import Masks, prunable, start_of
 from dpbench.compression.task import distillation_losses
 from dpbench.errors import DpbenchError
 from dpbench.models import registry as models
+from dpbench.models.stages import blocks_of
 from dpbench.spec.sources import Source
 
 SCRATCH = Source(kind="scratch", synthetic=True)

@@ -59,11 +59,6 @@ class Settings(LanguageModelSettings):
         """Whether the loss is over all candidates."""
         return not self.writes_answers and self.loss == "candidates"
 
-    @property
-    def needs_no_gradient(self) -> bool:
-        """Whether no gradient is ever computed."""
-        return self.zeroth is not None or self.steps == 0
-
     @model_validator(mode="after")
     def _model_fits(self) -> Settings:
         if self.weights is not None and self.vocabulary:
@@ -73,7 +68,7 @@ class Settings(LanguageModelSettings):
         if self.start is not None and self.tied:
             raise ValueError("tied: the model that start pre-trains has a separate head")
         for name, is_set in (("dtype", self.dtype != "float32"), ("tied", self.tied)):
-            if is_set and not self.needs_no_gradient:
+            if is_set and self.zeroth is None and self.steps:
                 raise ValueError(f"{name} {getattr(self, name)}: for zeroth-order methods and steps: 0 alone")
         return self
 

@@ -35,10 +35,6 @@ Piece = tuple[np.ndarray[Any, Any], int]
 """Rows of a physical batch, and how many of them are real."""
 
 
-def main() -> None:
-    serve(train)
-
-
 def train(request: dict[str, Any], rank: int) -> None:
     """Train this rank's stage with the others, leave its weights in the parent's folder, and report what it took."""
     settings = Settings(**request["settings"])
@@ -162,4 +158,4 @@ class _Parent:
 
 
 if __name__ == "__main__":
-    main()
+    serve(train)

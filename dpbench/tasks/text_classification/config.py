@@ -70,6 +70,11 @@ class Settings(TrainingSettings):
             raise ValueError("lora: a head on frozen features has no attention")
         if self.training == "features" and self.head in ("label_words", "prompt_words") and self.hidden:
             raise ValueError(f"head: {self.head} is a linear head: it takes no hidden layers")
+        if self.training == "features" and self.head == "prompt_words" and are_pairs(self.dataset):
+            what = f"{self.dataset}: of a pair the head sees product and distance, which a sentence has not"
+            raise ValueError(f"{what} (take head: zero)")
+        if self.head == "label_words" and plugins.get("dataset", self.dataset).extra.get("label_phrases") is None:
+            raise ValueError(f"dataset {self.dataset} declares no label_phrases (take head: zero, or add phrases to its plug-in)")
         return self
 
     @model_validator(mode="after")

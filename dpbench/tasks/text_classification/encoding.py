@@ -12,7 +12,6 @@ from torch import Tensor
 from dpbench import plugins
 from dpbench.data import registry as datasets
 from dpbench.data.public import PUBLIC, public_sentences
-from dpbench.errors import DpbenchError
 from dpbench.models import registry as models
 from dpbench.models.wrappers import Encoder
 from dpbench.privacy.sampling import by_tokens
@@ -95,17 +94,8 @@ class TextData:
         return self.encode(lines[:-1], pairs=lines[1:]) if are_pairs(self.dataset) else self.encode(lines)
 
     def label_phrases(self) -> list[Encoded]:
-        """Return public phrases of each class, in the order of its classes.
-
-        Raises:
-            DpbenchError: the dataset declares none.
-        """
-        phrases = self.plugin.extra.get("label_phrases")
-        if phrases is None:
-            raise DpbenchError(
-                f"dataset {self.dataset} declares no label_phrases", "take head: zero, or add phrases to its plug-in"
-            )
-        return [self.encode(phrases[name]) for name in self.classes]
+        """Return the public phrases that the dataset declares, of each class in the order of its classes."""
+        return [self.encode(self.plugin.extra["label_phrases"][name]) for name in self.classes]
 
 
 def _keys(texts: list[str], pairs: list[str] | None) -> list[str]:

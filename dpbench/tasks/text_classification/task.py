@@ -18,10 +18,9 @@ from dpbench.models import registry as models
 from dpbench.models.wrappers import Encoder
 from dpbench.privacy.sampling import by_tokens, physical_batches
 from dpbench.spec.sources import Source
-from dpbench.tasks.checking import trained_rows
 from dpbench.tasks.features import FILE
 from dpbench.tasks.forward import attention, autocast
-from dpbench.tasks.text_classification.config import Settings, are_pairs, feature_width
+from dpbench.tasks.text_classification.config import Settings, feature_width
 from dpbench.tasks.text_classification.encoding import TextData, chosen_rows, features, in_pieces, train_keys
 from dpbench.tasks.text_classification.model import Classifier, Head, freeze, make_head, prepared
 from dpbench.tasks.text_classification.prompting import filled, prompted
@@ -166,10 +165,6 @@ class FeatureTask(_Classification):
     def _of_prompts(self, context: Context) -> Tensor:
         """Return [classes, H] features of the dataset's prompt with each label word."""
         settings = self.settings
-        if are_pairs(settings.dataset):
-            raise DpbenchError(
-                f"{settings.dataset}: of a pair the head sees product and distance, which a sentence has not", "take head: zero"
-            )
         data = TextData(settings.dataset, settings.model, context.sources, settings.max_length)
         encoder = models.encoder(settings.model, context.sources[f"model:{settings.model}"], settings.layers)
         return features(encoder, data.encode(filled(settings.dataset)), settings.token_budget)
@@ -192,14 +187,6 @@ class FeatureTask(_Classification):
         self.model.eval()
         with torch.inference_mode():
             return float((self.model(x).argmax(-1) == y).float().mean()), len(y)
-
-
-def check_rows(settings: Settings, sources: dict[str, Source]) -> int:
-    """Return how many rows training can draw, 0 where that is not known, after checking the files as `trained_rows` does."""
-    count = trained_rows(settings, sources)
-    if settings.per_class is not None:
-        count = min(count, settings.per_class * len(datasets.classes(settings.dataset)))
-    return count
 
 
 def meta_model(settings: Settings, sources: dict[str, Source]) -> nn.Module:
