@@ -215,13 +215,8 @@ def parents(settings: Settings, seed: int) -> Parents:
         room = Resources(threads=threads, minutes=2, mem_mb=6000, gpu=gpu)
         runs["teacher"] = ("compression", settings.of_teacher(), seed, room)
     if settings.student is not None and settings.student.distilled is not None:
-        distilled = settings.student.distilled.model_dump(mode="json") | {
-            "model": settings.model,
-            "layers": settings.layers,
-            "student_layers": settings.student.layers,
-            "precision": settings.precision,
-            "device": settings.device,
-        }
+        distilled = settings.student.distilled.model_dump(mode="json") | {"student_layers": settings.student.layers}
+        distilled |= {name: getattr(settings, name) for name in ("model", "layers", "precision", "device")}
         lines = settings.student.distilled.steps * settings.student.distilled.batch_size
         minutes = max(0.4, lines / (100_000 if gpu else 2_500))  # a plan, as every table's
         room = Resources(threads=threads, minutes=minutes, mem_mb=6000, gpu=gpu)

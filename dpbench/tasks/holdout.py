@@ -11,9 +11,8 @@ import numpy as np
 from dpbench.errors import DpbenchError
 from dpbench.validation import omitted
 
-SHARE = 0.2
-"""Of the training rows, as He et al. split those of SST-2."""
-HELD_OUT: Any = omitted(SHARE, gt=0, lt=1, description="Share of the training rows that is held out.")
+HELD_OUT: Any = omitted(0.2, gt=0, lt=1, description="Share of the training rows that is held out.")
+"""By default as He et al. split the rows of SST-2."""
 
 ChosenBy = Literal["content"] | None
 CHOSEN_BY: Any = omitted(

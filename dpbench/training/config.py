@@ -78,12 +78,6 @@ class ClippingSettings(Strict):
         """Return the L2 bound of an example's full gradient, in K groups."""
         return self.bound
 
-    @property
-    def plugins(self) -> list[tuple[str, str]]:
-        """Kind and name of the plug-ins that decide how gradients are bounded."""
-        adaptive = [("threshold", "adaptive")] if self.adaptive is not None else []
-        return [("function", self.function), ("scope", self.scope), *adaptive]
-
 
 class ZerothSettings(Strict):
     """What a zeroth-order method needs beside a mechanism: lambda, and the law of its directions."""
@@ -239,7 +233,10 @@ class TrainingSettings(Strict):
     @property
     def deciding_plugins(self) -> list[tuple[str, str]]:
         """Kind and name of the plug-ins whose version is part of a run's name."""
-        return [(self.plugin.kind, self.method), *(self.clipping.plugins if self.clipping is not None else [])]
+        names = [(self.plugin.kind, self.method)]
+        if self.clipping is not None:
+            names += [("function", self.clipping.function), ("scope", self.clipping.scope)]
+        return [*names, ("threshold", "adaptive")] if self.clipping is not None and self.clipping.adaptive is not None else names
 
     @property
     def without_effect(self) -> list[str]:
@@ -252,10 +249,6 @@ class TrainingSettings(Strict):
             what = f"bound {clipping.bound:g} has no effect under {clipping.function}"
             warnings.append(f"{what} but to multiply SGD's learning rate")
         return warnings
-
-    def delta_of(self, rows: int) -> float:
-        """Return delta for a dataset of n rows."""
-        return {"1/(2n)": 1 / (2 * rows), "n^-1.1": rows**-1.1}.get(str(self.delta)) or float(self.delta)
 
     def mechanism(self, rows: int, kept: int, seed: int, groups: int = 1) -> Mechanism:
         """Return the one object that sampler, noise and accountant are built from.
@@ -278,7 +271,8 @@ class TrainingSettings(Strict):
 
     def without_noise(self, rows: int, kept: int, seed: int, groups: int = 1) -> Mechanism:
         """Return the mechanism before its noise is known; arguments as of `mechanism`."""
-        delta, sampling = self.delta_of(rows), Sampling(self.sampler, kept, min(self.expected_batch_size, kept))
+        delta = {"1/(2n)": 1 / (2 * rows), "n^-1.1": rows**-1.1}.get(str(self.delta)) or float(self.delta)
+        sampling = Sampling(self.sampler, kept, min(self.expected_batch_size, kept))
         if self.clipping is None:
             return Mechanism(sampling, self.steps, delta=delta, seed=seed)
         return Mechanism(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,14 +14,12 @@ from dpbench import methods
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context, Outcome
 from dpbench.execution.environment import require_device
+from dpbench.methods.engines.layers import Layout
 from dpbench.privacy.mechanism import Mechanism
 from dpbench.records.schema import Metric
 from dpbench.training.callbacks import GradientClip, LearningCurve
 from dpbench.training.config import TrainingSettings
 from dpbench.training.trainer import Attach, Batches, Callback, Trainer, Training
-
-if TYPE_CHECKING:
-    from dpbench.methods.engines.layers import Layout
 
 
 class TrainingTask(Batches):

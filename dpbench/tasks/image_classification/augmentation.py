@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-if TYPE_CHECKING:
-    from dpbench.tasks.image_classification.config import AugmentationSettings
+from dpbench.tasks.image_classification.config import AugmentationSettings
 
 
 def scaled(pixels: Tensor) -> Tensor:

@@ -65,10 +65,5 @@ def parents(settings: Settings, seed: int) -> Parents:
     """Return the run of features that training on them reads; they do not depend on the seed."""
     if settings.features is None:
         return {}
-    shared = {
-        "dataset": settings.dataset,
-        "model": settings.features,
-        "train_limit": settings.train_limit,
-        "device": settings.device,
-    }
+    shared = {name: getattr(settings, name) for name in ("dataset", "train_limit", "device")} | {"model": settings.features}
     return {"features": ("image_features", shared, 0, Resources(threads=1, minutes=2, mem_mb=3000))}

@@ -78,8 +78,11 @@ class Settings(TrainingSettings):
     def mechanism(self, rows: int, kept: int, seed: int, groups: int = 1) -> Mechanism:
         """Return the one object that sampler, noise and accountant are built from.
 
-        Under `noise: flashdp_published` the noise multiplier is the one that the published update really has, see
-        `published_multiplier`; the stated epsilon is then no target, and the mechanism's epsilon is the real one.
+        Under `noise: flashdp_published` the noise multiplier is the one that FlashDP's published update really has (FLASH-1),
+        noise_multiplier x sqrt(B) / sensitivity; the stated epsilon is then no target, and the mechanism's epsilon is the real
+        one. The published code adds noise of std noise_multiplier / sqrt(B) to every tensor of the mean over B examples, which is
+        noise_multiplier x sqrt(B) on the sum, whatever the bounds. Over several backward passes the variances add to the same.
+        With K groups of bound C the sensitivity of that sum is sqrt(K) x C.
 
         Args:
             rows, kept, groups: as in `TrainingSettings.mechanism`.
@@ -87,22 +90,12 @@ class Settings(TrainingSettings):
         stated = super().mechanism(rows, kept, seed, groups)
         if self.noise == "calibrated" or stated.clipping is None:
             return stated
-        real = published_multiplier(stated.noise_multiplier, self.expected_batch_size, stated.clipping.bound)
+        real = stated.noise_multiplier * math.sqrt(self.expected_batch_size) / stated.clipping.bound
         return replace(stated, noise_multiplier=real, target_epsilon=None)
 
     def privacy(self, plan: Mechanism, unprotected: Sequence[str] = ()) -> Privacy | None:
         stated = super().privacy(plan, unprotected)
         return stated and stated.model_copy(update={"target_epsilon": self.epsilon})
-
-
-def published_multiplier(noise_multiplier: float, batch_size: float, sensitivity: float) -> float:
-    """Return the noise multiplier of FlashDP's published update (FLASH-1): noise_multiplier x sqrt(B) / sensitivity.
-
-    The published code adds noise of std noise_multiplier / sqrt(B) to every tensor of the mean over B examples, which is
-    noise_multiplier x sqrt(B) on the sum, whatever the bounds. Over several backward passes the variances add to the same.
-    With K groups of bound C the sensitivity of that sum is sqrt(K) x C.
-    """
-    return noise_multiplier * math.sqrt(batch_size) / sensitivity
 
 
 def uses(settings: Settings) -> Uses:

@@ -55,6 +55,8 @@ class LanguageModelingTask(TrainingTask):
         self.train, self.validation = torch.as_tensor(train), torch.as_tensor(validation)
         self.model = model_of(settings, seed=context.seed).to(self.device)
         self.rows, self.groups = len(self.train), groups_of(settings, self.model)
+        # Of a model that knows the train blocks' token frequencies and nothing else, each once more than it is; not private.
+        counts = np.bincount(train.ravel(), minlength=vocabulary_of(settings)) + 1.0
         self.facts = {
             "example": f"one block of {settings.tokens} tokens",
             "groups": self.groups,
@@ -62,7 +64,7 @@ class LanguageModelingTask(TrainingTask):
             "validation_blocks": len(validation),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "evaluated_tokens": validation.size - len(validation),
-            "unigram_loss": unigram_loss(train, validation, vocabulary_of(settings)),
+            "unigram_loss": float(-np.log(counts / counts.sum())[validation[:, 1:]].mean()),
             "tokenizer_sha256": sha256,
             "tokenizer_split": _TOKENIZER_SPLIT,
             "tokenizer_vocabulary": tokenizer.get_vocab_size(),
@@ -132,12 +134,3 @@ def parameter_groups(settings: Settings, model: nn.Module) -> list[dict[str, Any
     vectors = [p for p in model.parameters() if p.dim() < 2]
     decay = settings.optimizer.weight_decay
     return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def unigram_loss(train: np.ndarray[Any, Any], validation: np.ndarray[Any, Any], vocabulary: int) -> float:
-    """Return the loss of a model that knows the train blocks' token frequencies and nothing else; not private.
-
-    Each token is counted once more than it occurs.
-    """
-    counts = np.bincount(train.ravel(), minlength=vocabulary) + 1.0
-    return float(-np.log(counts / counts.sum())[validation[:, 1:]].mean())

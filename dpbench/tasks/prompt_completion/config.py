@@ -54,11 +54,6 @@ class Settings(LanguageModelSettings):
         """Whether the model writes answers, rather than one of the label words."""
         return asked.require(self.dataset)
 
-    @property
-    def chooses(self) -> bool:
-        """Whether the loss is over all candidates."""
-        return not self.writes_answers and self.loss == "candidates"
-
     @model_validator(mode="after")
     def _model_fits(self) -> Settings:
         if self.weights is not None and self.vocabulary:

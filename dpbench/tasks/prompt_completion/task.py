@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from dpbench.execution.contract import Context
 from dpbench.files import canonical_json
 from dpbench.metrics import answers as answer_scores
 from dpbench.models.decoding import generate
-from dpbench.models.wrappers import fuse_gelu
+from dpbench.models.wrappers import LanguageModel, fuse_gelu
 from dpbench.privacy.sampling import by_tokens
 from dpbench.spec.sources import Source
 from dpbench.tasks.forward import attention
@@ -31,9 +31,6 @@ from dpbench.tasks.prompt_completion.config import Settings
 from dpbench.tasks.prompt_completion.rows import Rows, scores
 from dpbench.tasks.text_classification.encoding import chosen_rows
 from dpbench.training.run import TrainingTask
-
-if TYPE_CHECKING:
-    from dpbench.models.wrappers import LanguageModel
 
 _AT_ONCE = 4  # times the tokens of a training batch: evaluation keeps nothing of a layer
 
@@ -68,7 +65,8 @@ class PromptTask(TrainingTask):
         train, self.evaluated = self._split(context)
         examples = self._encoded(train)
         cut = self.cut["answer"]
-        self.examples = examples if settings.chooses else examples.right()
+        over_candidates = settings.loss == "candidates" and not settings.writes_answers
+        self.examples = examples if over_candidates else examples.right()
         self.rows = len(self.examples)
         self.asked = self._encoded(self.evaluated)
         weights = context.artefact("start", WEIGHTS) if settings.start else None

@@ -47,7 +47,7 @@ def train(request: dict[str, Any], rank: int) -> None:
     plan = settings.mechanism(len(examples), len(examples), request["seed"])
     method = CountedStage(settings)
     optimizer = settings.optimizer.build(trained_parameters(task.model))
-    context: Any = _Parent(is_last=rank == settings.devices - 1)
+    context: Any = _Parent() if rank == settings.devices - 1 else None
     training = fit(settings, task, optimizer, [plan], context, [method], method.attach)
     if settings.score:
         weights = {n: p.detach().cpu().contiguous() for n, p in task.model.named_parameters() if p.requires_grad}
@@ -143,18 +143,16 @@ class CountedStage(Callback):
 
 
 class _Parent:
-    """In place of a job's context: the last rank, which alone knows the losses, sends the parent what is logged."""
+    """In place of a job's context on the last rank, which alone knows the losses: sends the parent what is logged."""
 
-    def __init__(self, is_last: bool) -> None:
-        self.steps, self._last = self, is_last
+    def __init__(self) -> None:
+        self.steps = self
 
     def write(self, **values: Any) -> None:
-        if self._last:
-            say({"step": values})
+        say({"step": values})
 
     def report(self, done: int, total: int, text: str) -> None:
-        if self._last:
-            say({"progress": [done, total, text]})
+        say({"progress": [done, total, text]})
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class TextData:
     def split(self, name: str, limit: int | None = None) -> tuple[Encoded, list[str]]:
         """Return a split's first `limit` examples, encoded, and a text that identifies each. A pair is one input."""
         texts, pairs, labels = self._texts(name, limit)
-        return self.encode(texts, labels, pairs), _keys(texts, pairs)
+        return self.encode(texts, labels, pairs), keys_of(texts, pairs)
 
     def split_one_by_one(self, name: str, limit: int | None = None) -> tuple[Encoded, Encoded | None]:
         """Return a split's first `limit` examples with every text as an input: the texts, and of pairs the second texts."""
@@ -98,19 +98,14 @@ class TextData:
         return [self.encode(self.plugin.extra["label_phrases"][name]) for name in self.classes]
 
 
-def _keys(texts: list[str], pairs: list[str] | None) -> list[str]:
+def keys_of(texts: list[str], pairs: list[str] | None) -> list[str]:
+    """Return a text that identifies each row."""
     return texts if pairs is None else [f"{a}\t{b}" for a, b in zip(texts, pairs, strict=True)]
 
 
 def chosen_rows(rows: int, limit: int | None) -> np.ndarray:
     """Return the indices of `limit` rows, all where there are fewer: the same ones for every method and seed."""
     return np.sort(np.random.default_rng(0).permutation(rows)[:limit])
-
-
-def train_keys(task: str, source: Source, limit: int | None) -> list[str]:
-    """Return a text that identifies each training row, as `TextData.split` does, without encoding any."""
-    columns = datasets.load(task, "train", source, limit).columns
-    return _keys(columns["text"], columns.get("text_pair"))
 
 
 def pooled(encoder: Encoder, batch: dict[str, Tensor]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +10,8 @@ from torch.nn.functional import normalize
 
 from dpbench.models import tuning
 from dpbench.models.wrappers import Encoder
+from dpbench.tasks.text_classification.config import Settings
 from dpbench.tasks.text_classification.encoding import pooled
-
-if TYPE_CHECKING:
-    from dpbench.tasks.text_classification.config import Settings
 
 
 class Head(nn.Module):

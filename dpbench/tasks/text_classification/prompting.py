@@ -6,9 +6,10 @@ Imports torch.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,9 @@ from dpbench import plugins
 from dpbench.errors import DpbenchError
 from dpbench.models import sources
 from dpbench.models.checkpoints import tensors_of
+from dpbench.models.text import TextTokenizer
 from dpbench.models.wrappers import Encoder
 from dpbench.spec.sources import Source
-
-if TYPE_CHECKING:
-    from dpbench.models.text import TextTokenizer
 
 MASK = "{mask}"
 
@@ -120,25 +119,14 @@ def _one_token(tokenizer: TextTokenizer, word: str, task: str) -> int:
     raise DpbenchError(f"label word {word!r} of {task} is {len(tokens)} tokens: {' '.join(tokens)}", "choose a word of one token")
 
 
-class WordHead(nn.Module):
-    """A masked language model's head, of the label words' rows alone: [B, H] at the masks -> [B, classes]."""
-
-    def __init__(self, width: int, classes: int, epsilon: float) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=epsilon)
-        self.out = nn.Linear(width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.norm(nn.functional.gelu(self.dense(x))))
-
-
 class Prompted(nn.Module):
-    """Encoder, the hidden state at the mask, head of label words."""
+    """Encoder, the hidden state at the mask, and a masked language model's head with the rows of the label words alone."""
 
-    def __init__(self, encoder: Encoder, head: WordHead) -> None:
+    def __init__(self, encoder: Encoder, classes: int, epsilon: float) -> None:
         super().__init__()
-        self.encoder, self.head = encoder, head
+        width, self.encoder = encoder.width, encoder
+        layers = {"dense": nn.Linear(width, width), "gelu": nn.GELU(), "norm": nn.LayerNorm(width, eps=epsilon)}
+        self.head = nn.Sequential(OrderedDict(layers, out=nn.Linear(width, classes)))
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         hidden = self.encoder(batch["input_ids"], batch["attention_mask"])
@@ -156,9 +144,9 @@ def prompted(name: str, encoder: Encoder, classes: int, source: Source | None, w
         DpbenchError: the checkpoint has no such head.
     """
     plugin = plugins.get("model", name)
-    head = WordHead(encoder.width, classes, plugin.extra["architecture"]["layer_norm_eps"])
+    model = Prompted(encoder, classes, plugin.extra["architecture"]["layer_norm_eps"])
     if source is None or source.kind == "scratch":
-        return Prompted(encoder, head)
+        return model
     dense, norm, bias = _HEADS[plugin.extra["family"]]
     names = {f"{dense}.weight", f"{dense}.bias", f"{norm}.weight", f"{norm}.bias", bias}
     tensors = tensors_of(sources.file_of(plugin, source, sources.WEIGHTS), names)
@@ -166,5 +154,5 @@ def prompted(name: str, encoder: Encoder, classes: int, source: Source | None, w
     state = {f"dense.{kind}": tensors[f"{dense}.{kind}"] for kind in ("weight", "bias")}
     state |= {f"norm.{kind}": tensors[f"{norm}.{kind}"] for kind in ("weight", "bias")}
     state["out.weight"] = encoder.model.embeddings.word_embeddings.weight[rows]
-    head.load_state_dict(state | {"out.bias": tensors[bias][rows]})
-    return Prompted(encoder, head)
+    model.head.load_state_dict(state | {"out.bias": tensors[bias][rows]})
+    return model

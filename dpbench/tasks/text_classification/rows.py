@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dpbench.data import registry as datasets
 from dpbench.errors import unknown
 from dpbench.tasks.holdout import is_held_out, share_of
-
-if TYPE_CHECKING:
-    from dpbench.tasks.text_classification.config import Settings
+from dpbench.tasks.text_classification.config import Settings
 
 
 def kept_rows(settings: Settings, labels: np.ndarray, texts: Callable[[], list[str]], classes: list[str]) -> np.ndarray:

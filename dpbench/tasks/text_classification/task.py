@@ -21,7 +21,7 @@ from dpbench.spec.sources import Source
 from dpbench.tasks.features import FILE
 from dpbench.tasks.forward import attention, autocast
 from dpbench.tasks.text_classification.config import Settings, feature_width
-from dpbench.tasks.text_classification.encoding import TextData, chosen_rows, features, in_pieces, train_keys
+from dpbench.tasks.text_classification.encoding import TextData, chosen_rows, features, in_pieces, keys_of
 from dpbench.tasks.text_classification.model import Classifier, Head, freeze, make_head, prepared
 from dpbench.tasks.text_classification.prompting import filled, prompted
 from dpbench.tasks.text_classification.rows import RowSplit
@@ -141,7 +141,9 @@ class FeatureTask(_Classification):
 
         def keys() -> list[str]:
             """Identify rows as when the features were computed: both runs are named after the same files."""
-            rows = train_keys(settings.dataset, context.sources[f"dataset:{settings.dataset}"], settings.train_limit)
+            source = context.sources[f"dataset:{settings.dataset}"]
+            columns = datasets.load(settings.dataset, "train", source, settings.train_limit).columns
+            rows = keys_of(columns["text"], columns.get("text_pair"))
             if len(rows) != len(labels):
                 what = f"{settings.dataset} has {len(rows)} training rows, and its features {len(labels)}"
                 raise DpbenchError(what, "compute the features again")
