@@ -233,10 +233,11 @@ class TrainingSettings(Strict):
     @property
     def deciding_plugins(self) -> list[tuple[str, str]]:
         """Kind and name of the plug-ins whose version is part of a run's name."""
-        names = [(self.plugin.kind, self.method)]
-        if self.clipping is not None:
-            names += [("function", self.clipping.function), ("scope", self.clipping.scope)]
-        return [*names, ("threshold", "adaptive")] if self.clipping is not None and self.clipping.adaptive is not None else names
+        clipping, names = self.clipping, [(self.plugin.kind, self.method)]
+        if clipping is not None:
+            names += [("function", clipping.function), ("scope", clipping.scope)]
+            names += [("threshold", "adaptive")] if clipping.adaptive is not None else []
+        return names
 
     @property
     def without_effect(self) -> list[str]:
