@@ -69,10 +69,6 @@ class Training:
     threshold_metrics: list[Metric] = field(default_factory=list)
 
     @property
-    def seconds(self) -> float:
-        return sum(self.step_seconds)
-
-    @property
     def facts(self) -> dict[str, Any]:
         """For the record."""
         clipped = [fraction for fraction in self.clipped_fractions if fraction is not None]
@@ -80,7 +76,7 @@ class Training:
             "trainable_parameters": self.trainable_parameters,
             "unprotected": self.unprotected,
             "groups": self.groups,
-            "training_seconds": round(self.seconds, 3),
+            "training_seconds": round(sum(self.step_seconds), 3),
             "mean_batch_size": sum(self.batch_sizes) / len(self.batch_sizes),
             "clipped_fraction_not_private": clipped[:: max(1, len(clipped) // LINES)],
             **self.threshold_facts,
@@ -93,7 +89,7 @@ class Training:
         which other runs hardly move; clipped_fraction: mean over the steps that had examples, not private; noise_ratio: noise
         multiplier of the gradients over that of the full release, which is what adaptive thresholds cost: counted.
         """
-        metrics = [metric("training_seconds", self.seconds, "s")]
+        metrics = [metric("training_seconds", sum(self.step_seconds), "s")]
         if self.processor is not None:
             metrics.append(metric("processor_seconds", self.processor, "s"))
         clipped = [fraction for fraction in self.clipped_fractions if fraction is not None]
