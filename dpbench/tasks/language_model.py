@@ -43,10 +43,10 @@ class LanguageModelSettings(TrainingSettings):
     size: str | None = Field(None, description="A size of a family of language models, see dpbench.models.language.")
     weights: str | None = Field(None, description="A model with published weights, in place of a size.")
 
-    vocabulary: int = Field(0, ge=0, description="Of a size: tokens of its BPE, which public text decides.")
-    max_length: int
-    start: StartSettings | None = None
-    token_budget: int = Field(8192, ge=16, description="Padded tokens of a physical batch.")
+    if TYPE_CHECKING:  # each task declares these, with a description that fits it
+        vocabulary: int
+        start: StartSettings | None
+        max_length: int
 
     @property
     def model_name(self) -> str:
@@ -108,7 +108,9 @@ def parents(settings: LanguageModelSettings, seed: int) -> Parents:
     return {"start": ("language_modeling", pretraining, 0, resources)}
 
 
-def coding_of(settings: LanguageModelSettings, sources: dict[str, Source], kind: Literal["words", "pieces"] = "pieces") -> Any:
+def coding_of(
+    settings: LanguageModelSettings, sources: dict[str, Source], kind: Literal["words", "pieces"] = "pieces"
+) -> coding.Coding:
     """Return the tokenizer: that of a model with published weights, or one of public text; `words` or `pieces`."""
     public = sources[f"dataset:{PUBLIC}"]
     if settings.weights is not None:

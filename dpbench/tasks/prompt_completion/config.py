@@ -26,6 +26,7 @@ class Settings(LanguageModelSettings):
 
     steps: int = Field(ge=0, description="0: the model is evaluated as it starts (zero-shot).")
     dataset: str = Field(description="A dataset with prompts, see dpbench.data.asked.")
+    vocabulary: int = Field(0, ge=0, description="Of a size: tokens of its BPE, which public text decides.")
     start: PromptStart | None = None
     tied: bool = Field(False, description="Whether the head is the token embedding.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of the weights.")
@@ -46,6 +47,7 @@ class Settings(LanguageModelSettings):
         "validation", description="train_rest: rows of the train split that the seed has not chosen; for choosing settings."
     )
     evaluate_limit: int | None = Field(None, ge=1)
+    token_budget: int = Field(8192, ge=16, description="Padded tokens of a physical batch.")
     decoding_rows: int = Field(64, ge=1, description="Answers that are written at once.")
     chosen_by: holdout.ChosenBy = holdout.CHOSEN_BY
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from dpbench import plugins
 from dpbench.data import asked
 from dpbench.data import registry as datasets
 from dpbench.data.asked import Asked
+from dpbench.data.coding import Pieces
 from dpbench.errors import DpbenchError
 from dpbench.execution.contract import Context
 from dpbench.files import canonical_json
@@ -53,7 +54,7 @@ class PromptTask(TrainingTask):
         super().__init__(settings)
         self._context = context
         model = context.sources[f"model:{settings.model_name}"]
-        self.coding = coding_of(settings, context.sources)
+        self.coding = cast(Pieces, coding_of(settings, context.sources))
         self.stop: int = self.coding.eos
         self.begin: list[int] = []
         if settings.weights is not None and model.kind != "scratch":

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dpbench.tasks.language_model import LanguageModelSettings
+from dpbench.tasks.language_model import LanguageModelSettings, StartSettings
 from dpbench.validation import Strict
 
 COUNTED = 1
@@ -46,6 +46,7 @@ class Settings(LanguageModelSettings):
     vocabulary: int = Field(0, ge=0, description="pieces: tokens of the BPE; words: how many of the public text's words.")
     max_length: int = Field(100, ge=16, description="Tokens of input and text together; longer ones are cut.")
     tuning: TuningSettings = TuningSettings()
+    start: StartSettings | None = None
     delta: float | Literal["1/(2n)", "n^-1.1"] = 8e-6
     train_limit: int | None = Field(None, ge=1, description="Only the first so many examples.")
     evaluate_on: Literal["test", "validation", "train_rest"] = Field(
@@ -55,6 +56,7 @@ class Settings(LanguageModelSettings):
     evaluate_limit: int | None = Field(None, ge=1, description="Only the first so many inputs.")
     decoding: DecodingSettings = DecodingSettings()
     samples: int = Field(5, ge=0, description="Best and worst outputs kept in the local record, so many of each.")
+    token_budget: int = Field(8192, ge=16, description="Padded tokens of a physical batch.")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: float32 weights, products by autocast.")
 
     @property

@@ -55,11 +55,10 @@ def require(settings: Settings, machine: bool = True) -> None:
     """
     if not settings.virtual:
         distributed.require(settings.method, "stages")
-    if not machine:
-        return
-    require_device(settings.device)
+    if machine:
+        require_device(settings.device)
     needed = 1 if settings.virtual else settings.devices
-    if settings.device == "cuda" and (count := torch.cuda.device_count()) < needed:
+    if machine and settings.device == "cuda" and (count := torch.cuda.device_count()) < needed:
         raise DpbenchError(f"{needed} stages want a GPU each, this machine has {count}", "use a larger machine, or virtual: true")
 
 

@@ -132,7 +132,6 @@ def features(encoder: Encoder, encoded: Encoded, budget: int, precision: str = "
     device = next(encoder.parameters()).device
     with torch.inference_mode():
         for index, batch in in_pieces(encoded, budget):
-            batch = {k: v.to(device) for k, v in batch.items()}
             with autocast(device, precision):
-                out[torch.as_tensor(index)] = pooled(encoder, batch).float().cpu()
+                out[torch.as_tensor(index)] = pooled(encoder, {k: v.to(device) for k, v in batch.items()}).float().cpu()
     return out

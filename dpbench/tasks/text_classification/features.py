@@ -74,10 +74,9 @@ def run(settings: FeatureSettings, context: Context) -> Outcome:
         tensors[f"{split}_x"] = rows.half()
         tensors[f"{split}_y"] = torch.as_tensor(encoded.labels)
         counts[split] = len(encoded.ids)
-    seconds = time.perf_counter() - begun
     width = feature_width(settings.dataset, encoder.width)
     facts = {"rows": counts, "width": width, "tokenizer_sha256": data.tokenizer.sha256}
-    return outcome_of(context, tensors, facts, seconds, settings.device)
+    return outcome_of(context, tensors, facts, time.perf_counter() - begun, settings.device)
 
 
 def check(settings: FeatureSettings, sources: dict[str, Source]) -> list[str]:

@@ -77,8 +77,7 @@ class TextTask(_Classification):
         self.lengths = self.train.lengths
         self.evaluated = data.split("validation")[0] if split.held_out is None else self.train.part(split.held_out)
         self.evaluated = self.evaluated.part(chosen_rows(len(self.evaluated.ids), settings.evaluate_limit))
-        self.model = self._model(data, context)
-        self.model.to(self.device)
+        self.model = self._model(data, context).to(self.device)
         self.facts["tokenizer_sha256"] = data.tokenizer.sha256
 
     def _model(self, data: TextData, context: Context) -> nn.Module:
