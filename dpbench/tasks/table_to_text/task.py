@@ -259,8 +259,6 @@ def meta_model(settings: Settings, sources: dict[str, Source]) -> tuple[nn.Modul
     """
     described.require(settings.dataset)
     count = trained_rows(settings, sources)
-    size = settings.vocabulary
-    if settings.coding == "words":
-        size = coding.most_words(settings.dataset, settings.vocabulary)
-    model = model_of(settings, size, sources[f"model:{settings.model_name}"], meta=True)
-    return model, count
+    words = settings.coding == "words"
+    size = coding.most_words(settings.dataset, settings.vocabulary) if words else settings.vocabulary
+    return model_of(settings, size, sources[f"model:{settings.model_name}"], meta=True), count
