@@ -246,7 +246,7 @@ def test_transformers_loads_what_was_saved(tmp_path, kind):
 
 def test_a_damaged_model_says_what_to_do(tmp_path):
     saved.save(deep(2), {}, tmp_path)
-    (tmp_path / saved.WEIGHTS).write_bytes(b"x")
+    (tmp_path / saved.OF_ENCODER[1]).write_bytes(b"x")
     with pytest.raises(DpbenchError, match="run again what should have left it"):
         saved.load_encoder(tmp_path / saved.ENCODER)
     with pytest.raises(DpbenchError, match="run again what should have left it"):
