@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from dpbench import plugins
+from dpbench import paths, plugins
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import canonical_json
 from dpbench.plugins.identity import identity
 from dpbench.spec.includes import merge
 from dpbench.spec.models import TIERS, WHY, AxisSpec, Block, Override, Resources, TableSpec, label
 from dpbench.spec.sources import Source
+from dpbench.spec.tables import path_of
 from dpbench.validation import parse
 
 Resolve = Callable[[str, str], Source]
@@ -115,13 +116,13 @@ def block_of(spec: TableSpec, tier: str, labels: dict[str, str]) -> Block | None
     """
     tier_blocks = spec.tiers[tier].cells  # type: ignore[index]
     blocks = spec.cells if tier_blocks is None else tier_blocks
-    matching = [block for block in blocks if matches(labels, {axis: value for axis, value in block.items() if axis != WHY})]
+    matching = [number for number, block in enumerate(blocks) if matches(labels, {k: v for k, v in block.items() if k != WHY})]
     if len(matching) > 1:
-        numbers = " and ".join(str(blocks.index(block) + 1) for block in matching[:2])
+        numbers = " and ".join(str(number + 1) for number in matching[:2])
         raise DpbenchError(
             f"{_where(spec, tier)}: blocks {numbers} of `cells` both have {_spell(labels)}", "let each cell be in one block"
         )
-    return matching[0] if matching else None
+    return blocks[matching[0]] if matching else None
 
 
 def overrides_of(spec: TableSpec, tier: str) -> list[Override]:
@@ -230,7 +231,8 @@ def expand(spec: TableSpec, tier: str, resolve: Resolve, seeds: list[int] | None
 
 
 def _where(spec: TableSpec, tier: str) -> str:
-    return f"benchmarks/{spec.paper}/{spec.table}.yaml (tier {tier})"
+    path = path_of(spec)
+    return f"{path.relative_to(paths.root()) if path.is_relative_to(paths.root()) else path} (tier {tier})"
 
 
 def expand_with(

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from dpbench import plugins
+from dpbench.cli import main
 from dpbench.errors import DpbenchError
 from dpbench.execution import warm
 
@@ -125,6 +126,12 @@ def test_an_unusable_module_is_one_error_that_names_the_file(folder, source, say
         with pytest.raises(DpbenchError, match=says) as caught:
             plugins.get("function", "half").load()
         assert "bad.py" in caught.value.what
+
+
+def test_the_contract_tests_do_not_start_without_what_a_kind_needs(folder, capsys):
+    folder({"bad.py": FUNCTION.replace("def factor", "def faktor")})
+    assert main(["test-plugin", "half"]) == 2
+    assert "defines no factor" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):

@@ -232,6 +232,16 @@ def test_a_table_has_the_cells_of_its_blocks(tree):
     assert len(plan.skipped) == 3 * 5
 
 
+def test_an_error_names_the_file_of_a_table_outside(tree, tmp_path, monkeypatch):
+    values = yaml.safe_load((tree / "automatic" / "convergence.yaml").read_text()) | {"paper": "mine", "table": "twice"}
+    values |= {"cells": [{}, {}], "claims": [], "plots": [], "measured_together": {}}
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "twice.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setenv("DPBENCH_PLUGINS", str(tmp_path / "outside"))
+    with pytest.raises(DpbenchError, match=r"outside/twice\.yaml \(tier laptop\): blocks 1 and 2"):
+        expand(tables.load_table("mine", "twice"), "laptop", local)
+
+
 def test_two_blocks_that_have_one_cell_are_an_error(tree):
     path = tree / "automatic" / "glue_base.yaml"
     values = yaml.safe_load(path.read_text())
