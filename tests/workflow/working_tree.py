@@ -77,4 +77,4 @@ def jobs_in(printed: str) -> list[tuple[str, frozenset[str]]]:
 
 def _outputs(body: str) -> frozenset[str]:
     match = OUTPUT.search(body)
-    return frozenset(match[1].split(", ")) if match else frozenset()
+    return frozenset(name.removesuffix(" (update)") for name in match[1].split(", ")) if match else frozenset()
