@@ -8,7 +8,7 @@ from pathlib import Path
 from dpbench import paths, plugins
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import read_yaml
-from dpbench.spec.includes import with_includes, with_metrics
+from dpbench.spec.includes import read_table
 from dpbench.spec.models import TableSpec
 from dpbench.spec.values import read_values
 from dpbench.validation import Strict, parse
@@ -80,14 +80,21 @@ def tables_of(paper: str) -> list[str]:
 
 
 @cache
-def _load(path: Path) -> TableSpec:
-    spec = parse(TableSpec, with_metrics(with_includes(read_yaml(path), path), path), str(path))
+def _load(path: Path) -> tuple[TableSpec, frozenset[Path]]:
+    """Return the table of a file, and the files of the fragments that it uses."""
+    values, fragments = read_table(path)
+    spec = parse(TableSpec, values, str(path))
     inside = path.is_relative_to(paths.benchmarks())
     if spec.table != path.stem or (inside and spec.paper != path.parent.name):
         raise DpbenchError(
             f"{path}: says paper {spec.paper!r}, table {spec.table!r}", "name folder and file after the paper and the table"
         )
-    return spec
+    return spec, fragments
+
+
+def fragments_of(path: Path) -> list[Path]:
+    """Return the files of the fragments that a table's file uses, directly or by way of others. Raises as `load_table`."""
+    return sorted(_load(path)[1])
 
 
 def load_table(paper: str, table: str) -> TableSpec:
@@ -98,7 +105,7 @@ def load_table(paper: str, table: str) -> TableSpec:
     """
     if table not in tables_of(paper):
         raise unknown("table", f"{paper}/{table}", (f"{paper}/{t}" for t in tables_of(paper)))
-    return _load(_tables()[paper][table])
+    return _load(_tables()[paper][table])[0]
 
 
 def load_named(name: str) -> TableSpec:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpbench.spec.includes import fragments_of
-from dpbench.spec.tables import all_tables, path_of
+from dpbench.spec.tables import all_tables, fragments_of, path_of
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 LONGEST, MEDIAN, WIDEST = 200, 70, 120

@@ -17,7 +17,7 @@ from dpbench.errors import DpbenchError
 from dpbench.files import read_yaml
 from dpbench.spec import tables
 from dpbench.spec.expand import expand, merge, run_id, tier_axes
-from dpbench.spec.includes import fragments_of, with_includes
+from dpbench.spec.includes import with_includes
 from dpbench.spec.models import TIERS, TableSpec
 from dpbench.spec.sources import Source
 
@@ -263,7 +263,7 @@ def test_a_fragment_lies_under_what_a_table_says_itself(tree):
     path.write_text(yaml.safe_dump(values))
     tier = tables.load_table("flashdp", "batch_size").tiers["laptop"]
     assert tier.settings == {"rounds": 9, "steps": 4} | tier_settings
-    assert {path.stem for path in fragments_of(path)} >= {"tiers", "sizes", "metrics"}
+    assert {path.stem for path in tables.fragments_of(path)} >= {"tiers", "sizes", "metrics"}
     assert tables.papers() == sorted({folder.name for folder in tree.iterdir() if not folder.name.startswith("_")})
 
 
@@ -290,7 +290,7 @@ def test_a_list_takes_the_items_of_a_fragment_that_is_a_list(tree):
     spec = tables.load_table("flashdp", "batch_size")
     assert spec.notes == ["before", "first", "second", "after"]
     assert [(plot.name, plot.x) for plot in spec.plots] == [("a", "tokens")]
-    assert {path.stem for path in fragments_of(path)} >= {"two_notes", "one_plot"}
+    assert {path.stem for path in tables.fragments_of(path)} >= {"two_notes", "one_plot"}
 
 
 @pytest.mark.parametrize(

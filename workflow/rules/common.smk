@@ -11,8 +11,7 @@ from snakemake.exceptions import WorkflowError
 from dpbench import __version__
 from dpbench.errors import DpbenchError, unknown
 from dpbench.files import canonical_json
-from dpbench.spec.includes import fragments_of
-from dpbench.spec.tables import path_of
+from dpbench.spec.tables import fragments_of, path_of
 from dpbench.execution.plan import write_plan
 from dpbench.execution.study import config_of, study
 from dpbench.execution.workflow import KEEP, keep_records_unless_forced, take_turn
