@@ -10,6 +10,7 @@ import re
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from example_cards import COLUMNS, REVIEWS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,20 +19,6 @@ from dpbench.data import asked, described, registry
 from dpbench.data.remarks import collected
 from dpbench.errors import DpbenchError
 
-CARD = """\
-kind: dataset
-name: reviews
-version: 1
-summary: reviews of shops
-task: classification
-classes: [bad, good]
-folder: reviews
-files: {{train: train{suffix}, validation: validation{suffix}}}
-columns: {columns}
-licence: CC0
-citation: nobody
-"""
-COLUMNS = "{text: review, label: stars}"
 GOOD = {
     ".csv": b"review,stars\nfine,1\npoor,0\n",
     ".tsv": b"review\tstars\nfine, yes\t1\npoor\t0\n",
@@ -44,11 +31,11 @@ def write(tmp_path, monkeypatch):
     """write(train, suffix) writes card and files, and returns the file of the train split."""
     count = iter(range(1000))
 
-    def written(train, suffix=".csv", validation=None, card=CARD, columns=COLUMNS):
+    def written(train, suffix=".csv", validation=None, card=REVIEWS, columns=COLUMNS):
         folder = tmp_path / f"case{next(count)}"
         (folder / "cards").mkdir(parents=True)
         (folder / "data" / "reviews").mkdir(parents=True)
-        (folder / "cards" / "reviews.yaml").write_text(card.format(suffix=suffix, columns=columns))
+        (folder / "cards" / "reviews.yaml").write_text(card.replace(".csv", suffix).replace(COLUMNS, columns))
         monkeypatch.setenv(plugins.VARIABLE, str(folder / "cards"))
         monkeypatch.setenv("DPBENCH_DATA", str(folder / "data"))
         for split, content in (("train", train), ("validation", GOOD[suffix] if validation is None else validation)):
@@ -223,10 +210,10 @@ def test_a_file_that_is_there_in_another_form_is_named(there, hint, write):
     assert hint in caught.value.hint
 
 
-QUESTIONS = CARD.replace(
-    "task: classification\nclasses: [bad, good]", 'task: question_answering\ncompletion_prompt: "Q: {{text_q}}\\nA:"'
+QUESTIONS = REVIEWS.replace(
+    "task: classification\nclasses: [bad, good]", 'task: question_answering\ncompletion_prompt: "Q: {text_q}\\nA:"'
 )
-TABLES = CARD.replace("task: classification\nclasses: [bad, good]", "task: table_to_text")
+TABLES = REVIEWS.replace("task: classification\nclasses: [bad, good]", "task: table_to_text")
 
 
 def test_questions_of_a_csv_have_their_answers(write):

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import yaml
+from example_cards import REVIEWS
 
 from dpbench import plugins
 from dpbench.cli.verbs.authoring import write_template
@@ -15,20 +16,7 @@ from dpbench.models import registry
 from dpbench.plugins import identity
 from dpbench.plugins.cards import rendered
 
-DATASET = """\
-# A comment.
-kind: dataset
-name: reviews
-version: 1
-summary: reviews of shops
-task: classification
-classes: [bad, good]
-folder: reviews
-files: {train: train.csv, validation: validation.csv}
-columns: {text: review, label: stars}
-licence: CC0
-citation: nobody
-"""
+DATASET = f"# A comment.\n{REVIEWS}"
 MODEL = """\
 kind: model
 name: small_bert
