@@ -65,8 +65,9 @@ def described(path: Path, expected: str = "Parquet") -> tuple[str, str]:
     if head.startswith(b"PAR1"):
         if expected != "Parquet":
             return "a Parquet file", "give it the suffix .parquet, and name it so in `files`"
-        kind = "" if tail == b"PAR1" else "the first part of a Parquet file: its end is missing"
-        return ("an encrypted Parquet file", "write it again without encryption") if tail == b"PARE" else (kind, AGAIN)
+        if tail == b"PARE":
+            return _BINARY[tail]
+        return "" if tail == b"PAR1" else "the first part of a Parquet file: its end is missing", AGAIN
     for magic, kind_and_hint in _BINARY.items():
         if head.startswith(magic):
             return kind_and_hint

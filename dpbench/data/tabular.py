@@ -220,14 +220,9 @@ def _values(canonical: str, values: pa.Array, where: str, start: int) -> list[An
     except Exception as error:  # UTF-8, and whatever else cannot become a Python value
         raise _bad_value(values, where, start, error) from error
     if canonical.startswith("label"):
-        return [value if value is None else _label(value, where, start + index) for index, value in enumerate(decoded)]
+        labels = enumerate(decoded, start)
+        return [value if value is None else text_files.within_64_bits(value, where, index) for index, value in labels]
     return decoded
-
-
-def _label(value: int, where: str, index: int) -> int:
-    if not -(2**63) <= value < 2**63:
-        raise DpbenchError(f"{where}: label {value} in {row_name(index)} is beyond 64 bits", "give labels as integers from 0")
-    return int(value)
 
 
 def _bad_value(values: pa.Array, where: str, start: int, error: Exception) -> DpbenchError:

@@ -97,11 +97,23 @@ def _class_numbers(values: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
                 hint = "give labels as integers from 0, in the order of `classes`"
                 raise DpbenchError(f"{where}: {text[:40]!r} in {row_name(index)} is no class number", hint)
             number = int(text)
-        if not -(2**63) <= number < 2**63:
-            what = f"{where}: label {number} in {row_name(index)} is beyond 64 bits"
-            raise DpbenchError(what, "give labels as integers from 0")
-        numbers.append(number)
+        numbers.append(within_64_bits(number, where, index))
     return pa.array(numbers, pa.int64())
+
+
+def within_64_bits(number: int, where: str, index: int) -> int:
+    """Return a label.
+
+    Args:
+        where: file and column, for the error.
+        index: of the row, from 0.
+
+    Raises:
+        DpbenchError: it is no signed integer of 64 bits; names its row.
+    """
+    if not -(2**63) <= number < 2**63:
+        raise DpbenchError(f"{where}: label {number} in {row_name(index)} is beyond 64 bits", "give labels as integers from 0")
+    return int(number)
 
 
 def _json_lines(path: Path, columns: dict[str, str]) -> pa.Table:

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
 from dpbench.errors import DpbenchError
-from dpbench.methods.engines.batches import Batch
+from dpbench.methods.engines.batches import Batch, Losses
 from dpbench.methods.engines.writes import StateWatch
 
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -37,10 +37,10 @@ def has_values(model: nn.Module) -> bool:
 
 
 def check_examples_apart_by_value(
-    losses: Callable[[nn.Module, Any], Tensor],
+    losses: Losses,
     model: nn.Module,
     batch: Batch,
-    select: Callable[[Any, Tensor], Any],
+    select: Callable[[Batch, Tensor], Batch],
     examples: int | None = None,
 ) -> bool:
     """Check that an example's loss does not change when other examples of its batch are replaced.
@@ -78,11 +78,11 @@ def check_examples_apart_by_value(
 
 
 def _alone_as_together(
-    losses: Callable[[nn.Module, Any], Tensor],
+    losses: Losses,
     model: nn.Module,
     plain: _Pass,
     batch: Batch,
-    select: Callable[[Any, Tensor], Any],
+    select: Callable[[Batch, Tensor], Batch],
     streams: RandomStreams,
 ) -> None:
     """Check that the loss of each of the first examples is the same in a batch that holds it alone.
@@ -107,9 +107,9 @@ def _alone_as_together(
 
 def _apart_by_value(
     plain: _Pass,
-    observe: Callable[[Any], _Pass],
+    observe: Callable[[Batch], _Pass],
     batch: Batch,
-    select: Callable[[Any, Tensor], Any],
+    select: Callable[[Batch, Tensor], Batch],
     examples: int | None,
 ) -> bool:
     losses = plain.losses
@@ -145,9 +145,7 @@ class _Pass:
         return rounding if self.shapes == other.shapes else rounding * _OTHER_SHAPES
 
 
-def _observed(
-    losses: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Batch, watch: StateWatch, streams: RandomStreams
-) -> _Pass:
+def _observed(losses: Losses, model: nn.Module, batch: Batch, watch: StateWatch, streams: RandomStreams) -> _Pass:
     dtypes = {t.dtype for t in [*model.parameters(), *model.buffers()] if t.is_floating_point()}
     shapes: list[list[torch.Size]] = []
 
